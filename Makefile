@@ -1,0 +1,49 @@
+# Everything a developer runs.  `make demo` and `make test` need nothing
+# installed but make and git, and root or sudo.
+
+SHELL = /bin/bash
+ARGS ?=
+export ZFS_SUITE ?= 2.3
+
+VM = python3 tests/vm/vm.py
+# in the guest: a copy of the tree in memory
+GUEST = mkdir -p /root/src && cd /src && \
+    cp -a qubes_storage_zfs tests demo setup.py pyproject.toml version doc \
+    /root/src/ && cd /root/src &&
+
+.PHONY: help demo test lint unit zfs-test prepare vm-image clean
+
+help:
+	@echo 'make demo    the story of a qube on ZFS, told in a VM'
+	@echo 'make test    lint, unit tests, then the tests on real ZFS in a VM'
+	@echo '             ARGS="-k revert" selects, ZFS_SUITE=2.4 chooses OpenZFS'
+	@echo 'make lint | unit | zfs-test    the parts of it'
+
+prepare:
+	@tests/vm/prepare
+
+vm-image: prepare
+	@$(VM) image >/dev/null
+
+demo: vm-image
+	@$(VM) run -- '$(GUEST) exec python3 -u -m demo'
+
+test: lint unit zfs-test
+
+lint: prepare
+	@python=$$(tests/vm/venv)/bin/python && set -x && \
+	$$python -m black --check -q . && \
+	$$python -m ruff check -q . && \
+	$$python -m mypy --no-error-summary
+
+unit: prepare
+	@$$(tests/vm/venv)/bin/python -m pytest -q -p no:cacheprovider \
+	    tests/unit $(ARGS) || [ $$? = 5 -a -n "$(ARGS)" ]
+
+zfs-test: vm-image
+	@$(VM) run -- '$(GUEST) \
+	    export ZFS_TESTS_REQUIRED=1 $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) && \
+	    exec python3 -m pytest -q -p no:cacheprovider --durations=5 tests/zfs $(ARGS)'
+
+clean:
+	rm -rf build dist *.egg-info

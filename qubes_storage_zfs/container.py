@@ -1,0 +1,279 @@
+"""A container: the dataset a pool's volumes are in, and its janitor.
+
+There is one Container for a dataset in a process, however many Pool objects
+speak of it (a backup builds a second set of them in qubesd).  What it holds
+in memory is only which datasets are in hand here; all else is read from ZFS.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from . import layout
+from .layout import VolumeName
+from .zfs import core, device, errors
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A committed state of a volume."""
+
+    number: int
+    snapshot: str
+    #: seconds since the epoch
+    creation: int
+
+    @property
+    def id(self) -> str:
+        return f"r{self.number}"
+
+
+@dataclass(frozen=True)
+class State:
+    """What ZFS says of one volume at one instant (program state.lua)."""
+
+    #: False if the container itself is missing
+    container: bool
+    owner: str | None
+    #: whether the qube's dataset exists
+    qube: bool
+    numbers: Sequence[int]
+    #: number of the current generation; None if there is no such volume
+    current: int | None
+    #: oldest first; the last is the committed state
+    revisions: Sequence[Revision] = ()
+    committed_guid: int | None = None
+    committed_size: int | None = None
+    origin_guid: int | None = None
+    #: native properties of the current generation, as asked for
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def committed(self) -> str | None:
+        """The snapshot that is the newest committed state."""
+        return self.revisions[-1].snapshot if self.revisions else None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the current content differs from the committed state."""
+        return (
+            self.current is not None
+            and not self.revisions
+            or bool(self.properties.get("written"))
+            or self.properties.get("volsize") != self.committed_size
+        )
+
+
+@functools.cache
+def _this_process() -> str:
+    """Tells this process from every other one since the machine booted."""
+    return _process_mark(os.getpid()) or "unknown"
+
+
+def _process_mark(pid: int) -> str | None:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    return f"{boot.strip()}:{pid}:{stat.rpartition(')')[2].split()[19]}"
+
+
+def holder_mark() -> dict[str, str]:
+    """The property that keeps other processes' janitors off a dataset."""
+    return {layout.HOLDER: _this_process()}
+
+
+def _holder_lives(mark: str) -> bool:
+    parts = mark.split(":")
+    if len(parts) != 3 or not parts[1].isdecimal():
+        return False
+    return _process_mark(int(parts[1])) == mark
+
+
+class Container:
+    """The volumes below one dataset.
+
+    :ivar dataset: the container itself, marked with its pool's name
+    :ivar home: the dataset below which the qubes' datasets are
+    """
+
+    _known: ClassVar[dict[tuple[str, str], "Container"]] = {}
+
+    def __init__(self, dataset: str, home: str) -> None:
+        self.dataset = dataset
+        self.home = home
+        #: exports, imports and generations in the making: no garbage
+        self.in_hand: set[str] = set()
+        self._swept = False
+
+    @classmethod
+    def at(cls, dataset: str, home: str) -> "Container":
+        """The one Container of this process for *dataset*."""
+        key = (dataset, home)
+        if key not in cls._known:
+            cls._known[key] = cls(dataset, home)
+        return cls._known[key]
+
+    @classmethod
+    def forget_all(cls) -> None:
+        """As if the process had just begun; for tests of a restart."""
+        cls._known.clear()
+
+    # --- reading
+
+    def _question(
+        self, name: VolumeName, want: Iterable[str], revisions: bool
+    ) -> dict[str, Any]:
+        return {
+            "container": self.dataset,
+            "owner": layout.OWNER,
+            "qube": name.dataset,
+            "volume": name.volume,
+            "pointer": name.pointer,
+            "want": list(want) or ["type"],
+            "revisions": revisions,
+        }
+
+    async def state(
+        self,
+        name: VolumeName,
+        want: Iterable[str] = (),
+        revisions: bool = False,
+    ) -> State:
+        """Ask ZFS about a volume.
+
+        :raises ZfsError: NoModule or PoolAbsent, mostly
+        """
+        question = self._question(name, want, revisions)
+        return _state(await core.read("state", self.home, question))
+
+    def state_now(
+        self,
+        name: VolumeName,
+        want: Iterable[str] = (),
+        revisions: bool = False,
+    ) -> State:
+        """As state(), for a synchronous property of the API."""
+        question = self._question(name, want, revisions)
+        return _state(core.ask("state", self.home, question))
+
+    # --- making and keeping
+
+    def take(self, name: VolumeName, numbers: Sequence[int]) -> int:
+        """A generation number nobody has; it is in hand from now on."""
+        number = max(numbers, default=-1) + 1
+        while name.generation(number) in self.in_hand:
+            number += 1
+        self.in_hand.add(name.generation(number))
+        return number
+
+    def release(self, dataset: str) -> None:
+        """It is in nobody's hand here any more."""
+        self.in_hand.discard(dataset)
+
+    async def discard(self, dataset: str) -> None:
+        """Destroy what was in hand; what is busy is left to the janitor."""
+        try:
+            await device.retry_busy(dataset, lambda: core.destroy(dataset))
+        except errors.NotFound:
+            pass
+        except errors.ZfsError as exc:
+            LOG.warning("%s stays for now: %s", dataset, exc)
+        finally:
+            self.release(dataset)
+
+    # --- the janitor
+
+    async def first_use(self) -> None:
+        """Collect what an earlier process left; once, and never in the way."""
+        if self._swept:
+            return
+        self._swept = True
+        try:
+            await self.sweep()
+        except errors.ZfsError as exc:
+            self._swept = False
+            LOG.debug("garbage in %s not looked for: %s", self.home, exc)
+
+    async def sweep(self, qube: str | None = None) -> int:
+        """Destroy what no pointer names, no revision needs and nobody holds.
+
+        :param qube: dataset of one qube; None: all of them
+        :return: count of datasets destroyed
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        question = {
+            "home": self.home,
+            "prefix": layout.PREFIX + "current.",
+            "holder": layout.HOLDER,
+        }
+        if qube is not None:
+            question["qube"] = qube
+        found = await core.read("garbage", self.home, question)
+        items = [
+            {"name": item["name"], "guid": item["guid"]}
+            for item in found["datasets"].values()
+            if self._is_garbage(item)
+        ]
+        empty = list(found["empty"].values())
+        if not items and not empty:
+            return 0
+        done = await core.change(
+            "sweep",
+            self.home,
+            {
+                "home": self.home,
+                "prefix": layout.PREFIX + "current.",
+                "datasets": items or {},
+                "empty": empty or {},
+                "kept": {name: True for name in self.in_hand},
+            },
+        )
+        if done["gone"]:
+            LOG.info("%s: %d leftovers removed", self.home, done["gone"])
+        return int(done["gone"])
+
+    def _is_garbage(self, item: Mapping[str, Any]) -> bool:
+        if item["name"] in self.in_hand:
+            return False
+        mark = item.get("holder")
+        return (
+            mark is None or mark == _this_process() or not _holder_lives(mark)
+        )
+
+    @classmethod
+    async def sweep_origins(cls, datasets: Iterable[str]) -> None:
+        """After clones went: what only they kept may go, whoever's it was."""
+        qubes = {dataset.rpartition("/")[0] for dataset in datasets}
+        for container in list(cls._known.values()):
+            for qube in qubes:
+                if qube.startswith(container.home + "/"):
+                    await container.sweep(qube)
+
+
+def _state(answer: Mapping[str, Any]) -> State:
+    return State(
+        container=not answer.get("missing"),
+        owner=answer.get("owner"),
+        qube=bool(answer.get("qube")),
+        numbers=list(answer.get("numbers", {}).values()),
+        current=answer.get("current"),
+        revisions=[
+            Revision(item["number"], item["snapshot"], item["creation"])
+            for _, item in sorted(
+                answer.get("revisions", {}).items(),
+                key=lambda pair: int(pair[0]),
+            )
+        ],
+        committed_guid=answer.get("committed_guid"),
+        committed_size=answer.get("committed_size"),
+        origin_guid=answer.get("origin_guid"),
+        properties=answer.get("properties", {}),
+    )

@@ -1,0 +1,172 @@
+"""The generations of one volume: made, pointed to, committed, forgotten.
+
+What the verbs of a volume are made of.  Every function here is one change on
+disk, or one that a crash turns into garbage for the janitor.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from . import layout
+from .container import Container, State, holder_mark
+from .layout import VolumeName
+from .zfs import core
+from .zfs.errors import Exists, NotFound
+
+#: how often a lost race for a name or an origin is run again
+TRIES = 5
+
+Origin = Callable[[], AbstractAsyncContextManager[str]]
+
+
+class Generations:
+    """The zvols of one volume.
+
+    :ivar where: its names
+    :ivar store: the container it is in
+    """
+
+    def __init__(self, where: VolumeName, store: Container, zpool: str) -> None:
+        self.where = where
+        self.store = store
+        self.zpool = zpool
+
+    def _argv(self, **more: Any) -> dict[str, Any]:
+        return {
+            "qube": self.where.dataset,
+            "volume": self.where.volume,
+            "pointer": self.where.pointer,
+            **more,
+        }
+
+    async def _change(self, program: str, **more: Any) -> Any:
+        return await core.change(
+            program, self.where.dataset, self._argv(**more)
+        )
+
+    async def state(self, *want: str, revisions: bool = False) -> State:
+        """:raises ZfsError: if ZFS cannot be asked"""
+        return await self.store.state(self.where, want, revisions)
+
+    # --- making
+
+    async def build(
+        self, make: Callable[[int, str], Awaitable[None]]
+    ) -> tuple[int, str]:
+        """Make a new generation; it stays in hand.  Number and dataset.
+
+        :param make: given number and dataset; run again if a name or an
+            origin went away under it
+        """
+        for attempt in range(1, TRIES + 1):
+            state = await self.state()
+            number = self.store.take(self.where, state.numbers)
+            dataset = self.where.generation(number)
+            try:
+                if not state.qube:
+                    with contextlib.suppress(Exists):
+                        await core.create_filesystem(self.where.dataset, {})
+                await make(number, dataset)
+                return number, dataset
+            except (Exists, NotFound):
+                self.store.release(dataset)
+                if attempt == TRIES:
+                    raise
+            except BaseException:
+                await self.store.discard(dataset)
+                raise
+        raise AssertionError("unreachable")
+
+    async def blank(self, size: int, blocksize: int) -> tuple[int, str]:
+        """An empty generation of *size* bytes, in hand."""
+
+        async def make(_: int, dataset: str) -> None:
+            await core.create_volume(dataset, size, blocksize, holder_mark())
+
+        return await self.build(make)
+
+    async def clone(self, origin: Origin) -> tuple[int, str]:
+        """A generation that is a clone of a snapshot, in hand."""
+
+        async def make(_: int, dataset: str) -> None:
+            async with origin() as snapshot:
+                await core.clone(dataset, snapshot, holder_mark())
+
+        return await self.build(make)
+
+    # --- moving the pointer
+
+    async def _move_pointer(self, number: int, **more: Any) -> None:
+        await self._change("adopt", number=number, holder=layout.HOLDER, **more)
+
+    async def adopt(self, number: int, **more: Any) -> None:
+        """Generation *number*, which is in hand, becomes the current one.
+
+        :param more: scratch, keep, promote; see adopt.lua
+        """
+        dataset = self.where.generation(number)
+        try:
+            await self._move_pointer(number, **more)
+        except BaseException:
+            await self._discard_unless_current(dataset, number)
+            raise
+        self.store.release(dataset)
+
+    async def _discard_unless_current(self, dataset: str, number: int) -> None:
+        """A cancelled program may have run to its end all the same."""
+        self.store.release(dataset)
+        state = await self.state()
+        if state.current != number:
+            await self.store.discard(dataset)
+
+    async def adopt_clone(self, origin: Origin, **more: Any) -> None:
+        """A clone of a snapshot becomes the current generation.
+
+        OpenZFS 2.4 clones within the program that moves the pointer; before
+        2.4 the clone is a transaction group of its own.
+        """
+        if not core.clones_in_programs(self.zpool):
+            number, _ = await self.clone(origin)
+            await self.adopt(number, **more)
+            return
+
+        async def make(number: int, _: str) -> None:
+            async with origin() as snapshot:
+                await self._move_pointer(number, origin=snapshot, **more)
+
+        _, dataset = await self.build(make)
+        self.store.release(dataset)
+
+    # --- committing
+
+    async def commit(self, keep: int, always: bool = False) -> None:
+        """What changed becomes a revision; older ones are pruned."""
+        await self._change("commit", keep=keep, always=always)
+
+    @contextlib.asynccontextmanager
+    async def frozen(self) -> AsyncIterator[str]:
+        """A passing snapshot of a volume that keeps no revisions."""
+        snapshot = await self._change("freeze")
+        try:
+            yield snapshot
+        finally:
+            await self._change("thaw", snapshot=snapshot)
+
+    # --- going
+
+    async def forget(self) -> None:
+        """Pointer, revisions and generations go, as far as they can."""
+        where = self.where
+        busy = {
+            name: True
+            for name in self.store.in_hand
+            if where.number_of(name) is not None
+        }
+        gone = await self._change("forget", busy=busy)
+        if "busy" in gone:
+            # no pointer names it any more: if it stays, the janitor has it
+            await self.store.discard(gone["busy"])
+            await self.store.sweep(where.dataset)
+        await Container.sweep_origins(gone["origins"].values())

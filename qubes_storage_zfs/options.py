@@ -1,0 +1,93 @@
+"""A pool's options: strings from a person or qubes.xml, checked and parsed."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+DEFAULT_REVISIONS = 2
+DEFAULT_BLOCKSIZE = 16384  # bytes
+
+_COMPRESSIONS = re.compile(
+    r"(on|off|lzjb|zle|lz4|gzip(-[1-9])?|zstd(-([1-9]|1[0-9]))?)\Z"
+)
+_BLOCKSIZE = re.compile(r"([1-9][0-9]{0,9})([kKmM]?)\Z")
+_TRUE = frozenset(("True", "true", "1", "on", "yes"))
+_FALSE = frozenset(("False", "false", "0", "off", "no", ""))
+
+
+class BadOption(ValueError):
+    """An option has a value it cannot have; the text is a sentence."""
+
+
+def parse_revisions(value: Any) -> int:
+    """:raises BadOption: unless it is a whole number from -1 on"""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -2
+    if not -1 <= number <= 10000:
+        raise BadOption(
+            f"revisions_to_keep must be a number from -1 on, not {value!r}"
+        )
+    return number
+
+
+def parse_bool(name: str, value: Any) -> bool:
+    """:raises BadOption: unless it is one of the words for yes and no"""
+    if isinstance(value, bool):
+        return value
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise BadOption(f"{name} must be True or False, not {value!r}")
+
+
+def parse_blocksize(value: Any) -> int:
+    """Bytes.
+
+    :raises BadOption: unless it is a power of two from 4k to 128k
+    """
+    match = _BLOCKSIZE.match(str(value))
+    size = 0
+    if match is not None:
+        unit = {"": 1, "k": 1 << 10, "m": 1 << 20}[match[2].lower()]
+        size = int(match[1]) * unit
+    if not 4096 <= size <= 131072 or size & (size - 1):
+        raise BadOption(
+            f"volblocksize must be a power of two from 4k to 128k,"
+            f" not {value!r}"
+        )
+    return size
+
+
+def parse_compression(value: Any) -> str:
+    """:raises BadOption: unless ZFS knows the word"""
+    if not isinstance(value, str) or not _COMPRESSIONS.match(value):
+        raise BadOption(
+            f"compression must be on, off, lz4, zstd, zstd-1 to zstd-19,"
+            f" gzip, gzip-1 to gzip-9, zle or lzjb, not {value!r}"
+        )
+    return value
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Check the options that every pool has.
+
+    :raises BadOption: if one has a value it cannot have
+    """
+    for name, parse in PARSERS.items():
+        if options.get(name) is not None:
+            parse(options[name])
+
+
+#: how each option is parsed; those that are absent have their default
+PARSERS = {
+    "revisions_to_keep": parse_revisions,
+    "ephemeral_volatile": lambda value: parse_bool("ephemeral_volatile", value),
+    "snap_on_start_forensics": lambda value: parse_bool(
+        "snap_on_start_forensics", value
+    ),
+    "volblocksize": parse_blocksize,
+    "compression": parse_compression,
+}

@@ -1,0 +1,452 @@
+"""The pools: where volumes are put, and what is true of all of them there.
+
+qubesd builds pools at its start, before its event loop runs, and a second
+time for each backup; an exception then ends qubesd.  So nothing here touches
+ZFS or raises before setup() or the first use of a volume.
+"""
+
+import logging
+import re
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import qubes.exc
+import qubes.storage
+
+from . import errors, layout, options
+from .container import Container, State
+from .errors import refusal, told
+from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
+from .volume import ZfsVolume
+from .zfs import blank, core, native
+from .zfs.errors import NotFound, ZfsError
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+#: the first version without known ways to lose encrypted data, and whose
+#: channel programs tell encryption roots right
+WANTED_OPENZFS = (2, 3, 3)
+
+
+class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
+    """What the pools of this package share.
+
+    :ivar container: the dataset that is the pool
+    :ivar home: the dataset below which the qubes' datasets are
+    """
+
+    driver: str
+    container: str
+    home: str
+
+    def __init__(self, *, name: str, given: Mapping[str, Any]) -> None:
+        #: as given, to be written back; strings when read from qubes.xml
+        self._options = dict(given)
+        self._revisions_to_keep = DEFAULT_REVISIONS
+        super().__init__(
+            name=name,
+            revisions_to_keep=self._option(
+                "revisions_to_keep", DEFAULT_REVISIONS
+            ),
+            ephemeral_volatile=self._option("ephemeral_volatile", False),
+        )
+        self.blocksize: int = self._option("volblocksize", DEFAULT_BLOCKSIZE)
+        #: whether clones made at start are kept when their qube stops
+        self.forensics: bool = self._option("snap_on_start_forensics", False)
+        self._volumes: weakref.WeakValueDictionary[str, ZfsVolume] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def _option(self, name: str, default: Any) -> Any:
+        """An option's value; its default if it is bad, for setup() refuses
+        it and nothing may raise before."""
+        if self._options.get(name) is None:
+            return default
+        try:
+            return options.PARSERS[name](self._options[name])
+        except options.BadOption as exc:
+            LOG.warning("%s", exc)
+            return default
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.driver} on {self.container}>"
+
+    # --- what is where
+
+    @property
+    def zpool(self) -> str:
+        return self.container.partition("/")[0]
+
+    @property
+    def key_family(self) -> str | None:
+        """What a clone must share with its origin; None: not encrypted."""
+        return None
+
+    @property
+    def store(self) -> Container:
+        return Container.at(self.container, self.home)
+
+    @property
+    def revisions_to_keep(self) -> int:
+        return self._revisions_to_keep
+
+    @revisions_to_keep.setter
+    def revisions_to_keep(self, value: Any) -> None:
+        try:
+            self._revisions_to_keep = options.parse_revisions(value)
+        except options.BadOption as exc:
+            raise qubes.exc.QubesValueError(str(exc)) from exc
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What qubes.xml says of the pool: the options that were given, and
+        those that can be changed, as they are now."""
+        given = {
+            key: value
+            for key, value in self._options.items()
+            if value is not None
+        }
+        return {
+            **given,
+            "name": self.name,
+            "driver": self.driver,
+            "revisions_to_keep": self.revisions_to_keep,
+            "ephemeral_volatile": self.ephemeral_volatile,
+        }
+
+    def check_container(self, state: State) -> None:
+        """:raises StoragePoolException: unless *state* is of our container"""
+        what = f"Pool {self.name} is not available"
+        if not state.container:
+            why = errors.CONTAINER_MISSING.format(dataset=self.container)
+            raise refusal(what, why)
+        if state.owner is None:
+            why = errors.CONTAINER_UNMARKED.format(dataset=self.container)
+            raise refusal(what, why)
+        if state.owner != self.name:
+            why = errors.CONTAINER_CLAIMED.format(
+                dataset=self.container,
+                owner=state.owner,
+                property=layout.OWNER,
+            )
+            raise refusal(what, why)
+
+    # --- volumes
+
+    def init_volume(self, vm: Any, volume_config: dict[str, Any]) -> ZfsVolume:
+        config = dict(volume_config)
+        config.setdefault("vid", f"{vm.name}/{config['name']}")
+        config.setdefault("revisions_to_keep", self.revisions_to_keep)
+        return self._make_volume(config)
+
+    def _make_volume(self, config: dict[str, Any]) -> ZfsVolume:
+        config["pool"] = self
+        for name, parse, default in (
+            ("revisions_to_keep", int, self.revisions_to_keep),
+            ("size", int, 0),
+            (
+                "snap_on_start_forensics",
+                options.PARSERS["snap_on_start_forensics"],
+                False,
+            ),
+        ):
+            try:
+                config[name] = parse(config.get(name, default))
+            except (TypeError, ValueError):
+                config[name] = default
+        volume = ZfsVolume(**config)
+        self._volumes[volume.vid] = volume
+        return volume
+
+    def unlist(self, volume: ZfsVolume) -> None:
+        """*volume* was removed."""
+        self._volumes.pop(volume.vid, None)
+
+    def _on_disk(self) -> dict[str, str]:
+        """vid -> value of the pointer, for every volume there is."""
+        question = {"home": self.home, "prefix": layout.PREFIX + "current."}
+        answer: dict[str, str] = core.ask("volumes", self.home, question)
+        return answer or {}
+
+    def list_volumes(self) -> list[ZfsVolume]:
+        try:
+            found = self._on_disk()
+        except ZfsError:
+            return []
+        return [self._known(vid, value) for vid, value in sorted(found.items())]
+
+    def get_volume(self, vid: str) -> ZfsVolume:
+        """:raises KeyError: if there is no such volume"""
+        if vid in self._volumes:
+            return self._volumes[vid]
+        try:
+            found = self._on_disk()
+        except ZfsError:
+            # qubesd asks for sources while it starts; a KeyError would end it
+            return self._known(vid, "")
+        if vid not in found:
+            raise KeyError(vid)
+        return self._known(vid, found[vid])
+
+    def _known(self, vid: str, pointer: str) -> ZfsVolume:
+        """The volume object of *vid*; a bare one if no qube has it."""
+        if vid in self._volumes:
+            return self._volumes[vid]
+        return self._make_volume(
+            {
+                "name": vid.rpartition("/")[2],
+                "vid": vid,
+                "rw": True,
+                "save_on_stop": not pointer.endswith("scratch"),
+            }
+        )
+
+    # --- space
+
+    def _space(self) -> dict[str, int]:
+        try:
+            answer: dict[str, int] = core.ask(
+                "space", self.home, {"home": self.home}
+            )
+        except ZfsError:
+            return {}
+        return answer or {}
+
+    def available(self) -> int | None:
+        """Bytes that can still be written; None if unknown."""
+        return self._space().get("available")
+
+    @property
+    def size(self) -> int | None:
+        space = self._space()
+        return space["used"] + space["available"] if space else None
+
+    @property
+    def usage(self) -> int | None:
+        return self._space().get("used")
+
+    @property
+    def usage_details(self) -> dict[str, int]:
+        space = self._space()
+        if not space:
+            return {}
+        return {
+            "data_usage": space["used"],
+            "data_size": space["used"] + space["available"],
+        }
+
+    def included_in(self, app: Any) -> qubes.storage.Pool | None:
+        """The pool whose container is nearest above ours."""
+        nearest, found = -1, None
+        for pool in app.pools.values():
+            container = getattr(pool, "container", None)
+            if pool is self or not isinstance(container, str):
+                continue
+            inside = f"{self.container}/".startswith(f"{container}/")
+            if inside and len(container) > nearest:
+                nearest, found = len(container), pool
+        return found
+
+    # --- coming and going
+
+    async def destroy(self) -> None:
+        """Give the container back; what is in it stays."""
+        try:
+            await core.change(
+                "claim",
+                self.container,
+                {"container": self.container, "owner": layout.OWNER},
+            )
+        except ZfsError as exc:
+            LOG.warning("pool %s: mark not removed: %s", self.name, exc)
+
+    def _home_properties(self) -> dict[str, str | int | bool | None]:
+        """Set where the qubes' datasets are, in the call that makes it."""
+        return {
+            "volmode": core.VOLMODE_DEV,
+            "snapdev": core.SNAPDEV_HIDDEN,
+            layout.UDEV_FLAG: "true",
+            layout.AUTO_SNAPSHOT: "false",
+        }
+
+
+class ZfsZvolPool(ZfsPool):
+    """Qubes on zvols of a zpool made from block devices, or in a dataset."""
+
+    driver = "zfs_zvol"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        container: str | None = None,
+        block_devices: str | None = None,
+        revisions_to_keep: Any = DEFAULT_REVISIONS,
+        ephemeral_volatile: Any = False,
+        volblocksize: str | None = None,
+        compression: str | None = None,
+        snap_on_start_forensics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            name=name,
+            given={
+                **kwargs,
+                "container": container,
+                "block_devices": block_devices,
+                "revisions_to_keep": revisions_to_keep,
+                "ephemeral_volatile": ephemeral_volatile,
+                "volblocksize": volblocksize,
+                "compression": compression,
+                "snap_on_start_forensics": snap_on_start_forensics,
+            },
+        )
+        self.container = container or name
+        self.home = f"{self.container}/vm"
+
+    async def setup(self) -> "ZfsZvolPool":
+        """Make the pool, or adopt its container; nothing half-made stays.
+
+        :raises StoragePoolException: saying what is wrong with which option
+        """
+        what = f"Cannot add the pool {self.name}"
+        given = self._options
+        if (given["container"] is None) == (given["block_devices"] is None):
+            raise refusal(
+                what,
+                "give either container=<dataset> (in a zpool that exists) or"
+                " block_devices=<devices> (to make a zpool of)",
+            )
+        with told(what):
+            try:
+                options.check(given)
+                if given["container"] is not None:
+                    layout.dataset_name(self.container)
+                else:
+                    layout.zpool_name(self.name)
+                    devices = blank.split_devices(given["block_devices"])
+            except ValueError as exc:
+                raise refusal(what, str(exc)) from exc
+            self._check_version()
+            if given["container"] is not None:
+                await self._setup_container(what)
+            else:
+                await self._setup_zpool(devices, what)
+        return self
+
+    def _check_version(self) -> None:
+        version = core.module_version()
+        numbers = tuple(map(int, re.findall(r"\d+", version or "")[:3]))
+        if version is not None and numbers < WANTED_OPENZFS:
+            LOG.warning(
+                "pool %s: OpenZFS %s is older than 2.3.3, the oldest version"
+                " this driver is tested with",
+                self.name,
+                version,
+            )
+
+    async def _setup_zpool(self, devices: list[str], what: str) -> None:
+        if native.zpool_imported(self.name):
+            raise refusal(
+                what,
+                f"there is a zpool {self.name} already; to put qubes on it,"
+                f" add the pool with container={self.name}",
+            )
+        paths = await blank.check_blank(devices)
+        compression = self._options.get("compression") or "lz4"
+        try:
+            await native.create_zpool(
+                self.name, paths, compression, {layout.OWNER: self.name}
+            )
+        except BaseException:
+            await blank.make_blank_again(paths)
+            raise
+        try:
+            await core.create_filesystem(self.home, self._home_properties())
+        except BaseException:
+            await native.destroy_zpool(self.name)
+            await blank.make_blank_again(paths)
+            raise
+
+    async def _setup_container(self, what: str) -> None:
+        question = {
+            "container": self.container,
+            "home": self.home,
+            "owner": layout.OWNER,
+            "flag": layout.UDEV_FLAG,
+        }
+        found = await core.read("container", self.container, question)
+        self._check_found(found, what)
+        made = not found.get("exists")
+        if made:
+            await core.create_filesystem(
+                self.container,
+                {**self._home_properties(), layout.OWNER: self.name},
+            )
+        elif "owner" not in found:
+            await self._claim(self.name)
+        try:
+            if not found.get("home"):
+                await core.create_filesystem(self.home, self._home_properties())
+            if self._options.get("compression"):
+                await native.set_property(
+                    self.home, "compression", self._options["compression"]
+                )
+        except BaseException:
+            await self._take_back(made, bool(found.get("home")), found)
+            raise
+
+    def _check_found(self, found: Mapping[str, Any], what: str) -> None:
+        """:raises StoragePoolException: unless the container can be ours"""
+        name = self.container
+        why = ""
+        owner = found.get("owner")
+        above = found.get("owner_above")
+        if not found["parent"]:
+            why = f"the dataset above {name} does not exist; create it first"
+        elif found.get("exists") and found["type"] != "filesystem":
+            why = f"{name} is a {found['type']}, not a filesystem"
+        elif owner not in (None, self.name):
+            why = errors.CONTAINER_CLAIMED.format(
+                dataset=name, owner=owner, property=layout.OWNER
+            )
+        elif above and f"{name}/".startswith(f"{above}/vm/"):
+            why = f"{name} is where another pool keeps its qubes"
+        elif found.get("home") and owner is None:
+            why = (
+                f"{self.home} exists and is not this driver's; choose another"
+                " container"
+            )
+        elif found.get("home") and (
+            found.get("flag") != "true" or found.get("volmode") != "dev"
+        ):
+            why = (
+                f"{self.home} must have {layout.UDEV_FLAG}=true and"
+                " volmode=dev, so that dom0 never reads what qubes wrote; set"
+                " them with 'zfs set'"
+            )
+        if why:
+            raise refusal(what, why)
+
+    async def _claim(self, name: str | None) -> None:
+        question = {"container": self.container, "owner": layout.OWNER}
+        if name is not None:
+            question["pool"] = name
+        await core.change("claim", self.container, question)
+
+    async def _take_back(
+        self, made: bool, had_home: bool, found: Mapping[str, Any]
+    ) -> None:
+        """As before setup(): only what it made itself is taken away."""
+        for dataset, ours in (
+            (self.home, not had_home),
+            (self.container, made),
+        ):
+            if ours:
+                try:
+                    await core.destroy(dataset)
+                except NotFound:
+                    pass
+        if not made and "owner" not in found:
+            await self._claim(None)

@@ -1,0 +1,276 @@
+"""Data in and out of a volume: export, import, and one volume to another."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import qubes.storage
+import qubes.utils
+
+from . import errors, layout
+from .container import Container, State
+from .errors import refusal, told
+from .generations import Generations
+from .layout import VolumeName
+from .zfs import copy, core, device
+
+if TYPE_CHECKING:
+    from .pool import ZfsPool
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def locked(method: Method) -> Method:
+    """One such verb of a volume at a time; qubesd's own decorator."""
+    return cast(Method, qubes.storage.Volume.locked(method))
+
+
+class Transfer(qubes.storage.Volume):  # type: ignore[misc]
+    """The half of ZfsVolume that moves data."""
+
+    pool: "ZfsPool"
+    #: the generation an import is being written to
+    _import: str | None = None
+
+    # --- what both halves use
+
+    @property
+    def where(self) -> VolumeName:
+        """:raises BadName: if the vid cannot be a name in ZFS"""
+        return layout.volume_name(self.pool.home, self.vid)
+
+    @property
+    def store(self) -> Container:
+        return self.pool.store
+
+    @property
+    def generations(self) -> Generations:
+        return Generations(self.where, self.store, self.pool.zpool)
+
+    def _cannot(self, verb: str) -> str:
+        return f"Cannot {verb} {self.vid} in pool {self.pool.name}"
+
+    async def _state(self, *want: str, revisions: bool = False) -> State:
+        """Ask ZFS, and make sure that the answer is about our container.
+
+        :raises StoragePoolException: if the container is not there or not
+            this pool's
+        """
+        state = await self.generations.state(*want, revisions=revisions)
+        self.pool.check_container(state)
+        return state
+
+    def _must_exist(self, state: State, what: str) -> int:
+        if state.current is None:
+            dataset = self.where.dataset
+            why = errors.MISSING_VOLUME.format(dataset=dataset)
+            raise refusal(what, why)
+        return state.current
+
+    def _rounded(self, size: Any, what: str) -> int:
+        """*size* in bytes, rounded up to whole blocks."""
+        block = self.pool.blocksize
+        try:
+            number = int(size)
+        except (TypeError, ValueError):
+            number = -1
+        if not 0 <= number <= 1 << 60:
+            raise refusal(what, errors.BAD_SIZE.format(size=size))
+        return max(1, -(-number // block)) * block
+
+    async def _learn_size(self) -> None:
+        state = await self._state("volsize")
+        self._size = int(state.properties["volsize"])
+
+    @contextlib.asynccontextmanager
+    async def committed(self) -> AsyncIterator[str]:
+        """The snapshot that is the newest committed state, to clone from.
+
+        :raises StoragePoolException: if there is none while the qube runs
+        """
+        what = self._cannot("read")
+        async with contextlib.AsyncExitStack() as stack:
+            with told(what):
+                state = await self._state(revisions=True)
+                self._must_exist(state, what)
+                snapshot = state.committed
+                if self.snapshots_disabled:
+                    if self.is_running():
+                        raise refusal(what, errors.SNAPSHOTS_DISABLED)
+                    snapshot = await stack.enter_async_context(
+                        self.generations.frozen()
+                    )
+                elif snapshot is None:
+                    await self.generations.commit(self.revisions_to_keep, True)
+                    snapshot = (await self._state(revisions=True)).committed
+            if snapshot is None:
+                raise refusal(what, errors.NO_REVISIONS)
+            yield snapshot
+
+    # --- data out
+
+    async def export(self) -> str:
+        """A device with the newest committed state; the caller's own.
+
+        :raises NotImplementedError: for volumes that keep nothing
+        """
+        if not self.save_on_stop:
+            raise NotImplementedError(
+                f"{self.vid} keeps nothing that could be exported"
+            )
+        what = self._cannot("export")
+        if self.snapshots_disabled and self.is_running():
+            raise refusal(what, errors.SNAPSHOTS_DISABLED)
+
+        with told(what):
+            await self.store.first_use()
+            await self._state()
+            _, dataset = await self.generations.clone(self.committed)
+            try:
+                return await device.wait_for_link(dataset)
+            except BaseException:
+                await self.store.discard(dataset)
+                raise
+
+    async def export_end(self, path: str) -> None:
+        dataset = device.dataset_of(path)
+        if (
+            dataset is None
+            or dataset not in self.store.in_hand
+            or self.where.number_of(dataset) is None
+            or dataset == self._import
+        ):
+            return
+        with told(self._cannot("end the export of")):
+            await self.store.discard(dataset)
+            await self.store.sweep(self.where.dataset)
+
+    # --- data in
+
+    async def _blank(self, size: Any, what: str) -> tuple[int, str]:
+        return await self.generations.blank(
+            self._rounded(size, what), self.pool.blocksize
+        )
+
+    @locked
+    async def import_data(self, size: int) -> str:
+        """A zeroed device to write the new content to.
+
+        :param size: bytes; rounded up to the volume's blocks
+        """
+        if not self.save_on_stop:
+            raise NotImplementedError(
+                f"{self.vid} keeps nothing, so nothing can be imported"
+            )
+        what = self._cannot("import into")
+        if self.is_running():
+            raise refusal(what, errors.RUNNING)
+        with told(what):
+            await self.store.first_use()
+            await self._end_abandoned_import(what)
+            self._must_exist(await self._state(), what)
+            _, self._import = await self._blank(size, what)
+            try:
+                return await device.wait_for_link(self._import)
+            except BaseException:
+                await self._drop_import()
+                raise
+
+    @locked
+    async def import_data_end(self, success: bool) -> "Transfer":
+        what = self._cannot("finish the import into")
+        if self._import is None:
+            if success:
+                raise refusal(what, errors.NO_IMPORT)
+            return self
+        with told(what):
+            number = self.where.number_of(self._import)
+            if not success or number is None:
+                await self._drop_import()
+                return self
+            if self.is_running():
+                await self._drop_import()
+                raise refusal(what, errors.RUNNING)
+            dataset, self._import = self._import, None
+            try:
+                await core.in_thread(device.flush, dataset)
+            except BaseException:
+                await self.store.discard(dataset)
+                raise
+            await self.generations.adopt(number, keep=self.revisions_to_keep)
+            await self._learn_size()
+        return self
+
+    async def _drop_import(self) -> None:
+        dataset, self._import = self._import, None
+        if dataset is not None:
+            await self.store.discard(dataset)
+
+    async def _end_abandoned_import(self, what: str) -> None:
+        """An import whose writer is gone must not block the qube.
+
+        :raises StoragePoolException: if it is being written to
+        """
+        if self._import is None:
+            return
+        who = await core.in_thread(device.holders, self._import)
+        if who:
+            why = errors.IMPORT_RUNNING.format(holders=", ".join(who))
+            raise refusal(what, why)
+        await self._drop_import()
+
+    @locked
+    async def import_volume(
+        self, src_volume: qubes.storage.Volume
+    ) -> "Transfer":
+        """Take over the newest committed state of another volume.
+
+        Within a zpool that is a clone, also from one Qubes pool to another;
+        else the data is copied, without its zeroes.
+        """
+        if not src_volume.save_on_stop or not self.save_on_stop:
+            return self
+        what = self._cannot(f"copy {src_volume.vid} to")
+        if self.is_running():
+            raise refusal(what, errors.RUNNING)
+        with told(what):
+            if src_volume.snapshots_disabled and src_volume.is_running():
+                raise refusal(what, errors.SNAPSHOTS_DISABLED)
+            await self.store.first_use()
+            self._must_exist(await self._state(), what)
+            if self._clonable(src_volume):
+                await self.generations.adopt_clone(
+                    src_volume.committed, keep=self.revisions_to_keep
+                )
+            else:
+                await self._copy_from(src_volume, what)
+            await self._learn_size()
+        return self
+
+    def _clonable(self, source: qubes.storage.Volume) -> bool:
+        return (
+            isinstance(source, Transfer)
+            and source.pool.zpool == self.pool.zpool
+            and source.pool.key_family == self.pool.key_family
+        )
+
+    async def _copy_from(self, source: qubes.storage.Volume, what: str) -> None:
+        needed, free = int(source.usage), self.pool.available()
+        if free is not None and needed > free:
+            why = errors.NO_SPACE_FOR_COPY.format(
+                source=source.vid, needed=needed, free=free, pool=self.pool
+            )
+            raise refusal(what, why)
+        path = await qubes.utils.coro_maybe(source.export())
+        try:
+            number, dataset = await self._blank(source.size, what)
+            try:
+                target = await device.wait_for_link(dataset)
+                await copy.sparse_copy(path, target)
+            except BaseException:
+                await self.store.discard(dataset)
+                raise
+            await self.generations.adopt(number, keep=self.revisions_to_keep)
+        finally:
+            await qubes.utils.coro_maybe(source.export_end(path))

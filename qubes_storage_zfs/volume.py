@@ -1,0 +1,313 @@
+"""A volume of a qube: its life, to be read like the table in doc/design.md.
+
+A volume is a set of generations (zvols) and one pointer.  Whatever replaces
+its content builds a new generation beside the current one and then moves the
+pointer, in one transaction group; so a verb that stops half-way leaves the
+volume as it was, and something for the janitor.
+"""
+
+import contextlib
+import inspect
+import logging
+from typing import Any
+
+import qubes.storage
+
+from . import errors, layout
+from .container import State
+from .errors import refusal, sentence, told
+from .transfer import Transfer, locked
+from .zfs import core, device, native
+from .zfs.errors import ZfsError
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+_BASE_OPTIONS = frozenset(
+    name
+    for name, parameter in inspect.signature(
+        qubes.storage.Volume.__init__
+    ).parameters.items()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
+)
+
+
+class ZfsVolume(Transfer):
+    """One volume of a qube, on zvols.
+
+    =========  ======================  ==================  =================
+    verb       volatile                private             root of an AppVM
+    =========  ======================  ==================  =================
+    create     nothing                 zvol and @r1        nothing
+    start      fresh zvol              waits for its node  clone of source
+    stop       gone                    next revision       gone
+    =========  ======================  ==================  =================
+    """
+
+    def __init__(
+        self, *, snap_on_start_forensics: bool = False, **config: Any
+    ) -> None:
+        base = {key: config[key] for key in config if key in _BASE_OPTIONS}
+        #: attributes of a newer driver, written back as they came
+        self._unknown = {
+            key: config[key] for key in config if key not in _BASE_OPTIONS
+        }
+        self.snap_on_start_forensics = snap_on_start_forensics
+        super().__init__(**base)
+
+    # --- what and where
+
+    @property
+    def persistent(self) -> bool:
+        return bool(self.save_on_stop) and not self.snap_on_start
+
+    def _state_now(self, *want: str, revisions: bool = False) -> State | None:
+        """For synchronous properties: None if ZFS cannot be asked now."""
+        try:
+            state = self.store.state_now(self.where, want, revisions)
+        except (ZfsError, layout.BadName):
+            return None
+        return state if state.container else None
+
+    @property
+    def dataset(self) -> str:
+        """The zvol that is, or will be, this volume's current generation."""
+        state = self._state_now()
+        return self.where.generation((state and state.current) or 0)
+
+    @property
+    def path(self) -> str | None:
+        """The device node that a qube is given."""
+        try:
+            return device.link(self.dataset)
+        except layout.BadName:
+            return None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {**self._unknown, **super().config}
+        if self.snap_on_start_forensics:
+            config["snap_on_start_forensics"] = True
+        return config
+
+    @property
+    def size(self) -> int:
+        """Bytes; what the verbs of this process made it, not asked of ZFS:
+        qubesd reads it for every volume each time it writes qubes.xml."""
+        if self.source is not None:
+            return int(self.source.size)
+        return int(self._size)
+
+    @property
+    def usage(self) -> int:
+        """Bytes of data in the volume before compression; for a clone made
+        at start, bytes that are its own."""
+        kind = "used" if self.snap_on_start else "logicalreferenced"
+        state = self._state_now(kind)
+        return int(state.properties.get(kind, 0)) if state else 0
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Older committed states, oldest first: id -> ISO date (UTC)."""
+        if not self.save_on_stop:
+            return {}
+        state = self._state_now(revisions=True)
+        return {
+            revision.id: qubes.storage.isodate(revision.creation)
+            for revision in (state.revisions[:-1] if state else ())
+        }
+
+    def is_dirty(self) -> bool:
+        if not self.save_on_stop:
+            return False
+        if self.is_running():
+            return True
+        state = self._state_now("written", "volsize", revisions=True)
+        if state is None or self.snapshots_disabled:
+            return False
+        return state.dirty
+
+    def is_outdated(self) -> bool:
+        """Whether the source was committed since this clone was made."""
+        if not self.snap_on_start:
+            return False
+        state = self._state_now("origin")
+        # pylint: disable=protected-access
+        source = self.source._state_now(revisions=True)
+        if state is None or source is None or state.current is None:
+            return False
+        return bool(state.origin_guid != source.committed_guid)
+
+    async def verify(self) -> bool:
+        what = self._cannot("use")
+        with told(what):
+            state = await self._state()
+            if self.snap_on_start:
+                # pylint: disable=protected-access
+                source = await self.source._state()
+                if source.current is None:
+                    why = errors.MISSING_SOURCE.format(source=self.source.vid)
+                    raise refusal(what, why)
+            elif self.save_on_stop:
+                self._must_exist(state, what)
+        return True
+
+    # --- the lifecycle
+
+    @locked
+    async def create(self) -> "ZfsVolume":
+        what = self._cannot("create")
+        if self.snap_on_start and self.save_on_stop:
+            raise refusal(what, errors.BOTH_KINDS)
+        with told(what):
+            if not self.persistent:
+                layout.volume_name(self.pool.home, self.vid)
+                return self
+            await self.store.first_use()
+            state = await self._state()
+            if state.current is not None:
+                dataset = self.where.dataset
+                why = errors.VOLUME_EXISTS.format(dataset=dataset)
+                raise refusal(what, why)
+            number, _ = await self._blank(self._size, what)
+            await self.generations.adopt(number, keep=self.revisions_to_keep)
+            self._size = self._rounded(self._size, what)
+        return self
+
+    @locked
+    async def remove(self) -> "ZfsVolume":
+        with told(self._cannot("remove")):
+            await self.store.first_use()
+            self._import = None
+            state = await self._state()
+            if state.qube:
+                await self.generations.forget()
+            self.pool.unlist(self)
+        return self
+
+    @locked
+    async def start(self) -> "ZfsVolume":
+        what = self._cannot("start")
+        with told(what):
+            await self.store.first_use()
+            await self._end_abandoned_import(what)
+            if self.source is not None:
+                await self._state()
+                await self.generations.adopt_clone(
+                    self.source.committed, scratch=True
+                )
+            elif not self.save_on_stop:
+                await self._state()
+                number, _ = await self._blank(self._size, what)
+                await self.generations.adopt(number, scratch=True)
+            state = await self._state("volsize")
+            current = self._must_exist(state, what)
+            self._size = int(state.properties["volsize"])
+            await device.wait_for_link(self.where.generation(current))
+        return self
+
+    @locked
+    async def stop(self) -> "ZfsVolume":
+        """Commit or discard; called for every halted qube at qubesd's start,
+        for volumes that never were and before every removal.
+
+        It does not raise what ZFS answers: an exception here would keep
+        qubesd from removing any volume of the qube, and would tell nobody.
+        Nothing is lost by it: what was not committed stays as it is, and the
+        next stop() or start() goes on from there.
+        """
+        try:
+            await self.store.first_use()
+            state = await self.generations.state(
+                "written", "volsize", revisions=True
+            )
+            if state.current is None or state.owner != self.pool.name:
+                return self
+            if self.save_on_stop:
+                await self._stop_persistent(state)
+            elif not self._kept_for_forensics():
+                await self.generations.forget()
+        except (ZfsError, layout.BadName, OSError) as exc:
+            LOG.error("%s", sentence(self._cannot("stop"), exc))
+        return self
+
+    async def _stop_persistent(self, state: State) -> None:
+        if self.is_running():
+            dataset = self.where.generation(state.current or 0)
+            await core.in_thread(device.flush, dataset)
+            state = await self._state("written", "volsize", revisions=True)
+        keep = self.revisions_to_keep
+        if keep < 0:
+            if state.revisions:
+                await self.generations.commit(keep)
+        elif state.dirty or len(state.revisions) - 1 > keep:
+            await self.generations.commit(keep)
+
+    def _kept_for_forensics(self) -> bool:
+        return bool(self.snap_on_start) and (
+            self.snap_on_start_forensics or self.pool.forensics
+        )
+
+    # --- going back, and growing
+
+    @locked
+    async def revert(self, revision: str | None = None) -> "ZfsVolume":
+        """Go back to a revision; what is left behind becomes one itself.
+
+        :param revision: an id from :py:attr:`revisions`; None: the newest
+        """
+        what = self._cannot("revert")
+        with told(what):
+            if self.is_running():
+                raise refusal(what, errors.RUNNING)
+            await self.store.first_use()
+            await self._end_abandoned_import(what)
+            state = await self._state(revisions=True)
+            self._must_exist(state, what)
+            older = {item.id: item for item in state.revisions[:-1]}
+            if revision is None:
+                if not older:
+                    raise refusal(what, errors.NO_REVISIONS)
+                revision = list(older)[-1]
+            layout.revision_number(revision)
+            if revision not in older:
+                why = errors.NO_REVISION.format(revision=revision)
+                raise refusal(what, why)
+            snapshot = older[revision].snapshot
+            await self.generations.adopt_clone(
+                lambda: contextlib.nullcontext(snapshot), promote=True
+            )
+            await self._learn_size()
+        return self
+
+    @locked
+    async def resize(self, size: int) -> "ZfsVolume":
+        """Make the volume *size* bytes large, rounded up to its blocks.
+
+        Shrinking cuts off the end; the committed state from before stays as
+        a revision (if the volume keeps any).
+        """
+        what = self._cannot("resize")
+        if not self.rw:
+            raise refusal(what, errors.READ_ONLY)
+        with told(what):
+            size = self._rounded(size, what)
+            keep = self.revisions_to_keep
+            state = await self._state("volsize", "written", revisions=True)
+            if state.current is None:
+                if self.save_on_stop:
+                    self._must_exist(state, what)
+                self._size = size
+                return self
+            before = int(state.properties["volsize"])
+            if size < before and self.is_running():
+                raise refusal(what, errors.SHRINK_RUNNING)
+            halted = self.save_on_stop and not self.is_running()
+            if size < before and halted and keep > 0:
+                await self.generations.commit(keep)
+            if size != before:
+                dataset = self.where.generation(state.current)
+                await native.set_property(dataset, "volsize", str(size))
+            if halted and keep >= 0:
+                await self.generations.commit(keep)
+            self._size = size
+        return self

@@ -1,0 +1,1 @@
+"""What this package knows of OpenZFS; nothing in here knows of Qubes."""

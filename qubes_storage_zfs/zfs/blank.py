@@ -1,0 +1,398 @@
+"""Whether block devices given by a person may become a zpool.
+
+zpool(8) itself overwrites partition tables, destroyed zpools and data without
+a signature, all without being forced (run on 2.3.9).  So a device is accepted
+only if nothing uses it, nothing can be recognised on it, and both its ends
+are zero; whatever is not certain is refused.
+
+Nothing here writes, except make_blank_again().
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import core, native
+from .errors import CommandFailed, ZfsError
+
+#: bytes; zpool(8) wants 64 MiB, of which ZFS keeps most for itself
+SMALLEST = 256 << 20
+#: bytes at either end that must be zero: partition tables, superblocks, and
+#: the four labels of ZFS (256 KiB each, two at either end) are in there
+EDGE = 1 << 20
+#: ioctl of linux/fs.h: read the partition table again
+BLKRRPART = 0x125F
+
+#: partitions that zpool(8) makes on a whole disk (efi_partition of libefi)
+_ZPOOL_PARTITIONS = frozenset({"1", "9"})
+#: signatures, as wipefs(8) calls them, that zpool(8) writes
+_ZPOOL_SIGNATURES = frozenset({"zfs_member", "gpt", "PMBR"})
+#: what libblkid's names mean to a person
+_MEANING = {
+    "dos": "an MBR partition table",
+    "gpt": "a GPT partition table",
+    "zfs_member": "the label of a zpool, perhaps a destroyed one",
+    "LVM2_member": "an LVM physical volume",
+    "crypto_LUKS": "an encrypted LUKS volume",
+    "linux_raid_member": "a member of a RAID",
+    "swap": "swap space",
+}
+
+
+def _plain(text: str) -> str:
+    """*text* for a message: one line, and no sign that formatting acts on.
+
+    As udev spells such characters in its links.
+    """
+    return "".join(
+        c if c.isprintable() and c != "%" else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+class DeviceRefused(ZfsError):
+    """A device may not be overwritten; ``str()`` says why and what to do.
+
+    :ivar device: its path, as given
+    :ivar reason: the rest of the sentence
+    """
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(device, errno.EBUSY, "use")
+        self.device = device
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{_plain(self.device)} {_plain(self.reason)}."
+
+
+def split_devices(text: str) -> list[str]:
+    """The devices in *text*, separated by commas, blanks or colons.
+
+    A colon separates only before a slash: names in /dev/disk/by-path contain
+    colons.
+
+    :raises ValueError: if there is none, with a sentence
+    """
+    devices = [part for part in re.split(r"[,\s]+|:(?=/)", text) if part]
+    if not devices:
+        raise ValueError("No block device is given; name at least one.")
+    return devices
+
+
+@dataclass(frozen=True)
+class _Device:
+    path: str  # as given
+    number: int  # st_rdev
+    sysfs: Path  # its folder in /sys/devices
+
+    @property
+    def disk(self) -> Path:
+        """The sysfs folder of the whole disk, which may be this one."""
+        part = (self.sysfs / "partition").exists()
+        return self.sysfs.parent if part else self.sysfs
+
+
+def _look(path: str) -> _Device:
+    """:raises DeviceRefused: if *path* is not that of a block device"""
+    names = "; give a device by its full name, as in /dev/disk/by-id"
+    if not path.startswith("/"):
+        raise DeviceRefused(path, "is not an absolute path" + names)
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as exc:
+        raise DeviceRefused(path, "does not exist" + names) from exc
+    if not stat.S_ISBLK(status.st_mode):
+        raise DeviceRefused(path, "is not a block device" + names)
+    number = status.st_rdev
+    sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    return _Device(path, number, sysfs.resolve())
+
+
+def _check_distinct(devices: Sequence[_Device]) -> None:
+    for place, device in enumerate(devices):
+        for other in devices[:place]:
+            if device.number == other.number:
+                raise DeviceRefused(
+                    device.path,
+                    f"is the same device as {other.path}; name it once",
+                )
+        for other in devices:
+            if device.sysfs != other.sysfs and device.disk == other.sysfs:
+                raise DeviceRefused(
+                    device.path,
+                    f"is a partition of {other.path}; name only one of them",
+                )
+
+
+def _entry(sysfs: Path, name: str) -> str:
+    """A file in sysfs, "" if it is not there."""
+    try:
+        return (sysfs / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _partitions(sysfs: Path) -> list[Path]:
+    """The sysfs folders of a disk's partitions."""
+    return sorted(file.parent for file in sysfs.glob("*/partition"))
+
+
+def _unescape(field: str) -> str:
+    """Of /proc/mounts and /proc/swaps: blanks are written as \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+def _is_device(path: str, number: int) -> bool:
+    try:
+        return path.startswith("/dev/") and os.stat(path).st_rdev == number
+    except OSError:
+        return False
+
+
+def _mounted_at(number: int, mountinfo: str) -> str | None:
+    """Where a device is mounted, by the text of /proc/self/mountinfo.
+
+    btrfs shows a number of its own; then the source tells.
+    """
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        source = _unescape(rest.split(" ")[1]) if " " in rest else ""
+        if fields.split(" ")[2] == wanted or _is_device(source, number):
+            return _unescape(fields.split(" ")[4])
+    return None
+
+
+def _users(device: _Device) -> Iterator[str]:
+    """Whose it is, in words that follow the device's name."""
+    mountinfo = Path("/proc/self/mountinfo").read_text(errors="replace")
+    place = _mounted_at(device.number, mountinfo)
+    if place is not None:
+        yield f"is mounted at {place}"
+    for line in _entry(Path("/proc"), "swaps").splitlines()[1:]:
+        if _is_device(_unescape(line.split()[0]), device.number):
+            yield "is in use as swap"
+    for holder in sorted(device.sysfs.glob("holders/*")):
+        yield f"is in use by {_entry(holder, 'dm/name') or holder.name}"
+    for loop in Path("/sys/block").glob("loop*"):
+        if _is_device(_entry(loop, "loop/backing_file"), device.number):
+            yield f"is in use by /dev/{loop.name}"
+    # Xen's backend does not open exclusively, nor is a disk's own use seen
+    # in its partitions
+    numbers = [_entry(at, "dev") for at in (device.sysfs, device.disk)]
+    for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
+        pair = _entry(backend, "physical_device").split(":")
+        if ":".join(str(int(part or "0", 16)) for part in pair) in numbers:
+            yield f"is attached to a running qube ({backend.name})"
+
+
+def _erase(device: _Device) -> str:
+    return (
+        f"or, if nothing on it is needed, run 'wipefs --all {device.path}'"
+        " and overwrite its first and last MiB with zeroes"
+    )
+
+
+def _obstacles(device: _Device) -> Iterator[str]:
+    """What the kernel tells without opening the device; ends of sentences."""
+    if device.sysfs.name.startswith("zd"):
+        yield (
+            "is a volume of ZFS, and a zpool within a zpool can hang the"
+            " machine; name a disk or a partition"
+        )
+    size = int(_entry(device.sysfs, "size") or "0") * 512
+    if size < SMALLEST:
+        yield (
+            f"is too small ({size >> 20} MiB); name one of at least"
+            f" {SMALLEST >> 20} MiB"
+        )
+    if _entry(device.sysfs, "ro") != "0":
+        yield "is read-only; name one that can be written"
+    names = ", ".join(part.name for part in _partitions(device.sysfs))
+    if names:
+        yield (
+            f"has partitions ({names}); name an empty disk or one empty"
+            f" partition, {_erase(device)}"
+        )
+    for use in _users(device):
+        yield f"{use}; release it there, or name another device"
+
+
+async def _patiently(function: Callable[[str], None], path: str) -> None:
+    """Call in a thread, again while busy: udev opens devices for a moment.
+
+    :raises OSError: EBUSY if it stayed so, or any other
+    """
+    for pause in native.PAUSES:
+        try:
+            await core.in_thread(function, path)
+            return
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+        await asyncio.sleep(pause)
+    await core.in_thread(function, path)
+
+
+def _claim(path: str) -> None:
+    """Open exclusively, as mount, dm, md and ZFS do: EBUSY if one has.
+
+    Read-only, because a writable descriptor that is closed makes udev probe,
+    which would make the device busy for what comes next.
+    """
+    os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+
+
+async def _signatures(path: str) -> list[str]:
+    """What libblkid recognises at *path*, as it calls it; [] if nothing.
+
+    :raises DeviceRefused: if it could not be read
+    """
+    try:
+        # "offset,uuid,label,type" of each, label and uuid being encoded
+        _, listing = await native.run("wipefs", "-n", "-p", path)
+        # 2: nothing; 8: several that exclude each other
+        status, exported = await native.run(
+            "blkid", "-p", "-o", "export", path, ok=(0, 2, 8)
+        )
+    except CommandFailed as exc:
+        if exc.code == 127:
+            raise
+        raise DeviceRefused(
+            path, f"cannot be read ({exc.output}); name another device"
+        ) from exc
+    found = re.findall(r"^(?:PT)?TYPE=(.*)$", exported, re.MULTILINE)
+    found += re.findall(r"^[^#].*,(.*)$", listing, re.MULTILINE)
+    # of a partition, blkid also tells what its disk's table says of it
+    other = re.search(r"^(?!DEVNAME=|PART_ENTRY_).", exported, re.MULTILINE)
+    if not found and (listing or other or status == 8):
+        found.append("unknown")
+    return list(dict.fromkeys(found))
+
+
+def _edges_zero(path: str) -> bool:
+    with open(path, "rb") as file:
+        for offset in (0, file.seek(0, os.SEEK_END) - EDGE):
+            file.seek(offset)
+            if file.read(EDGE) != bytes(EDGE):
+                return False
+    return True
+
+
+async def _obstacle_inside(device: _Device) -> str | None:
+    """What opening and reading the device tells; the end of a sentence."""
+    busy = zero = False
+    try:
+        await _patiently(_claim, device.path)
+        zero = await core.in_thread(_edges_zero, device.path)
+    except OSError as exc:
+        busy = exc.errno == errno.EBUSY
+        if not busy:
+            return f"cannot be read ({exc.strerror}); name another device"
+    names = await _signatures(device.path)
+    found = ""
+    for name in names[:1]:
+        found = f"carries {_MEANING.get(name, f'a signature ({name})')}"
+    if busy:
+        also = f", and {found}" if found else ""
+        return (
+            f"is in use by the system or by an imported zpool{also}; release"
+            " it there, or name another device"
+        )
+    if found:
+        return f"{found}; name another device, {_erase(device)}"
+    if not zero:
+        return (
+            "is not empty: it holds data that is not recognised, perhaps"
+            " encrypted; name another device, or, if nothing on it is needed,"
+            " overwrite its first and last MiB with zeroes"
+        )
+    return None
+
+
+async def check_blank(devices: Sequence[str]) -> list[str]:
+    """Give *devices* back if all of them may be overwritten.
+
+    Nothing is written, and the first that may not be ends it.
+
+    :raises DeviceRefused: with a sentence for a person
+    :raises CommandFailed: 127 if wipefs(8) or blkid(8) is not installed
+    """
+    known = [await core.in_thread(_look, path) for path in devices]
+    _check_distinct(known)
+    for device in known:
+        reason = await core.in_thread(
+            next, _obstacles(device), None
+        ) or await _obstacle_inside(device)
+        if reason:
+            raise DeviceRefused(device.path, reason)
+    return list(devices)
+
+
+def _clear_edges(path: str) -> None:
+    """Overwrite both edges and have the kernel forget the partitions."""
+    with open(os.open(path, os.O_RDWR | os.O_EXCL), "r+b") as file:
+        for offset in (0, file.seek(0, os.SEEK_END) - EDGE):
+            file.seek(offset)
+            file.write(bytes(EDGE))
+        file.flush()
+        os.fsync(file)
+        try:
+            fcntl.ioctl(file, BLKRRPART)
+        except OSError as exc:
+            # what has no partitions: a partition, a plain loop device
+            if exc.errno not in (errno.EINVAL, errno.ENOTTY):
+                raise
+
+
+async def _undo(path: str) -> None:
+    """:raises ZfsError: if it holds what zpool(8) does not write"""
+    device = await core.in_thread(_look, path)
+    partitions = _partitions(device.sysfs)
+    numbers = {_entry(part, "partition") for part in partitions}
+    names = set(await _signatures(path))
+    nodes = ["/dev/" + part.name.replace("!", "/") for part in partitions]
+    for node in nodes:
+        names.update(await _signatures(node))
+    if numbers - _ZPOOL_PARTITIONS or names - _ZPOOL_SIGNATURES:
+        raise DeviceRefused(
+            path,
+            "was changed by something other than zpool and is left as it is;"
+            f" name another device, {_erase(device)}",
+        )
+    for node in nodes:
+        # fails where there is no label, which is as good
+        await native.run("zpool", "labelclear", "-f", node, ok=(0, 1))
+    try:
+        await _patiently(_clear_edges, path)
+    except OSError as exc:
+        raise DeviceRefused(
+            path,
+            f"could not be made empty again ({exc.strerror});"
+            f" name another device, {_erase(device)}",
+        ) from exc
+
+
+async def make_blank_again(devices: Sequence[str]) -> None:
+    """Remove what a failed create_zpool() left on devices.
+
+    Only for devices that check_blank() accepted just before: that both
+    their ends were zero is what makes it right to overwrite these.  All of
+    them are dealt with before the first failure is raised.
+
+    :raises DeviceRefused: if one is in use, gone, or holds other things
+    """
+    failure: ZfsError | None = None
+    for path in devices:
+        try:
+            await _undo(path)
+        except ZfsError as exc:
+            failure = failure or exc
+    if failure is not None:
+        raise failure

@@ -1,0 +1,256 @@
+"""The one door to libzfs_core: async calls, str names, exceptions with data.
+
+Every call runs in a thread, so that a transaction group being waited for
+never holds the event loop.  A call in the kernel cannot be cancelled: when
+the waiting task is, the call's end is awaited first, so that "cancelled"
+means "it is over", one way or the other.
+
+libzfs_core is imported at the first call: this module imports where neither
+pyzfs nor the kernel module is installed.
+"""
+
+import asyncio
+import concurrent.futures
+import functools
+import importlib
+import importlib.resources
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import errors
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+T = TypeVar("T")
+Value = str | int | bool | None
+#: what a channel program takes and gives
+Data = Mapping[str, Any]
+
+#: zfs_prop_t index values, which libzfs_core takes instead of words
+#: (zfs_prop.c; each was created and read back on 2.3.9)
+VOLMODE_DEV = 2
+SNAPDEV_HIDDEN = 0
+CANMOUNT_OFF = 0
+
+MEMORY_LIMIT = 100 << 20  # bytes; the most ZFS allows, allocated as needed
+INSTRUCTION_LIMIT = 100_000_000  # the most ZFS allows
+
+_threads = concurrent.futures.ThreadPoolExecutor(16, "zfs")
+
+
+async def in_thread(
+    function: Callable[..., T],
+    *args: Any,
+    stop: threading.Event | None = None,
+) -> T:
+    """Run *function* in a thread; if cancelled, wait for its end first.
+
+    :param stop: set when cancelled, for a function that looks at it
+    """
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(_threads, function, *args)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if stop is not None:
+            stop.set()
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError:
+                continue
+        if not future.cancelled():
+            future.exception()
+        raise
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("libzfs_core")
+    except (ImportError, OSError) as exc:
+        raise errors.NoModule("libzfs_core", call="import") from exc
+
+
+def _call(what: str, subject: str, *args: Any) -> Any:
+    """Call ``lzc_<what>``; *subject* is what an exception will name."""
+    library = _library()
+    exceptions = library.exceptions
+    try:
+        return getattr(library, "lzc_" + what)(*args)
+    except exceptions.ZFSInitializationFailed as exc:
+        raise errors.NoModule(subject, exc.errno, what) from exc
+    except exceptions.PoolNotFound as exc:
+        raise errors.PoolAbsent(subject.partition("/")[0], 0, what) from exc
+    except exceptions.ZFSError as exc:
+        # a program that failed says where, which only a maintainer reads
+        details = getattr(exc, "details", None)
+        if details:
+            LOG.error("%s of %s: %s", what, subject, _decode(details))
+        raise errors.from_errno(exc.errno or 0, subject, what) from exc
+
+
+def _encode(value: Any) -> Any:
+    """str to bytes and int to int64, which is all that programs take."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, int):
+        return _library().ctypes.int64_t(value)
+    if isinstance(value, Mapping):
+        return {key.encode(): _encode(item) for key, item in value.items()}
+    return {
+        str(number).encode(): _encode(item)
+        for number, item in enumerate(value, 1)
+    }
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    if isinstance(value, dict):
+        return {_decode(key): _decode(item) for key, item in value.items()}
+    return value
+
+
+@functools.cache
+def _program(name: str) -> bytes:
+    """Text of a channel program; constant, names are passed as arguments."""
+    folder = importlib.resources.files(__package__) / "programs"
+    return (folder / "common.lua").read_bytes() + (
+        folder / f"{name}.lua"
+    ).read_bytes()
+
+
+def _run(name: str, dataset: str, arguments: Data, sync: bool) -> Any:
+    what = "channel_program" if sync else "channel_program_nosync"
+    zpool = dataset.partition("/")[0]
+    result = _call(
+        what,
+        dataset,
+        zpool.encode(),
+        _program(name),
+        INSTRUCTION_LIMIT,
+        MEMORY_LIMIT,
+        _encode(arguments),
+    )
+    result = _decode(result)
+    if isinstance(result, dict) and "errno" in result:
+        raise errors.from_errno(
+            result["errno"], result.get("dataset", dataset), result["step"]
+        )
+    return result
+
+
+def ask(name: str, dataset: str, arguments: Data) -> Any:
+    """Run a read-only program now, in this thread.
+
+    For properties that the API wants synchronously.  It waits for no
+    transaction group and for no disk beyond cached metadata.
+
+    :raises ZfsError: if it fails
+    """
+    return _run(name, dataset, arguments, sync=False)
+
+
+async def read(name: str, dataset: str, arguments: Data) -> Any:
+    """As :py:func:`ask`, in a thread."""
+    return await in_thread(_run, name, dataset, arguments, False)
+
+
+async def change(name: str, dataset: str, arguments: Data) -> Any:
+    """Run a program that changes something: one transaction group.
+
+    All it did is on disk when this returns; after a crash, all or nothing.
+
+    :raises ZfsError: if the program refused (then nothing was changed,
+        unless its header says otherwise) or failed
+    """
+    return await in_thread(_run, name, dataset, arguments, True)
+
+
+def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
+    """User properties are strings, native ones index numbers."""
+    return {
+        name.encode(): value.encode() if isinstance(value, str) else value
+        for name, value in properties.items()
+    }
+
+
+async def create_filesystem(
+    dataset: str, properties: Mapping[str, Value]
+) -> None:
+    """Create a filesystem that nothing mounts.
+
+    :raises Exists: if there is a dataset of that name
+    """
+    given = _properties({"canmount": CANMOUNT_OFF, **properties})
+    await in_thread(_call, "create", dataset, dataset.encode(), "zfs", given)
+
+
+async def create_volume(
+    dataset: str, size: int, blocksize: int, properties: Mapping[str, Value]
+) -> None:
+    """Create a sparse zvol of *size* bytes.
+
+    Dataset and properties are two transaction groups (ZFS does them so):
+    after a crash it may stand without *properties*.
+
+    :raises Exists: if there is a dataset of that name
+    """
+    given = _properties(
+        {"volsize": size, "volblocksize": blocksize, **properties}
+    )
+    await in_thread(_call, "create", dataset, dataset.encode(), "zvol", given)
+
+
+async def clone(
+    dataset: str, origin: str, properties: Mapping[str, Value]
+) -> None:
+    """Clone the snapshot *origin*; *properties* as in create_volume().
+
+    :raises Exists: if there is a dataset of that name
+    """
+    await in_thread(
+        _call,
+        "clone",
+        dataset,
+        dataset.encode(),
+        origin.encode(),
+        _properties(properties),
+    )
+
+
+async def destroy(dataset: str) -> None:
+    """Destroy a dataset that has neither children nor snapshots.
+
+    :raises NotFound: if it is not there
+    :raises Busy: if it has some, or something holds it open
+    """
+    await in_thread(_call, "destroy", dataset, dataset.encode())
+
+
+async def sync(zpool: str) -> None:
+    """Wait until all changes so far are on disk."""
+    await in_thread(_call, "sync", zpool, zpool.encode(), False)
+
+
+def module_version() -> str | None:
+    """Version of the loaded zfs module; None if none is loaded."""
+    try:
+        return Path("/sys/module/zfs/version").read_text("ascii").strip()
+    except OSError:
+        return None
+
+
+def clones_in_programs(zpool: str) -> bool:
+    """Whether channel programs can clone here (OpenZFS 2.4.0 and newer)."""
+    return _can_clone(zpool, module_version())
+
+
+@functools.lru_cache(maxsize=4)
+def _can_clone(zpool: str, _version: str | None) -> bool:
+    return bool(_run("can_clone", zpool, {}, False))

@@ -1,0 +1,241 @@
+"""Device nodes: from a dataset to its node, verified; and who holds it.
+
+The kernel makes /dev/zdN before lzc_create() and lzc_clone() return; the link
+/dev/zvol/<dataset> is udev's and comes later, or points to another zvol for a
+while.  So the link is waited for (inotify, no polling) and what it points to
+is asked for its name (BLKZNAME) before anyone is given it.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from . import core
+from .errors import Busy, NoDevice
+
+T = TypeVar("T")
+
+ZVOL_DIR = "/dev/zvol"
+#: _IOR(0x12, 125, char[256]) of include/sys/fs/zfs.h
+BLKZNAME = 0x8100127D
+#: seconds until a link is declared missing
+LINK_LIMIT = 30.0
+#: seconds after which udev is asked again for a link that did not come
+NUDGE_AFTER = 5.0
+#: seconds for which "busy" is put down to udev's probing and tried again
+BUSY_LIMIT = 6.0
+
+_IN_EVENTS = 0x100 | 0x80 | 0x4  # IN_CREATE | IN_MOVED_TO | IN_ATTRIB
+
+
+def link(dataset: str) -> str:
+    """Where udev puts the node of *dataset*."""
+    return f"{ZVOL_DIR}/{dataset}"
+
+
+def dataset_of(path: str) -> str | None:
+    """The dataset that link() would give *path* for; None if none."""
+    if not path.startswith(ZVOL_DIR + "/"):
+        return None
+    return path[len(ZVOL_DIR) + 1 :]
+
+
+def _name_of_node(path: str) -> str | None:
+    """The dataset behind a block device, None if it is none of ZFS'.
+
+    Opened read-only: closing a writable descriptor makes udev probe again.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        buffer = bytearray(256)
+        fcntl.ioctl(fd, BLKZNAME, buffer, True)
+        return bytes(buffer).split(b"\0")[0].decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def _node_of(dataset: str) -> str | None:
+    """Find /dev/zdN without udev, by asking every zvol for its name."""
+    for block in Path("/sys/block").glob("zd*"):
+        node = f"/dev/{block.name}"
+        if _name_of_node(node) == dataset:
+            return node
+    return None
+
+
+def _nudge(dataset: str) -> None:
+    """Have udev look at the zvol once more (as ``udevadm trigger`` does)."""
+    node = _node_of(dataset)
+    if node is not None:
+        with contextlib.suppress(OSError):
+            Path(f"/sys/block/{node[5:]}/uevent").write_text("change")
+
+
+class _Watch:
+    """Tells when something happens on the way to a path (inotify)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd: int = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._event = asyncio.Event()
+        if self._fd >= 0:
+            asyncio.get_running_loop().add_reader(self._fd, self._drain)
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 65536)
+        self._event.set()
+
+    def arm(self) -> None:
+        """Watch every existing folder above the path, from now on."""
+        self._event.clear()
+        folder = os.path.dirname(self._path)
+        while folder.startswith("/dev"):
+            # adding a watch that is there already changes nothing
+            self._libc.inotify_add_watch(
+                self._fd, folder.encode(), ctypes.c_uint32(_IN_EVENTS)
+            )
+            folder = os.path.dirname(folder)
+
+    async def wait(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), seconds)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+
+
+async def wait_for_link(dataset: str) -> str:
+    """Wait until the link of *dataset* leads to its node; give the link.
+
+    :raises NoDevice: if it does not within :py:data:`LINK_LIMIT` seconds
+    """
+    path = link(dataset)
+    if await core.in_thread(_name_of_node, path) == dataset:
+        return path
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    nudged = False
+    watch = _Watch(path)
+    try:
+        while (passed := loop.time() - begin) < LINK_LIMIT:
+            watch.arm()
+            if await core.in_thread(_name_of_node, path) == dataset:
+                return path
+            if passed >= NUDGE_AFTER and not nudged:
+                nudged = True
+                await core.in_thread(_nudge, dataset)
+            await watch.wait(1.0)
+    finally:
+        watch.close()
+    raise NoDevice(dataset, errno.ENODEV, "wait for the device of")
+
+
+def flush(dataset: str) -> None:
+    """Write what dom0's page cache holds of the zvol, if it has a node.
+
+    A snapshot does not contain buffered writes that were not flushed.
+
+    :raises OSError: if the data could not be written
+    """
+    path = link(dataset)
+    if _name_of_node(path) != dataset:
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def is_open(dataset: str) -> bool:
+    """Whether somebody holds the zvol open for more than a probe's time."""
+    return bool(holders(dataset))
+
+
+def holders(dataset: str) -> tuple[str, ...]:
+    """Who holds the zvol's node open, in words; empty if it has none."""
+    node = os.path.realpath(link(dataset))
+    if _name_of_node(node) != dataset:
+        found = _node_of(dataset)
+        if found is None:
+            return ()
+        node = found
+    return tuple(
+        [*_processes(node), *_block_holders(node), *_xen_backends(node)]
+    )
+
+
+def _processes(node: str) -> Iterator[str]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(process / "fd"):
+                if os.readlink(process / "fd" / fd) == node:
+                    name = (process / "comm").read_text().strip()
+                    if not re.fullmatch(r"\(udev-worker\)|systemd-udevd", name):
+                        yield f"process {process.name} ({name})"
+                    break
+
+
+def _block_holders(node: str) -> Iterator[str]:
+    block = Path("/sys/block", os.path.basename(node))
+    with contextlib.suppress(OSError):
+        for holder in sorted(os.listdir(block / "holders")):
+            name = Path("/sys/block", holder, "dm/name")
+            yield name.read_text().strip() if name.exists() else holder
+    for loop in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if os.path.realpath(loop.read_text().strip()) == node:
+                yield f"loop device {loop.parent.parent.name}"
+
+
+def _xen_backends(node: str) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        number = os.stat(node).st_rdev
+        wanted = f"{os.major(number):x}:{os.minor(number):x}"
+        for device in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
+            physical = device / "physical_device"
+            if physical.exists() and physical.read_text().strip() == wanted:
+                domain = device.name.split("-")[1]
+                yield f"the running qube with Xen domain id {domain}"
+
+
+async def retry_busy(
+    dataset: str,
+    action: Callable[[], Awaitable[T]],
+    limit: float = BUSY_LIMIT,
+) -> T:
+    """Await *action* until it does not raise Busy any more.
+
+    udev opens a node for a moment after each event, so busy is normal for
+    some time; nothing of anybody else's waits meanwhile.
+
+    :raises Busy: after *limit* seconds, naming the holders
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limit
+    pause = 0.01
+    while True:
+        try:
+            return await action()
+        except Busy as exc:
+            if loop.time() >= end:
+                who = await core.in_thread(holders, exc.dataset)
+                raise Busy(exc.dataset, exc.code, exc.call, who) from exc
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.25)

@@ -1,0 +1,96 @@
+"""What ZFS can answer, as exceptions that carry data instead of prose."""
+
+import errno as _errno
+
+
+class ZfsError(Exception):
+    """A call into ZFS failed.
+
+    :ivar dataset: the dataset, snapshot or zpool it was about
+    :ivar code: the errno it failed with (may be one of ZFS' own, > 1000)
+    :ivar call: what was asked for
+    """
+
+    def __init__(self, dataset: str, code: int = 0, call: str = "") -> None:
+        super().__init__(dataset, code, call)
+        self.dataset = dataset
+        self.code = code
+        self.call = call
+
+    def __str__(self) -> str:
+        name = _errno.errorcode.get(self.code, str(self.code))
+        return f"{self.call or 'ZFS'} {self.dataset}: {name}"
+
+
+class NoModule(ZfsError):
+    """The zfs kernel module (or pyzfs) is not there."""
+
+
+class PoolAbsent(ZfsError):
+    """No zpool of that name is imported."""
+
+
+class NotFound(ZfsError):
+    """The dataset or snapshot does not exist."""
+
+
+class Exists(ZfsError):
+    """Something of that name exists already."""
+
+
+class NoSpace(ZfsError):
+    """The zpool, or a quota above the dataset, is full."""
+
+
+class Locked(ZfsError):
+    """The dataset's encryption key is not loaded."""
+
+
+class Busy(ZfsError):
+    """Something holds the dataset open.
+
+    :ivar holders: who, in words; empty if nobody was seen any more
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        code: int = _errno.EBUSY,
+        call: str = "",
+        holders: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(dataset, code, call)
+        self.holders = holders
+
+
+class NoDevice(ZfsError):
+    """The volume's device node did not appear, or is another's."""
+
+
+class CommandFailed(ZfsError):
+    """zpool or zfs, run as a program, refused.
+
+    :ivar output: what it printed
+    """
+
+    def __init__(self, command: str, code: int, output: str) -> None:
+        super().__init__(command, code, "run")
+        self.output = output
+
+    def __str__(self) -> str:
+        return f"{self.dataset}: {self.output or self.code}"
+
+
+_BY_ERRNO: dict[int, type[ZfsError]] = {
+    _errno.ENOENT: NotFound,
+    _errno.EEXIST: Exists,
+    _errno.EBUSY: Busy,
+    _errno.ENOSPC: NoSpace,
+    _errno.EDQUOT: NoSpace,
+    _errno.EACCES: Locked,
+}
+
+
+def from_errno(code: int, dataset: str, call: str) -> ZfsError:
+    """The exception that fits *code*, as a value to be raised."""
+    return _BY_ERRNO.get(code, ZfsError)(dataset, code, call)

@@ -1,0 +1,174 @@
+"""The few things libzfs_core cannot do, and the one door to programs.
+
+Creating a zpool and setting native properties have no call in libzfs_core;
+they are done by the programs zpool(8) and zfs(8), without a shell, with an
+environment of our own and with absolute paths.  Nothing else below this
+package's ``zfs`` starts a process.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+
+from .errors import CommandFailed
+
+#: where programs are looked for, and all of PATH that they see
+FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
+#: seconds between attempts while udev probes a device; 4.7 in all
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.2, 2.0)
+
+#: what the ZFS programs print for EBUSY (zpool_vdev.c and, for the kernel's
+#: answer, zpool_create() in libzfs_pool.c)
+_BUSY_WORDS = (
+    "is busy",
+    "resource busy",
+    "is in use",
+    "one or more vdevs refer to the same device",
+)
+
+#: of the zpool; a pool whose disk is gone must give errors, not hang qubes
+_ZPOOL_PROPERTIES = {"autotrim": "on", "failmode": "continue"}
+#: of the root dataset, inherited by all that is made in it
+_ROOT_PROPERTIES = {
+    "mountpoint": "none",
+    "canmount": "off",
+    "volmode": "dev",
+    "snapdev": "hidden",
+    "atime": "off",
+    "org.qubes-os:part-of-qvm-pool": "true",
+    "com.sun:auto-snapshot": "false",
+}
+
+
+def _find(program: str) -> str | None:
+    for folder in FOLDERS:
+        path = f"{folder}/{program}"
+        if os.access(path, os.X_OK):
+            return path
+    return None
+
+
+async def _execute(path: str, arguments: Sequence[str]) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        path,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={"PATH": ":".join(FOLDERS), "LC_ALL": "C"},
+    )
+    output, _ = await process.communicate()
+    return await process.wait(), output.decode(errors="replace").strip()
+
+
+async def run(
+    program: str, *arguments: str, ok: tuple[int, ...] = (0,)
+) -> tuple[int, str]:
+    """Run *program* to its end; give its status and what it printed.
+
+    Output and errors come in one text.  If cancelled, the program's end is
+    awaited first: what it was doing to a disk is over then.
+
+    :param program: its name, without a folder
+    :param ok: the statuses that are no failure
+    :raises CommandFailed: for any other status, negative for a signal;
+        127 if there is no such program
+    """
+    verb = [word for word in arguments[:1] if word[:1].isalpha()]
+    command = " ".join([program, *verb])
+    path = _find(program)
+    if path is None:
+        raise CommandFailed(
+            command, 127, f"the program {program} is not installed"
+        )
+    child = asyncio.ensure_future(_execute(path, arguments))
+    try:
+        status, output = await asyncio.shield(child)
+    except asyncio.CancelledError:
+        while not child.done():
+            try:
+                await asyncio.wait([child])
+            except asyncio.CancelledError:
+                continue
+        if not child.cancelled():
+            child.exception()
+        raise
+    except OSError as exc:
+        raise CommandFailed(
+            command, 126, f"{path} did not start: {exc.strerror}"
+        ) from exc
+    if status not in ok:
+        raise CommandFailed(command, status, output)
+    return status, output
+
+
+async def _run_patiently(program: str, *arguments: str) -> None:
+    """As run(), tried again while udev may be what holds the device."""
+    for pause in PAUSES:
+        try:
+            await run(program, *arguments)
+            return
+        except CommandFailed as exc:
+            if not any(word in exc.output.lower() for word in _BUSY_WORDS):
+                raise
+        await asyncio.sleep(pause)
+    await run(program, *arguments)
+
+
+async def create_zpool(
+    name: str,
+    devices: Sequence[str],
+    compression: str,
+    properties: Mapping[str, str] | None = None,
+) -> None:
+    """Create a zpool over *devices* that check_blank() has just accepted.
+
+    All properties are part of the call: no zpool exists without them.  It is
+    never forced, and ashift is left to ZFS, which asks the disks.
+
+    After a failure the devices may carry a partition table or labels that
+    zpool(8) made before it found out; see make_blank_again().
+
+    :param devices: absolute paths; their space is added up, nothing mirrored
+    :param properties: more of the root dataset's, or instead of the usual
+    :raises ValueError: for a device that zpool(8) might take as a keyword
+    :raises CommandFailed: if zpool(8) refused
+    """
+    if not devices or not all(path.startswith("/") for path in devices):
+        raise ValueError("A zpool needs devices, given by absolute paths.")
+    root = {
+        **_ROOT_PROPERTIES,
+        "compression": compression,
+        **(properties or {}),
+    }
+    arguments = ["create"]
+    for key, value in _ZPOOL_PROPERTIES.items():
+        arguments += ["-o", f"{key}={value}"]
+    for key, value in root.items():
+        arguments += ["-O", f"{key}={value}"]
+    await _run_patiently("zpool", *arguments, "--", name, *devices)
+
+
+async def destroy_zpool(name: str) -> None:
+    """Take back a zpool that create_zpool() has just made.
+
+    :raises CommandFailed: if zpool(8) refused
+    """
+    await _run_patiently("zpool", "destroy", "--", name)
+
+
+async def set_property(dataset: str, name: str, value: str) -> None:
+    """Set a property of a dataset, native or user's.
+
+    :raises CommandFailed: if zfs(8) refused
+    """
+    await run("zfs", "set", f"{name}={value}", dataset)
+
+
+def zpool_imported(name: str) -> bool:
+    """Whether a zpool of that name is imported, suspended ones included.
+
+    Read from the module's statistics, one folder a zpool: no process, and
+    no wait for a zpool that does not answer.
+    """
+    return bool(name) and os.path.exists(f"/proc/spl/kstat/zfs/{name}/state")

@@ -1,0 +1,123 @@
+-- A generation becomes the current one of its volume: the pointer moves.
+--
+-- argv: qube, volume, pointer, number (of the new generation), holder
+--       (property to take off it)
+--       scratch: its content is kept by nobody: no revision is made, and the
+--         generation that was current is destroyed
+--       keep: old revisions to keep, -1 for no revisions at all; absent: prune
+--         nothing
+--       origin: clone this snapshot to make the generation (OpenZFS >= 2.4)
+--       promote: take over the origin's revisions, if that is the same
+--         volume's and no other snapshot would move with them
+-- gives: number of the revision made, if any
+--
+-- What was current and uncommitted becomes a revision first (unless scratch
+-- or keep < 1), so nothing is lost by moving the pointer.  All in one
+-- transaction group.  If a step before the pointer moves fails, the pointer
+-- is as before and what was made is garbage for the janitor.
+local qube, volume = argv.qube, argv.volume
+local new = generation_name(qube, volume, argv.number)
+local old_number = current_number(qube, argv.pointer)
+local old = nil
+if old_number ~= nil and old_number ~= argv.number then
+    old = generation_name(qube, volume, old_number)
+    if not zfs.exists(old) then
+        old = nil
+    end
+end
+local keep = argv.keep
+local commits = not argv.scratch and (keep == nil or keep >= 0)
+
+if argv.origin then
+    if zfs.exists(new) then
+        return refuse(17, "clone", new)
+    end
+    local errno = zfs.check.clone(argv.origin, new)
+    if errno ~= 0 then
+        return refuse(errno, "check clone", new)
+    end
+elseif not zfs.exists(new) then
+    return refuse(2, "exists", new)
+end
+
+local list, highest = revisions(qube, volume)
+local newest = list[#list]
+local first = nil
+if old ~= nil and commits and (keep == nil or keep > 0) then
+    if newest == nil or newest.generation ~= old_number
+        or (zfs.get_prop(old, "written")) > 0 then
+        highest = highest + 1
+        first = old .. "@r" .. string.format("%d", highest)
+        local errno = zfs.check.snapshot(first)
+        if errno ~= 0 then
+            return refuse(errno, "check snapshot", first)
+        end
+    end
+end
+
+local errno = 0
+if argv.origin then
+    errno = zfs.sync.clone(argv.origin, new)
+    if errno ~= 0 then
+        return refuse(errno, "clone", new)
+    end
+end
+if first ~= nil then
+    errno = zfs.sync.snapshot(first)
+    if errno ~= 0 then
+        return refuse(errno, "snapshot", first)
+    end
+end
+local made = nil
+if commits then
+    highest = highest + 1
+    errno = zfs.sync.snapshot(new .. "@r" .. string.format("%d", highest))
+    if errno ~= 0 then
+        return refuse(errno, "snapshot", new)
+    end
+    made = highest
+end
+local value = string.format("%d", argv.number)
+if argv.scratch then
+    value = value .. " scratch"
+end
+errno = zfs.sync.set_prop(qube, argv.pointer, value)
+if errno ~= 0 then
+    return refuse(errno, "set_prop", qube)
+end
+
+-- The pointer has moved; the rest is tidying.
+if own_property(new, argv.holder) ~= nil then
+    zfs.sync.inherit(new, argv.holder)
+end
+local origin = (zfs.get_prop(new, "origin"))
+if argv.promote and origin ~= nil then
+    local source = string.match(origin, "^(.*)@")
+    local ours = string.match(source, "^(.*)/[^/]*$") == qube
+    if ours then
+        ours = parse_generation(source) == volume
+    end
+    if ours then
+        for snapshot in zfs.list.snapshots(source) do
+            if string.match(snapshot, "@r[1-9]%d*$") == nil then
+                ours = false
+            end
+        end
+    end
+    if ours then
+        local conflict = (zfs.check.promote(new))
+        if conflict == 0 then
+            zfs.sync.promote(new)
+        end
+    end
+end
+if old ~= nil and argv.scratch then
+    zfs.sync.destroy(old)
+end
+if keep ~= nil and not argv.scratch then
+    prune(qube, volume, argv.number, keep)
+    if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
+        zfs.sync.destroy(old)
+    end
+end
+return made

@@ -1,0 +1,2 @@
+-- Whether this module's channel programs can clone.  Read-only.
+return zfs.sync.clone ~= nil

@@ -1,0 +1,43 @@
+-- The current content of a volume becomes its newest revision.
+--
+-- argv: qube, volume, pointer, keep (old revisions to keep; -1: no revisions
+--       at all), always (commit also what has not changed)
+-- gives: the number of the new revision, or nothing if none was needed
+--
+-- One transaction group: the snapshot is there and old ones are pruned, or
+-- nothing happened.  Repeating it after a crash finds nothing to do.
+local qube, volume = argv.qube, argv.volume
+local current = current_number(qube, argv.pointer)
+if current == nil then
+    return refuse(2, "current", qube)
+end
+local ds = generation_name(qube, volume, current)
+if not zfs.exists(ds) then
+    return refuse(2, "exists", ds)
+end
+
+local list, highest = revisions(qube, volume)
+local newest = list[#list]
+local changed = argv.always or newest == nil or newest.generation ~= current
+    or (zfs.get_prop(ds, "written")) > 0
+    or (zfs.get_prop(ds, "volsize")) ~= (zfs.get_prop(newest.snapshot, "volsize"))
+
+if argv.keep < 0 then
+    prune(qube, volume, current, -1)
+    return nil
+end
+if not changed then
+    prune(qube, volume, current, argv.keep)
+    return nil
+end
+local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
+local errno = zfs.check.snapshot(snapshot)
+if errno ~= 0 then
+    return refuse(errno, "check snapshot", snapshot)
+end
+errno = zfs.sync.snapshot(snapshot)
+if errno ~= 0 then
+    return refuse(errno, "snapshot", snapshot)
+end
+prune(qube, volume, current, argv.keep)
+return highest + 1

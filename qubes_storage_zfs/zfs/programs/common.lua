@@ -1,0 +1,138 @@
+-- What the programs share.  Arguments arrive in argv; names in them were
+-- checked by layout.py, for ZFS does not check them.
+--
+-- A program that refuses returns {errno=, step=, dataset=} and has changed
+-- nothing.  zfs.get_prop has two results, hence the parentheses around it.
+
+local argv = (...).argv
+
+local function refuse(errno, step, dataset)
+    return {errno = errno, step = step, dataset = dataset}
+end
+
+-- The value of a user property set on ds itself, not inherited.
+local function own_property(ds, name)
+    local value, source = zfs.get_prop(ds, name)
+    if source == ds then
+        return value
+    end
+    return nil
+end
+
+-- Number of the current generation of a volume; nil if it has none.
+local function current_number(qube, pointer)
+    local value = own_property(qube, pointer)
+    if value == nil then
+        return nil
+    end
+    return tonumber(string.match(value, "^(%d+)"))
+end
+
+local function generation_name(qube, volume, number)
+    if number == 0 then
+        return qube .. "/" .. volume
+    end
+    return qube .. "/" .. volume .. "." .. string.format("%d", number)
+end
+
+-- Volume and number in the last part of a generation's name.
+local function parse_generation(dataset)
+    local last = string.match(dataset, "/([^/]*)$")
+    local volume, number = string.match(last, "^([^.]+)%.([1-9]%d*)$")
+    if volume == nil then
+        return last, 0
+    end
+    return volume, tonumber(number)
+end
+
+-- Numbers of the generations of one volume.
+local function generations(qube, volume)
+    local found = {}
+    for child in zfs.list.children(qube) do
+        local name, number = parse_generation(child)
+        if name == volume then
+            found[#found + 1] = number
+        end
+    end
+    return found
+end
+
+-- Whether a snapshot is on its way out: it is no revision any more, and goes
+-- with its last clone.
+local function is_leaving(snapshot)
+    return (zfs.get_prop(snapshot, "defer_destroy")) == "on"
+end
+
+-- Revisions of a volume, all generations: list of {number=, generation=,
+-- snapshot=}, sorted; and the highest number ever seen among them.
+local function revisions(qube, volume)
+    local found, highest = {}, 0
+    for _, generation in ipairs(generations(qube, volume)) do
+        local ds = generation_name(qube, volume, generation)
+        for snapshot in zfs.list.snapshots(ds) do
+            local digits = string.match(snapshot, "@r([1-9]%d*)$")
+            if digits ~= nil then
+                local number = tonumber(digits)
+                if number > highest then
+                    highest = number
+                end
+                if not is_leaving(snapshot) then
+                    found[#found + 1] = {
+                        number = number,
+                        generation = generation,
+                        snapshot = snapshot,
+                    }
+                end
+            end
+        end
+    end
+    table.sort(found, function(a, b) return a.number < b.number end)
+    return found, highest
+end
+
+local function has_snapshots(ds)
+    for _ in zfs.list.snapshots(ds) do
+        return true
+    end
+    return false
+end
+
+-- Take a revision away.  With a living clone it stays until that goes, but
+-- is a revision no more.
+local function drop_revision(snapshot)
+    if zfs.sync.destroy(snapshot) ~= 0 then
+        zfs.sync.destroy{snapshot, defer=true}
+    end
+end
+
+-- Snapshots of freeze.lua that a crash left.
+local function drop_frozen(ds)
+    for snapshot in zfs.list.snapshots(ds) do
+        if string.match(snapshot, "@x[1-9]%d*$") ~= nil
+            and not is_leaving(snapshot) then
+            drop_revision(snapshot)
+        end
+    end
+end
+
+-- Keep the newest `keep` old revisions besides the committed one (none at
+-- all if keep is -1).  A generation that is not current and thereby lost its
+-- last snapshot goes too, if nobody holds it open; else the janitor takes it.
+local function prune(qube, volume, current, keep)
+    local list = revisions(qube, volume)
+    local emptied = {}
+    if keep < 0 then
+        drop_frozen(generation_name(qube, volume, current))
+    end
+    for index = 1, #list - 1 - keep do
+        drop_revision(list[index].snapshot)
+        emptied[list[index].generation] = true
+    end
+    for generation in pairs(emptied) do
+        local ds = generation_name(qube, volume, generation)
+        if generation ~= current and not has_snapshots(ds) then
+            zfs.sync.destroy(ds)
+        end
+    end
+end
+

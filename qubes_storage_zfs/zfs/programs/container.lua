@@ -1,0 +1,31 @@
+-- What is where a pool's container should be.  Read-only.
+--
+-- argv: container, home, owner (property), flag (property)
+-- gives: parent, exists, home (booleans); type; owner; owner_above (a dataset
+--        above that some pool has claimed); flag, volmode (of home)
+local out = {}
+local parent = string.match(argv.container, "^(.*)/[^/]*$")
+out.parent = parent == nil or zfs.exists(parent)
+if not zfs.exists(argv.container) then
+    if parent ~= nil and out.parent then
+        local value, source = zfs.get_prop(parent, argv.owner)
+        if value ~= nil then
+            out.owner_above = source
+        end
+    end
+    return out
+end
+out.exists = true
+out.type = (zfs.get_prop(argv.container, "type"))
+local value, source = zfs.get_prop(argv.container, argv.owner)
+if source == argv.container then
+    out.owner = value
+elseif value ~= nil then
+    out.owner_above = source
+end
+if zfs.exists(argv.home) then
+    out.home = true
+    out.flag = (zfs.get_prop(argv.home, argv.flag))
+    out.volmode = (zfs.get_prop(argv.home, "volmode"))
+end
+return out

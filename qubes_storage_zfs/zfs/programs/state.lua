@@ -1,0 +1,52 @@
+-- Everything the driver asks about one volume.  Read-only.
+--
+-- argv: container, owner (property), qube (dataset), volume, pointer,
+--       want (list of native properties of the current generation)
+-- gives: missing (if the container is); owner; current (number, absent if there is no volume); numbers (of
+--       all generations); revisions (list of number, generation, snapshot,
+--       creation); committed (snapshot); properties
+local qube, volume = argv.qube, argv.volume
+if not zfs.exists(argv.container) then
+    return {missing = true}
+end
+local out = {owner = own_property(argv.container, argv.owner), numbers = {}}
+
+if not zfs.exists(qube) then
+    return out
+end
+out.qube = true
+for index, number in ipairs(generations(qube, volume)) do
+    out.numbers[index] = number
+end
+local current = current_number(qube, argv.pointer)
+if current == nil then
+    return out
+end
+local ds = generation_name(qube, volume, current)
+if not zfs.exists(ds) then
+    return out
+end
+out.current = current
+if argv.revisions then
+    local list = revisions(qube, volume)
+    out.revisions = {}
+    for index, revision in ipairs(list) do
+        revision.creation = (zfs.get_prop(revision.snapshot, "creation"))
+        out.revisions[index] = revision
+    end
+    if #list > 0 then
+        local newest = list[#list].snapshot
+        out.committed = newest
+        out.committed_guid = (zfs.get_prop(newest, "guid"))
+        out.committed_size = (zfs.get_prop(newest, "volsize"))
+    end
+end
+out.properties = {}
+for _, name in pairs(argv.want) do
+    out.properties[name] = (zfs.get_prop(ds, name))
+end
+local origin = out.properties.origin
+if origin ~= nil then
+    out.origin_guid = (zfs.get_prop(origin, "guid"))
+end
+return out

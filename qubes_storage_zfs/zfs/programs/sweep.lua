@@ -1,0 +1,62 @@
+-- Destroy garbage.
+--
+-- argv: datasets (list of {name, guid} as garbage.lua found them), empty
+--       (qubes' datasets), home, prefix (of pointers)
+-- gives: gone (count), busy (list of those somebody holds open)
+--
+-- Each is looked at again here, where nothing can come between: same guid,
+-- no pointer, no snapshot.  What a destroyed one was cloned from is garbage
+-- too if it was kept by nothing else.  A crash leaves it for the next time.
+local out = {gone = 0, busy = {}}
+
+local function unreachable(ds)
+    local qube = string.match(ds, "^(.*)/[^/]*$")
+    local volume, number = parse_generation(ds)
+    return current_number(qube, argv.prefix .. volume) ~= number
+        and not has_snapshots(ds)
+end
+
+local function in_home(ds)
+    return string.sub(ds, 1, #argv.home + 1) == argv.home .. "/"
+end
+
+local function remove(ds)
+    local origin = (zfs.get_prop(ds, "origin"))
+    if zfs.sync.destroy(ds) ~= 0 then
+        out.busy[#out.busy + 1] = ds
+        return nil
+    end
+    out.gone = out.gone + 1
+    return origin
+end
+
+for _, item in pairs(argv.datasets) do
+    local ds = item.name
+    if zfs.exists(ds) and (zfs.get_prop(ds, "guid")) == item.guid
+        and unreachable(ds) then
+        local origin = remove(ds)
+        while origin ~= nil do
+            local source = string.match(origin, "^(.*)@")
+            origin = nil
+            -- only what a clone kept: garbage without an origin's snapshot
+            -- is listed by itself and may be in somebody's hand
+            if in_home(source) and zfs.exists(source)
+                and argv.kept ~= nil and argv.kept[source] == nil
+                and unreachable(source) then
+                origin = remove(source)
+            end
+        end
+    end
+end
+for _, qube in pairs(argv.empty) do
+    if zfs.exists(qube) then
+        local any = false
+        for _ in zfs.list.children(qube) do
+            any = true
+        end
+        if not any then
+            zfs.sync.destroy(qube)
+        end
+    end
+end
+return out

@@ -1,0 +1,5 @@
+-- Drop what freeze.lua made; with a living clone it goes with that.
+--
+-- argv: snapshot
+drop_revision(argv.snapshot)
+return nil

@@ -1,0 +1,44 @@
+"""A small stand-in for the storage side of the Qubes OS core package.
+
+Tests use it where the real package cannot be imported: put the directory
+above this one at the end of sys.path, so that a real ``qubes`` wins.
+Whatever drives a storage driver must behave as the real package does; the
+rest of Qubes OS is left out.
+"""
+
+import qubes.config
+import qubes.exc
+
+
+class Label:
+    """Colour label of a qube."""
+
+    def __init__(self, index, color, name):
+        self.index = index
+        self.color = color
+        self.name = name
+
+    def __str__(self):
+        return self.name
+
+
+# the real package has a class of this name, and drivers use its helper
+class property:  # pylint: disable=redefined-builtin,invalid-name
+    """Holder of the value converters which drivers borrow."""
+
+    @staticmethod
+    def bool(self, prop, value):  # pylint: disable=bad-staticmethod-argument
+        """Convert *value*; refuse text that is no known spelling."""
+        if not isinstance(value, str):
+            return True if value else False
+        text = value.lower()
+        if text in {"1", "yes", "true", "on"}:
+            return True
+        if text in {"0", "no", "false", "off"}:
+            return False
+        raise qubes.exc.QubesValueError(f"not a boolean: {value!r}")
+
+
+# the modules below need the names above
+# pylint: disable=wrong-import-position
+from qubes.app import Qubes  # noqa: E402,F401

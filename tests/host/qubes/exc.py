@@ -1,0 +1,121 @@
+"""Exceptions known to the storage code, its drivers and the Admin API.
+
+A QubesException, a ProtocolError and a PermissionDenied reach the user as
+text; anything else reaches the user as an empty response.
+"""
+
+
+class QubesException(Exception):
+    """An error whose text is meant for the user."""
+
+
+class ProtocolError(AssertionError):
+    """The client sent something no correct client would send."""
+
+
+class PermissionDenied(PermissionError):
+    """The request is fine, the client may not make it."""
+
+
+class QubesVMNotFoundError(QubesException, KeyError):
+    """There is no qube of that name."""
+
+    def __init__(self, vmname):
+        super().__init__(f"No such domain: {vmname!r}")
+        self.vmname = vmname
+
+    def __str__(self):
+        return QubesException.__str__(self)
+
+
+class QubesVMAlreadyExistsError(QubesException):
+    """The name of a new qube is taken."""
+
+
+class QubesVMError(QubesException):
+    """Something is wrong with the qube *vm*."""
+
+    def __init__(self, vm, msg):
+        super().__init__(msg)
+        self.vm = vm
+
+
+class QubesVMInUseError(QubesVMError):
+    """The qube cannot be removed."""
+
+    def __init__(self, vm, msg=None):
+        super().__init__(vm, msg or f"Domain is in use: {vm.name!r}")
+
+
+class QubesVMNotStartedError(QubesVMError):
+    """The qube should be running or paused, but is halted."""
+
+    def __init__(self, vm, msg=None):
+        super().__init__(vm, msg or f"Domain is powered off: {vm.name!r}")
+
+
+class QubesVMNotRunningError(QubesVMNotStartedError):
+    """The qube should be running, but is halted or paused."""
+
+    def __init__(self, vm, msg=None):
+        super().__init__(vm, msg or f"Domain is not running: {vm.name!r}")
+
+
+class QubesVMNotHaltedError(QubesVMError):
+    """The qube should be halted."""
+
+    def __init__(self, vm, msg=None):
+        super().__init__(vm, msg or f"Domain is not powered off: {vm.name!r}")
+
+
+class QubesPoolInUseError(QubesException):
+    """The pool has volumes of qubes or is a default pool."""
+
+    def __init__(self, pool_name, msg=None):
+        super().__init__(msg or f"Storage pool is in use: {pool_name!r}")
+
+
+class QubesValueError(QubesException, ValueError):
+    """A value is invalid or out of bounds."""
+
+
+class QubesPropertyValueError(QubesValueError):
+    """A property cannot take *value*."""
+
+    def __init__(self, holder, prop, value, msg=None):
+        if not msg:
+            msg = f"Bad value {value!r} for {prop.__name__!r} of {holder!r}"
+        super().__init__(msg)
+        self.holder = holder
+        self.prop = prop
+        self.value = value
+
+
+class QubesNotImplementedError(QubesException, NotImplementedError):
+    """The user asked for something this system cannot do."""
+
+    def __init__(self, msg=None):
+        super().__init__(msg or "This feature is not available")
+
+
+class StoragePoolException(QubesException):
+    """Any error of a storage driver."""
+
+
+class QubesVolumeCopyTokenNotFoundError(ProtocolError, KeyError):
+    """CloneTo came without the token of a CloneFrom."""
+
+    def __init__(self, msg=None):
+        super().__init__(msg or "No volume was offered under this token")
+
+
+class QubesVolumeRevisionNotFoundError(KeyError):
+    """The volume has no such revision."""
+
+
+class QubesPoolNotFoundError(KeyError):
+    """There is no such pool."""
+
+
+class QubesVolumeNotFoundError(KeyError):
+    """There is no such volume."""

@@ -1,0 +1,179 @@
+"""Pools, and what finds their drivers."""
+
+import inspect
+import os
+from datetime import UTC, datetime, timezone
+
+import lxml.etree
+import qubes
+import qubes.config
+import qubes.utils
+from qubes.exc import StoragePoolException  # noqa: F401
+
+STORAGE_ENTRY_POINT = "qubes.storage"
+#: where is_running() of a volume is recorded; tests may point it elsewhere
+VOLUME_STATE_DIR = "/var/run/qubes/"
+VOLUME_STATE_PREFIX = "volume-running-"
+
+
+def _sanitize_config(config):
+    return {key: str(value) for key, value in config.items()}
+
+
+# both modules need the names above, and only those, while being imported
+# pylint: disable=wrong-import-position
+from qubes.storage.manager import Storage  # noqa: E402,F401
+from qubes.storage.volume import BlockDevice, Volume  # noqa: E402,F401
+
+
+class VolumesCollection:
+    """The volumes of a pool, by volume id or Volume object."""
+
+    def __init__(self, pool):
+        self._pool = pool
+
+    def __getitem__(self, item):
+        if isinstance(item, Volume):
+            if item.pool != self._pool:
+                raise KeyError(item)
+            item = item.vid
+        try:
+            return self._pool.get_volume(item)
+        except NotImplementedError:
+            pass
+        for volume in self:
+            if volume.vid == item:
+                return volume
+        raise KeyError(item)
+
+    def __iter__(self):
+        return iter(self._pool.list_volumes())
+
+    def __contains__(self, item):
+        try:
+            found = self[item]
+        except KeyError:
+            return False
+        return found is not None
+
+    def keys(self):
+        """List of volume ids."""
+        return [volume.vid for volume in self]
+
+    def values(self):
+        """List of Volume objects."""
+        return list(self)
+
+
+class Pool:
+    """Base of all drivers; equal to any pool, or text, of its name."""
+
+    private_img_size = qubes.config.defaults["private_img_size"]
+    root_img_size = qubes.config.defaults["root_img_size"]
+
+    def __init__(self, *, name, revisions_to_keep=1, ephemeral_volatile=False):
+        self.name = name
+        self.revisions_to_keep = revisions_to_keep
+        self.ephemeral_volatile = qubes.utils.parse_bool(ephemeral_volatile)
+        self._volumes_collection = VolumesCollection(self)
+
+    def __eq__(self, other):
+        if isinstance(other, (Pool, str)):
+            return self.name == str(other)
+        return NotImplemented
+
+    def __hash__(self):
+        return hash(self.name)
+
+    def __str__(self):
+        return self.name
+
+    def __xml__(self):
+        return lxml.etree.Element("pool", **_sanitize_config(self.config))
+
+    def _not_implemented(self, method_name):
+        driver = type(self).__name__
+        return NotImplementedError(
+            f"Pool driver {driver} has {method_name}() not implemented"
+        )
+
+    @property
+    def config(self):
+        """What __init__ needs to make this pool again, and its driver."""
+        raise self._not_implemented("config")
+
+    @property
+    def volumes(self):
+        """VolumesCollection of this pool."""
+        return self._volumes_collection
+
+    @property
+    def size(self):
+        """Bytes in total, or None if not known."""
+        return None
+
+    @property
+    def usage(self):
+        """Bytes in use, or None if not known."""
+        return None
+
+    @property
+    def usage_details(self):
+        """Known ones of data_usage and data_size."""
+        numbers = {"data_usage": self.usage, "data_size": self.size}
+        return {key: num for key, num in numbers.items() if num is not None}
+
+    async def setup(self):
+        """Called once, when the pool is added to the system."""
+        raise self._not_implemented("setup")
+
+    async def destroy(self):
+        """Meant for the removal of the pool; nothing calls it."""
+        raise self._not_implemented("destroy")
+
+    def init_volume(self, vm, volume_config):
+        """Make the Volume object for *volume_config*."""
+        raise self._not_implemented("init_volume")
+
+    def list_volumes(self):
+        """All volumes of the pool."""
+        raise self._not_implemented("list_volumes")
+
+    def get_volume(self, vid):
+        """The volume *vid*, or KeyError."""
+        raise self._not_implemented("get_volume")
+
+    def included_in(self, app):
+        """The pool this one lives in, as far as can be told."""
+
+
+def pool_drivers():
+    """Names of all drivers."""
+    return qubes.utils.entry_point_names(STORAGE_ENTRY_POINT)
+
+
+def driver_parameters(name):
+    """Options of the driver *name*, each with whether it is required."""
+    init = qubes.utils.get_entry_point_one(STORAGE_ENTRY_POINT, name).__init__
+    return {
+        param.name: param.default is param.empty
+        for param in inspect.signature(init).parameters.values()
+        if param.name not in {"self", "name", "kwargs"}
+    }
+
+
+def isodate(seconds):
+    """Time stamp as UTC date without zone, fit for sorting."""
+    moment = datetime.fromtimestamp(seconds, tz=UTC)
+    return moment.replace(tzinfo=None).isoformat()
+
+
+def search_pool_containing_dir(pools, dir_path):
+    """The first pool with a dir_path at or above *dir_path*, or None."""
+    wanted = os.path.realpath(dir_path)
+    for pool in pools:
+        if hasattr(pool, "dir_path"):
+            base = os.path.realpath(pool.dir_path)
+            if os.path.commonpath([base, wanted]) == base:
+                return pool
+    return None

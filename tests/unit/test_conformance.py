@@ -1,0 +1,123 @@
+"""The stand-in has to behave as a real core-admin checkout does.
+
+Set QUBES_CORE_ADMIN to the checkout; lxml, jinja2, PyYAML and docutils have
+to be installed.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+HOST = pathlib.Path(__file__).resolve().parents[1] / "host"
+CHECKOUT = os.environ.get("QUBES_CORE_ADMIN")
+
+pytestmark = pytest.mark.skipif(
+    not CHECKOUT, reason="QUBES_CORE_ADMIN names no core-admin checkout"
+)
+
+#: helpers of the stand-in which the real package does not have
+OWN = {
+    "utils": {"register_entry_point", "entry_point_names"},
+    "Volume": {"_is_volatile", "_mapped_name"},
+}
+#: parts of the real classes which the stand-in leaves out
+LEFT_OUT = {
+    "Pool": {"__neq__"},
+    "Volume": {"__neq__"},
+    "Storage": {
+        *("AVAILABLE_FRONTENDS", "used_frontends", "unused_frontend"),
+        *("attach", "detach", "_is_already_attached", "kernels_dir"),
+    },
+}
+
+
+def probe(package_dir):
+    """What the probe says of the qubes package in *package_dir*."""
+    env = dict(os.environ, PYTHONPATH=str(package_dir))
+    env["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-P", str(HOST / "conformance_probe.py")],
+        env=env,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert os.path.samefile(
+        found["package"], pathlib.Path(package_dir) / "qubes"
+    )
+    return found
+
+
+@pytest.fixture(scope="module", name="ours")
+def fixture_ours():
+    """The stand-in."""
+    return probe(HOST)
+
+
+@pytest.fixture(scope="module", name="real")
+def fixture_real():
+    """The real package."""
+    return probe(CHECKOUT)
+
+
+@pytest.mark.parametrize("group", ["utils", "helpers", "exceptions"])
+def test_same_signatures(ours, real, group):
+    """Functions, and exceptions with all their bases, are the same."""
+    mine = ours["code"][group]
+    assert mine
+    for name in set(mine) - OWN.get(group, set()):
+        assert mine[name] == real["code"][group].get(name), name
+
+
+def test_storage_helpers_are_complete(ours, real):
+    """No function or constant of qubes.storage is left out."""
+    for group in "helpers", "constants":
+        assert ours["code"][group] == real["code"][group]
+
+
+@pytest.mark.parametrize(
+    "name", ["Pool", "Volume", "Storage", "VolumesCollection", "BlockDevice"]
+)
+def test_same_members(ours, real, name):
+    """Classes have the same members with the same signatures."""
+    mine = ours["code"]["classes"][name]
+    theirs = real["code"]["classes"][name]
+    for member in set(mine) - OWN.get(name, set()):
+        assert mine[member] == theirs.get(member), member
+    assert set(theirs) - set(mine) == LEFT_OUT.get(name, set())
+
+
+def test_same_values(ours, real):
+    """Configs, XML attributes, conversions and comparisons are the same."""
+    assert len(real["values"]) > 60
+    assert ours["values"] == real["values"]
+
+
+@pytest.mark.parametrize("part", ["concurrency", "encrypted"])
+def test_same_calls(ours, real, part):
+    """Coroutines interleave, and encrypted volumes start, the same."""
+    assert len(real[part]) > 10
+    assert ours[part] == real[part]
+
+
+def test_same_lives(ours, real):
+    """A qube's life makes the same calls and errors, with any failure."""
+    assert len(real["lives"]) > 30
+    assert ours["lives"].keys() == real["lives"].keys()
+    for label, events in real["lives"].items():
+        assert len(events) > 100, label
+        assert ours["lives"][label] == events, label
+    injected = [
+        event
+        for events in real["lives"].values()
+        for event in events
+        if event.startswith("fail ")
+    ]
+    assert len(injected) > 30

@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+"""The test guest: a QEMU machine with the real zfs module in it.
+
+    vm.py image                 build the guest's image, or say where it is
+    vm.py run -- COMMAND        boot, run COMMAND in a shell there, power off
+    vm.py up | exec -- COMMAND | down
+                                the same guest, kept running between commands
+
+ZFS_SUITE=2.3|2.4 chooses the guest.  The project is at /src in it (read
+only), QUBES_CORE_ADMIN at /core-admin if that is set, and what a command
+leaves in /out is in $VM_OUT afterwards.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
+CACHE = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    / "qubes-storage-zfs"
+)
+SUITE = os.environ.get("ZFS_SUITE", "2.3")
+
+#: sizes of the empty disks /dev/vdb, /dev/vdc, ... (MiB, sparse)
+DISKS = (4096, 4096, 512, 512)
+MEMORY_MIB = 3072
+#: seconds
+BOOT_LIMIT = 300
+SILENCE_LIMIT = int(os.environ.get("VM_SILENCE_LIMIT", "600"))
+KVM_PROBE_LIMIT = 30
+
+
+class Failed(Exception):
+    """Something a person must be told in a sentence."""
+
+
+def say(text: str) -> None:
+    print(f"vm: {text}", file=sys.stderr, flush=True)
+
+
+# --- the image --------------------------------------------------------------
+
+
+def image() -> Path:
+    """The folder of the suite's image, built first if need be."""
+    recipe = hashlib.sha256(SUITE.encode())
+    for name in ("image.sh", "guest-init"):
+        recipe.update((HERE / name).read_bytes())
+    CACHE.mkdir(parents=True, exist_ok=True)
+    place = CACHE / f"zfs-{SUITE}-{recipe.hexdigest()[:12]}"
+    with open(CACHE / f"zfs-{SUITE}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.is_dir():
+            build(place)
+    return place
+
+
+def build(place: Path) -> None:
+    """Only a whole image gets the name that image() looks for."""
+    say(
+        f"building the guest image for OpenZFS {SUITE}"
+        " (once; some 5 to 10 minutes, most of it DKMS compiling zfs)"
+    )
+    for old in CACHE.glob(f"zfs-{SUITE}-*"):
+        remove_tree(old)
+    partial = place.with_name(place.name + ".partial")
+    log = CACHE / f"zfs-{SUITE}-build.log"
+    command = [*sudo(), "bash", str(HERE / "image.sh"), SUITE, str(partial)]
+    if sudo() and "DEBIAN_MIRROR" in os.environ:
+        command[1:1] = [f"DEBIAN_MIRROR={os.environ['DEBIAN_MIRROR']}"]
+    start = time.monotonic()
+    with (
+        open(log, "wb") as out,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        ) as process,
+    ):
+        while (status := poll(process, 20)) is None:
+            with open(log, "rb") as read:
+                read.seek(max(0, log.stat().st_size - 400))
+                last = read.read().decode(errors="replace").split("\n")
+            line = next((s for s in reversed(last) if s.strip()), "")
+            say(f"{time.monotonic() - start:5.0f} s  {line.strip()[:60]}")
+    if status:
+        tail = log.read_text(errors="replace").split("\n")[-25:]
+        remove_tree(partial)
+        raise Failed(
+            "the image could not be built; the log ends:\n" + "\n".join(tail)
+        )
+    if sudo():
+        subprocess.run(
+            [*sudo(), "chown", "-R", str(os.getuid()), str(partial)], check=True
+        )
+    partial.rename(place)
+    say(f"image built in {time.monotonic() - start:.0f} s: {place}")
+
+
+def poll(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def sudo() -> list[str]:
+    return [] if os.getuid() == 0 else ["sudo"]
+
+
+def remove_tree(place: Path) -> None:
+    if place.exists():
+        subprocess.run([*sudo(), "rm", "-rf", str(place)], check=True)
+
+
+# --- QEMU -------------------------------------------------------------------
+
+
+def accelerator(place: Path) -> list[str]:
+    """KVM if a kernel really boots with it, else emulation.
+
+    An accelerator that opens /dev/kvm and then hangs is known, so it is
+    probed, and the answer kept until the host boots again.
+    """
+    tcg = ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return tcg
+    kvm = ["-accel", "kvm", "-cpu", "host"]
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    known = CACHE / "accelerator"
+    with contextlib.suppress(FileNotFoundError):
+        answer = known.read_text("ascii").split()
+        if len(answer) == 2 and answer[0] == boot_id:
+            return kvm if answer[1] == "kvm" else tcg
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder, "console")
+        with subprocess.Popen(
+            [
+                *("qemu-system-x86_64", *kvm, "-m", "512", "-no-reboot"),
+                *("-display", "none", "-monitor", "none", "-net", "none"),
+                *("-serial", f"file:{probe}", "-kernel", place / "vmlinuz"),
+                *("-append", "console=ttyS0 panic=-1"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            # without a root file system a live kernel panics and leaves
+            status = poll(process, KVM_PROBE_LIMIT)
+            if status is None:
+                process.kill()
+        alive = probe.exists() and "Linux version" in probe.read_text(
+            errors="replace"
+        )
+    works = status == 0 and alive
+    known.write_text(f"{boot_id} {'kvm' if works else 'tcg'}\n", "ascii")
+    say("KVM works" if works else "KVM does not work here: emulating")
+    return kvm if works else tcg
+
+
+def qemu(place: Path, work: Path, shared: Path) -> list[str]:
+    """The command line; *work* holds sockets, disks and the console's log."""
+    command = [
+        *("qemu-system-x86_64", *accelerator(place), "-machine", "q35"),
+        *("-smp", "2", "-m", str(MEMORY_MIB), "-no-reboot", "-net", "none"),
+        *("-display", "none", "-monitor", "none"),
+        *("-serial", f"file:{work / 'console'}"),
+        *("-kernel", str(place / "vmlinuz"), "-initrd", str(place / "initrd")),
+        "-append",
+        "root=/dev/vda rw console=ttyS0 quiet init=/sbin/guest-init panic=-1",
+        "-drive",
+        f"file={place / 'root.img'},format=raw,if=none,id=root,snapshot=on,"
+        "cache=unsafe",
+        *("-device", "virtio-blk-pci,drive=root"),
+        *("-device", "virtio-rng-pci", "-device", "virtio-serial"),
+        *("-chardev", f"socket,id=ctl,path={work / 'ctl'},server=on,wait=off"),
+        *("-device", "virtserialport,chardev=ctl,name=ctl"),
+    ]
+    for number, size in enumerate(DISKS):
+        disk = work / f"disk{number}"
+        with open(disk, "wb") as file:
+            file.truncate(size << 20)
+        command += [
+            "-drive",
+            f"file={disk},format=raw,if=none,id=d{number},cache=unsafe,"
+            "discard=unmap",
+            *("-device", f"virtio-blk-pci,drive=d{number},serial=disk{number}"),
+        ]
+    folders = {"src": PROJECT, "out": shared}
+    if "QUBES_CORE_ADMIN" in os.environ:
+        folders["core-admin"] = Path(os.environ["QUBES_CORE_ADMIN"]).resolve()
+    for tag, folder in folders.items():
+        mode = "" if tag == "out" else ",readonly=on"
+        command += [
+            "-virtfs",
+            f"local,path={folder},mount_tag={tag},security_model=none{mode}",
+        ]
+    return command
+
+
+def console_end(work: Path, lines: int = 30) -> str:
+    try:
+        text = (work / "console").read_text(errors="replace")
+    except FileNotFoundError:
+        return "(the console is empty)"
+    return "\n".join(text.split("\n")[-lines:])
+
+
+def connect(
+    work: Path, process: "subprocess.Popen[bytes] | None"
+) -> socket.socket:
+    port = socket.socket(socket.AF_UNIX)
+    for _ in range(200):
+        try:
+            port.connect(str(work / "ctl"))
+            return port
+        except OSError:
+            if process is not None and process.poll() is not None:
+                break
+            time.sleep(0.05)
+    raise Failed("QEMU did not start:\n" + console_end(work))
+
+
+def lines_of(port: socket.socket, limit: float) -> Iterator[str]:
+    """What the guest writes, by lines, until *limit* seconds of silence."""
+    port.settimeout(limit)
+    rest = b""
+    while True:
+        try:
+            data = port.recv(65536)
+        except TimeoutError as exc:
+            raise Failed(f"the guest was silent for {limit:.0f} s") from exc
+        if not data:
+            raise Failed("the guest went away")
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace")
+
+
+def synchronise(port: socket.socket) -> None:
+    """Read past what an earlier, interrupted command still had to say."""
+    token = f"token-{time.monotonic_ns()}"
+    port.sendall(f"echo {token}\n".encode())
+    seen = False
+    for line in lines_of(port, SILENCE_LIMIT):
+        seen = seen or line == token
+        if seen and line.startswith("guest-exit "):
+            return
+
+
+def wait_for_boot(port: socket.socket) -> None:
+    for line in lines_of(port, BOOT_LIMIT):
+        if line.strip() == "guest-ready":
+            return
+
+
+def execute(port: socket.socket, command: str) -> int:
+    """Run *command* in the guest, its output here; its exit status."""
+    if "\n" in command:
+        raise Failed("a command is one line")
+    port.sendall(command.encode() + b"\n")
+    for line in lines_of(port, SILENCE_LIMIT):
+        if line.startswith("guest-exit "):
+            return int(line.split()[1])
+        print(line, flush=True)
+    raise AssertionError("unreachable")
+
+
+def out_folder() -> Path:
+    place = Path(os.environ.get("VM_OUT") or PROJECT / "build" / "vm-out")
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def start(work: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    """Boot a guest; gives its process and the port that takes commands."""
+    begin = time.monotonic()
+    place = image()
+    with open(work / "qemu.log", "wb") as log:
+        process = subprocess.Popen(
+            qemu(place, work, out_folder()),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        port = connect(work, process)
+        wait_for_boot(port)
+    except BaseException as exc:
+        process.kill()
+        if isinstance(exc, Failed):
+            errors = (work / "qemu.log").read_text(errors="replace")
+            raise Failed(
+                f"{exc}; the guest did not come up.\n{errors}"
+                f"Its console ends:\n{console_end(work)}"
+            ) from exc
+        raise
+    say(f"guest with OpenZFS {SUITE} up in {time.monotonic() - begin:.0f} s")
+    return process, port
+
+
+def run(command: str) -> int:
+    with tempfile.TemporaryDirectory(prefix="qz-vm-") as folder:
+        work = Path(folder)
+        process, port = start(work)
+        try:
+            return execute(port, command)
+        except Failed as exc:
+            raise Failed(
+                f"{exc}: killed. Its console ends:\n{console_end(work)}"
+            ) from exc
+        finally:
+            process.kill()
+            process.wait()
+
+
+# --- a guest that stays -----------------------------------------------------
+
+
+def standing() -> Path:
+    return CACHE / f"up-{SUITE}"
+
+
+def up() -> int:
+    down()
+    standing().mkdir(parents=True)
+    process, port = start(standing())
+    port.close()
+    (standing() / "pid").write_text(str(process.pid), "ascii")
+    return 0
+
+
+def down() -> int:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((standing() / "pid").read_text("ascii")), 9)
+    shutil.rmtree(standing(), ignore_errors=True)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("verb", choices=["image", "run", "up", "exec", "down"])
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    command = " ".join(args.command).removeprefix("-- ")
+    try:
+        if args.verb == "image":
+            print(image())
+            return 0
+        if args.verb == "run":
+            return run(command)
+        if args.verb == "exec":
+            port = connect(standing(), None)
+            synchronise(port)
+            return execute(port, command)
+        return up() if args.verb == "up" else down()
+    except Failed as exc:
+        say(str(exc))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

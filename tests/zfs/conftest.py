@@ -1,0 +1,220 @@
+"""Fixtures on a real zpool.  These tests are root's, in the guest."""
+
+import asyncio
+import itertools
+import os
+import subprocess
+import types
+from pathlib import Path
+
+import pytest
+import qubes.storage
+
+from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.pool import ZfsZvolPool
+
+ZPOOL = "tank"
+MIB = 1 << 20
+_numbers = itertools.count(1)
+ran = {"zfs": 0}
+
+
+def sh(*command, check=True):
+    """Run a command, give what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
+    return done.stdout.strip()
+
+
+def pytest_collection_modifyitems(config, items):
+    here = Path(__file__).parent
+    if os.access("/dev/zfs", os.R_OK | os.W_OK):
+        return
+    if os.environ.get("ZFS_TESTS_REQUIRED"):
+        pytest.exit("the zfs module is not loaded, and its tests must run", 1)
+    for item in items:
+        if here in Path(item.fspath).parents:
+            item.add_marker(
+                pytest.mark.skip(reason="needs root and the zfs module")
+            )
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and not report.skipped:
+        if "tests/zfs/" in report.nodeid or "zfs/" in report.nodeid:
+            ran["zfs"] += 1
+
+
+def pytest_terminal_summary(terminalreporter):
+    import platform
+
+    version = Path("/sys/module/zfs/version")
+    say = terminalreporter.write_line
+    say(
+        "OpenZFS "
+        + (version.read_text().strip() if version.exists() else "none")
+        + f", kernel {platform.release()}, Python {platform.python_version()},"
+        f" qubes from {os.path.dirname(qubes.storage.__file__)}"
+    )
+    skipped = terminalreporter.stats.get("skipped", [])
+    say(f"tests run on real ZFS: {ran['zfs']}, skipped: {len(skipped)}")
+    for reason in sorted({str(report.longrepr[2]) for report in skipped}):
+        say(f"  skipped because: {reason}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_dir(tmp_path_factory):
+    """Where qubesd marks running volumes."""
+    folder = tmp_path_factory.mktemp("run")
+    qubes.storage.VOLUME_STATE_DIR = str(folder)
+    module = getattr(qubes.storage, "volume", None)
+    if module is not None and hasattr(module, "VOLUME_STATE_DIR"):
+        module.VOLUME_STATE_DIR = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zpool():
+    """A zpool in memory."""
+    subprocess.run(
+        ["zpool", "destroy", "-f", ZPOOL], capture_output=True, check=False
+    )
+    disk = Path("/tmp/tank.img")
+    with open(disk, "wb") as file:
+        file.truncate(1536 * MIB)
+    sh("zpool", "create", "-m", "none", ZPOOL, str(disk))
+    yield ZPOOL
+    subprocess.run(["zpool", "destroy", "-f", ZPOOL], check=False)
+    disk.unlink()
+
+
+class Lab:
+    """One pool in a container of its own, and what a test does with it."""
+
+    def __init__(self, zpool, **options):
+        self.container = f"{zpool}/t{next(_numbers)}"
+        self.name = f"pool-{self.container.rpartition('/')[2]}"
+        self.options = {"container": self.container, **options}
+        self.pool = self.add(self.name, **self.options)
+        self.app = types.SimpleNamespace(pools={self.name: self.pool})
+
+    def run(self, awaitable):
+        return asyncio.run(_await(awaitable))
+
+    def add(self, name, **options):
+        pool = ZfsZvolPool(name=name, **options)
+        self.run(pool.setup())
+        return pool
+
+    def vm(self, name):
+        return types.SimpleNamespace(name=name, app=None)
+
+    def volume(self, qube="work", name="private", pool=None, **config):
+        """A volume object; nothing on disk yet."""
+        pool = pool or self.pool
+        config = {
+            "name": name,
+            "pool": pool.name,
+            "rw": True,
+            "size": 4 * MIB,
+            **config,
+        }
+        return pool.init_volume(self.vm(qube), config)
+
+    def private(self, qube="work", content=None, **config):
+        """A persistent volume on disk, with *content* committed."""
+        volume = self.volume(qube, save_on_stop=True, **config)
+        self.run(volume.create())
+        if content is not None:
+            self.session(volume, content)
+        return volume
+
+    def clone_of(self, source, qube="app", **config):
+        return self.volume(
+            qube, "root", source=source, snap_on_start=True, **config
+        )
+
+    def volatile(self, qube="work", **config):
+        return self.volume(qube, "volatile", **config)
+
+    # a qube's life, as Storage.start() and stop() order it
+
+    def start(self, *volumes):
+        for volume in volumes:
+            self.run(volume.start())
+            Path(volume.state_file).touch()
+
+    def stop(self, *volumes):
+        for volume in volumes:
+            self.run(volume.stop())
+            Path(volume.state_file).unlink(missing_ok=True)
+
+    def session(self, volume, content):
+        """Start, write, stop."""
+        self.start(volume)
+        write(volume.path, content)
+        self.stop(volume)
+
+    def content(self, volume, length=16):
+        """What an export of it reads."""
+        path = self.run(volume.export())
+        try:
+            return read(path, length)
+        finally:
+            self.run(volume.export_end(path))
+
+    def restart(self):
+        """qubesd died: no Python state is left, and a new pool is made."""
+        Container.forget_all()
+        self.pool = ZfsZvolPool(name=self.name, **self.options)
+        return self.pool
+
+    def again(self, volume):
+        """The same volume, built anew as from qubes.xml."""
+        config = {
+            key: value if isinstance(value, bool) else str(value)
+            for key, value in volume.config.items()
+        }
+        config["source"] = volume.source
+        config["pool"] = self.pool.name
+        if volume.source is None:
+            del config["source"]
+        else:
+            config["source"] = self.again(volume.source)
+        return self.pool.init_volume(self.vm("ignored"), config)
+
+    def datasets(self, kind="all"):
+        """Names below the container, without it."""
+        out = sh("zfs", "list", "-Hr", "-t", kind, "-o", "name", self.container)
+        cut = len(self.container) + 1
+        return [line[cut:] for line in out.split("\n")[1:]]
+
+
+async def _await(awaitable):
+    return await awaitable
+
+
+def write(path, content, offset=0):
+    """As a qube does: through the device, and on disk when it returns."""
+    with open(path, "r+b", buffering=0) as device:
+        device.seek(offset)
+        padded = content + bytes(-len(content) % 512)
+        device.write(padded)
+        os.fsync(device.fileno())
+
+
+def read(path, length=16, offset=0):
+    with open(path, "rb") as device:
+        device.seek(offset)
+        return device.read(length).rstrip(b"\0")
+
+
+@pytest.fixture
+def lab(zpool):
+    return Lab(zpool)
+
+
+@pytest.fixture
+def make_lab(zpool):
+    return lambda **options: Lab(zpool, **options)

@@ -1,0 +1,141 @@
+"""The lifecycle of volumes, on real ZFS."""
+
+import os
+
+import pytest
+
+from .conftest import MIB, read, sh, write
+
+
+def test_create_makes_an_empty_committed_volume(lab):
+    volume = lab.private()
+    assert lab.datasets() == [
+        "vm",
+        "vm/work",
+        "vm/work/private",
+        "vm/work/private@r1",
+    ]
+    assert volume.revisions == {}
+    assert not volume.is_dirty()
+    assert lab.run(volume.verify())
+    assert lab.content(volume) == b""
+
+
+def test_what_was_written_is_there_after_stop(lab):
+    volume = lab.private(content=b"hello")
+    assert lab.content(volume) == b"hello"
+    assert list(volume.revisions) == ["r1"]
+    lab.start(volume)
+    assert read(volume.path) == b"hello"
+    lab.stop(volume)
+    assert list(volume.revisions) == ["r1"]
+
+
+def test_volatile_is_new_at_each_start(lab):
+    volume = lab.volatile()
+    lab.run(volume.create())
+    assert lab.datasets() == ["vm"]
+    lab.start(volume)
+    write(volume.path, b"secret")
+    lab.stop(volume)
+    assert lab.datasets() == ["vm"]
+    lab.start(volume)
+    assert read(volume.path) == b""
+    lab.stop(volume)
+
+
+def test_root_of_an_app_qube_is_a_clone_of_the_committed_state(lab):
+    root = lab.private("tmpl", b"v1", name="root")
+    app = lab.clone_of(root)
+    lab.run(app.create())
+    lab.start(app)
+    assert read(app.path) == b"v1"
+    write(app.path, b"scribble")
+    assert not app.is_outdated()
+    lab.session(root, b"v2")
+    assert app.is_outdated()
+    assert read(app.path) == b"scribble"
+    lab.stop(app)
+    assert not any("app" in name for name in lab.datasets())
+    lab.start(app)
+    assert read(app.path) == b"v2"
+    lab.stop(app)
+
+
+def test_revert_and_its_undo(lab):
+    volume = lab.private(content=b"one")
+    lab.session(volume, b"two")
+    assert list(volume.revisions) == ["r1", "r2"]
+    lab.run(volume.revert("r2"))
+    assert lab.content(volume) == b"one"
+    assert list(volume.revisions) == ["r1", "r2", "r3"]
+    lab.run(volume.revert("r3"))
+    assert lab.content(volume) == b"two"
+
+
+def test_export_while_running_is_the_committed_state(lab):
+    volume = lab.private(content=b"before")
+    lab.start(volume)
+    write(volume.path, b"during")
+    assert volume.is_dirty()
+    assert lab.content(volume) == b"before"
+    lab.stop(volume)
+    assert lab.content(volume) == b"during"
+
+
+def test_import_data(lab):
+    volume = lab.private(content=b"old" * 100)
+    path = lab.run(volume.import_data(5 * MIB + 1))
+    assert read(path, 4096) == b""
+    write(path, b"new")
+    lab.run(volume.import_data_end(True))
+    assert not os.path.exists(path) or volume.path == path
+    assert volume.size == 5 * MIB + 16384
+    assert lab.content(volume, 4096) == b"new"
+    lab.run(volume.revert())
+    assert lab.content(volume, 3) == b"old"
+    assert volume.size == 4 * MIB
+
+
+def test_failed_import_changes_nothing(lab):
+    volume = lab.private(content=b"old")
+    before = lab.datasets()
+    write(lab.run(volume.import_data(MIB)), b"new")
+    lab.run(volume.import_data_end(False))
+    assert lab.datasets() == before
+    assert lab.content(volume) == b"old"
+
+
+def test_import_volume_is_a_clone(lab):
+    source = lab.private("a", b"data")
+    target = lab.private("b")
+    lab.run(target.import_volume(source))
+    assert lab.content(target) == b"data"
+    origin = sh("zfs", "get", "-Ho", "value", "origin", target.dataset)
+    assert origin.endswith("/vm/a/private@r2")
+
+
+def test_resize(lab):
+    volume = lab.private(content=b"x")
+    lab.start(volume)
+    lab.run(volume.resize(8 * MIB))
+    write(volume.path, b"far", 7 * MIB)
+    lab.stop(volume)
+    assert volume.size == 8 * MIB
+    lab.run(volume.resize(MIB))
+    assert volume.size == MIB
+    lab.run(volume.revert())
+    assert volume.size == 8 * MIB
+    lab.start(volume)
+    assert read(volume.path, 16, 7 * MIB) == b"far"
+    lab.stop(volume)
+
+
+def test_remove_leaves_nothing(lab):
+    volume = lab.private(content=b"x")
+    lab.session(volume, b"y")
+    lab.run(volume.revert())
+    lab.run(volume.remove())
+    assert lab.datasets() == ["vm"]
+    with pytest.raises(KeyError):
+        lab.pool.get_volume("work/private")
