@@ -49,7 +49,8 @@ class State:
     #: oldest first; the last is the committed state
     revisions: Sequence[Revision] = ()
     committed_guid: int | None = None
-    committed_size: int | None = None
+    #: whether the current content differs from the committed state
+    dirty: bool = False
     origin_guid: int | None = None
     #: native properties of the current generation, as asked for
     properties: Mapping[str, Any] = field(default_factory=dict)
@@ -58,16 +59,6 @@ class State:
     def committed(self) -> str | None:
         """The snapshot that is the newest committed state."""
         return self.revisions[-1].snapshot if self.revisions else None
-
-    @property
-    def dirty(self) -> bool:
-        """Whether the current content differs from the committed state."""
-        return (
-            self.current is not None
-            and not self.revisions
-            or bool(self.properties.get("written"))
-            or self.properties.get("volsize") != self.committed_size
-        )
 
 
 @functools.cache
@@ -86,7 +77,8 @@ def _process_mark(pid: int) -> str | None:
 
 
 def holder_mark() -> dict[str, str]:
-    """The property that keeps other processes' janitors off a dataset."""
+    """The property that says a dataset is ours, and who made it: while that
+    process lives, other processes' janitors keep off it."""
     return {layout.HOLDER: _this_process()}
 
 
@@ -166,9 +158,11 @@ class Container:
 
     # --- making and keeping
 
-    def take(self, name: VolumeName, numbers: Sequence[int]) -> int:
+    def take(
+        self, name: VolumeName, numbers: Sequence[int], first: int
+    ) -> int:
         """A generation number nobody has; it is in hand from now on."""
-        number = max(numbers, default=-1) + 1
+        number = max([first - 1, *numbers]) + 1
         while name.generation(number) in self.in_hand:
             number += 1
         self.in_hand.add(name.generation(number))
@@ -211,7 +205,7 @@ class Container:
         """
         question = {
             "home": self.home,
-            "prefix": layout.PREFIX + "current.",
+            "prefix": layout.POINTER,
             "holder": layout.HOLDER,
         }
         if qube is not None:
@@ -230,7 +224,8 @@ class Container:
             self.home,
             {
                 "home": self.home,
-                "prefix": layout.PREFIX + "current.",
+                "prefix": layout.POINTER,
+                "holder": layout.HOLDER,
                 "datasets": items or {},
                 "empty": empty or {},
                 "kept": {name: True for name in self.in_hand},
@@ -273,7 +268,7 @@ def _state(answer: Mapping[str, Any]) -> State:
             )
         ],
         committed_guid=answer.get("committed_guid"),
-        committed_size=answer.get("committed_size"),
+        dirty=bool(answer.get("dirty")),
         origin_guid=answer.get("origin_guid"),
         properties=answer.get("properties", {}),
     )

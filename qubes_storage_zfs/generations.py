@@ -53,16 +53,18 @@ class Generations:
     # --- making
 
     async def build(
-        self, make: Callable[[int, str], Awaitable[None]]
+        self, make: Callable[[int, str], Awaitable[None]], first: int = 0
     ) -> tuple[int, str]:
         """Make a new generation; it stays in hand.  Number and dataset.
 
         :param make: given number and dataset; run again if a name or an
             origin went away under it
+        :param first: the lowest number; 1 for clones, which the janitor
+            tells from somebody else's by their number
         """
         for attempt in range(1, TRIES + 1):
             state = await self.state()
-            number = self.store.take(self.where, state.numbers)
+            number = self.store.take(self.where, state.numbers, first)
             dataset = self.where.generation(number)
             try:
                 if not state.qube:
@@ -94,7 +96,7 @@ class Generations:
             async with origin() as snapshot:
                 await core.clone(dataset, snapshot, holder_mark())
 
-        return await self.build(make)
+        return await self.build(make, first=1)
 
     # --- moving the pointer
 
@@ -136,7 +138,7 @@ class Generations:
             async with origin() as snapshot:
                 await self._move_pointer(number, origin=snapshot, **more)
 
-        _, dataset = await self.build(make)
+        _, dataset = await self.build(make, first=1)
         self.store.release(dataset)
 
     # --- committing
@@ -164,7 +166,12 @@ class Generations:
             for name in self.store.in_hand
             if where.number_of(name) is not None
         }
-        gone = await self._change("forget", busy=busy)
+        gone = await self._change(
+            "forget",
+            busy=busy,
+            holder=layout.HOLDER,
+            prefix=layout.POINTER,
+        )
         if "busy" in gone:
             # no pointer names it any more: if it stays, the janitor has it
             await self.store.discard(gone["busy"])

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 PREFIX = "qubes-storage-zfs:"
 #: on the container: the Qubes pool it belongs to
 OWNER = PREFIX + "pool"
-#: on an export or import in hand: the process that holds it
+#: on a qube's dataset, with a volume's name behind it: which generation of
+#: the volume is current
+POINTER = PREFIX + "current."
+#: on every zvol of ours: the process that made it
 HOLDER = PREFIX + "holder"
 #: what Qubes' own udev rule looks for: with it set, dom0 neither probes nor
 #: offers a zvol (core-admin-linux, zvol_is_qubes_volume)
@@ -59,7 +62,7 @@ class VolumeName:
     @property
     def pointer(self) -> str:
         """The user property on :py:attr:`dataset` naming the current one."""
-        return f"{PREFIX}current.{self.volume}"
+        return POINTER + self.volume
 
     def generation(self, number: int) -> str:
         """Name of the zvol that is the *number*-th generation."""

@@ -165,7 +165,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     def _on_disk(self) -> dict[str, str]:
         """vid -> value of the pointer, for every volume there is."""
-        question = {"home": self.home, "prefix": layout.PREFIX + "current."}
+        question = {"home": self.home, "prefix": layout.POINTER}
         answer: dict[str, str] = core.ask("volumes", self.home, question)
         return answer or {}
 

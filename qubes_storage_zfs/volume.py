@@ -121,7 +121,7 @@ class ZfsVolume(Transfer):
             return False
         if self.is_running():
             return True
-        state = self._state_now("written", "volsize", revisions=True)
+        state = self._state_now(revisions=True)
         if state is None or self.snapshots_disabled:
             return False
         return state.dirty
@@ -217,9 +217,7 @@ class ZfsVolume(Transfer):
         """
         try:
             await self.store.first_use()
-            state = await self.generations.state(
-                "written", "volsize", revisions=True
-            )
+            state = await self.generations.state(revisions=True)
             if state.current is None or state.owner != self.pool.name:
                 return self
             if self.save_on_stop:
@@ -231,12 +229,14 @@ class ZfsVolume(Transfer):
         return self
 
     async def _stop_persistent(self, state: State) -> None:
+        keep = self.revisions_to_keep
         if self.is_running():
+            # what the last seconds wrote may not be counted yet: the program
+            # decides, in the transaction group that has it all
             dataset = self.where.generation(state.current or 0)
             await core.in_thread(device.flush, dataset)
-            state = await self._state("written", "volsize", revisions=True)
-        keep = self.revisions_to_keep
-        if keep < 0:
+            await self.generations.commit(keep)
+        elif keep < 0:
             if state.revisions:
                 await self.generations.commit(keep)
         elif state.dirty or len(state.revisions) - 1 > keep:
@@ -292,7 +292,7 @@ class ZfsVolume(Transfer):
         with told(what):
             size = self._rounded(size, what)
             keep = self.revisions_to_keep
-            state = await self._state("volsize", "written", revisions=True)
+            state = await self._state("volsize", revisions=True)
             if state.current is None:
                 if self.save_on_stop:
                     self._must_exist(state, what)

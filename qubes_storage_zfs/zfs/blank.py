@@ -296,16 +296,15 @@ async def _obstacle_inside(device: _Device) -> str | None:
         if not busy:
             return f"cannot be read ({exc.strerror}); name another device"
     names = await _signatures(device.path)
-    found = ""
-    for name in names[:1]:
-        found = f"carries {_MEANING.get(name, f'a signature ({name})')}"
+    name = names[0] if names else ""
+    found = f"carries {_MEANING.get(name, f'a signature ({name})')}"
     if busy:
-        also = f", and {found}" if found else ""
+        also = f", and {found}" if name else ""
         return (
             f"is in use by the system or by an imported zpool{also}; release"
             " it there, or name another device"
         )
-    if found:
+    if name:
         return f"{found}; name another device, {_erase(device)}"
     if not zero:
         return (
@@ -367,8 +366,8 @@ async def _undo(path: str) -> None:
             f" name another device, {_erase(device)}",
         )
     for node in nodes:
-        # fails where there is no label, which is as good
-        await native.run("zpool", "labelclear", "-f", node, ok=(0, 1))
+        # 1 or 255 where there is no label, which is as good
+        await native.run("zpool", "labelclear", "-f", node, ok=(0, 1, 255))
     try:
         await _patiently(_clear_edges, path)
     except OSError as exc:

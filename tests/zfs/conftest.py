@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import os
+import platform
 import subprocess
+import time
 import types
 from pathlib import Path
 
@@ -47,8 +49,6 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_terminal_summary(terminalreporter):
-    import platform
-
     version = Path("/sys/module/zfs/version")
     say = terminalreporter.write_line
     say(
@@ -187,8 +187,21 @@ class Lab:
     def datasets(self, kind="all"):
         """Names below the container, without it."""
         out = sh("zfs", "list", "-Hr", "-t", kind, "-o", "name", self.container)
-        cut = len(self.container) + 1
-        return [line[cut:] for line in out.split("\n")[1:]]
+        start = self.container + "/"
+        return [
+            line.removeprefix(start)
+            for line in out.split("\n")
+            if line.startswith(start)
+        ]
+
+    def sweep_until(self, gone):
+        """Sweep until *gone()* or for some seconds; udev may be probing."""
+        for _ in range(20):
+            self.run(self.pool.store.sweep())
+            if gone():
+                return True
+            time.sleep(0.25)
+        return False
 
 
 async def _await(awaitable):

@@ -1,12 +1,12 @@
 -- A generation becomes the current one of its volume: the pointer moves.
 --
--- argv: qube, volume, pointer, number (of the new generation), holder
---       (property to take off it)
+-- argv: qube, volume, pointer, number (of the new generation)
 --       scratch: its content is kept by nobody: no revision is made, and the
 --         generation that was current is destroyed
 --       keep: old revisions to keep, -1 for no revisions at all; absent: prune
 --         nothing
---       origin: clone this snapshot to make the generation (OpenZFS >= 2.4)
+--       origin: clone this snapshot to make the generation (OpenZFS >= 2.4);
+--         holder, mark: property that says it is ours, and its value
 --       promote: take over the origin's revisions, if that is the same
 --         volume's and no other snapshot would move with them
 -- gives: number of the revision made, if any
@@ -44,8 +44,7 @@ local list, highest = revisions(qube, volume)
 local newest = list[#list]
 local first = nil
 if old ~= nil and commits and (keep == nil or keep > 0) then
-    if newest == nil or newest.generation ~= old_number
-        or (zfs.get_prop(old, "written")) > 0 then
+    if changed_since(newest, old, old_number) then
         highest = highest + 1
         first = old .. "@r" .. string.format("%d", highest)
         local errno = zfs.check.snapshot(first)
@@ -61,6 +60,7 @@ if argv.origin then
     if errno ~= 0 then
         return refuse(errno, "clone", new)
     end
+    zfs.sync.set_prop(new, argv.holder, argv.mark)
 end
 if first ~= nil then
     errno = zfs.sync.snapshot(first)
@@ -87,9 +87,6 @@ if errno ~= 0 then
 end
 
 -- The pointer has moved; the rest is tidying.
-if own_property(new, argv.holder) ~= nil then
-    zfs.sync.inherit(new, argv.holder)
-end
 local origin = (zfs.get_prop(new, "origin"))
 if argv.promote and origin ~= nil then
     local source = string.match(origin, "^(.*)@")

@@ -18,9 +18,7 @@ end
 
 local list, highest = revisions(qube, volume)
 local newest = list[#list]
-local changed = argv.always or newest == nil or newest.generation ~= current
-    or (zfs.get_prop(ds, "written")) > 0
-    or (zfs.get_prop(ds, "volsize")) ~= (zfs.get_prop(newest.snapshot, "volsize"))
+local changed = argv.always or changed_since(newest, ds, current)
 
 if argv.keep < 0 then
     prune(qube, volume, current, -1)

@@ -90,6 +90,19 @@ local function revisions(qube, volume)
     return found, highest
 end
 
+-- Whether the content of the current generation ds differs from the newest
+-- revision.  Measured from that very snapshot: somebody else may have made
+-- newer ones, and "written" counts from the newest of all.
+local function changed_since(newest, ds, current)
+    if newest == nil or newest.generation ~= current then
+        return true
+    end
+    local short = string.match(newest.snapshot, "@(.*)$")
+    return (zfs.get_prop(ds, "written@" .. short)) > 0
+        or (zfs.get_prop(ds, "volsize"))
+            ~= (zfs.get_prop(newest.snapshot, "volsize"))
+end
+
 local function has_snapshots(ds)
     for _ in zfs.list.snapshots(ds) do
         return true
@@ -105,14 +118,30 @@ local function drop_revision(snapshot)
     end
 end
 
--- Snapshots of freeze.lua that a crash left.
-local function drop_frozen(ds)
-    for snapshot in zfs.list.snapshots(ds) do
-        if string.match(snapshot, "@x[1-9]%d*$") ~= nil
-            and not is_leaving(snapshot) then
-            drop_revision(snapshot)
+-- A qube's dataset that holds nothing and points to nothing.
+local function is_empty_qube(qube, prefix)
+    for _ in zfs.list.children(qube) do
+        return false
+    end
+    for name, _, source in zfs.list.user_properties(qube) do
+        if source == qube and string.sub(name, 1, #prefix) == prefix then
+            return false
         end
     end
+    return true
+end
+
+-- Snapshots of ours, revisions and those of freeze.lua, that can still be
+-- dropped.
+local function snapshots_of_ours(ds)
+    local found = {}
+    for snapshot in zfs.list.snapshots(ds) do
+        if string.match(snapshot, "@[rx][1-9]%d*$") ~= nil
+            and not is_leaving(snapshot) then
+            found[#found + 1] = snapshot
+        end
+    end
+    return found
 end
 
 -- Keep the newest `keep` old revisions besides the committed one (none at
@@ -122,7 +151,12 @@ local function prune(qube, volume, current, keep)
     local list = revisions(qube, volume)
     local emptied = {}
     if keep < 0 then
-        drop_frozen(generation_name(qube, volume, current))
+        -- a crash may have left some of freeze.lua
+        for _, snapshot in ipairs(
+            snapshots_of_ours(generation_name(qube, volume, current))) do
+            drop_revision(snapshot)
+        end
+        list = revisions(qube, volume)
     end
     for index = 1, #list - 1 - keep do
         drop_revision(list[index].snapshot)

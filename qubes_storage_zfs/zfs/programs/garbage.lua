@@ -1,4 +1,8 @@
--- What no pointer names and holds no snapshot.  Read-only.
+-- What no pointer names, holds no snapshot and is ours.  Read-only.
+--
+-- Ours is what bears our mark.  The mark is set in the call that makes a
+-- dataset but lands a transaction group later, so what bears none is ours
+-- too if it has such a name as we give and nothing was ever written to it.
 --
 -- argv: home, or qube for that one alone; prefix (of pointers); holder
 --       (property)
@@ -6,6 +10,22 @@
 --       without children); stuck (count of unreachable generations that a
 --       clone or another's snapshot keeps)
 local out = {datasets = {}, empty = {}, stuck = 0}
+
+-- logicalreferenced of a zvol nobody has written to, in bytes
+local UNWRITTEN = 6144
+
+local function is_ours(ds, number)
+    if own_property(ds, argv.holder) ~= nil then
+        return true
+    end
+    if (zfs.get_prop(ds, "type")) ~= "volume" then
+        return false
+    end
+    if (zfs.get_prop(ds, "origin")) == nil then
+        return (zfs.get_prop(ds, "logicalreferenced")) <= UNWRITTEN
+    end
+    return number > 0 and (zfs.get_prop(ds, "written")) == 0
+end
 
 local function look(qube)
     local children, any = {}, false
@@ -20,13 +40,13 @@ local function look(qube)
         local volume, number = parse_generation(child)
         local current = current_number(qube, argv.prefix .. volume)
         if number ~= current then
-            if not has_snapshots(child) then
+            if not has_snapshots(child) and is_ours(child, number) then
                 out.datasets[#out.datasets + 1] = {
                     name = child,
                     guid = (zfs.get_prop(child, "guid")),
                     holder = own_property(child, argv.holder),
                 }
-            elseif current == nil then
+            elseif current == nil and own_property(child, argv.holder) then
                 out.stuck = out.stuck + 1
             end
         end

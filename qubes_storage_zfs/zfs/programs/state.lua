@@ -4,7 +4,7 @@
 --       want (list of native properties of the current generation)
 -- gives: missing (if the container is); owner; current (number, absent if there is no volume); numbers (of
 --       all generations); revisions (list of number, generation, snapshot,
---       creation); committed (snapshot); properties
+--       creation); committed_guid; dirty; origin_guid; properties
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
@@ -34,11 +34,10 @@ if argv.revisions then
         revision.creation = (zfs.get_prop(revision.snapshot, "creation"))
         out.revisions[index] = revision
     end
+    out.dirty = changed_since(list[#list], ds, current)
     if #list > 0 then
         local newest = list[#list].snapshot
-        out.committed = newest
         out.committed_guid = (zfs.get_prop(newest, "guid"))
-        out.committed_size = (zfs.get_prop(newest, "volsize"))
     end
 end
 out.properties = {}

@@ -1,19 +1,25 @@
 -- Destroy garbage.
 --
 -- argv: datasets (list of {name, guid} as garbage.lua found them), empty
---       (qubes' datasets), home, prefix (of pointers)
+--       (qubes' datasets), home, prefix (of pointers), holder (property),
+--       kept (names that are in somebody's hand)
 -- gives: gone (count), busy (list of those somebody holds open)
 --
 -- Each is looked at again here, where nothing can come between: same guid,
 -- no pointer, no snapshot.  What a destroyed one was cloned from is garbage
 -- too if it was kept by nothing else.  A crash leaves it for the next time.
 local out = {gone = 0, busy = {}}
+local emptied = {}
 
 local function unreachable(ds)
     local qube = string.match(ds, "^(.*)/[^/]*$")
     local volume, number = parse_generation(ds)
     return current_number(qube, argv.prefix .. volume) ~= number
         and not has_snapshots(ds)
+end
+
+local function is_marked(ds)
+    return own_property(ds, argv.holder) ~= nil
 end
 
 local function in_home(ds)
@@ -27,6 +33,7 @@ local function remove(ds)
         return nil
     end
     out.gone = out.gone + 1
+    emptied[string.match(ds, "^(.*)/[^/]*$")] = true
     return origin
 end
 
@@ -38,25 +45,20 @@ for _, item in pairs(argv.datasets) do
         while origin ~= nil do
             local source = string.match(origin, "^(.*)@")
             origin = nil
-            -- only what a clone kept: garbage without an origin's snapshot
-            -- is listed by itself and may be in somebody's hand
             if in_home(source) and zfs.exists(source)
-                and argv.kept ~= nil and argv.kept[source] == nil
-                and unreachable(source) then
+                and argv.kept[source] == nil
+                and is_marked(source) and unreachable(source) then
                 origin = remove(source)
             end
         end
     end
 end
 for _, qube in pairs(argv.empty) do
-    if zfs.exists(qube) then
-        local any = false
-        for _ in zfs.list.children(qube) do
-            any = true
-        end
-        if not any then
-            zfs.sync.destroy(qube)
-        end
+    emptied[qube] = true
+end
+for qube in pairs(emptied) do
+    if zfs.exists(qube) and is_empty_qube(qube, argv.prefix) then
+        zfs.sync.destroy(qube)
     end
 end
 return out

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 
 import lxml.etree
 import qubes

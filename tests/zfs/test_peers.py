@@ -1,0 +1,360 @@
+"""What other drivers get wrong, each as a test that their design fails."""
+
+import asyncio
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.zfs import core
+
+from .conftest import MIB, Lab, read, sh, write
+
+
+class Died(BaseException):
+    """The process ended here."""
+
+
+def die_before(monkeypatch, program):
+    """qubesd is killed when it is about to run a channel program."""
+    run = core._run
+
+    def dying(name, *args):
+        if name == program:
+            raise Died
+        return run(name, *args)
+
+    monkeypatch.setattr(core, "_run", dying)
+
+
+def die_at_adopt(lab, monkeypatch, verb):
+    with monkeypatch.context() as patch:
+        die_before(patch, "adopt")
+        # a dead process tidies nothing up
+        patch.setattr(Container, "discard", _nothing)
+        with pytest.raises(Died):
+            lab.run(verb())
+    lab.restart()
+
+
+async def _nothing(*_):
+    pass
+
+
+def test_import_data_killed_before_the_end_keeps_the_old(lab, monkeypatch):
+    volume = lab.private(content=b"old")
+    write(lab.run(volume.import_data(MIB)), b"new")
+    die_at_adopt(lab, monkeypatch, lambda: volume.import_data_end(True))
+    volume = lab.again(volume)
+    assert lab.run(volume.verify())
+    lab.run(volume.stop())
+    assert lab.content(volume) == b"old"
+    assert list(volume.revisions) == ["r1"]
+    assert lab.datasets("volume") == ["vm/work/private"]
+
+
+def test_import_volume_killed_before_the_end_keeps_the_old(lab, monkeypatch):
+    source = lab.private("a", b"new")
+    volume = lab.private("b", b"old")
+    die_at_adopt(lab, monkeypatch, lambda: volume.import_volume(source))
+    source, volume = lab.again(source), lab.again(volume)
+    lab.run(volume.stop())
+    assert lab.content(volume) == b"old"
+    lab.run(volume.import_volume(source))
+    assert lab.content(volume) == b"new"
+
+
+def test_interrupted_import_does_not_block_the_qube(lab):
+    volume = lab.private(content=b"old")
+    write(lab.run(volume.import_data(MIB)), b"half")
+    lab.restart()
+    volume = lab.again(volume)
+    lab.start(volume)
+    assert read(volume.path) == b"old"
+    lab.stop(volume)
+    lab.run(volume.revert())
+    path = lab.run(volume.import_data(MIB))
+    write(path, b"whole")
+    lab.run(volume.import_data_end(True))
+    assert lab.content(volume) == b"whole"
+    lab.run(volume.remove())
+    assert lab.datasets() == ["vm"]
+
+
+def test_abandoned_import_does_not_block_a_start(lab):
+    volume = lab.private(content=b"old")
+    lab.run(volume.import_data(MIB))
+    lab.start(volume)
+    lab.stop(volume)
+    with pytest.raises(StoragePoolException, match="under way"):
+        lab.run(volume.import_data_end(True))
+
+
+def test_import_being_written_refuses_a_start_and_another(lab):
+    volume = lab.private(content=b"old")
+    with open(lab.run(volume.import_data(MIB)), "r+b"):
+        for verb in volume.start(), volume.import_data(MIB):
+            with pytest.raises(StoragePoolException, match="process"):
+                lab.run(verb)
+    lab.run(volume.import_data_end(False))
+    lab.run(volume.start())
+
+
+def test_revert_with_living_clones_loses_no_revision(lab):
+    volume = lab.private(content=b"one", revisions_to_keep=5)
+    other = lab.private("other")
+    lab.run(other.import_volume(volume))
+    lab.session(volume, b"two")
+    app = lab.clone_of(volume)
+    lab.start(app)
+    lab.session(volume, b"three")
+    before = set(volume.revisions)
+    lab.run(volume.revert("r2"))
+    assert before < set(volume.revisions)
+    assert lab.content(volume) == b"one"
+    assert read(app.path) == b"two"
+    assert lab.content(other) == b"one"
+    lab.run(volume.revert("r3"))
+    assert lab.content(volume) == b"two"
+    lab.run(volume.revert("r4"))
+    assert lab.content(volume) == b"three"
+    lab.stop(app)
+
+
+def test_removing_a_source_gives_its_history_to_nobody(lab):
+    source = lab.private("source", b"SECRET", revisions_to_keep=5)
+    lab.session(source, b"public")
+    clone = lab.private("clone")
+    lab.run(clone.import_volume(source))
+    before = clone.revisions
+    lab.run(source.remove())
+    assert clone.revisions == before
+    for revision in clone.revisions:
+        lab.run(clone.revert(revision))
+        assert lab.content(clone) != b"SECRET"
+    assert "SECRET" not in str(lab.datasets())
+    assert not any("r2" in name for name in lab.datasets() if "source" in name)
+    # what the clone stands on goes with it
+    lab.run(clone.remove())
+    assert lab.datasets() == ["vm"]
+
+
+def test_name_of_a_removed_source_can_be_used_again(lab):
+    source = lab.private("source", b"SECRET")
+    clone = lab.private("clone")
+    lab.run(clone.import_volume(source))
+    lab.run(source.remove())
+    again = lab.private("source")
+    assert again.revisions == {}
+    assert lab.content(again) == b""
+    lab.run(clone.remove())
+    lab.run(again.remove())
+    assert lab.datasets() == ["vm"]
+
+
+def test_import_keeps_the_old_revisions(lab):
+    volume = lab.private(content=b"old", revisions_to_keep=3)
+    write(lab.run(volume.import_data(MIB)), b"new")
+    lab.run(volume.import_data_end(True))
+    assert list(volume.revisions) == ["r1", "r2"]
+    lab.run(volume.revert("r2"))
+    assert lab.content(volume) == b"old"
+
+
+def test_zfs_by_hand_is_seen_at_once(lab):
+    volume = lab.private(content=b"one", revisions_to_keep=5)
+    lab.session(volume, b"two")
+    assert list(volume.revisions) == ["r1", "r2"]
+    sh("zfs", "destroy", f"{volume.dataset}@r2")
+    assert list(volume.revisions) == ["r1"]
+    with pytest.raises(StoragePoolException, match="no revision r2"):
+        lab.run(volume.revert("r2"))
+    sh("zfs", "rename", f"{lab.container}/vm/work", f"{lab.container}/away")
+    with pytest.raises(StoragePoolException, match="missing on disk"):
+        lab.run(volume.verify())
+    assert lab.pool.list_volumes() == []
+    sh("zfs", "rename", f"{lab.container}/away", f"{lab.container}/vm/work")
+    assert lab.run(volume.verify())
+    assert lab.content(volume) == b"two"
+
+
+def test_volume_that_came_by_hand_is_seen(lab):
+    volume = lab.private("work", b"data")
+    home = f"{lab.container}/vm"
+    with pytest.raises(KeyError):
+        lab.pool.get_volume("copy/private")
+    sh("zfs", "create", f"{home}/copy")
+    sh("zfs", "clone", f"{volume.dataset}@r2", f"{home}/copy/private")
+    sh("zfs", "set", "qubes-storage-zfs:current.private=0", f"{home}/copy")
+    copy = lab.pool.get_volume("copy/private")
+    assert lab.content(copy) == b"data"
+
+
+@pytest.fixture
+def away(request):
+    """A zpool of its own, which can be exported."""
+    disk = Path("/tmp/away.img")
+    with open(disk, "wb") as file:
+        file.truncate(256 * MIB)
+    sh("zpool", "create", "-m", "none", "away", str(disk))
+    yield Lab("away")
+    subprocess.run(["zpool", "destroy", "-f", "away"], check=False)
+    disk.unlink()
+
+
+def test_absent_zpool_costs_only_its_own_qubes_and_comes_back(away):
+    volume = away.private(content=b"data")
+    sh("zpool", "export", "away")
+    away.restart()
+    volume = away.again(volume)
+    assert away.pool.size is None and away.pool.usage is None
+    assert away.pool.usage_details == {}
+    assert away.pool.list_volumes() == []
+    assert volume.revisions == {} and volume.usage == 0
+    assert volume.size == 4 * MIB
+    assert not volume.is_dirty()
+    away.run(volume.stop())
+    for verb in volume.verify, volume.start, volume.export, volume.remove:
+        with pytest.raises(StoragePoolException, match="not imported"):
+            away.run(verb())
+    sh("zpool", "import", "-d", "/tmp", "away")
+    assert away.run(volume.verify())
+    away.session(volume, b"more")
+    assert list(volume.revisions) == ["r1", "r2"]
+    assert away.content(volume) == b"more"
+    assert away.pool.usage > 0
+    away.run(volume.remove())
+    assert away.datasets() == ["vm"]
+
+
+def test_one_busy_volume_delays_no_other(lab, monkeypatch):
+    """The peer's lock is the pool's: a busy device stopped every qube."""
+    busy, other = lab.volatile("busy"), lab.private("other", b"x")
+    lab.start(busy)
+    times = {}
+
+    async def both():
+        async def timed(name, verbs):
+            begin = time.monotonic()
+            for verb in verbs:
+                await verb()
+            times[name] = time.monotonic() - begin
+
+        await asyncio.gather(
+            timed("busy", [busy.stop]),
+            timed("other", [other.start, other.stop]),
+        )
+
+    with open(busy.path, "rb"):
+        asyncio.run(both())
+    assert times["other"] < times["busy"]
+    assert lab.sweep_until(
+        lambda: not any("busy" in name for name in lab.datasets())
+    )
+
+
+def test_size_respects_quota(make_lab, zpool):
+    lab = make_lab()
+    sh("zfs", "set", "quota=100M", lab.container)
+    assert 90 * MIB < lab.pool.size <= 100 * MIB
+    assert lab.pool.usage < MIB
+    assert lab.pool.usage_details == {
+        "data_size": lab.pool.size,
+        "data_usage": lab.pool.usage,
+    }
+
+
+def test_usage_of_a_root_clone_is_its_own(lab):
+    root = lab.private("tmpl", name="root")
+    lab.session(root, bytes(range(256)) * 4096)
+    assert root.usage > 1000000
+    app = lab.clone_of(root)
+    lab.start(app)
+    assert app.usage < 100000
+    lab.stop(app)
+
+
+def test_commit_is_never_stale(lab):
+    """The peer clears its dirty mark before the snapshot is taken."""
+    volume = lab.private(content=b"one")
+    lab.start(volume)
+    write(volume.path, b"two")
+    lab.restart()
+    volume = lab.again(volume)
+    Path(volume.state_file).unlink()
+    assert volume.is_dirty()
+    assert lab.content(volume) == b"one"
+    lab.run(volume.stop())
+    assert not volume.is_dirty()
+    assert lab.content(volume) == b"two"
+
+
+def test_foreign_snapshots_neither_hide_changes_nor_go(lab):
+    volume = lab.private(content=b"one")
+    lab.start(volume)
+    write(volume.path, b"two")
+    sh("zfs", "snapshot", f"{volume.dataset}@autosnap")
+    lab.stop(volume)
+    assert lab.content(volume) == b"two"
+    lab.run(volume.revert())
+    assert lab.content(volume) == b"one"
+    for text in b"3", b"4", b"5", b"6":
+        lab.session(volume, text)
+    assert "vm/work/private@autosnap" in lab.datasets("snapshot")
+    lab.run(volume.remove())
+    assert "vm/work/private@autosnap" in lab.datasets("snapshot")
+    with pytest.raises(KeyError):
+        lab.pool.get_volume("work/private")
+
+
+def test_what_others_put_beside_our_volumes_is_not_touched(lab):
+    volume = lab.private(content=b"data")
+    home = f"{lab.container}/vm"
+    sh("zfs", "clone", f"{volume.dataset}@r2", f"{home}/work/recovery")
+    sh("zfs", "create", "-s", "-V", "1M", f"{home}/work/other")
+    time.sleep(1)
+    write(f"/dev/zvol/{home}/work/other", b"mine")
+    sh("zfs", "create", f"{home}/work/notes")
+    lab.run(lab.pool.store.sweep())
+    lab.run(volume.remove())
+    left = lab.datasets("volume,filesystem")
+    assert {"vm/work/recovery", "vm/work/other", "vm/work/notes"} < set(left)
+
+
+def test_revision_is_the_state_at_stop(lab):
+    """The peer takes it at the next start: a revision too old."""
+    volume = lab.private(revisions_to_keep=1)
+    lab.session(volume, b"one")
+    lab.session(volume, b"two")
+    (only,) = volume.revisions
+    lab.run(volume.revert(only))
+    assert lab.content(volume) == b"one"
+
+
+def test_outdated_goes_by_identity_not_by_date(lab):
+    root = lab.private("tmpl", b"v1", name="root")
+    app = lab.clone_of(root)
+    lab.start(app)
+    lab.session(root, b"v2")
+    assert app.is_outdated()
+    lab.stop(app)
+    lab.start(app)
+    assert not app.is_outdated()
+    lab.run(root.revert())
+    assert app.is_outdated()
+    lab.stop(app)
+
+
+def test_container_can_be_moved(lab):
+    """The peer's vid is the dataset's full name."""
+    volume = lab.private(content=b"data")
+    assert volume.vid == "work/private"
+    moved = lab.container + "-moved"
+    sh("zfs", "rename", lab.container, moved)
+    lab.container = moved
+    lab.options["container"] = moved
+    lab.restart()
+    assert lab.content(lab.again(volume)) == b"data"
