@@ -158,9 +158,7 @@ class Container:
 
     # --- making and keeping
 
-    def take(
-        self, name: VolumeName, numbers: Sequence[int], first: int
-    ) -> int:
+    def take(self, name: VolumeName, numbers: Sequence[int], first: int) -> int:
         """A generation number nobody has; it is in hand from now on."""
         number = max([first - 1, *numbers]) + 1
         while name.generation(number) in self.in_hand:

@@ -302,7 +302,7 @@ class ZfsZvolPool(ZfsPool):
                 "snap_on_start_forensics": snap_on_start_forensics,
             },
         )
-        self.container = container or name
+        self.container = name if container is None else container
         self.home = f"{self.container}/vm"
 
     async def setup(self) -> "ZfsZvolPool":

@@ -1,0 +1,467 @@
+"""Odd orders, odd settings, many at once."""
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from qubes_storage_zfs.zfs import core, device
+
+from .conftest import MIB, read, sh, write
+
+
+def test_stop_is_harmless_for_volumes_that_never_were(lab):
+    root = lab.volume("t", "root", save_on_stop=True)
+    for volume in (
+        lab.volume("never", save_on_stop=True),
+        lab.volatile("never"),
+        lab.clone_of(root, "never"),
+    ):
+        lab.run(volume.stop())
+        lab.run(volume.remove())
+    assert lab.datasets() == ["vm"]
+
+
+def test_start_again_after_a_failed_start(lab):
+    root = lab.private("tmpl", b"v1", name="root")
+    app, volatile = lab.clone_of(root), lab.volatile("app")
+    for _ in range(2):
+        lab.start(app, volatile)
+        assert read(app.path) == b"v1"
+        write(volatile.path, b"x")
+    lab.stop(app, volatile)
+    assert lab.sweep_until(
+        lambda: not any("vm/app" in name for name in lab.datasets())
+    )
+
+
+def test_a_killed_running_qube_goes_on(lab):
+    volume = lab.private(content=b"one")
+    lab.start(volume)
+    write(volume.path, b"two")
+    lab.restart()
+    volume = lab.again(volume)
+    lab.start(volume)
+    assert read(volume.path) == b"two"
+    lab.stop(volume)
+    assert lab.content(volume) == b"two"
+
+
+def test_stop_twice_commits_once(lab):
+    volume = lab.private(content=b"one")
+    revisions = volume.revisions
+    lab.run(volume.stop())
+    lab.run(volume.stop())
+    assert volume.revisions == revisions
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_revisions_to_keep(lab, keep):
+    volume = lab.private(revisions_to_keep=keep)
+    for number in range(5):
+        lab.session(volume, b"%d" % number)
+    assert len(volume.revisions) == keep
+    assert lab.content(volume) == b"4"
+    volume.revisions_to_keep = 0
+    lab.start(volume)
+    lab.stop(volume)
+    assert volume.revisions == {}
+    assert lab.content(volume) == b"4"
+
+
+def test_import_with_no_revisions_kept(lab):
+    volume = lab.private(content=b"old", revisions_to_keep=0)
+    write(lab.run(volume.import_data(MIB)), b"new")
+    lab.run(volume.import_data_end(True))
+    assert volume.revisions == {}
+    assert lab.content(volume) == b"new"
+    assert len(lab.datasets("volume")) == 1
+
+
+def test_snapshots_disabled(lab):
+    volume = lab.private(content=b"one", revisions_to_keep=1)
+    volume.revisions_to_keep = -1
+    lab.session(volume, b"two")
+    assert lab.datasets("snapshot") == []
+    assert volume.revisions == {}
+    assert not volume.is_dirty()
+    assert lab.content(volume) == b"two"
+    assert lab.datasets("snapshot") == []
+    lab.start(volume)
+    assert volume.is_dirty()
+    other = lab.private("other")
+    for verb in volume.export, lambda: other.import_volume(volume):
+        with pytest.raises(StoragePoolException, match="no revisions"):
+            lab.run(verb())
+    lab.stop(volume)
+    lab.run(other.import_volume(volume))
+    assert lab.content(other) == b"two"
+    write(lab.run(volume.import_data(MIB)), b"three")
+    lab.run(volume.import_data_end(True))
+    assert lab.content(volume) == b"three"
+    volume.revisions_to_keep = 2
+    lab.session(volume, b"four")
+    assert lab.content(volume) == b"four"
+    lab.run(other.remove())
+    lab.run(volume.remove())
+    assert lab.datasets() == ["vm"]
+
+
+def test_root_of_a_template_without_snapshots(lab):
+    root = lab.private("tmpl", name="root", revisions_to_keep=-1)
+    lab.session(root, b"v1")
+    app = lab.clone_of(root)
+    lab.start(app)
+    assert read(app.path) == b"v1"
+    lab.stop(app)
+    assert lab.datasets("snapshot") == []
+
+
+def test_several_exports_at_once(lab):
+    volume = lab.private(content=b"one")
+    first = lab.run(volume.export())
+    lab.session(volume, b"two")
+    second = lab.run(volume.export())
+    assert first != second
+    assert (read(first), read(second)) == (b"one", b"two")
+    lab.run(volume.export_end(first))
+    lab.run(volume.export_end(first))
+    assert read(second) == b"two"
+    lab.run(volume.export_end(second))
+    assert lab.datasets("volume") == ["vm/work/private"]
+
+
+def test_export_end_never_destroys_the_volume(lab):
+    volume = lab.private(content=b"data")
+    other = lab.private("other", content=b"data")
+    for path in volume.path, other.path, "/dev/null", "/dev/zvol/tank":
+        lab.run(volume.export_end(path))
+    assert lab.content(volume) == lab.content(other) == b"data"
+
+
+def test_export_outlives_its_volume(lab):
+    volume = lab.private(content=b"data")
+    path = lab.run(volume.export())
+    lab.run(volume.remove())
+    assert read(path) == b"data"
+    lab.run(volume.export_end(path))
+    assert lab.datasets() == ["vm"]
+
+
+def test_export_is_refused_for_what_keeps_nothing(lab):
+    for volume in lab.volatile(), lab.clone_of(lab.private("t", name="root")):
+        for verb in volume.export, lambda v=volume: v.import_data(MIB):
+            with pytest.raises(NotImplementedError):
+                lab.run(verb())
+
+
+def test_forensics(lab):
+    root = lab.private("tmpl", b"v1", name="root")
+    app = lab.clone_of(root, snap_on_start_forensics=True)
+    lab.start(app)
+    write(app.path, b"evidence")
+    lab.stop(app)
+    assert read(app.path) == b"evidence"
+    assert app.config["snap_on_start_forensics"] is True
+    lab.start(app)
+    assert read(app.path) == b"v1"
+    lab.run(app.remove())
+    assert not any("vm/app" in name for name in lab.datasets())
+
+
+def test_name_of_a_volume_that_is_left_is_refused(lab):
+    lab.private(content=b"data")
+    lab.restart()
+    again = lab.volume(save_on_stop=True)
+    with pytest.raises(StoragePoolException, match="left by a qube"):
+        lab.run(again.create())
+    assert lab.content(again) == b"data"
+
+
+@pytest.mark.parametrize(
+    "vid",
+    [
+        "",
+        "private",
+        "a/b/c",
+        "a/",
+        "/b",
+        "a/../b",
+        "a b/private",
+        "a/priv%ate",
+        "a@b/private",
+        "a/b@r1",
+        "a/Private",
+        "a/x.1",
+    ],
+)
+def test_bad_vid(lab, vid):
+    volume = lab.pool.init_volume(
+        lab.vm("x"),
+        {
+            "name": "private",
+            "vid": vid,
+            "save_on_stop": True,
+            "rw": True,
+            "size": MIB,
+        },
+    )
+    before = lab.datasets()
+    for verb in volume.create, volume.start, volume.export, volume.remove:
+        with pytest.raises(StoragePoolException):
+            lab.run(verb())
+    lab.run(volume.stop())
+    assert volume.revisions == {} and volume.usage == 0
+    assert volume.path is None
+    assert lab.datasets() == before
+
+
+def test_name_too_long(lab):
+    volume = lab.private("q" * 220 if len(lab.container) < 10 else "q" * 215)
+    assert volume.dataset in sh("zfs", "list", "-Ho", "name")
+
+
+@pytest.mark.parametrize(
+    "revision", ["r9", "r0", "", "r1 ", "current", "r1@x", "-r", "r" + "9" * 30]
+)
+def test_bad_revision(lab, revision):
+    volume = lab.private(content=b"data")
+    before = lab.datasets()
+    with pytest.raises(StoragePoolException):
+        lab.run(volume.revert(revision))
+    assert lab.datasets() == before
+
+
+@pytest.mark.parametrize("size", [-1, "x", None, 1 << 61, "10G"])
+def test_bad_size(lab, size):
+    volume = lab.private(content=b"data")
+    before = lab.datasets()
+    for verb in volume.resize, volume.import_data:
+        with pytest.raises(StoragePoolException, match="not a size"):
+            lab.run(verb(size))
+    assert lab.datasets() == before and volume.size == 4 * MIB
+
+
+def test_what_is_refused_while_the_qube_runs(lab):
+    volume = lab.private(content=b"data")
+    other = lab.private("other")
+    lab.start(volume)
+    for verb in (
+        volume.revert,
+        lambda: volume.import_data(MIB),
+        lambda: volume.import_volume(other),
+        lambda: volume.resize(MIB),
+    ):
+        with pytest.raises(StoragePoolException, match="run"):
+            lab.run(verb())
+    lab.stop(volume)
+    assert lab.content(volume) == b"data"
+
+
+def test_read_only_volume_is_not_resized(lab):
+    volume = lab.private(content=b"x", rw=False)
+    with pytest.raises(StoragePoolException, match="read-only"):
+        lab.run(volume.resize(8 * MIB))
+
+
+def test_both_kinds_at_once_is_refused(lab):
+    root = lab.private("tmpl", name="root")
+    both = lab.clone_of(root, save_on_stop=True)
+    with pytest.raises(StoragePoolException, match="both"):
+        lab.run(both.create())
+
+
+def test_import_volume_ignores_what_keeps_nothing(lab):
+    root = lab.private("tmpl", b"v1", name="root")
+    app, other = lab.clone_of(root), lab.clone_of(root, "other")
+    before = lab.datasets()
+    lab.run(other.import_volume(app))
+    assert lab.datasets() == before
+
+
+def test_missing_source(lab):
+    root = lab.private("tmpl", name="root")
+    app = lab.clone_of(root)
+    lab.run(root.remove())
+    for verb in app.verify, app.start:
+        with pytest.raises(StoragePoolException, match="missing on disk"):
+            lab.run(verb())
+
+
+def test_full_pool_loses_nothing(lab):
+    volume = lab.private(content=b"data")
+    sh("zfs", "set", "quota=1M", lab.container)
+    big = lab.volume("big", save_on_stop=True, size=8 * MIB)
+    lab.run(big.create())
+    path = lab.run(big.import_data(8 * MIB))
+    with pytest.raises(OSError):
+        write(path, os.urandom(8 * MIB))
+    with pytest.raises(StoragePoolException):
+        lab.run(big.import_data_end(True))
+        raise StoragePoolException("the import was complete after all")
+    sh("zfs", "set", "quota=none", lab.container)
+    lab.run(big.import_data_end(False))
+    assert lab.content(volume) == b"data"
+
+
+def test_busy_names_the_holder(lab, monkeypatch):
+    monkeypatch.setattr(device, "BUSY_LIMIT", 0.2)
+    volume = lab.private(content=b"data")
+    with open(volume.path, "rb"):
+
+        async def destroy():
+            await device.retry_busy(
+                "x",
+                lambda: core.destroy(lab.run and clone),
+                0.3,
+            )
+
+        clone = f"{lab.container}/vm/work/clone.1"
+        sh("zfs", "clone", f"{volume.dataset}@r2", clone)
+        path = asyncio.run(device.wait_for_link(clone))
+        with open(path, "rb"), pytest.raises(core.errors.Busy) as caught:
+            asyncio.run(destroy())
+    assert any(str(os.getpid()) in who for who in caught.value.holders)
+
+
+def test_missing_link_is_asked_for_again(lab, monkeypatch):
+    volume = lab.private(content=b"data")
+    subprocess.run(["udevadm", "settle"], check=False)
+    Path(volume.path).unlink()
+    monkeypatch.setattr(device, "NUDGE_AFTER", 0.2)
+    lab.start(volume)
+    assert read(volume.path) == b"data"
+    lab.stop(volume)
+
+
+def test_link_to_another_volume_is_not_believed(lab, monkeypatch):
+    volume = lab.private(content=b"data")
+    other = lab.private("other", b"not yours")
+    subprocess.run(["udevadm", "settle"], check=False)
+    node = os.readlink(other.path)
+    Path(volume.path).unlink()
+    Path(volume.path).symlink_to(node)
+    monkeypatch.setattr(device, "NUDGE_AFTER", 0.2)
+    lab.start(volume)
+    assert read(volume.path) == b"data"
+    lab.stop(volume)
+
+
+def test_device_that_never_comes(lab, monkeypatch):
+    volume = lab.private(content=b"data")
+    subprocess.run(["udevadm", "settle"], check=False)
+    link = Path(volume.path)
+    link.unlink()
+    monkeypatch.setattr(device, "LINK_LIMIT", 1.0)
+    monkeypatch.setattr(device, "NUDGE_AFTER", 9.0)
+    with pytest.raises(StoragePoolException, match="did not appear"):
+        lab.run(volume.start())
+    subprocess.run(
+        ["udevadm", "trigger", "--action=change", "--subsystem-match=block"],
+        check=False,
+    )
+    lab.start(volume)
+    lab.stop(volume)
+
+
+def test_many_qubes_at_once(lab):
+    root = lab.private("tmpl", b"v1", name="root")
+    qubes = []
+    for number in range(8):
+        name = f"q{number}"
+        private = lab.volume(name, save_on_stop=True)
+        qubes.append((lab.clone_of(root, name), lab.volatile(name), private))
+
+    async def life(volumes):
+        await asyncio.gather(*(volume.create() for volume in volumes))
+        await asyncio.gather(*(volume.start() for volume in volumes))
+        assert read(volumes[0].path) == b"v1"
+        path = await volumes[2].export()
+        await asyncio.gather(*(volume.stop() for volume in volumes))
+        await volumes[2].export_end(path)
+        await asyncio.gather(*(volume.remove() for volume in volumes))
+
+    async def all_lives():
+        await asyncio.gather(*(life(volumes) for volumes in qubes))
+
+    asyncio.run(all_lives())
+    assert lab.sweep_until(lambda: len(lab.datasets("volume")) == 1)
+    assert lab.datasets("volume,filesystem") == [
+        "vm",
+        "vm/tmpl",
+        "vm/tmpl/root",
+    ]
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.1, 0.3])
+def test_cancelled_verbs_leave_before_or_after(lab, after):
+    volume = lab.private(content=b"one", revisions_to_keep=5)
+    source = lab.private("source", b"two")
+
+    async def cancelled(verb):
+        task = asyncio.ensure_future(verb)
+        await asyncio.sleep(after)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+
+    asyncio.run(cancelled(volume.import_volume(source)))
+    assert lab.content(volume) in (b"one", b"two")
+    asyncio.run(cancelled(volume.export()))
+    asyncio.run(cancelled(volume.revert("r1")))
+    assert lab.content(volume) in (b"", b"one", b"two")
+    lab.restart()
+    volume = lab.again(volume)
+    lab.run(volume.stop())
+    lab.run(lab.again(source).remove())
+    lab.run(volume.remove())
+    assert lab.sweep_until(lambda: lab.datasets() == ["vm"])
+
+
+def test_second_set_of_objects_shares_the_janitor(lab):
+    """qvm-backup builds all pools and volumes again in the same process."""
+    volume = lab.private(content=b"data")
+    path = lab.run(volume.import_data(MIB))
+    second = type(lab.pool)(name=lab.name, **lab.options)
+    copy = second.init_volume(
+        lab.vm("work"),
+        {"name": "private", "rw": True, "save_on_stop": True, "size": MIB},
+    )
+    exported = lab.run(copy.export())
+    lab.run(second.store.sweep())
+    assert read(exported) == b"data"
+    lab.run(copy.export_end(exported))
+    write(path, b"new")
+    lab.run(volume.import_data_end(True))
+    assert lab.content(copy) == b"new"
+
+
+def test_what_another_process_holds_is_left_alone(lab):
+    volume = lab.private(content=b"data")
+    script = (
+        "import asyncio, sys\n"
+        "sys.path[:0] = ['.']; sys.path.append('tests/host')\n"
+        "from qubes_storage_zfs.container import holder_mark\n"
+        "from qubes_storage_zfs.zfs import core\n"
+        "asyncio.run(core.clone(sys.argv[1], sys.argv[2], holder_mark()))\n"
+        "print('made', flush=True); sys.stdin.read()\n"
+    )
+    clone = volume.where.generation(7)
+    with subprocess.Popen(
+        ["python3", "-c", script, clone, f"{volume.dataset}@r2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "made\n"
+        lab.run(lab.pool.store.sweep())
+        assert clone in sh("zfs", "list", "-Ho", "name")
+        process.stdin.close()
+    assert lab.sweep_until(
+        lambda: clone not in sh("zfs", "list", "-Ho", "name")
+    )
