@@ -90,7 +90,9 @@ def _reason(exc: zfs.ZfsError) -> str:
         holders = ", ".join(exc.holders)
         template = BUSY if holders else BUSY_NOBODY
     elif isinstance(exc, (zfs.CommandFailed, DeviceRefused)):
-        return str(exc)
+        # zpool advises -f, which is how disks are lost
+        lines = str(exc).split("\n")
+        return " ".join(line.strip() for line in lines if "'-f'" not in line)
     elif exc.code == errno.ENAMETOOLONG:
         template = NAME_TOO_LONG
     else:

@@ -360,14 +360,21 @@ class ZfsZvolPool(ZfsPool):
                 self.name, paths, compression, {layout.OWNER: self.name}
             )
         except BaseException:
-            await blank.make_blank_again(paths)
+            await self._unmake(paths)
             raise
         try:
             await core.create_filesystem(self.home, self._home_properties())
         except BaseException:
             await native.destroy_zpool(self.name)
-            await blank.make_blank_again(paths)
+            await self._unmake(paths)
             raise
+
+    async def _unmake(self, devices: list[str]) -> None:
+        """The devices were blank before setup() and are to be so again."""
+        try:
+            await blank.make_blank_again(devices)
+        except ZfsError as exc:
+            LOG.error("pool %s: %s", self.name, exc)
 
     async def _setup_container(self, what: str) -> None:
         question = {

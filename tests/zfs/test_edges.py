@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
+from qubes_storage_zfs import layout
 from qubes_storage_zfs.zfs import core, device
 
 from .conftest import MIB, read, sh, write
@@ -219,9 +220,15 @@ def test_bad_vid(lab, vid):
     assert lab.datasets() == before
 
 
-def test_name_too_long(lab):
-    volume = lab.private("q" * 220 if len(lab.container) < 10 else "q" * 215)
-    assert volume.dataset in sh("zfs", "list", "-Ho", "name")
+def test_the_longest_name(lab):
+    room = layout.NAME_MAX - layout.SUFFIX_ROOM
+    longest = "q" * (room - len(f"{lab.container}/vm//private"))
+    volume = lab.private(longest, b"one")
+    lab.session(volume, b"two")
+    lab.run(volume.revert())
+    assert lab.content(volume) == b"one"
+    with pytest.raises(StoragePoolException, match="too long"):
+        lab.private(longest + "q")
 
 
 @pytest.mark.parametrize(
@@ -292,39 +299,38 @@ def test_missing_source(lab):
 
 
 def test_full_pool_loses_nothing(lab):
-    volume = lab.private(content=b"data")
+    volume = lab.private(content=b"one", size=8 * MIB)
+    big = lab.private("big", b"old", size=8 * MIB)
     sh("zfs", "set", "quota=1M", lab.container)
-    big = lab.volume("big", save_on_stop=True, size=8 * MIB)
-    lab.run(big.create())
-    path = lab.run(big.import_data(8 * MIB))
     with pytest.raises(OSError):
-        write(path, os.urandom(8 * MIB))
-    with pytest.raises(StoragePoolException):
-        lab.run(big.import_data_end(True))
-        raise StoragePoolException("the import was complete after all")
-    sh("zfs", "set", "quota=none", lab.container)
+        write(lab.run(big.import_data(8 * MIB)), os.urandom(8 * MIB))
     lab.run(big.import_data_end(False))
-    assert lab.content(volume) == b"data"
+    lab.start(volume)
+    with pytest.raises(OSError):
+        write(volume.path, b"two".ljust(512, b"\0") + os.urandom(8 * MIB - 512))
+    lab.stop(volume)
+    with pytest.raises(StoragePoolException, match="no space left"):
+        lab.private("another")
+    sh("zfs", "set", "quota=none", lab.container)
+    lab.run(volume.stop())
+    assert not volume.is_dirty()
+    assert lab.content(volume, 3) in (b"one", b"two")
+    assert "r1" in volume.revisions
+    assert lab.content(big) == b"old"
 
 
-def test_busy_names_the_holder(lab, monkeypatch):
-    monkeypatch.setattr(device, "BUSY_LIMIT", 0.2)
+def test_busy_names_the_holder(lab):
     volume = lab.private(content=b"data")
-    with open(volume.path, "rb"):
+    clone = volume.where.generation(1)
+    sh("zfs", "clone", f"{volume.dataset}@r2", clone)
+    path = asyncio.run(device.wait_for_link(clone))
 
-        async def destroy():
-            await device.retry_busy(
-                "x",
-                lambda: core.destroy(lab.run and clone),
-                0.3,
-            )
+    async def destroy():
+        await device.retry_busy(clone, lambda: core.destroy(clone), 0.3)
 
-        clone = f"{lab.container}/vm/work/clone.1"
-        sh("zfs", "clone", f"{volume.dataset}@r2", clone)
-        path = asyncio.run(device.wait_for_link(clone))
-        with open(path, "rb"), pytest.raises(core.errors.Busy) as caught:
-            asyncio.run(destroy())
-    assert any(str(os.getpid()) in who for who in caught.value.holders)
+    with open(path, "rb"), pytest.raises(core.errors.Busy) as caught:
+        asyncio.run(destroy())
+    assert any(f"process {os.getpid()}" in who for who in caught.value.holders)
 
 
 def test_missing_link_is_asked_for_again(lab, monkeypatch):
@@ -359,6 +365,7 @@ def test_device_that_never_comes(lab, monkeypatch):
     monkeypatch.setattr(device, "NUDGE_AFTER", 9.0)
     with pytest.raises(StoragePoolException, match="did not appear"):
         lab.run(volume.start())
+    monkeypatch.undo()
     subprocess.run(
         ["udevadm", "trigger", "--action=change", "--subsystem-match=block"],
         check=False,
@@ -465,3 +472,9 @@ def test_what_another_process_holds_is_left_alone(lab):
     assert lab.sweep_until(
         lambda: clone not in sh("zfs", "list", "-Ho", "name")
     )
+
+
+def test_revert_without_revisions(lab):
+    volume = lab.private()
+    with pytest.raises(StoragePoolException, match="no revision to go back"):
+        lab.run(volume.revert())

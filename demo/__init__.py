@@ -1,0 +1,1 @@
+"""The story of a qube on ZFS, told in a virtual machine."""

@@ -1,0 +1,94 @@
+"""Names, both ways, and what can be none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qubes_storage_zfs import layout
+from qubes_storage_zfs.layout import BadName, VolumeName
+
+QUBE = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,30}", fullmatch=True)
+VOLUME = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
+#: what ZFS allows in a component
+ZFS_COMPONENT = set(
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:-"
+)
+
+
+@given(QUBE, VOLUME, st.integers(0, 10**17))
+def test_generations_are_told_apart(qube, volume, number):
+    name = layout.volume_name("tank/q/vm", f"{qube}/{volume}")
+    assert name == VolumeName("tank/q/vm", qube, volume)
+    assert name.number_of(name.generation(number)) == number
+    other = VolumeName("tank/q/vm", qube, volume + "x")
+    assert other.number_of(name.generation(number)) is None
+
+
+@pytest.mark.parametrize("tail", [".0", ".01", ".x", ".", "@r1", ".1.2", ".-1"])
+def test_what_is_no_generation(tail):
+    name = VolumeName("tank/vm", "work", "private")
+    assert name.number_of("tank/vm/work/private" + tail) is None
+
+
+@given(st.text(max_size=40))
+def test_no_bad_name_gets_through(text):
+    for parse in (
+        lambda: layout.volume_name("tank/vm", text).generation(0),
+        lambda: layout.dataset_name(text),
+        lambda: layout.zpool_name(text),
+    ):
+        try:
+            name = parse()
+        except BadName as exc:
+            assert str(exc)
+            continue
+        parts = name.split("/")
+        assert all(part and set(part) <= ZFS_COMPONENT for part in parts)
+        assert not {".", ".."} & set(parts)
+        assert not name.startswith("-")
+        assert len(name) <= layout.NAME_MAX
+
+
+@given(st.text(max_size=30))
+def test_no_bad_revision_gets_through(text):
+    try:
+        number = layout.revision_number(text)
+    except BadName:
+        return
+    assert text == f"r{number}" and number > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mirror",
+        "mirror-1",
+        "raidz",
+        "draid2",
+        "spare",
+        "c0",
+        "c1t0",
+        "log",
+        "1pool",
+        "-f",
+        "a/b",
+        "a b",
+        "",
+        "x" * 65,
+        "pool%",
+    ],
+)
+def test_zpool_names_that_zfs_reserves_or_refuses(name):
+    with pytest.raises(BadName):
+        layout.zpool_name(name)
+
+
+@pytest.mark.parametrize("name", ["tank", "my-pool", "p.1_2", "logs", "cold"])
+def test_zpool_names_that_are_fine(name):
+    assert layout.zpool_name(name) == name
+
+
+def test_no_room_for_revisions_is_too_long():
+    layout.volume_name("tank/vm", "q" * 215 + "/private")
+    with pytest.raises(BadName, match="too long"):
+        layout.volume_name("tank/vm", "q" * 216 + "/private")

@@ -1,0 +1,59 @@
+"""Options as they come from a person: strings."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qubes_storage_zfs import options
+from qubes_storage_zfs.options import BadOption
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("16k", 16384), ("4096", 4096), ("128K", 131072), ("8k", 8192)],
+)
+def test_blocksize(text, size):
+    assert options.parse_blocksize(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "2k", "3k", "256k", "1M", "16kB", "16 k", "-16k", "k", None],
+)
+def test_bad_blocksize(text):
+    with pytest.raises(BadOption, match="power of two"):
+        options.parse_blocksize(text)
+
+
+@pytest.mark.parametrize("value", [-1, 0, "7", "-1"])
+def test_revisions(value):
+    assert options.parse_revisions(value) == int(value)
+
+
+@pytest.mark.parametrize("value", [-2, "x", None, "", "1.5", 10**9])
+def test_bad_revisions(value):
+    with pytest.raises(BadOption, match="from -1 on"):
+        options.parse_revisions(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["on", "off", "lz4", "zstd", "zstd-19", "gzip-9"]
+)
+def test_compression(value):
+    assert options.parse_compression(value) == value
+
+
+@pytest.mark.parametrize(
+    "value", ["", "zstd-20", "gzip-0", "lz4 ", "LZ4", None, 5]
+)
+def test_bad_compression(value):
+    with pytest.raises(BadOption, match="compression must"):
+        options.parse_compression(value)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(options.PARSERS)), st.text()))
+def test_any_text_is_parsed_or_refused_in_a_sentence(given_options):
+    try:
+        options.check(given_options)
+    except BadOption as exc:
+        assert len(str(exc)) > 20

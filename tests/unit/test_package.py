@@ -1,0 +1,129 @@
+"""What holds where neither ZFS nor pyzfs is installed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import qubes.exc
+
+from qubes_storage_zfs import ZfsZvolPool, errors
+from qubes_storage_zfs.zfs import errors as zfs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_it_imports_without_pyzfs_and_loads_nothing_of_zfs():
+    script = (
+        "import sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}]; sys.path.append({str(ROOT / 'tests/host')!r})\n"
+        "sys.modules['libzfs_core'] = None\n"
+        "import qubes_storage_zfs\n"
+        "qubes_storage_zfs.ZfsZvolPool(name='p', container='tank/q')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_qvm_pool_lists_the_options():
+    from qubes_storage_zfs import pool
+
+    parameters = {
+        name: parameter
+        for name, parameter in __import__("inspect")
+        .signature(pool.ZfsZvolPool.__init__)
+        .parameters.items()
+        if name not in ("self", "name", "kwargs")
+    }
+    assert list(parameters) == [
+        "container",
+        "block_devices",
+        "revisions_to_keep",
+        "ephemeral_volatile",
+        "volblocksize",
+        "compression",
+        "snap_on_start_forensics",
+    ]
+    assert all(
+        parameter.default is not parameter.empty
+        for parameter in parameters.values()
+    )
+
+
+def sentences():
+    return {
+        name: value
+        for name, value in vars(errors).items()
+        if name.isupper() and isinstance(value, str)
+    }
+
+
+def test_doc_lists_every_sentence():
+    text = " ".join(
+        (ROOT / "doc/errors.md").read_text().replace("`", "").split()
+    )
+    for name, sentence in sentences().items():
+        assert " ".join(sentence.split()) in text, name
+
+
+def test_doc_names_a_test_for_every_sentence():
+    text = (ROOT / "doc/errors.md").read_text()
+    tests = " ".join(
+        path.read_text() for path in (ROOT / "tests").rglob("test_*.py")
+    )
+    rows = [line for line in text.split("\n") if line.startswith("| ")][2:]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        for name in named:
+            assert f"def {name}(" in tests, name
+
+
+@pytest.mark.parametrize(
+    "exc, text",
+    [
+        (zfs.NoModule("tank", 2, "create"), "modprobe zfs"),
+        (zfs.PoolAbsent("tank"), "zpool import tank"),
+        (zfs.NoSpace("tank/a"), "no space left"),
+        (zfs.Locked("tank/a"), "key of tank/a is not loaded"),
+        (zfs.NotFound("tank/a@r1"), "does not exist"),
+        (zfs.Exists("tank/a"), "exists already"),
+        (zfs.NoDevice("tank/a"), "did not appear"),
+        (zfs.Busy("tank/a", holders=("process 7 (dd)",)), "process 7 (dd)"),
+        (zfs.Busy("tank/a"), "busy for too long"),
+        (zfs.ZfsError("tank/a", 36, "create"), "too long"),
+        (zfs.ZfsError("tank/a", 5, "create"), "refused 'create'"),
+        (zfs.CommandFailed("zfs set", 1, "cannot set"), "cannot set"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_every_failure_has_its_sentence(exc, text):
+    with pytest.raises(qubes.exc.StoragePoolException) as caught:
+        with errors.told("Cannot do it"):
+            raise exc
+    assert str(caught.value).startswith("Cannot do it: ")
+    assert text in str(caught.value)
+
+
+def test_no_percent_reaches_the_client():
+    exc = errors.refusal("Cannot", "50% of /dev/disk/%s")
+    assert str(exc) % () == "Cannot: 50% of /dev/disk/%s"
+
+
+def test_bad_options_do_not_raise_before_setup():
+    pool = ZfsZvolPool(name="p", revisions_to_keep="x", volblocksize="y")
+    assert pool.revisions_to_keep == 2
+    assert pool.config["volblocksize"] == "y"
+
+
+def test_no_module_is_a_sentence(monkeypatch):
+    import asyncio
+
+    if Path("/dev/zfs").exists():
+        pytest.skip("the zfs module is here")
+    monkeypatch.setitem(sys.modules, "libzfs_core", None)
+    pool = ZfsZvolPool(name="p", container="tank/q")
+    with pytest.raises(qubes.exc.StoragePoolException, match="modprobe zfs"):
+        asyncio.run(pool.setup())
+    assert pool.size is None and pool.list_volumes() == []
