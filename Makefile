@@ -7,9 +7,9 @@ export ZFS_SUITE ?= 2.3
 
 VM = python3 tests/vm/vm.py
 # in the guest: a copy of the tree in memory
-GUEST = mkdir -p /root/src && cd /src && \
-    cp -a qubes_storage_zfs tests demo setup.py pyproject.toml version doc \
-    /root/src/ && cd /root/src &&
+GUEST = mkdir -p /root/src && \
+    tar -c -C /src --exclude=./.?* --exclude=./build . | tar -x -C /root/src && \
+    cd /root/src &&
 
 .PHONY: help demo test lint unit zfs-test prepare vm-image clean
 

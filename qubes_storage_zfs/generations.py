@@ -101,7 +101,13 @@ class Generations:
     # --- moving the pointer
 
     async def _move_pointer(self, number: int, **more: Any) -> None:
-        await self._change("adopt", number=number, holder=layout.HOLDER, **more)
+        await self._change(
+            "adopt",
+            number=number,
+            holder=layout.HOLDER,
+            mark=holder_mark()[layout.HOLDER],
+            **more,
+        )
 
     async def adopt(self, number: int, **more: Any) -> None:
         """Generation *number*, which is in hand, becomes the current one.

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_it_imports_without_pyzfs_and_loads_nothing_of_zfs():
     script = (
         "import sys\n"
-        f"sys.path[:0] = [{str(ROOT)!r}]; sys.path.append({str(ROOT / 'tests/host')!r})\n"
+        f"sys.path[:0] = [{str(ROOT)!r}]\n"
+        f"sys.path.append({str(ROOT / 'tests/host')!r})\n"
         "sys.modules['libzfs_core'] = None\n"
         "import qubes_storage_zfs\n"
         "qubes_storage_zfs.ZfsZvolPool(name='p', container='tank/q')\n"

@@ -231,3 +231,15 @@ def lab(zpool):
 @pytest.fixture
 def make_lab(zpool):
     return lambda **options: Lab(zpool, **options)
+
+
+@pytest.fixture
+def away():
+    """A zpool of its own, which can be exported."""
+    disk = Path("/tmp/away.img")
+    with open(disk, "wb") as file:
+        file.truncate(256 * MIB)
+    sh("zpool", "create", "-m", "none", "away", str(disk))
+    yield Lab("away")
+    subprocess.run(["zpool", "destroy", "-f", "away"], check=False)
+    disk.unlink()

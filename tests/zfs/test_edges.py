@@ -309,14 +309,27 @@ def test_full_pool_loses_nothing(lab):
     with pytest.raises(OSError):
         write(volume.path, b"two".ljust(512, b"\0") + os.urandom(8 * MIB - 512))
     lab.stop(volume)
-    with pytest.raises(StoragePoolException, match="no space left"):
-        lab.private("another")
     sh("zfs", "set", "quota=none", lab.container)
     lab.run(volume.stop())
     assert not volume.is_dirty()
     assert lab.content(volume, 3) in (b"one", b"two")
     assert "r1" in volume.revisions
     assert lab.content(big) == b"old"
+
+
+def test_no_space_is_a_sentence(away):
+    volume = away.private(content=b"one")
+    sh("zfs", "create", "away/filler")
+    free = int(sh("zfs", "get", "-Hpo", "value", "available", "away"))
+    sh("zfs", "set", f"reservation={free - 600000}", "away/filler")
+    with pytest.raises(StoragePoolException, match="no space left"):
+        for number in range(50):
+            away.private(f"q{number}")
+    with pytest.raises(StoragePoolException, match="no space left"):
+        for _ in range(20):
+            away.run(volume.export())
+    sh("zfs", "destroy", "away/filler")
+    assert away.content(volume) == b"one"
 
 
 def test_busy_names_the_holder(lab):

@@ -1,7 +1,6 @@
 """What other drivers get wrong, each as a test that their design fails."""
 
 import asyncio
-import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.zfs import core
 
-from .conftest import MIB, Lab, read, sh, write
+from .conftest import MIB, read, sh, write
 
 
 class Died(BaseException):
@@ -191,18 +190,6 @@ def test_volume_that_came_by_hand_is_seen(lab):
     sh("zfs", "set", "qubes-storage-zfs:current.private=0", f"{home}/copy")
     copy = lab.pool.get_volume("copy/private")
     assert lab.content(copy) == b"data"
-
-
-@pytest.fixture
-def away(request):
-    """A zpool of its own, which can be exported."""
-    disk = Path("/tmp/away.img")
-    with open(disk, "wb") as file:
-        file.truncate(256 * MIB)
-    sh("zpool", "create", "-m", "none", "away", str(disk))
-    yield Lab("away")
-    subprocess.run(["zpool", "destroy", "-f", "away"], check=False)
-    disk.unlink()
 
 
 def test_absent_zpool_costs_only_its_own_qubes_and_comes_back(away):
