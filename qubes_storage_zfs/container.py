@@ -194,11 +194,11 @@ class Container:
             self._swept = False
             LOG.debug("garbage in %s not looked for: %s", self.home, exc)
 
-    async def sweep(self, qube: str | None = None) -> int:
+    async def sweep(self, qube: str | None = None) -> list[str]:
         """Destroy what no pointer names, no revision needs and nobody holds.
 
         :param qube: dataset of one qube; None: all of them
-        :return: count of datasets destroyed
+        :return: garbage that stays because somebody has it open
         :raises ZfsError: if ZFS cannot be asked
         """
         question = {
@@ -216,7 +216,7 @@ class Container:
         ]
         empty = list(found["empty"].values())
         if not items and not empty:
-            return 0
+            return []
         done = await core.change(
             "sweep",
             self.home,
@@ -231,7 +231,24 @@ class Container:
         )
         if done["gone"]:
             LOG.info("%s: %d leftovers removed", self.home, done["gone"])
-        return int(done["gone"])
+        return list(done["busy"].values())
+
+    async def sweep_patiently(self, qube: str) -> None:
+        """Sweep one qube again while udev is still probing what is to go.
+
+        What somebody really holds stays, and is named in the log.
+        """
+
+        async def once() -> None:
+            busy = await self.sweep(qube)
+            if busy:
+                raise errors.Busy(busy[0], call="destroy")
+
+        try:
+            await device.retry_busy(qube, once)
+        except errors.Busy as exc:
+            holders = ", ".join(exc.holders) or "nobody that can be seen"
+            LOG.warning("%s stays until %s lets go of it", exc.dataset, holders)
 
     def _is_garbage(self, item: Mapping[str, Any]) -> bool:
         if item["name"] in self.in_hand:

@@ -180,6 +180,5 @@ class Generations:
         )
         if "busy" in gone:
             # no pointer names it any more: if it stays, the janitor has it
-            await self.store.discard(gone["busy"])
-            await self.store.sweep(where.dataset)
+            await self.store.sweep_patiently(where.dataset)
         await Container.sweep_origins(gone["origins"].values())

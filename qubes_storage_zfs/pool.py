@@ -14,13 +14,13 @@ from typing import Any
 import qubes.exc
 import qubes.storage
 
-from . import errors, layout, options
+from . import adoption, errors, layout, options
 from .container import Container, State
 from .errors import refusal, told
 from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from .volume import ZfsVolume
 from .zfs import blank, core, native
-from .zfs.errors import NotFound, ZfsError
+from .zfs.errors import ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -252,23 +252,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     async def destroy(self) -> None:
         """Give the container back; what is in it stays."""
-        try:
-            await core.change(
-                "claim",
-                self.container,
-                {"container": self.container, "owner": layout.OWNER},
-            )
-        except ZfsError as exc:
-            LOG.warning("pool %s: mark not removed: %s", self.name, exc)
-
-    def _home_properties(self) -> dict[str, str | int | bool | None]:
-        """Set where the qubes' datasets are, in the call that makes it."""
-        return {
-            "volmode": core.VOLMODE_DEV,
-            "snapdev": core.SNAPDEV_HIDDEN,
-            layout.UDEV_FLAG: "true",
-            layout.AUTO_SNAPSHOT: "false",
-        }
+        with told(f"Cannot give back {self.container}"):
+            await adoption.claim(self.container, self.name, release=True)
 
 
 class ZfsZvolPool(ZfsPool):
@@ -330,7 +315,13 @@ class ZfsZvolPool(ZfsPool):
                 raise refusal(what, str(exc)) from exc
             self._check_version()
             if given["container"] is not None:
-                await self._setup_container(what)
+                await adoption.adopt(
+                    self.name,
+                    self.container,
+                    self.home,
+                    given["compression"],
+                    what,
+                )
             else:
                 await self._setup_zpool(devices, what)
         return self
@@ -363,7 +354,7 @@ class ZfsZvolPool(ZfsPool):
             await self._unmake(paths)
             raise
         try:
-            await core.create_filesystem(self.home, self._home_properties())
+            await core.create_filesystem(self.home, adoption.HOME_PROPERTIES)
         except BaseException:
             await native.destroy_zpool(self.name)
             await self._unmake(paths)
@@ -375,85 +366,3 @@ class ZfsZvolPool(ZfsPool):
             await blank.make_blank_again(devices)
         except ZfsError as exc:
             LOG.error("pool %s: %s", self.name, exc)
-
-    async def _setup_container(self, what: str) -> None:
-        question = {
-            "container": self.container,
-            "home": self.home,
-            "owner": layout.OWNER,
-            "flag": layout.UDEV_FLAG,
-        }
-        found = await core.read("container", self.container, question)
-        self._check_found(found, what)
-        made = not found.get("exists")
-        if made:
-            await core.create_filesystem(
-                self.container,
-                {**self._home_properties(), layout.OWNER: self.name},
-            )
-        elif "owner" not in found:
-            await self._claim(self.name)
-        try:
-            if not found.get("home"):
-                await core.create_filesystem(self.home, self._home_properties())
-            if self._options.get("compression"):
-                await native.set_property(
-                    self.home, "compression", self._options["compression"]
-                )
-        except BaseException:
-            await self._take_back(made, bool(found.get("home")), found)
-            raise
-
-    def _check_found(self, found: Mapping[str, Any], what: str) -> None:
-        """:raises StoragePoolException: unless the container can be ours"""
-        name = self.container
-        why = ""
-        owner = found.get("owner")
-        above = found.get("owner_above")
-        if not found["parent"]:
-            why = f"the dataset above {name} does not exist; create it first"
-        elif found.get("exists") and found["type"] != "filesystem":
-            why = f"{name} is a {found['type']}, not a filesystem"
-        elif owner not in (None, self.name):
-            why = errors.CONTAINER_CLAIMED.format(
-                dataset=name, owner=owner, property=layout.OWNER
-            )
-        elif above and f"{name}/".startswith(f"{above}/vm/"):
-            why = f"{name} is where another pool keeps its qubes"
-        elif found.get("home") and owner is None:
-            why = (
-                f"{self.home} exists and is not this driver's; choose another"
-                " container"
-            )
-        elif found.get("home") and (
-            found.get("flag") != "true" or found.get("volmode") != "dev"
-        ):
-            why = (
-                f"{self.home} must have {layout.UDEV_FLAG}=true and"
-                " volmode=dev, so that dom0 never reads what qubes wrote; set"
-                " them with 'zfs set'"
-            )
-        if why:
-            raise refusal(what, why)
-
-    async def _claim(self, name: str | None) -> None:
-        question = {"container": self.container, "owner": layout.OWNER}
-        if name is not None:
-            question["pool"] = name
-        await core.change("claim", self.container, question)
-
-    async def _take_back(
-        self, made: bool, had_home: bool, found: Mapping[str, Any]
-    ) -> None:
-        """As before setup(): only what it made itself is taken away."""
-        for dataset, ours in (
-            (self.home, not had_home),
-            (self.container, made),
-        ):
-            if ours:
-                try:
-                    await core.destroy(dataset)
-                except NotFound:
-                    pass
-        if not made and "owner" not in found:
-            await self._claim(None)

@@ -1,16 +1,18 @@
--- A pool claims a dataset as its container.
+-- A pool claims a dataset as its container, or gives it back.
 --
--- argv: container, owner (property), pool (its name; absent: give it back)
--- gives: the name of the pool that has it already, if that is another
+-- argv: container, owner (property), pool (its name), release (give back)
+-- gives: the name of the pool that has it, if that is another; then nothing
+--       was changed
 local owner = own_property(argv.container, argv.owner)
-if argv.pool == nil then
-    zfs.sync.inherit(argv.container, argv.owner)
-    return nil
-end
 if owner ~= nil and owner ~= argv.pool then
     return owner
 end
-local errno = zfs.sync.set_prop(argv.container, argv.owner, argv.pool)
+local errno
+if argv.release then
+    errno = zfs.sync.inherit(argv.container, argv.owner)
+else
+    errno = zfs.sync.set_prop(argv.container, argv.owner, argv.pool)
+end
 if errno ~= 0 then
     return refuse(errno, "set_prop", argv.container)
 end
