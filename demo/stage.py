@@ -1,53 +1,40 @@
 """What the story is told with: dom0's tools, a shell, and checks."""
 
 import asyncio
-import contextlib
 import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "host"))
 
-import qubes.config
-
-#: bytes; Qubes' own default is 2 GiB, which takes longer to compare
-PRIVATE = 64 << 20
-qubes.config.defaults["private_img_size"] = PRIVATE
-
 import hostapi
 import qubes.exc
 import qubes.storage
+import qubes.vm.kinds
 
 from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.container import Container
+
+# 64 MiB instead of 2 GiB, which would only take longer to compare
+qubes.vm.kinds.AppVM.default_volume_config["private"]["size"] = 64 << 20
 
 #: "ok" and "FAILED" -> how many checks ended so
 checks = Counter()
 #: tool -> how often it was run, and how many programs that started
 runs, programs = Counter(), Counter()
 _tool = None
-_STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.system"}
 
 
 def _audit(event, _arguments):
-    if _tool is not None and event in _STARTS:
+    starts = "subprocess.Popen", "os.posix_spawn", "os.fork", "os.system"
+    if _tool is not None and event in starts:
         programs[_tool] += 1
 
 
 sys.addaudithook(_audit)
-
-
-@contextlib.contextmanager
-def chapter(title):
-    """Its title first, and last how long it took."""
-    print(f"\n=== {title}")
-    begin = time.monotonic()
-    yield
-    print(f"\n    ({time.monotonic() - begin:.1f} seconds)")
 
 
 def say(text):
@@ -65,12 +52,9 @@ def check(condition, what):
 def sh(command):
     """Run a command line and show it; gives what it printed."""
     print(f"$ {command}")
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command + " 2>&1"],
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-        check=False,
-    )
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(shell, **out, text=True, check=False)
     print(done.stdout, end="")
     if done.returncode:
         raise SystemExit(f"FAILED: it ended with status {done.returncode}")
@@ -84,41 +68,33 @@ class Dom0:
         os.makedirs(qubes.storage.VOLUME_STATE_DIR, exist_ok=True)
         hostapi.register_driver("zfs_zvol", ZfsZvolPool)
         self.app = hostapi.new_app(folder / "qubes.xml", hold_devices=True)
-        self.wait = asyncio.Runner().run
+        self._wait = asyncio.Runner().run
 
     def volume(self, target):
         """The volume object of <qube>:<volume>."""
         name, _, volume = target.partition(":")
         return self.app.domains[name].volumes[volume]
 
-    def path(self, target):
-        """The device of <qube>:<volume>."""
-        return self.volume(target).path
-
     def kill_qubesd(self):
-        """It is killed, and started again; the qubes run on."""
+        """It dies and is started again; the qubes run on."""
         print("# systemctl kill -s KILL qubesd")
         Container.forget_all()
-        self.app = self.wait(hostapi.restart(self.app))
+        self.app = self._wait(hostapi.restart(self.app))
 
     def export(self, target):
         """What qvm-backup has qubesd do first; the device to read."""
-        print(f"# qvm-backup: admin.vm.volume.Export of {target}")
+        print(f"# qvm-backup: begins to read {target}")
         return self._run("qvm-backup", self.volume(target).export())
 
     def export_end(self, target, path):
         """What it has qubesd do last."""
-        print(f"# qvm-backup: the end of the export of {target}")
+        print(f"# qvm-backup: has read {target}")
         self._run("qvm-backup", self.volume(target).export_end(path))
 
     def __call__(self, line):
-        """Do what this line does in dom0; errors of Qubes are printed.
-
-        Gives what was printed or, for qvm-volume info, the revisions.
-        """
+        """Do what this line does in dom0; a refusal is shown and given."""
         print(f"# {line}")
-        words, options = [], {}
-        rest = iter(line.split())
+        words, options, rest = [], {"-P": None}, iter(line.split())
         for word in rest:
             if word in ("-C", "-l", "-t", "-P", "-o"):
                 options[word] = next(rest)
@@ -138,25 +114,25 @@ class Dom0:
         runs[tool] += 1
         _tool = tool
         try:
-            return self.wait(call)
+            return self._wait(call)
         finally:
             _tool = None
 
-    async def _call(self, words, options):
+    async def _call(self, words, given):
         app = self.app
         match words:
             case "qubes-prefs", "default_pool", pool:
                 app.default_pool = pool
                 app.save()
             case "qvm-pool", "add", name, driver:
-                more = dict([options["-o"].split("=")])
+                more = dict([given["-o"].split("=")])
                 await hostapi.add_pool(app, name, driver, **more)
             case "qvm-pool", "remove", name:
                 await hostapi.remove_pool(app, name)
             case "qvm-create", name:
-                more = {"template": options["-t"]} if "-t" in options else {}
-                args = name, options["-l"], options.get("-P")
-                await hostapi.create_vm(app, options["-C"], *args, **more)
+                more = {"template": given["-t"]} if "-t" in given else {}
+                args = given["-C"], name, given["-l"], given["-P"]
+                await hostapi.create_vm(app, *args, **more)
             case "qvm-start", name:
                 await app.domains[name].start()
             case "qvm-shutdown", name:
@@ -166,21 +142,21 @@ class Dom0:
             case "qvm-remove", name:
                 await hostapi.remove_vm(app.domains[name])
             case "qvm-volume", verb, target, *more:
-                name, _, volume = target.partition(":")
-                return await self._volume(verb, app.domains[name], volume, more)
+                vm, _, volume = target.partition(":")
+                return await self._volume(verb, app.domains[vm], volume, *more)
             case _:
                 raise ValueError(words)
 
-    async def _volume(self, verb, vm, name, more):
+    async def _volume(self, verb, vm, name, what=None):
         if verb == "import":
-            size = os.path.getsize(more[0])
-            await hostapi.import_file(vm, name, more[0], size)
+            size = os.path.getsize(what)
+            await hostapi.import_file(vm, name, what, size)
         elif verb == "revert":
-            await hostapi.revert(vm, name, more[0])
+            await hostapi.revert(vm, name, what)
         elif verb == "info":
             known = hostapi.volume_info(vm, name)
-            for key in "pool", "vid", "size", "usage":
+            for key in "vid", "size", "usage":
                 print(f"{key:8}{known[key]}")
             revisions = hostapi.list_snapshots(vm, name)
-            print("Available revisions (for revert):", *revisions or ["none"])
+            print("Available revisions (for revert):", *revisions)
             return revisions

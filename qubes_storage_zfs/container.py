@@ -46,6 +46,8 @@ class State:
     numbers: Sequence[int]
     #: number of the current generation; None if there is no such volume
     current: int | None
+    #: whether nobody keeps the content of the current generation
+    scratch: bool = False
     #: oldest first; the last is the committed state
     revisions: Sequence[Revision] = ()
     committed_guid: int | None = None
@@ -275,6 +277,7 @@ def _state(answer: Mapping[str, Any]) -> State:
         qube=bool(answer.get("qube")),
         numbers=list(answer.get("numbers", {}).values()),
         current=answer.get("current"),
+        scratch=bool(answer.get("scratch")),
         revisions=[
             Revision(item["number"], item["snapshot"], item["creation"])
             for _, item in sorted(

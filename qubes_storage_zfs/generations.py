@@ -77,7 +77,7 @@ class Generations:
                 if attempt == TRIES:
                     raise
             except BaseException:
-                await self.store.discard(dataset)
+                await self._discard_unless_current(number, dataset)
                 raise
         raise AssertionError("unreachable")
 
@@ -118,15 +118,21 @@ class Generations:
         try:
             await self._move_pointer(number, **more)
         except BaseException:
-            await self._discard_unless_current(dataset, number)
+            await self._discard_unless_current(number, dataset)
             raise
         self.store.release(dataset)
 
-    async def _discard_unless_current(self, dataset: str, number: int) -> None:
+    async def _discard_unless_current(self, number: int, dataset: str) -> None:
         """A cancelled program may have run to its end all the same."""
-        self.store.release(dataset)
-        state = await self.state()
-        if state.current != number:
+        try:
+            adopted = (await self.state()).current == number
+        except BaseException:
+            # the janitor will know
+            self.store.release(dataset)
+            raise
+        if adopted:
+            self.store.release(dataset)
+        else:
             await self.store.discard(dataset)
 
     async def adopt_clone(self, origin: Origin, **more: Any) -> None:

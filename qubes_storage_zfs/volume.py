@@ -135,6 +135,8 @@ class ZfsVolume(Transfer):
         source = self.source._state_now(revisions=True)
         if state is None or source is None or state.current is None:
             return False
+        if source.committed_guid is None:
+            return False
         return bool(state.origin_guid != source.committed_guid)
 
     async def verify(self) -> bool:
@@ -222,7 +224,7 @@ class ZfsVolume(Transfer):
                 return self
             if self.save_on_stop:
                 await self._stop_persistent(state)
-            elif not self._kept_for_forensics():
+            elif state.scratch and not self._kept_for_forensics():
                 await self.generations.forget()
         except (ZfsError, layout.BadName, OSError) as exc:
             LOG.error("%s", sentence(self._cannot("stop"), exc))

@@ -491,3 +491,33 @@ def test_revert_without_revisions(lab):
     volume = lab.private()
     with pytest.raises(StoragePoolException, match="no revision to go back"):
         lab.run(volume.revert())
+
+
+def test_scratch_volume_never_destroys_a_kept_one_of_its_name(lab):
+    kept = lab.private("work", b"precious", name="root")
+    root = lab.private("tmpl", b"v1", name="root")
+    lab.restart()
+    root = lab.again(root)
+    app = lab.clone_of(root, "work")
+    with pytest.raises(StoragePoolException, match="exists already"):
+        lab.run(app.start())
+    lab.run(app.stop())
+    assert lab.content(lab.again(kept)) == b"precious"
+
+
+def test_cancelled_import_without_revisions_keeps_one_content(lab):
+    """Without revisions nothing else would hold the data."""
+    volume = lab.private(content=b"one", revisions_to_keep=-1)
+    source = lab.private("source", b"two")
+    seen = set()
+    for after in 0.0, 0.03, 0.06, 0.12, 0.25:
+
+        async def cancelled(after=after):
+            task = asyncio.ensure_future(volume.import_volume(source))
+            await asyncio.sleep(after)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(cancelled())
+        seen.add(lab.content(volume))
+    assert seen <= {b"one", b"two"}

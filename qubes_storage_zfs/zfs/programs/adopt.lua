@@ -2,7 +2,8 @@
 --
 -- argv: qube, volume, pointer, number (of the new generation)
 --       scratch: its content is kept by nobody: no revision is made, and the
---         generation that was current is destroyed
+--         generation that was current, which must be such a one too, is
+--         destroyed
 --       keep: old revisions to keep, -1 for no revisions at all; absent: prune
 --         nothing
 --       origin: clone this snapshot to make the generation (OpenZFS >= 2.4);
@@ -24,6 +25,9 @@ if old_number ~= nil and old_number ~= argv.number then
     if not zfs.exists(old) then
         old = nil
     end
+end
+if old ~= nil and argv.scratch and not is_scratch(qube, argv.pointer) then
+    return refuse(17, "adopt", old)
 end
 local keep = argv.keep
 local commits = not argv.scratch and (keep == nil or keep >= 0)

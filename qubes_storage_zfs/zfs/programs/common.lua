@@ -28,6 +28,12 @@ local function current_number(qube, pointer)
     return tonumber(string.match(value, "^(%d+)"))
 end
 
+-- Whether the current generation is one whose content nobody keeps.
+local function is_scratch(qube, pointer)
+    local value = own_property(qube, pointer)
+    return value ~= nil and string.match(value, " scratch$") ~= nil
+end
+
 local function generation_name(qube, volume, number)
     if number == 0 then
         return qube .. "/" .. volume

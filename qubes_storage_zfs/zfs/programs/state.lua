@@ -2,7 +2,8 @@
 --
 -- argv: container, owner (property), qube (dataset), volume, pointer,
 --       want (list of native properties of the current generation)
--- gives: missing (if the container is); owner; current (number, absent if there is no volume); numbers (of
+-- gives: missing (if the container is); owner; current (number, absent if there is no volume); scratch
+--       (whether nobody keeps its content); numbers (of
 --       all generations); revisions (list of number, generation, snapshot,
 --       creation); committed_guid; dirty; origin_guid; properties
 local qube, volume = argv.qube, argv.volume
@@ -27,6 +28,7 @@ if not zfs.exists(ds) then
     return out
 end
 out.current = current
+out.scratch = is_scratch(qube, argv.pointer)
 if argv.revisions then
     local list = revisions(qube, volume)
     out.revisions = {}

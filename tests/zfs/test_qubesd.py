@@ -1,0 +1,118 @@
+"""Whole qubes, ordered about as qubesd does: through XML, several volumes at
+once, stop_encrypted() for each, the daemon killed in between."""
+
+import asyncio
+import os
+
+import pytest
+import qubes.config
+from qubes.exc import ProtocolError, QubesException
+
+from qubes_storage_zfs import ZfsZvolPool
+from qubes_storage_zfs.container import Container
+
+from .conftest import MIB, read, sh, write
+
+if "QUBES_CORE_ADMIN" in os.environ:
+    pytest.skip(
+        "drives the stand-in's app; a real one needs libvirt",
+        allow_module_level=True,
+    )
+
+import hostapi
+
+
+@pytest.fixture
+def app(zpool, tmp_path, monkeypatch):
+    monkeypatch.setitem(qubes.config.defaults, "private_img_size", 8 * MIB)
+    monkeypatch.setitem(qubes.config.defaults, "root_img_size", 8 * MIB)
+    hostapi.register_driver("zfs_zvol", ZfsZvolPool)
+    return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)
+
+
+def test_life_of_three_qubes(app, zpool):
+    container = f"{zpool}/{os.path.basename(os.path.dirname(app.store))}"
+    asyncio.run(life(app, container))
+    left = sh("zfs", "list", "-Hro", "name", container).split()
+    assert left == [container, f"{container}/vm"]
+
+
+async def life(app, container):
+    pool = await hostapi.add_pool(
+        app, "mine", "zfs_zvol", container=container, revisions_to_keep="3"
+    )
+    assert pool.revisions_to_keep == 3
+    app.default_pool = pool
+    tmpl = await hostapi.create_vm(app, "TemplateVM", "tmpl", pool="mine")
+    image = os.path.join(os.path.dirname(app.store), "root.img")
+    with open(image, "wb") as file:
+        file.write(b"ROOT".ljust(4 * MIB, b"\0"))
+    await hostapi.import_file(tmpl, "root", image, 4 * MIB)
+    work = await hostapi.create_vm(
+        app, "AppVM", "work", pool="mine", template="tmpl"
+    )
+    solo = await hostapi.create_vm(app, "StandaloneVM", "solo", pool="mine")
+    work.volumes["volatile"].ephemeral = True
+
+    await asyncio.gather(work.start(), solo.start())
+    assert read(work.volumes["root"].path, 4) == b"ROOT"
+    assert os.path.exists("/dev/mapper/vm-volatile-work-crypt@volatile")
+    write(work.volumes["private"].path, b"work one")
+
+    # the daemon dies; the qubes go on
+    Container.forget_all()
+    app = await hostapi.restart(app)
+    work, solo = app.domains["work"], app.domains["solo"]
+    assert work.is_running() and work.volumes["private"].is_dirty()
+    assert work.volumes["volatile"].ephemeral
+    await asyncio.gather(work.shutdown(), solo.kill())
+    assert not os.path.exists("/dev/mapper/vm-volatile-work-crypt@volatile")
+    assert (await hostapi.backup_volume(work, "private"))[:8] == b"work one"
+
+    # the qube dies while the daemon is away
+    await work.start()
+    write(work.volumes["private"].path, b"work two")
+    work.crash()
+    Container.forget_all()
+    app = await hostapi.restart(app)
+    work = app.domains["work"]
+    assert list(hostapi.list_snapshots(work, "private")) == ["r1", "r2"]
+    await hostapi.revert(work, "private", "r2")
+    copy = await hostapi.clone_vm(work, "copy")
+    assert (await hostapi.backup_volume(copy, "private"))[:8] == b"work one"
+
+    # a backup has a second set of objects
+    offline = hostapi.offline_copy(app)
+    data = await hostapi.backup_volume(offline.domains["work"], "private")
+    assert data[:8] == b"work one"
+
+    await hostapi.clear(work, "private")
+    assert not any(await hostapi.backup_volume(work, "private"))
+    await hostapi.resize(work, "private", 16 * MIB)
+    assert work.volumes["private"].size == 16 * MIB
+    with pytest.raises(QubesException):
+        await hostapi.remove_pool(app, "mine")
+    with pytest.raises(ProtocolError):
+        await hostapi.add_pool(app, "b", "zfs_zvol", colour="red")
+    info = hostapi.pool_info(app, "mine")
+    assert info["container"] == container and int(info["size"]) > 0
+    for name in "copy", "work", "solo", "tmpl":
+        await hostapi.remove_vm(app.domains[name])
+
+
+def test_failed_create_leaves_nothing(app, zpool):
+    async def story():
+        pool = await hostapi.add_pool(
+            app, "fails", "zfs_zvol", container=f"{zpool}/fails"
+        )
+        sh("zfs", "set", "qubes-storage-zfs:pool=other", pool.container)
+        with pytest.raises(QubesException, match="belongs to the pool other"):
+            await hostapi.create_vm(app, "StandaloneVM", "x", pool="fails")
+        assert "x" not in app.domains
+        sh("zfs", "set", "qubes-storage-zfs:pool=fails", pool.container)
+        vm = await hostapi.create_vm(app, "StandaloneVM", "x", pool="fails")
+        await hostapi.remove_vm(vm)
+
+    asyncio.run(story())
+    left = sh("zfs", "list", "-Hro", "name", f"{zpool}/fails").split()
+    assert left == [f"{zpool}/fails", f"{zpool}/fails/vm"]
