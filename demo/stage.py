@@ -77,7 +77,7 @@ class Dom0:
 
     def kill_qubesd(self):
         """It dies and is started again; the qubes run on."""
-        print("# systemctl kill -s KILL qubesd")
+        print("# systemctl kill -s KILL qubesd; systemctl start qubesd")
         Container.forget_all()
         self.app = self._wait(hostapi.restart(self.app))
 

@@ -52,6 +52,8 @@ class ZfsVolume(Transfer):
             key: config[key] for key in config if key not in _BASE_OPTIONS
         }
         self.snap_on_start_forensics = snap_on_start_forensics
+        #: started by this process and not stopped yet
+        self._started = False
         super().__init__(**base)
 
     # --- what and where
@@ -204,6 +206,7 @@ class ZfsVolume(Transfer):
             state = await self._state("volsize")
             current = self._must_exist(state, what)
             self._size = int(state.properties["volsize"])
+            self._started = True
             await device.wait_for_link(self.where.generation(current))
         return self
 
@@ -232,7 +235,7 @@ class ZfsVolume(Transfer):
 
     async def _stop_persistent(self, state: State) -> None:
         keep = self.revisions_to_keep
-        if self.is_running():
+        if self.is_running() or self._started:
             # what the last seconds wrote may not be counted yet: the program
             # decides, in the transaction group that has it all
             dataset = self.where.generation(state.current or 0)
@@ -243,6 +246,7 @@ class ZfsVolume(Transfer):
                 await self.generations.commit(keep)
         elif state.dirty or len(state.revisions) - 1 > keep:
             await self.generations.commit(keep)
+        self._started = False
 
     def _kept_for_forensics(self) -> bool:
         return bool(self.snap_on_start) and (

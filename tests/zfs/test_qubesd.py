@@ -19,13 +19,14 @@ if "QUBES_CORE_ADMIN" in os.environ:
         allow_module_level=True,
     )
 
-import hostapi
+# before what reads them: nobody wants to read 2 GiB of zeroes
+qubes.config.defaults.update(private_img_size=8 * MIB, root_img_size=8 * MIB)
+
+import hostapi  # noqa: E402
 
 
 @pytest.fixture
-def app(zpool, tmp_path, monkeypatch):
-    monkeypatch.setitem(qubes.config.defaults, "private_img_size", 8 * MIB)
-    monkeypatch.setitem(qubes.config.defaults, "root_img_size", 8 * MIB)
+def app(zpool, tmp_path):
     hostapi.register_driver("zfs_zvol", ZfsZvolPool)
     return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)
 
@@ -52,7 +53,7 @@ async def life(app, container):
         app, "AppVM", "work", pool="mine", template="tmpl"
     )
     solo = await hostapi.create_vm(app, "StandaloneVM", "solo", pool="mine")
-    work.volumes["volatile"].ephemeral = True
+    hostapi.set_ephemeral(work, "volatile", True)
 
     await asyncio.gather(work.start(), solo.start())
     assert read(work.volumes["root"].path, 4) == b"ROOT"
