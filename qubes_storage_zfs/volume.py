@@ -236,11 +236,11 @@ class ZfsVolume(Transfer):
     async def _stop_persistent(self, state: State) -> None:
         keep = self.revisions_to_keep
         if self.is_running() or self._started:
-            # what the last seconds wrote may not be counted yet: the program
-            # decides, in the transaction group that has it all
+            # each session is a revision, as with the other drivers, and
+            # what its last seconds wrote may not be counted yet
             dataset = self.where.generation(state.current or 0)
             await core.in_thread(device.flush, dataset)
-            await self.generations.commit(keep)
+            await self.generations.commit(keep, always=True)
         elif keep < 0:
             if state.revisions:
                 await self.generations.commit(keep)

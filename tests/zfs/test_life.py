@@ -28,7 +28,8 @@ def test_what_was_written_is_there_after_stop(lab):
     lab.start(volume)
     assert read(volume.path) == b"hello"
     lab.stop(volume)
-    assert list(volume.revisions) == ["r1"]
+    assert list(volume.revisions) == ["r1", "r2"]
+    assert lab.content(volume) == b"hello"
 
 
 def test_volatile_is_new_at_each_start(lab):

@@ -109,6 +109,9 @@ if argv.promote and origin ~= nil then
         local conflict = (zfs.check.promote(new))
         if conflict == 0 then
             zfs.sync.promote(new)
+            if not has_snapshots(source) then
+                zfs.sync.destroy(source)
+            end
         end
     end
 end
