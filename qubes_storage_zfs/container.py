@@ -131,6 +131,7 @@ class Container:
             "qube": name.dataset,
             "volume": name.volume,
             "pointer": name.pointer,
+            "started": name.started,
             "want": list(want) or ["type"],
             "revisions": revisions,
         }

@@ -38,6 +38,7 @@ class Generations:
             "qube": self.where.dataset,
             "volume": self.where.volume,
             "pointer": self.where.pointer,
+            "started": self.where.started,
             **more,
         }
 
@@ -154,6 +155,10 @@ class Generations:
         self.store.release(dataset)
 
     # --- committing
+
+    async def mark_started(self) -> None:
+        """From here on the content may differ from what is committed."""
+        await self._change("mark")
 
     async def commit(self, keep: int, always: bool = False) -> None:
         """What changed becomes a revision; older ones are pruned."""

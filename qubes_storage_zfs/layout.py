@@ -15,6 +15,9 @@ OWNER = PREFIX + "pool"
 #: on a qube's dataset, with a volume's name behind it: which generation of
 #: the volume is current
 POINTER = PREFIX + "current."
+#: on a qube's dataset, with a volume's name behind it: the volume was handed
+#: to a running qube and not committed since
+STARTED = PREFIX + "started."
 #: on every zvol of ours: the process that made it
 HOLDER = PREFIX + "holder"
 #: what Qubes' own udev rule looks for: with it set, dom0 neither probes nor
@@ -63,6 +66,11 @@ class VolumeName:
     def pointer(self) -> str:
         """The user property on :py:attr:`dataset` naming the current one."""
         return POINTER + self.volume
+
+    @property
+    def started(self) -> str:
+        """The user property that is there from start() until a commit."""
+        return STARTED + self.volume
 
     def generation(self, number: int) -> str:
         """Name of the zvol that is the *number*-th generation."""

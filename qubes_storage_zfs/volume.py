@@ -52,8 +52,8 @@ class ZfsVolume(Transfer):
             key: config[key] for key in config if key not in _BASE_OPTIONS
         }
         self.snap_on_start_forensics = snap_on_start_forensics
-        #: started by this process and not stopped yet
-        self._started = False
+        #: create() found a volume of another qube in its place
+        self._not_ours = False
         super().__init__(**base)
 
     # --- what and where
@@ -169,6 +169,8 @@ class ZfsVolume(Transfer):
             await self.store.first_use()
             state = await self._state()
             if state.current is not None:
+                # qubesd now stops and removes what it could not create
+                self._not_ours = True
                 dataset = self.where.dataset
                 why = errors.VOLUME_EXISTS.format(dataset=dataset)
                 raise refusal(what, why)
@@ -183,7 +185,7 @@ class ZfsVolume(Transfer):
             await self.store.first_use()
             self._import = None
             state = await self._state()
-            if state.qube:
+            if state.qube and self._owns(state):
                 await self.generations.forget()
             self.pool.unlist(self)
         return self
@@ -206,7 +208,8 @@ class ZfsVolume(Transfer):
             state = await self._state("volsize")
             current = self._must_exist(state, what)
             self._size = int(state.properties["volsize"])
-            self._started = True
+            if self.save_on_stop:
+                await self.generations.mark_started()
             await device.wait_for_link(self.where.generation(current))
         return self
 
@@ -225,28 +228,38 @@ class ZfsVolume(Transfer):
             state = await self.generations.state(revisions=True)
             if state.current is None or state.owner != self.pool.name:
                 return self
+            if not self._owns(state):
+                return self
             if self.save_on_stop:
                 await self._stop_persistent(state)
-            elif state.scratch and not self._kept_for_forensics():
+            elif not self._kept_for_forensics():
                 await self.generations.forget()
         except (ZfsError, layout.BadName, OSError) as exc:
             LOG.error("%s", sentence(self._cannot("stop"), exc))
         return self
 
+    def _owns(self, state: State) -> bool:
+        """Whether what is on disk is this volume's, to commit or destroy.
+
+        A kept volume under the name of a scratch one, or one that create()
+        found in its place, is what a removed qube left.
+        """
+        if self._not_ours:
+            return False
+        return state.current is None or bool(self.save_on_stop or state.scratch)
+
     async def _stop_persistent(self, state: State) -> None:
         keep = self.revisions_to_keep
-        if self.is_running() or self._started:
-            # each session is a revision, as with the other drivers, and
-            # what its last seconds wrote may not be counted yet
+        if keep < 0:
+            if self.is_running() or state.revisions:
+                await self.generations.commit(keep)
+        elif self.is_running() or state.dirty:
+            # each session is a revision, as with the other drivers
             dataset = self.where.generation(state.current or 0)
             await core.in_thread(device.flush, dataset)
             await self.generations.commit(keep, always=True)
-        elif keep < 0:
-            if state.revisions:
-                await self.generations.commit(keep)
-        elif state.dirty or len(state.revisions) - 1 > keep:
+        elif len(state.revisions) - 1 > keep:
             await self.generations.commit(keep)
-        self._started = False
 
     def _kept_for_forensics(self) -> bool:
         return bool(self.snap_on_start) and (

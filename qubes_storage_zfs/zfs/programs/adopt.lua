@@ -1,6 +1,6 @@
 -- A generation becomes the current one of its volume: the pointer moves.
 --
--- argv: qube, volume, pointer, number (of the new generation)
+-- argv: qube, volume, pointer, started, number (of the new generation)
 --       scratch: its content is kept by nobody: no revision is made, and the
 --         generation that was current, which must be such a one too, is
 --         destroyed
@@ -89,6 +89,8 @@ errno = zfs.sync.set_prop(qube, argv.pointer, value)
 if errno ~= 0 then
     return refuse(errno, "set_prop", qube)
 end
+
+clear_started(qube, argv.started)
 
 -- The pointer has moved; the rest is tidying.
 local origin = (zfs.get_prop(new, "origin"))

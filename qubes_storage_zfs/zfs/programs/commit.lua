@@ -1,6 +1,6 @@
 -- The current content of a volume becomes its newest revision.
 --
--- argv: qube, volume, pointer, keep (old revisions to keep; -1: no revisions
+-- argv: qube, volume, pointer, started, keep (old revisions to keep; -1: no revisions
 --       at all), always (commit also what has not changed)
 -- gives: the number of the new revision, or nothing if none was needed
 --
@@ -22,10 +22,12 @@ local changed = argv.always or changed_since(newest, ds, current)
 
 if argv.keep < 0 then
     prune(qube, volume, current, -1)
+    clear_started(qube, argv.started)
     return nil
 end
 if not changed then
     prune(qube, volume, current, argv.keep)
+    clear_started(qube, argv.started)
     return nil
 end
 local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
@@ -37,5 +39,6 @@ errno = zfs.sync.snapshot(snapshot)
 if errno ~= 0 then
     return refuse(errno, "snapshot", snapshot)
 end
+clear_started(qube, argv.started)
 prune(qube, volume, current, argv.keep)
 return highest + 1

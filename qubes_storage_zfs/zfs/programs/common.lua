@@ -150,6 +150,13 @@ local function snapshots_of_ours(ds)
     return found
 end
 
+-- The content is committed, or nobody's any more.
+local function clear_started(qube, started)
+    if own_property(qube, started) ~= nil then
+        zfs.sync.inherit(qube, started)
+    end
+end
+
 -- Keep the newest `keep` old revisions besides the committed one (none at
 -- all if keep is -1).  A generation that is not current and thereby lost its
 -- last snapshot goes too, if nobody holds it open; else the janitor takes it.

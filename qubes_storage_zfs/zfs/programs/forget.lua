@@ -1,6 +1,6 @@
 -- A volume is removed: its pointer, its revisions and its generations.
 --
--- argv: qube, volume, pointer, prefix (of pointers), holder (property
+-- argv: qube, volume, pointer, started, prefix (of pointers), holder (property
 --       that marks what is ours); busy (generations in use by an export, by
 --       name: left to it)
 -- gives: busy (a generation that somebody holds open, absent if none);
@@ -19,6 +19,7 @@ local current = current_number(qube, argv.pointer)
 if own_property(qube, argv.pointer) ~= nil then
     zfs.sync.inherit(qube, argv.pointer)
 end
+clear_started(qube, argv.started)
 local busy = argv.busy or {}
 local mine = {}
 for _, number in ipairs(generations(qube, volume)) do

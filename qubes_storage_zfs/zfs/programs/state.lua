@@ -1,6 +1,7 @@
 -- Everything the driver asks about one volume.  Read-only.
 --
 -- argv: container, owner (property), qube (dataset), volume, pointer,
+--       started (property),
 --       want (list of native properties of the current generation)
 -- gives: missing (if the container is); owner; current (number, absent if there is no volume); scratch
 --       (whether nobody keeps its content); numbers (of
@@ -36,10 +37,13 @@ if argv.revisions then
         revision.creation = (zfs.get_prop(revision.snapshot, "creation"))
         out.revisions[index] = revision
     end
-    out.dirty = changed_since(list[#list], ds, current)
+    local newest = list[#list]
+    out.dirty = own_property(qube, argv.started) ~= nil
+        or newest == nil or newest.generation ~= current
+        or (zfs.get_prop(ds, "volsize"))
+            ~= (zfs.get_prop(newest.snapshot, "volsize"))
     if #list > 0 then
-        local newest = list[#list].snapshot
-        out.committed_guid = (zfs.get_prop(newest, "guid"))
+        out.committed_guid = (zfs.get_prop(list[#list].snapshot, "guid"))
     end
 end
 out.properties = {}
