@@ -11,6 +11,11 @@ GUEST = mkdir -p /root/src && \
     tar -c -C /src --exclude=./.?* --exclude=./build . | tar -x -C /root/src && \
     cd /root/src &&
 
+# make joins these into the one line that the guest takes
+ZFS_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
+    $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) && \
+    exec python3 -m pytest -v -p no:cacheprovider --durations=5 tests/zfs $(ARGS)
+
 .PHONY: help demo test lint unit zfs-test prepare vm-image clean
 
 help:
@@ -41,9 +46,7 @@ unit: prepare
 	    tests/unit $(ARGS) || [ $$? = 5 -a -n "$(ARGS)" ]
 
 zfs-test: vm-image
-	@$(VM) run -- '$(GUEST) \
-	    export ZFS_TESTS_REQUIRED=1 $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) && \
-	    exec python3 -m pytest -q -p no:cacheprovider --durations=5 tests/zfs $(ARGS)'
+	@$(VM) run -- '$(ZFS_TEST)'
 
 clean:
 	rm -rf build dist *.egg-info
