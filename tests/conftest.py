@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 
 checkout = os.environ.get("QUBES_CORE_ADMIN")
 if checkout:
-    sys.path.insert(0, checkout)
+    # its own stand-ins for libvirt and the like come after it
+    sys.path[:0] = [checkout, os.path.join(checkout, "test-packages")]
 sys.path.insert(0, str(HERE.parent))
 sys.path.append(str(HERE / "host"))
