@@ -29,6 +29,20 @@ def sh(*command, check=True):
     return done.stdout.strip()
 
 
+def export_zpool(name):
+    """zpool export; udev may still be probing one of its zvols."""
+    for _ in range(20):
+        if "busy" not in _outcome("zpool", "export", name):
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"{name} stays busy")
+
+
+def _outcome(*command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr
+
+
 def pytest_collection_modifyitems(config, items):
     here = Path(__file__).parent
     if os.access("/dev/zfs", os.R_OK | os.W_OK):

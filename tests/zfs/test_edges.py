@@ -11,7 +11,7 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs import layout
 from qubes_storage_zfs.zfs import core, device
 
-from .conftest import MIB, read, sh, write
+from .conftest import MIB, export_zpool, read, sh, write
 
 
 def test_stop_is_harmless_for_volumes_that_never_were(lab):
@@ -204,7 +204,7 @@ def test_export_and_import_of_the_zpool_change_nothing(away):
     away.session(volume, b"two")
     before = volume.revisions
     for _ in range(3):
-        sh("zpool", "export", "away")
+        export_zpool("away")
         sh("zpool", "import", "-d", "/tmp", "away")
         away.restart()
         volume = away.again(volume)
@@ -220,7 +220,7 @@ def test_power_cut_while_running_is_committed_by_the_next_stop(away):
     away.start(volume)
     write(volume.path, b"two")
     Path(volume.state_file).unlink()
-    sh("zpool", "export", "away")
+    export_zpool("away")
     sh("zpool", "import", "-d", "/tmp", "away")
     away.restart()
     volume = away.again(volume)

@@ -10,7 +10,7 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.zfs import core
 
-from .conftest import MIB, read, sh, write
+from .conftest import MIB, export_zpool, read, sh, write
 
 
 class Died(BaseException):
@@ -194,7 +194,7 @@ def test_volume_that_came_by_hand_is_seen(lab):
 
 def test_absent_zpool_costs_only_its_own_qubes_and_comes_back(away):
     volume = away.private(content=b"data")
-    sh("zpool", "export", "away")
+    export_zpool("away")
     away.restart()
     volume = away.again(volume)
     assert away.pool.size is None and away.pool.usage is None
