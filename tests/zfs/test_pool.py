@@ -7,7 +7,7 @@ from qubes.exc import QubesValueError, StoragePoolException
 
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.pool import ZfsZvolPool
-from qubes_storage_zfs.zfs import core
+from qubes_storage_zfs.zfs import blank, core
 
 from .conftest import MIB, Lab, sh
 
@@ -184,8 +184,7 @@ def test_zpool_from_block_devices():
         assert lab.content(lab.again(volume)) == b"data"
     finally:
         subprocess.run(["zpool", "destroy", "-f", "fresh"], check=False)
-        subprocess.run(["wipefs", "-aq", "/dev/vdd1", "/dev/vdd9"], check=False)
-        subprocess.run(["wipefs", "-aq", "/dev/vdd"], check=False)
+        lab.run(blank.make_blank_again(["/dev/vdd"]))
 
 
 def test_clone_between_qubes_pools_of_one_zpool(make_lab):
