@@ -233,11 +233,6 @@ async def destroy(dataset: str) -> None:
     await in_thread(_call, "destroy", dataset, dataset.encode())
 
 
-async def sync(zpool: str) -> None:
-    """Wait until all changes so far are on disk."""
-    await in_thread(_call, "sync", zpool, zpool.encode(), False)
-
-
 def module_version() -> str | None:
     """Version of the loaded zfs module; None if none is loaded."""
     try:

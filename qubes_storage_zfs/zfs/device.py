@@ -163,11 +163,6 @@ def flush(dataset: str) -> None:
         os.close(fd)
 
 
-def is_open(dataset: str) -> bool:
-    """Whether somebody holds the zvol open for more than a probe's time."""
-    return bool(holders(dataset))
-
-
 def holders(dataset: str) -> tuple[str, ...]:
     """Who holds the zvol's node open, in words; empty if it has none."""
     node = os.path.realpath(link(dataset))

@@ -49,24 +49,14 @@ def test_options_of_volumes(make_lab):
 def test_container_in_an_existing_dataset_changes_only_what_is_ours(zpool):
     sh("zfs", "create", f"{zpool}/mine")
     sh("zfs", "create", f"{zpool}/mine/data")
-    before = sh(
-        "zfs",
-        "get",
-        "-Hpo",
-        "property,value",
-        "mountpoint,volmode",
-        f"{zpool}/mine",
-    )
+
+    def native():
+        return [prop(f"{zpool}/mine", n) for n in ("mountpoint", "volmode")]
+
+    before = native()
     lab = Lab(zpool)
     pool = lab.add("in-mine", container=f"{zpool}/mine")
-    assert before == sh(
-        "zfs",
-        "get",
-        "-Hpo",
-        "property,value",
-        "mountpoint,volmode",
-        f"{zpool}/mine",
-    )
+    assert before == native()
     assert prop(f"{zpool}/mine/vm", "volmode") == "dev"
     lab.run(pool.destroy())
     assert prop(f"{zpool}/mine", "qubes-storage-zfs:pool") == "-"
