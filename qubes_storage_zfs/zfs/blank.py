@@ -214,12 +214,6 @@ def _obstacles(device: _Device) -> Iterator[str]:
         )
     if _entry(device.sysfs, "ro") != "0":
         yield "is read-only; name one that can be written"
-    names = ", ".join(part.name for part in _partitions(device.sysfs))
-    if names:
-        yield (
-            f"has partitions ({names}); name an empty disk or one empty"
-            f" partition, {_erase(device)}"
-        )
     for use in _users(device):
         yield f"{use}; release it there, or name another device"
 
@@ -303,6 +297,12 @@ async def _obstacle_inside(device: _Device) -> str | None:
         return (
             f"is in use by the system or by an imported zpool{also}; release"
             " it there, or name another device"
+        )
+    parts = ", ".join(part.name for part in _partitions(device.sysfs))
+    if parts:
+        return (
+            f"has partitions ({parts}); name an empty disk or one empty"
+            f" partition, {_erase(device)}"
         )
     if name:
         return f"{found}; name another device, {_erase(device)}"

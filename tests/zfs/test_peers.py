@@ -163,6 +163,26 @@ def test_import_keeps_the_old_revisions(lab):
     assert lab.content(volume) == b"old"
 
 
+def test_blank_first_state_is_no_revision_of_a_clone(lab):
+    """create() and then import is how qubesd clones and restores; a revert
+    must not lead to an empty disk."""
+    source = lab.private("source", b"data")
+    clone = lab.private("clone")
+    lab.run(clone.import_volume(source))
+    restored = lab.private("restored")
+    write(lab.run(restored.import_data(MIB)), b"data")
+    lab.run(restored.import_data_end(True))
+    for volume in clone, restored:
+        assert volume.revisions == {}
+        assert lab.content(volume, 4) == b"data"
+    used = lab.private("used")
+    lab.session(used, b"mine")
+    lab.run(used.import_volume(source))
+    assert list(used.revisions) == ["r1", "r2"]
+    kept = [name for name in lab.datasets() if name.endswith("@r1")]
+    assert kept == ["vm/source/private@r1", "vm/used/private@r1"]
+
+
 def test_zfs_by_hand_is_seen_at_once(lab):
     volume = lab.private(content=b"one", revisions_to_keep=5)
     lab.session(volume, b"two")

@@ -121,6 +121,11 @@ if old ~= nil and argv.scratch then
     zfs.sync.destroy(old)
 end
 if keep ~= nil and not argv.scratch then
+    -- the blank state that create() left, and nothing was done with, is
+    -- none to go back to
+    if first == nil and #list == 1 and is_unwritten(newest.snapshot) then
+        drop_revision(newest.snapshot)
+    end
     prune(qube, volume, argv.number, keep)
     if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
         zfs.sync.destroy(old)

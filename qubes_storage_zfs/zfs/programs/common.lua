@@ -96,17 +96,29 @@ local function revisions(qube, volume)
     return found, highest
 end
 
--- Whether the content of the current generation ds differs from the newest
--- revision.  Measured from that very snapshot: somebody else may have made
--- newer ones, and "written" counts from the newest of all.
+-- Whether a zvol or a snapshot of one was never written to.
+local function is_unwritten(ds)
+    -- bytes that a new zvol's own objects take (measured, 2.3.9 and 2.4.4)
+    return (zfs.get_prop(ds, "logicalreferenced")) <= 6144
+end
+
+-- Whether the current generation ds is another than the newest revision's,
+-- or of another size.
+local function moved_since(newest, ds, current)
+    return newest == nil or newest.generation ~= current
+        or (zfs.get_prop(ds, "volsize"))
+            ~= (zfs.get_prop(newest.snapshot, "volsize"))
+end
+
+-- Whether its content may differ, too.  Measured from that very snapshot:
+-- somebody else may have made newer ones, and "written" counts from the
+-- newest of all.
 local function changed_since(newest, ds, current)
-    if newest == nil or newest.generation ~= current then
+    if moved_since(newest, ds, current) then
         return true
     end
     local short = string.match(newest.snapshot, "@(.*)$")
     return (zfs.get_prop(ds, "written@" .. short)) > 0
-        or (zfs.get_prop(ds, "volsize"))
-            ~= (zfs.get_prop(newest.snapshot, "volsize"))
 end
 
 local function has_snapshots(ds)

@@ -11,9 +11,6 @@
 --       clone or another's snapshot keeps)
 local out = {datasets = {}, empty = {}, stuck = 0}
 
--- logicalreferenced of a zvol nobody has written to, in bytes
-local UNWRITTEN = 6144
-
 local function is_ours(ds, number)
     if own_property(ds, argv.holder) ~= nil then
         return true
@@ -22,7 +19,7 @@ local function is_ours(ds, number)
         return false
     end
     if (zfs.get_prop(ds, "origin")) == nil then
-        return (zfs.get_prop(ds, "logicalreferenced")) <= UNWRITTEN
+        return is_unwritten(ds)
     end
     return number > 0 and (zfs.get_prop(ds, "written")) == 0
 end

@@ -39,11 +39,9 @@ if argv.revisions then
     end
     local newest = list[#list]
     out.dirty = own_property(qube, argv.started) ~= nil
-        or newest == nil or newest.generation ~= current
-        or (zfs.get_prop(ds, "volsize"))
-            ~= (zfs.get_prop(newest.snapshot, "volsize"))
-    if #list > 0 then
-        out.committed_guid = (zfs.get_prop(list[#list].snapshot, "guid"))
+        or moved_since(newest, ds, current)
+    if newest ~= nil then
+        out.committed_guid = (zfs.get_prop(newest.snapshot, "guid"))
     end
 end
 out.properties = {}
