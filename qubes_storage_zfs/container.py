@@ -51,6 +51,8 @@ class State:
     #: oldest first; the last is the committed state
     revisions: Sequence[Revision] = ()
     committed_guid: int | None = None
+    #: whether it is as create() made it: never started, never written to
+    blank: bool = False
     #: whether the current content differs from the committed state
     dirty: bool = False
     origin_guid: int | None = None
@@ -287,6 +289,7 @@ def _state(answer: Mapping[str, Any]) -> State:
             )
         ],
         committed_guid=answer.get("committed_guid"),
+        blank=bool(answer.get("blank")),
         dirty=bool(answer.get("dirty")),
         origin_guid=answer.get("origin_guid"),
         properties=answer.get("properties", {}),

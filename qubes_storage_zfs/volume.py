@@ -167,8 +167,11 @@ class ZfsVolume(Transfer):
                 layout.volume_name(self.pool.home, self.vid)
                 return self
             await self.store.first_use()
-            state = await self._state()
-            if state.current is not None:
+            state = await self._state(revisions=True)
+            if state.blank:
+                # qubesd was killed after this, before it wrote qubes.xml
+                await self.generations.forget()
+            elif state.current is not None:
                 # qubesd now stops and removes what it could not create
                 self._not_ours = True
                 dataset = self.where.dataset
@@ -225,7 +228,7 @@ class ZfsVolume(Transfer):
         """
         try:
             await self.store.first_use()
-            state = await self.generations.state(revisions=True)
+            state = await self.generations.state(revisions=self.save_on_stop)
             if state.current is None or state.owner != self.pool.name:
                 return self
             if not self._owns(state):
@@ -257,7 +260,8 @@ class ZfsVolume(Transfer):
             # each session is a revision, as with the other drivers
             dataset = self.where.generation(state.current or 0)
             await core.in_thread(device.flush, dataset)
-            await self.generations.commit(keep, always=True)
+            # but one whose end was cut short after this is not two
+            await self.generations.commit(keep, always=state.dirty)
         elif len(state.revisions) - 1 > keep:
             await self.generations.commit(keep)
 

@@ -25,6 +25,10 @@ T = TypeVar("T")
 ZVOL_DIR = "/dev/zvol"
 #: _IOR(0x12, 125, char[256]) of include/sys/fs/zfs.h
 BLKZNAME = 0x8100127D
+#: errno of the kernel's own, include/linux/errno.h
+ERESTARTSYS = 512
+#: a second each
+OPEN_TRIES = 30
 #: seconds until a link is declared missing
 LINK_LIMIT = 30.0
 #: seconds after which udev is asked again for a link that did not come
@@ -47,21 +51,45 @@ def dataset_of(path: str) -> str | None:
     return path[len(ZVOL_DIR) + 1 :]
 
 
-def _name_of_node(path: str) -> str | None:
+def open_node(path: str, flags: int) -> int:
+    """Open a block device, as os.open() does.
+
+    OpenZFS answers the first opener of a zvol with a code that is none of
+    userspace's if it did not get a lock within a second, as while a zpool is
+    created or imported (zvol_open() in zvol_os.c, zvol_open_timeout_ms).
+    That is no refusal, so it is tried again.
+
+    :raises OSError: if it cannot be opened
+    """
+    for _ in range(OPEN_TRIES - 1):
+        try:
+            return os.open(path, flags | os.O_CLOEXEC)
+        except OSError as exc:
+            if exc.errno != ERESTARTSYS:
+                raise
+    return os.open(path, flags | os.O_CLOEXEC)
+
+
+def _name_of_open(fd: int) -> str | None:
+    buffer = bytearray(256)
+    try:
+        fcntl.ioctl(fd, BLKZNAME, buffer, True)
+        return bytes(buffer).split(b"\0")[0].decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def name_of_node(path: str) -> str | None:
     """The dataset behind a block device, None if it is none of ZFS'.
 
     Opened read-only: closing a writable descriptor makes udev probe again.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_node(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        buffer = bytearray(256)
-        fcntl.ioctl(fd, BLKZNAME, buffer, True)
-        return bytes(buffer).split(b"\0")[0].decode()
-    except (OSError, UnicodeDecodeError):
-        return None
+        return _name_of_open(fd)
     finally:
         os.close(fd)
 
@@ -70,7 +98,7 @@ def _node_of(dataset: str) -> str | None:
     """Find /dev/zdN without udev, by asking every zvol for its name."""
     for block in Path("/sys/block").glob("zd*"):
         node = f"/dev/{block.name}"
-        if _name_of_node(node) == dataset:
+        if name_of_node(node) == dataset:
             return node
     return None
 
@@ -126,7 +154,7 @@ async def wait_for_link(dataset: str) -> str:
     :raises NoDevice: if it does not within :py:data:`LINK_LIMIT` seconds
     """
     path = link(dataset)
-    if await core.in_thread(_name_of_node, path) == dataset:
+    if await core.in_thread(name_of_node, path) == dataset:
         return path
     loop = asyncio.get_running_loop()
     begin = loop.time()
@@ -135,7 +163,7 @@ async def wait_for_link(dataset: str) -> str:
     try:
         while (passed := loop.time() - begin) < LINK_LIMIT:
             watch.arm()
-            if await core.in_thread(_name_of_node, path) == dataset:
+            if await core.in_thread(name_of_node, path) == dataset:
                 return path
             if passed >= NUDGE_AFTER and not nudged:
                 nudged = True
@@ -153,12 +181,15 @@ def flush(dataset: str) -> None:
 
     :raises OSError: if the data could not be written
     """
-    path = link(dataset)
-    if _name_of_node(path) != dataset:
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        fd = open_node(link(dataset), os.O_RDONLY)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+            return
+        raise
+    try:
+        if _name_of_open(fd) == dataset:
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -166,7 +197,7 @@ def flush(dataset: str) -> None:
 def holders(dataset: str) -> tuple[str, ...]:
     """Who holds the zvol's node open, in words; empty if it has none."""
     node = os.path.realpath(link(dataset))
-    if _name_of_node(node) != dataset:
+    if name_of_node(node) != dataset:
         found = _node_of(dataset)
         if found is None:
             return ()

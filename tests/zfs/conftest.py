@@ -14,6 +14,7 @@ import qubes.storage
 
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.zfs import device
 
 ZPOOL = "tank"
 MIB = 1 << 20
@@ -221,19 +222,24 @@ async def _await(awaitable):
     return await awaitable
 
 
+def open_device(path, flags):
+    mode = "rb" if flags == os.O_RDONLY else "r+b"
+    return os.fdopen(device.open_node(path, flags), mode, buffering=0)
+
+
 def write(path, content, offset=0):
     """As a qube does: through the device, and on disk when it returns."""
-    with open(path, "r+b", buffering=0) as device:
-        device.seek(offset)
+    with open_device(path, os.O_RDWR) as opened:
+        opened.seek(offset)
         padded = content + bytes(-len(content) % 512)
-        device.write(padded)
-        os.fsync(device.fileno())
+        opened.write(padded)
+        os.fsync(opened)
 
 
 def read(path, length=16, offset=0):
-    with open(path, "rb") as device:
-        device.seek(offset)
-        return device.read(length).rstrip(b"\0")
+    with open_device(path, os.O_RDONLY) as opened:
+        opened.seek(offset)
+        return opened.read(length).rstrip(b"\0")
 
 
 @pytest.fixture

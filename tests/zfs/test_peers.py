@@ -8,7 +8,7 @@ import pytest
 from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.zfs import core
+from qubes_storage_zfs.zfs import core, device
 
 from .conftest import MIB, export_zpool, read, sh, write
 
@@ -322,8 +322,7 @@ def test_what_others_put_beside_our_volumes_is_not_touched(lab):
     home = f"{lab.container}/vm"
     sh("zfs", "clone", f"{volume.dataset}@r2", f"{home}/work/recovery")
     sh("zfs", "create", "-s", "-V", "1M", f"{home}/work/other")
-    time.sleep(1)
-    write(f"/dev/zvol/{home}/work/other", b"mine")
+    write(lab.run(device.wait_for_link(f"{home}/work/other")), b"mine")
     sh("zfs", "create", f"{home}/work/notes")
     lab.run(lab.pool.store.sweep())
     lab.run(volume.remove())

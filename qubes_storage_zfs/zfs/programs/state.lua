@@ -3,10 +3,11 @@
 -- argv: container, owner (property), qube (dataset), volume, pointer,
 --       started (property),
 --       want (list of native properties of the current generation)
--- gives: missing (if the container is); owner; current (number, absent if there is no volume); scratch
---       (whether nobody keeps its content); numbers (of
---       all generations); revisions (list of number, generation, snapshot,
---       creation); committed_guid; dirty; origin_guid; properties
+-- gives: missing (if the container is); owner; current (number, absent if
+--       there is no volume); scratch (whether nobody keeps its content);
+--       numbers (of all generations); revisions (list of number, generation,
+--       snapshot, creation); committed_guid; dirty; blank (as create() made
+--       it); origin_guid; properties
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
@@ -40,6 +41,9 @@ if argv.revisions then
     local newest = list[#list]
     out.dirty = own_property(qube, argv.started) ~= nil
         or moved_since(newest, ds, current)
+    out.blank = own_property(qube, argv.started) == nil
+        and #list < 2 and is_unwritten(ds)
+        and (newest == nil or is_unwritten(newest.snapshot))
     if newest ~= nil then
         out.committed_guid = (zfs.get_prop(newest.snapshot, "guid"))
     end

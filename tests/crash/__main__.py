@@ -1,0 +1,51 @@
+"""Runs in the guest, with a zpool of its own in memory."""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import qubes.storage
+
+from .enumerate import run, sequences
+from .links import Links
+
+ZPOOL = "crash"
+SIZE = 1 << 30  # bytes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.crash", description=__doc__)
+    parser.add_argument("--depth", type=int, default=3, help="verbs in a row")
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", help="one sequence, verbs with commas")
+    given = parser.parse_args()
+    todo = [item for item in sequences() if len(item) <= given.depth]
+    if given.only:
+        todo = [tuple(given.only.split(","))]
+    with tempfile.TemporaryDirectory() as folder:
+        disk = Path(folder) / "disk"
+        with open(disk, "wb") as file:
+            file.truncate(SIZE)
+        qubes.storage.VOLUME_STATE_DIR = folder
+        create = ["zpool", "create", "-m", "none", ZPOOL, str(disk)]
+        subprocess.run(create, check=True)
+        begin = time.monotonic()
+        with Links():
+            tally = asyncio.run(run(ZPOOL, todo, given.seconds, given.seed))
+        print(f"seed {given.seed}, {time.monotonic() - begin:.0f} s: {tally}")
+        print("calls:", dict(tally.calls))
+        for violation in tally.violations:
+            print(violation)
+        sys.stdout.flush()
+        # what a violation left open would hold up an export for ever
+        os._exit(1 if tally.violations else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What a volume should hold, in plain Python: the judge of the crash tests."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is in a volume: a tag written all over it ("" is blank), bytes."""
+
+    tag: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A volume that is saved on stop; None of it exists while ``current`` is
+    None.
+
+    :ivar current: what its device shows
+    :ivar states: what was committed and is kept, oldest first
+    :ivar started: whether it may have been written to since
+    """
+
+    keep: int
+    current: Content | None = None
+    states: tuple[Content, ...] = ()
+    started: bool = False
+
+    @property
+    def committed(self) -> Content | None:
+        """What an export, a clone or a dependent qube's start must see."""
+        return self.states[-1] if self.keep >= 0 else self.current
+
+    def created(self, size: int) -> "Kept":
+        return self._became(Content("", size), ())
+
+    def removed(self) -> "Kept":
+        return Kept(self.keep)
+
+    def begun(self) -> "Kept":
+        return replace(self, started=True)
+
+    def written(self, tag: str) -> "Kept":
+        return replace(self, current=Content(tag, self.current.size))
+
+    def stopped(self) -> "Kept":
+        """stop(), after a session or after a crash."""
+        if self.current is None:
+            return self
+        changed = self.started or self.current != self.committed
+        states = self.states + ((self.current,) if changed else ())
+        return self._pruned(replace(self, states=states, started=False))
+
+    def imported(self, content: Content) -> "Kept":
+        states = self.states
+        if states == (Content("", self.current.size),):
+            # the blank beginning of a clone or a restored qube is dropped
+            states = ()
+        return self._became(content, states)
+
+    def reverted(self, content: Content) -> "Kept":
+        """Nothing is pruned, so that the revert can be undone."""
+        return replace(self, current=content, states=(*self.states, content))
+
+    def resized(self, size: int) -> "Kept":
+        return replace(self, current=Content(self.current.tag, size))
+
+    def _became(self, content: Content, states: tuple[Content, ...]) -> "Kept":
+        return self._pruned(Kept(self.keep, content, (*states, content), False))
+
+    def _pruned(self, volume: "Kept") -> "Kept":
+        if self.keep < 0:
+            return replace(volume, states=())
+        return replace(volume, states=volume.states[-1 - self.keep :])

@@ -1,0 +1,255 @@
+"""What a person does to the qubes of a World, verb by verb.
+
+A verb is made of steps, each one call of the driver; a step knows what the
+volume must hold before and after it.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from .model import Content, Kept
+from .world import MIB, Violated, World
+
+Verb = Callable[[World], Awaitable[None]]
+
+
+async def _step(
+    world: World, vid: str, after: Kept, call: Callable[[], Awaitable[object]]
+) -> None:
+    world.pending = (vid, after)
+    await call()
+    world.model[vid] = after
+    world.pending = None
+
+
+def _tag(world: World, vid: str) -> str:
+    world.tags += 1
+    return f"{world.number}/{vid}/{world.tags}"
+
+
+async def _session(world: World, vid: str) -> None:
+    await _begin(world, vid)
+    await _write(world, vid)
+    await _end(world, vid)
+
+
+async def _begin(world: World, vid: str) -> None:
+    volume, now = world.volumes[vid], world.model[vid]
+    await _step(world, vid, now.begun(), volume.start)
+
+
+async def _write(world: World, vid: str) -> None:
+    tag = _tag(world, vid)
+    await world.write(vid, tag)
+    world.model[vid] = world.model[vid].written(tag)
+
+
+async def _end(world: World, vid: str) -> None:
+    volume, now = world.volumes[vid], world.model[vid]
+    await _step(world, vid, now.stopped(), volume.stop)
+
+
+async def _make(world: World, vid: str) -> None:
+    volume = world.volumes[vid]
+    created = world.model[vid].created(int(volume._size))
+    await _step(world, vid, created, volume.create)
+
+
+async def _drop(world: World, vid: str) -> None:
+    world.going = world.guids(vid)
+    after = world.model[vid].removed()
+    await _step(world, vid, after, world.volumes[vid].remove)
+    world.removed |= world.going
+
+
+async def create(world: World) -> None:
+    await _make(world, "new/private")
+
+
+async def clone(world: World) -> None:
+    """As qvm-clone does it."""
+    await _make(world, "new/private")
+    await _copy(world, "app/private", "new/private")
+
+
+async def _copy(world: World, source: str, target: str) -> None:
+    content = world.model[source].committed
+    after = world.model[target].imported(content)
+    volume, origin = world.volumes[target], world.volumes[source]
+    await _step(world, target, after, lambda: volume.import_volume(origin))
+
+
+async def import_volume(world: World) -> None:
+    await _copy(world, "src/private", "app/private")
+
+
+async def start(world: World) -> None:
+    await world.volumes["app/root"].start()
+    await _begin(world, "app/private")
+    await world.volumes["app/volatile"].start()
+    world.mark_running("app", world.model["tmpl/root"].committed)
+    await _write(world, "app/private")
+    world.volatile = _tag(world, "app/volatile")
+    await world.write("app/volatile", world.volatile)
+
+
+async def stop(world: World) -> None:
+    # the domain is gone; its volumes' state files are until the end
+    del world.running["app"]
+    await world.volumes["app/root"].stop()
+    await _end(world, "app/private")
+    await world.volumes["app/volatile"].stop()
+    world.mark_halted("app")
+
+
+async def import_data(world: World) -> None:
+    vid, size = "app/private", 4 * MIB
+    volume = world.volumes[vid]
+    path = await volume.import_data(size)
+    tag = _tag(world, vid)
+    await world.write_to(path, tag)
+    after = world.model[vid].imported(Content(tag, size))
+    await _step(world, vid, after, lambda: volume.import_data_end(True))
+
+
+async def import_failed(world: World) -> None:
+    volume = world.volumes["app/private"]
+    path = await volume.import_data(4 * MIB)
+    await world.write_to(path, _tag(world, "half"))
+    await volume.import_data_end(False)
+
+
+async def revert(world: World) -> None:
+    vid = "app/private"
+    volume, now = world.volumes[vid], world.model[vid]
+    await _step(world, vid, now.reverted(now.states[-2]), volume.revert)
+
+
+async def _resize(world: World, size: int) -> None:
+    vid = "app/private"
+    volume, after = world.volumes[vid], world.model[vid].resized(size)
+    if "app" not in world.running:
+        after = after.stopped()
+    await _step(world, vid, after, lambda: volume.resize(size))
+
+
+async def grow(world: World) -> None:
+    await _resize(world, world.model["app/private"].current.size + 2 * MIB)
+
+
+async def shrink(world: World) -> None:
+    await _resize(world, world.model["app/private"].current.size - 2 * MIB)
+
+
+async def export(world: World) -> None:
+    volume = world.volumes["app/private"]
+    path = await volume.export()
+    seen = await world.read(path)
+    if seen != world.model["app/private"].committed:
+        raise Violated(f"an export shows {seen}")
+    await volume.export_end(path)
+
+
+async def update(world: World) -> None:
+    """The template runs, is changed, and stops."""
+    await _begin(world, "tmpl/root")
+    world.mark_running("tmpl", None)
+    await _write(world, "tmpl/root")
+    del world.running["tmpl"]
+    await _end(world, "tmpl/root")
+    world.mark_halted("tmpl")
+
+
+async def remove(world: World) -> None:
+    await world.volumes["app/root"].remove()
+    await _drop(world, "app/private")
+    await world.volumes["app/volatile"].remove()
+
+
+async def remove_source(world: World) -> None:
+    await _drop(world, "src/private")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A verb, and when a person can use it."""
+
+    verb: Verb
+    central: bool
+    when: Callable[[World], bool]
+
+
+def _halted(world: World) -> bool:
+    return "app" not in world.running and _exists(world, "app/private")
+
+
+def _exists(world: World, vid: str) -> bool:
+    return world.model[vid].current is not None
+
+
+def _readable(world: World) -> bool:
+    """With snapshots disabled, what runs cannot be read."""
+    return _halted(world) or (
+        _exists(world, "app/private") and world.model["app/private"].keep >= 0
+    )
+
+
+def _size(world: World) -> int:
+    return world.model["app/private"].current.size
+
+
+RULES = {
+    "create": Rule(create, True, lambda w: not _exists(w, "new/private")),
+    "start": Rule(start, True, _halted),
+    "stop": Rule(stop, True, lambda w: "app" in w.running),
+    "import_data": Rule(import_data, True, _halted),
+    "import_volume": Rule(
+        import_volume,
+        True,
+        lambda w: _halted(w) and _exists(w, "src/private"),
+    ),
+    "revert": Rule(
+        revert,
+        True,
+        lambda w: _halted(w) and len(w.model["app/private"].states) > 1,
+    ),
+    "remove": Rule(remove, True, _halted),
+    "clone": Rule(
+        clone, False, lambda w: _readable(w) and not _exists(w, "new/private")
+    ),
+    "import_failed": Rule(import_failed, False, _halted),
+    "grow": Rule(grow, False, lambda w: _exists(w, "app/private")),
+    "shrink": Rule(shrink, False, lambda w: _halted(w) and _size(w) >= 4 * MIB),
+    "export": Rule(export, False, _readable),
+    "update": Rule(update, False, lambda w: True),
+    "remove_source": Rule(
+        remove_source, False, lambda w: _exists(w, "src/private")
+    ),
+}
+
+
+async def at_rest(world: World) -> None:
+    """From wherever a sequence ended to where each begins, by the verbs."""
+    if "app" in world.running:
+        await stop(world)
+    if world.model["new/private"].current is not None:
+        blank = world.model["new/private"]
+        if blank.states == (Content("", blank.current.size),):
+            # qubesd was killed before it wrote the new qube to qubes.xml;
+            # the person creates it again
+            await _make(world, "new/private")
+        await _drop(world, "new/private")
+    for vid in "tmpl/root", "src/private", "app/private":
+        if world.model[vid].current is None:
+            world.volumes[vid]._size = 4 * MIB
+            await _make(world, vid)
+            await world.check()
+            await _session(world, vid)
+            await world.check()
+    wanted = min(2, 1 + max(world.keep, 0))
+    while len(world.model["app/private"].states) < wanted > 1:
+        await _session(world, "app/private")
+        await world.check()
+    if _size(world) != 4 * MIB:
+        await _resize(world, 4 * MIB)
+    await world.check()

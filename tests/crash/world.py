@@ -1,0 +1,484 @@
+"""A small world of qubes in a container of its own, which can be stopped."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from qubes_storage_zfs import layout
+from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.volume import ZfsVolume
+from qubes_storage_zfs.zfs import core, device, native
+
+from ..zfs.conftest import open_device
+from .model import Content, Kept
+
+MIB = 1 << 20
+TAG_AT = (0, MIB)  # bytes; where a volume's tag stands
+#: bytes; what a clone's first opening writes, less than any write of data
+UNTOUCHED = 8192
+SNAPSHOT_OF_ADMIN = "admin"
+
+#: vid -> whether it is saved on stop
+VOLUMES = {
+    "tmpl/root": True,
+    "app/root": False,
+    "app/private": True,
+    "app/volatile": False,
+    "src/private": True,
+    "new/private": True,
+}
+
+#: All there is below a dataset: not by the programs that are tested, and
+#: asking little, for each property costs milliseconds under emulation.
+DUMP = b"""
+local found = {}
+local function look(ds)
+    local item = {guid = (zfs.get_prop(ds, "guid")), snapshots = {}, own = {}}
+    for name, value, source in zfs.list.user_properties(ds) do
+        if source == ds then item.own[name] = value end
+    end
+    if string.match(ds, "%.%d+$") then
+        item.origin = (zfs.get_prop(ds, "origin"))
+    end
+    for snapshot in zfs.list.snapshots(ds) do
+        item.snapshots[string.match(snapshot, "@(.*)$")] = {
+            guid = (zfs.get_prop(snapshot, "guid")),
+            leaving = (zfs.get_prop(snapshot, "defer_destroy")) == "on",
+        }
+    end
+    found[ds] = item
+    for child in zfs.list.children(ds) do look(child) end
+    for name, value in pairs(item.own) do
+        local volume = string.match(name, "current%.(.*)$")
+        local number = volume and string.match(value, "^%d+")
+        local suffix = number ~= "0" and number and "." .. number or ""
+        local current = volume and found[ds .. "/" .. volume .. suffix]
+        if current then
+            local path = ds .. "/" .. volume .. suffix
+            current.volsize = (zfs.get_prop(path, "volsize"))
+            current.written = (zfs.get_prop(path, "written"))
+        end
+    end
+end
+look((...).argv.container)
+return found
+"""
+
+
+class Stopped(BaseException):
+    """The machine has stopped; not even a finally clause gets anywhere."""
+
+
+class Violated(AssertionError):
+    """A promise was broken."""
+
+
+@dataclass
+class Gate:
+    """What stands between one world and ZFS.
+
+    :ivar passed: the changing calls that were let through
+    :ivar left: how many more may pass; None: all
+    :ivar half: stop in the middle of a call that ZFS itself does in two
+        transaction groups
+    :ivar has_half: whether the call it stopped at is such a one
+    """
+
+    passed: list[str] = field(default_factory=list)
+    left: int | None = None
+    half: bool = False
+    dead: bool = False
+    has_half: bool = False
+
+    def open(self, left: int | None = None, half: bool = False) -> None:
+        self.passed = []
+        self.left, self.half = left, half
+        self.dead = self.has_half = False
+
+    def through(
+        self, what: str, call: Callable[[], Any], half: Any = None
+    ) -> Any:
+        if self.dead:
+            raise Stopped
+        if self.left == len(self.passed):
+            self.dead, self.has_half = True, half is not None
+            if self.half and half is not None:
+                half()
+            raise Stopped
+        self.passed.append(what)
+        return call()
+
+
+class Door:
+    """Puts each world's gate into the driver's two doors to ZFS."""
+
+    def __init__(self) -> None:
+        self.gates: dict[str, Gate] = {}
+        self._call, self._run = core._call, native.run
+
+    def __enter__(self) -> "Door":
+        core._call, native.run = self.call, self.run
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        core._call, native.run = self._call, self._run
+
+    def _gate(self, dataset: str) -> Gate | None:
+        return self.gates.get("/".join(dataset.split("/")[:2]))
+
+    def call(self, what: str, subject: str, *args: Any) -> Any:
+        gate = self._gate(subject)
+        if gate is None:
+            return self._call(what, subject, *args)
+
+        def whole() -> Any:
+            return self._call(what, subject, *args)
+
+        if what == "channel_program_nosync":
+            if gate.dead:
+                raise Stopped
+            return whole()
+        half = None
+        if what in ("create", "clone"):
+            *names, given = args
+            native_only = {k: v for k, v in given.items() if b":" not in k}
+            if native_only != given:
+
+                def half() -> Any:
+                    self._call(what, subject, *names, native_only)
+
+        return gate.through(what, whole, half)
+
+    def dump(self, container: str) -> dict[str, Any]:
+        found = self._call(
+            "channel_program_nosync",
+            container,
+            container.partition("/")[0].encode(),
+            DUMP,
+            core.INSTRUCTION_LIMIT,
+            core.MEMORY_LIMIT,
+            {b"container": container.encode()},
+        )
+        return dict(core._decode(found))
+
+    async def run(self, program: str, *arguments: str, **more: Any) -> Any:
+        gate = self._gate(arguments[-1])
+        if gate is None:
+            return await self._run(program, *arguments, **more)
+        gate.through(program, lambda: None)
+        return await self._run(program, *arguments, **more)
+
+
+def names(dump: dict[str, Any]) -> set[tuple[str, int]]:
+    """What is there, for a comparison: names and guids, snapshots too."""
+    return {(name, item["guid"]) for name, item in dump.items()} | {
+        (f"{name}@{short}", snapshot["guid"])
+        for name, item in dump.items()
+        for short, snapshot in item["snapshots"].items()
+    }
+
+
+class World:
+    """Template tmpl, its qube app, a standalone src, room for new.
+
+    :ivar model: what the volumes that are kept must hold
+    :ivar running: qubes that run, with what the root showed at their start
+    :ivar log: what happened, for the report of a violation
+    """
+
+    def __init__(self, door: Door, zpool: str, number: int, keep: int) -> None:
+        self.door = door
+        self.number = number
+        self.container = f"{zpool}/w{number}"
+        self.gate = door.gates[self.container] = Gate()
+        self.keep = keep
+        self.model = {
+            vid: Kept(keep if vid == "app/private" else 2)
+            for vid, kept in VOLUMES.items()
+            if kept
+        }
+        self.running: dict[str, Content | None] = {}
+        self.sizes = {vid: 4 * MIB for vid in VOLUMES}
+        self.contents: dict[int, Content] = {}
+        self.removed: set[int] = set()
+        self.foreign: dict[str, int] = {}
+        self.log: list[str] = []
+        self.tags = 0
+        #: the step under way: its volume, and what that holds after it
+        self.pending: tuple[str, Kept] | None = None
+        #: snapshots of a volume that is being removed
+        self.going: set[int] = set()
+        self.volatile = ""
+        self.build()
+
+    # --- qubesd's part
+
+    def build(self) -> None:
+        """Pool and volumes, from what qubes.xml would say."""
+        self.pool = ZfsZvolPool(
+            name=f"w{self.number}",
+            container=self.container,
+            revisions_to_keep="2",
+        )
+        self.volumes: dict[str, ZfsVolume] = {}
+        for vid, kept in VOLUMES.items():
+            qube, name = vid.split("/")
+            config: dict[str, Any] = {
+                "name": name,
+                "pool": self.pool.name,
+                "vid": vid,
+                "rw": True,
+                "size": str(self.sizes[vid]),
+            }
+            if kept:
+                config |= {
+                    "save_on_stop": True,
+                    "revisions_to_keep": str(self.model[vid].keep),
+                }
+            elif name == "root":
+                config |= {
+                    "snap_on_start": True,
+                    "source": self.volumes["tmpl/root"],
+                }
+            self.volumes[vid] = self.pool.init_volume(
+                SimpleNamespace(name=qube, app=None), config
+            )
+
+    def of(self, qube: str) -> list[str]:
+        return [vid for vid in VOLUMES if vid.startswith(qube + "/")]
+
+    def mark_running(self, qube: str, root: Content | None) -> None:
+        self.running[qube] = root
+        for vid in self.of(qube):
+            Path(self.volumes[vid].state_file).touch()
+
+    def mark_halted(self, qube: str) -> None:
+        self.running.pop(qube, None)
+        for vid in self.of(qube):
+            Path(self.volumes[vid].state_file).unlink(missing_ok=True)
+
+    def lose_memory(self, machine: bool) -> None:
+        """qubesd died, or with it the whole machine."""
+        for vid, volume in self.volumes.items():
+            self.sizes[vid] = int(volume._size)
+        Container._known.pop((self.container, self.pool.home), None)
+        if machine:
+            for qube in list(self.running):
+                self.mark_halted(qube)
+        self.build()
+
+    async def recover(self) -> None:
+        """What qubesd does at its start, and one look by the janitor."""
+        for vid, volume in self.volumes.items():
+            if vid.split("/")[0] not in self.running:
+                await volume.stop()
+                Path(volume.state_file).unlink(missing_ok=True)
+        # the thread that makes links may have something open for a moment
+        for _ in range(100):
+            if not await self.pool.store.sweep():
+                return
+            await asyncio.sleep(0.02)
+
+    # --- looking
+
+    async def write(self, vid: str, tag: str) -> None:
+        dataset = self.volumes[vid].dataset
+        await self.write_to(await device.wait_for_link(dataset), tag)
+
+    async def write_to(self, path: str, tag: str) -> None:
+        with open_device(path, os.O_RDWR) as file:
+            for offset in TAG_AT:
+                file.seek(offset)
+                file.write(tag.encode().ljust(4096, b"\0"))
+            os.fsync(file)
+
+    async def read(self, path: str) -> Content:
+        with open_device(path, os.O_RDONLY) as file:
+            tags = []
+            for offset in TAG_AT:
+                file.seek(offset)
+                tags.append(file.read(4096).rstrip(b"\0").decode())
+            size = file.seek(0, os.SEEK_END)
+        tag = tags[0] if len(set(tags)) == 1 else f"mixed {tags}"
+        return Content(tag, size)
+
+    def dump(self) -> dict[str, Any]:
+        return self.door.dump(self.container)
+
+    def _generations(
+        self, dump: dict[str, Any], vid: str
+    ) -> dict[int, dict[str, Any]]:
+        where = layout.volume_name(self.pool.home, vid)
+        numbers = {where.number_of(name): item for name, item in dump.items()}
+        numbers.pop(None, None)
+        return numbers
+
+    def pointer(self, dump: dict[str, Any], vid: str) -> str | None:
+        where = layout.volume_name(self.pool.home, vid)
+        return dump.get(where.dataset, {}).get("own", {}).get(where.pointer)
+
+    async def observe(self, dump: dict[str, Any], vid: str) -> Kept:
+        """What ZFS and the device say of a volume that is kept."""
+        keep = self.model[vid].keep
+        pointer = self.pointer(dump, vid)
+        if pointer is None:
+            return Kept(keep)
+        generations = self._generations(dump, vid)
+        current = generations.get(int(pointer))
+        if current is None:
+            raise Violated(f"{vid} points to nothing")
+        where = layout.volume_name(self.pool.home, vid)
+        path = await device.wait_for_link(where.generation(int(pointer)))
+        content = await self.read(path)
+        if content.size != current["volsize"]:
+            raise Violated(f"{vid}: device and dataset differ in size")
+        states = {}
+        for item in generations.values():
+            for name, snapshot in item["snapshots"].items():
+                if name == SNAPSHOT_OF_ADMIN or snapshot["leaving"]:
+                    continue
+                number = layout.revision_number(name)
+                if number in states:
+                    raise Violated(f"{vid} has two revisions {name}")
+                states[number] = snapshot["guid"]
+                if snapshot["guid"] in self.removed:
+                    raise Violated(f"{vid}: {name} is of a removed volume")
+        newest = current["snapshots"].get(f"r{max(states, default=0)}")
+        if newest and newest["guid"] not in self.contents:
+            if current["written"] > UNTOUCHED:
+                raise Violated(f"{vid} changed since its newest revision")
+            self.contents[newest["guid"]] = content
+        return Kept(
+            keep,
+            content,
+            tuple(
+                self.contents.get(states[number], Content("unknown", 0))
+                for number in sorted(states)
+            ),
+            where.started in dump[where.dataset]["own"],
+        )
+
+    def guids(self, vid: str) -> set[int]:
+        """The snapshots of ours that a volume has."""
+        return {
+            snapshot["guid"]
+            for item in self._generations(self.dump(), vid).values()
+            for name, snapshot in item["snapshots"].items()
+            if name != SNAPSHOT_OF_ADMIN
+        }
+
+    # --- the promises
+
+    async def check(self, stopped: bool = False) -> dict[str, Any]:
+        """Everything that must hold now; the dump it was seen in.
+
+        :param stopped: after a stop of the world and a recovery, so the step
+            that was under way may have been done or not
+        :raises Violated: if something does not hold
+        """
+        dump = self.dump()
+        for vid, model in self.model.items():
+            legal = [model]
+            if stopped and self.pending and self.pending[0] == vid:
+                legal.append(self.pending[1])
+            if stopped and vid.split("/")[0] not in self.running:
+                legal = [state.stopped() for state in legal]
+            seen = await self.observe(dump, vid)
+            if vid == "app/private" and seen.keep < 0:
+                # without revisions nobody asks whether it was started
+                seen = replace(seen, started=model.started)
+                legal = [replace(x, started=model.started) for x in legal]
+            if seen not in legal:
+                raise Violated(f"{vid} is {seen}, not {legal}")
+            self.model[vid] = seen
+            if self.pending == (vid, Kept(model.keep)) == (vid, seen):
+                self.removed |= self.going
+        self.pending, self.going = None, set()
+        await self._check_scratch(dump)
+        if self.foreign != self.foreign_guids(dump):
+            raise Violated("what is not ours has changed")
+        self._check_garbage(dump)
+        return dump
+
+    async def _check_scratch(self, dump: dict[str, Any]) -> None:
+        wanted = {
+            "app/root": self.running.get("app"),
+            "app/volatile": Content(self.volatile, 4 * MIB),
+        }
+        for vid, content in wanted.items():
+            pointer = self.pointer(dump, vid)
+            if "app" not in self.running:
+                if pointer is not None:
+                    raise Violated(f"{vid} is there and its qube is not")
+                continue
+            if pointer is None:
+                raise Violated(f"{vid} is gone under a running qube")
+            where = layout.volume_name(self.pool.home, vid)
+            number = int(pointer.removesuffix(" scratch"))
+            path = await device.wait_for_link(where.generation(number))
+            seen = await self.read(path)
+            if seen != content:
+                raise Violated(f"{vid} shows {seen}, not {content}")
+
+    def _check_garbage(self, dump: dict[str, Any]) -> None:
+        """Nothing is there without a reason."""
+        origins = {item.get("origin") for item in dump.values()}
+        for qube in {vid.split("/")[0] for vid in VOLUMES}:
+            dataset = f"{self.pool.home}/{qube}"
+            below = [name for name in dump if name.startswith(dataset + "/")]
+            if dataset in dump and not below:
+                raise Violated(f"{dataset} is empty")
+        for vid in VOLUMES:
+            pointer = self.pointer(dump, vid)
+            where = layout.volume_name(self.pool.home, vid)
+            for number, item in self._generations(dump, vid).items():
+                name = where.generation(number)
+                reasons = pointer and int(pointer.split()[0]) == number
+                for short, snapshot in item["snapshots"].items():
+                    if f"{name}@{short}" in origins:
+                        reasons = True
+                    elif short == SNAPSHOT_OF_ADMIN or (
+                        pointer and short[0] == "r"
+                    ):
+                        reasons = True
+                    else:
+                        raise Violated(f"{name}@{short} is garbage")
+                    if short[0] == "r" and not (pointer or snapshot["leaving"]):
+                        raise Violated(f"{name}@{short} can be reached")
+                if not reasons:
+                    raise Violated(f"{name} is garbage: {item}")
+
+    # --- what is not ours
+
+    def disturb(self) -> None:
+        """An admin's datasets and snapshots among ours."""
+        foreign = f"{self.container}/foreign"
+        for command in (
+            ["zfs", "create", "-o", "canmount=off", foreign],
+            ["zfs", "create", "-s", "-V", "1M", f"{foreign}/vol.1"],
+            ["zfs", "snapshot", f"{foreign}@keep"],
+        ):
+            subprocess.run(command, check=True)
+        if self.number % 2:
+            for vid in ("tmpl/root", "app/private"):
+                snapshot = f"{self.volumes[vid].dataset}@{SNAPSHOT_OF_ADMIN}"
+                subprocess.run(["zfs", "snapshot", snapshot], check=True)
+        self.foreign = self.foreign_guids(self.dump())
+
+    def foreign_guids(self, dump: dict[str, Any]) -> dict[str, int]:
+        """By guid: an admin's snapshot moves with a promotion, in principle;
+        that it does not is checked by its dataset's name."""
+        found = {}
+        for name, item in dump.items():
+            if "/foreign" in name:
+                found[name] = item["guid"]
+            for short, snapshot in item["snapshots"].items():
+                if short in (SNAPSHOT_OF_ADMIN, "keep"):
+                    found[f"{name}@{short}"] = snapshot["guid"]
+        return found
