@@ -9,6 +9,7 @@ nothing was.
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -179,6 +180,15 @@ class Run:
         #: seconds between two reports, the last time
         self._gap = 0.2
 
+    def all(self, cuts: int) -> None:
+        """So many cuts, and one more guest that recovers from the last."""
+        for number in range(cuts + 1):
+            self.guest(number, number == cuts)
+            if self.failed == HOPELESS:
+                say("no use to go on; the console ends:")
+                say(self.machine.console())
+                break
+
     def guest(self, number: int, last: bool) -> None:
         """One guest: it recovers from the cut before, works and is cut."""
         dice = random.Random(f"{self.seed}/{number}")
@@ -292,18 +302,18 @@ def main() -> int:
     )
     args = parser.parse_args()
     say(f"seed {args.seed}, {args.cuts} cuts")
+    # a run that is ended early still says what it found
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="qz-power-") as folder:
         machine = Machine(Path(folder), DISK_MIB)
         try:
             machine.boot()
             prove_loss(machine)
             run = Run(machine, args.seed, "lying" if args.lying else "honest")
-            for number in range(args.cuts + 1):
-                run.guest(number, number == args.cuts)
-                if run.failed == HOPELESS:
-                    say("no use to go on; the console ends:")
-                    say(machine.console())
-                    break
+            try:
+                run.all(args.cuts)
+            except KeyboardInterrupt:
+                say("interrupted")
             say(run.summary())
             return 1 if run.violations or run.cuts < args.cuts else 0
         except vm.Failed as exc:
