@@ -13,7 +13,6 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +221,10 @@ class Machine:
             f"file={self._root},format=qcow2,snapshot=on",
             *("-incoming", f"exec:cat {self._kept}"),
         )
-        self._port = vm.connect(self.work, self._process)
         monitor.wait("query-status", "running", "paused")
+        # before that the port is not yet the one that the guest knows, and
+        # QEMU has been seen to end
+        self._port = vm.connect(self.work, self._process)
         monitor.do("cont")
         vm.synchronise(self._port)
         self.do(
@@ -261,20 +262,14 @@ class Machine:
 
         :raises vm.Failed: if it fails
         """
-        lines = []
-        for line in self.lines(command, LIMIT):
+        lines: list[str] = []
+        for line in vm.lines_of(self.start(command), LIMIT):
             if line.startswith("guest-exit "):
                 if line != "guest-exit 0":
                     raise vm.Failed(f"{command}: {line}\n" + "\n".join(lines))
                 return "\n".join(lines)
             lines.append(line)
-        raise vm.Failed(f"the guest went away at {command}")
-
-    def lines(self, command: str, limit: float) -> Iterator[str]:
-        """What *command* prints, and "guest-exit <status>"."""
-        assert self._port is not None
-        self._port.sendall(command.encode() + b"\n")
-        yield from vm.lines_of(self._port, limit)
+        raise AssertionError("unreachable")
 
     def start(self, command: str) -> socket.socket:
         """Begin *command* in the guest; where its output can be read."""
@@ -294,7 +289,9 @@ class Machine:
         return self.disk.cut()
 
     def console(self) -> str:
-        return vm.console_end(self.work)
+        """What QEMU said and how the guest's console ends."""
+        log = (self.work / "qemu.log").read_text(errors="replace")
+        return log[-2000:] + vm.console_end(self.work)
 
     def close(self) -> None:
         self.kill()
