@@ -161,14 +161,14 @@ async def _visible(snapshots: set[str], there: bool) -> dict[str, str]:
 
     One that udev has just open is not taken away, so that is tried again.
     """
-    for attempt in range(int(NODE_LIMIT)):
-        if attempt % 10 == 0:
+    for attempt in range(int(NODE_LIMIT * 5)):
+        if attempt % 50 == 0:
             value = "visible" if there else "hidden"
             sh("zfs", "set", "snapdev=" + value, HOME)
         nodes = await asyncio.to_thread(_nodes)
         if snapshots & nodes.keys() == (snapshots if there else set()):
             return nodes
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.2)
     raise RuntimeError(f"nodes of snapshots: {sorted(nodes)}")
 
 
