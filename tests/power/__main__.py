@@ -319,6 +319,8 @@ def main() -> int:
         except vm.Failed as exc:
             vm.say(f"{exc}\nIts console ends:\n{machine.console()}")
             return 1
+        except KeyboardInterrupt:
+            return 1
         finally:
             machine.close()
 
