@@ -16,12 +16,17 @@ ZFS_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
     $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) && \
     exec python3 -m pytest -v -p no:cacheprovider --durations=5 tests/zfs $(ARGS)
 
-.PHONY: help demo test lint unit zfs-test prepare vm-image clean
+# power cuts, and what seeds them (a new number each time if not given)
+CUTS ?= 100
+SEED ?=
+
+.PHONY: help demo test lint unit zfs-test test-power prepare vm-image clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
 	@echo 'make test    lint, unit tests, then the tests on real ZFS in a VM'
 	@echo '             ARGS="-k revert" selects, ZFS_SUITE=2.4 chooses OpenZFS'
+	@echo 'make test-power    100 power cuts while qubes live; CUTS=3, SEED=n'
 	@echo 'make lint | unit | zfs-test    the parts of it'
 
 prepare:
@@ -47,6 +52,10 @@ unit: prepare
 
 zfs-test: vm-image
 	@$(VM) run -- '$(ZFS_TEST)'
+
+test-power: vm-image
+	@tests/vm/prepare power
+	@python3 -m tests.power --cuts $(CUTS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -167,8 +167,21 @@ def accelerator(place: Path) -> list[str]:
     return kvm if works else tcg
 
 
-def qemu(place: Path, work: Path, shared: Path) -> list[str]:
-    """The command line; *work* holds sockets, disks and the console's log."""
+def qemu(
+    place: Path,
+    work: Path,
+    shared: Path,
+    root: str | None = None,
+    disks: Sequence[int] = DISKS,
+) -> list[str]:
+    """The command line; *work* holds sockets, disks and the console's log.
+
+    :param root: QEMU's options for the root disk; None: the image, with what
+        is written to it forgotten
+    :param disks: sizes of the empty disks
+    """
+    if root is None:
+        root = f"file={place / 'root.img'},format=raw,snapshot=on"
     command = [
         *("qemu-system-x86_64", *accelerator(place), "-machine", "q35"),
         *("-smp", "2", "-m", str(MEMORY_MIB), "-no-reboot", "-net", "none"),
@@ -178,14 +191,13 @@ def qemu(place: Path, work: Path, shared: Path) -> list[str]:
         "-append",
         "root=/dev/vda rw console=ttyS0 quiet init=/sbin/guest-init panic=-1",
         "-drive",
-        f"file={place / 'root.img'},format=raw,if=none,id=root,snapshot=on,"
-        "cache=unsafe",
+        f"{root},if=none,id=root,cache=unsafe",
         *("-device", "virtio-blk-pci,drive=root"),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial"),
         *("-chardev", f"socket,id=ctl,path={work / 'ctl'},server=on,wait=off"),
         *("-device", "virtserialport,chardev=ctl,name=ctl"),
     ]
-    for number, size in enumerate(DISKS):
+    for number, size in enumerate(disks):
         disk = work / f"disk{number}"
         with open(disk, "wb") as file:
             file.truncate(size << 20)

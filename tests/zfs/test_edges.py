@@ -215,6 +215,25 @@ def test_export_and_import_of_the_zpool_change_nothing(away):
     assert away.content(volume) == b"one"
 
 
+def test_clone_cut_off_before_its_mark_is_collected_after_an_import(away):
+    """The mark lands a transaction group after the clone, and importing the
+    zpool writes to each clone; what somebody changed is not ours to take."""
+    volume = away.private(content=b"saved")
+    dataset, origin = volume.dataset, f"{volume.dataset}@r2"
+    for number in (7, 8):
+        sh("zfs", "clone", origin, f"{dataset}.{number}")
+    sh("udevadm", "settle")
+    write(f"/dev/zvol/{dataset}.8", b"x")
+    export_zpool("away")
+    sh("zpool", "import", "-d", "/tmp", "away")
+    assert int(sh("zfs", "get", "-Hpo", "value", "written", f"{dataset}.7"))
+    away.restart()
+    assert away.sweep_until(
+        lambda: "vm/work/private.7" not in away.datasets("volume")
+    )
+    assert "vm/work/private.8" in away.datasets("volume")
+
+
 def test_power_cut_while_running_is_committed_by_the_next_stop(away):
     volume = away.private(content=b"one")
     away.start(volume)

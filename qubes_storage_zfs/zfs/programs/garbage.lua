@@ -11,6 +11,16 @@
 --       clone or another's snapshot keeps)
 local out = {datasets = {}, empty = {}, stuck = 0}
 
+-- The kernel ends the origin's intent log in a clone that is opened, or
+-- imported again: 1024 bytes with 512-byte sectors, 8192 with 4 KiB ones.
+-- The smallest write or discard makes 12288 or 57344 (measured, 2.3.9).
+local function is_untouched_clone(ds)
+    local origin = (zfs.get_prop(ds, "origin"))
+    return (zfs.get_prop(ds, "written")) <= 8192
+        and (zfs.get_prop(ds, "logicalreferenced"))
+            == (zfs.get_prop(origin, "logicalreferenced"))
+end
+
 local function is_ours(ds, number)
     if own_property(ds, argv.holder) ~= nil then
         return true
@@ -21,7 +31,7 @@ local function is_ours(ds, number)
     if (zfs.get_prop(ds, "origin")) == nil then
         return is_unwritten(ds)
     end
-    return number > 0 and (zfs.get_prop(ds, "written")) == 0
+    return number > 0 and is_untouched_clone(ds)
 end
 
 local function look(qube)
