@@ -20,12 +20,20 @@ ZFS_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
 CUTS ?= 100
 SEED ?=
 
-.PHONY: help demo test lint unit zfs-test test-power prepare vm-image clean
+# a python in the guest that finds qubes, the real one if it is given
+GUEST_PYTHON = $(GUEST) PYTHONPATH=$(if \
+    $(QUBES_CORE_ADMIN),/core-admin:/core-admin/test-packages:)tests/host \
+    exec python3 -u
+
+.PHONY: help demo test lint unit zfs-test test-crash test-power test-teeth \
+    prepare vm-image clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
 	@echo 'make test    lint, unit tests, then the tests on real ZFS in a VM'
 	@echo '             ARGS="-k revert" selects, ZFS_SUITE=2.4 chooses OpenZFS'
+	@echo 'make test-crash    qubesd stopped at every point; ARGS="--depth 1"'
+	@echo 'make test-teeth    do the tests notice deliberate faults'
 	@echo 'make test-power    100 power cuts while qubes live; CUTS=3, SEED=n'
 	@echo 'make lint | unit | zfs-test    the parts of it'
 
@@ -52,6 +60,12 @@ unit: prepare
 
 zfs-test: vm-image
 	@$(VM) run -- '$(ZFS_TEST)'
+
+test-crash: vm-image
+	@$(VM) run -- '$(GUEST_PYTHON) -m tests.crash $(ARGS)'
+
+test-teeth: vm-image
+	@$(VM) run -- '$(GUEST_PYTHON) -m tests.teeth $(ARGS)'
 
 test-power: vm-image
 	@tests/vm/prepare power

@@ -1,0 +1,4 @@
+"""Deliberate faults, each of which the tests must notice.
+
+``python3 -m tests.teeth`` in the guest.
+"""

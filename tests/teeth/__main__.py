@@ -1,0 +1,65 @@
+"""Puts each fault into a copy and runs the tests that should notice."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .faults import FAULTS, Fault
+
+TREE = Path(__file__).resolve().parent.parent.parent
+FAILED = 1  # pytest's exit status if tests ran and some failed
+PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+
+
+def faulty(fault: Fault, copy: Path) -> None:
+    """Put *fault* into a copy of the package."""
+    file = copy / "qubes_storage_zfs" / fault.file
+    text = file.read_text("utf-8")
+    if text.count(fault.right) != 1:
+        raise SystemExit(f"the place of {fault.name!r} is not found")
+    file.write_text(text.replace(fault.right, fault.wrong), "utf-8")
+
+
+def tests_of(tree: Path, tests: list[str]) -> tuple[int, str]:
+    """Status and last line of a run of pytest."""
+    done = subprocess.run(
+        [*PYTEST, *tests],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    return done.returncode, lines[-1] if lines else done.stderr[-200:]
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    faults = [
+        fault
+        for fault in FAULTS
+        if not wanted or any(word in fault.name for word in wanted)
+    ]
+    every = sorted({test for fault in faults for test in fault.tests})
+    status, line = tests_of(TREE, every)
+    print(f"without a fault: {line}", flush=True)
+    if status:
+        return 1
+    killed = 0
+    for fault in faults:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "tree"
+            shutil.copytree(TREE, copy)
+            faulty(fault, copy)
+            status, line = tests_of(copy, list(fault.tests))
+        killed += status == FAILED
+        verdict = "noticed" if status == FAILED else "NOT NOTICED"
+        print(f"{verdict}: {fault.name}: {line}", flush=True)
+    print(f"faults noticed: {killed} of {len(faults)}")
+    return 0 if killed == len(faults) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

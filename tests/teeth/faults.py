@@ -1,0 +1,218 @@
+"""The faults: what is put in the place of what, and who should notice."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    :ivar name: what it breaks
+    :ivar file: below ``qubes_storage_zfs``
+    :ivar right: text that is there exactly once
+    :ivar wrong: what takes its place
+    :ivar tests: given to pytest
+    """
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+
+def _zfs(file: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"tests/zfs/test_{file}.py::test_{name}" for name in names)
+
+
+_LUA = "zfs/programs/"
+
+FAULTS = (
+    Fault(
+        "a commit leaves the mark of the session",
+        _LUA + "commit.lua",
+        "clear_started(qube, argv.started)\nprune(qube, volume, current, argv.keep)\nreturn highest",
+        "prune(qube, volume, current, argv.keep)\nreturn highest",
+        _zfs("edges", "stop_twice_commits_once"),
+    ),
+    Fault(
+        "a revision too many is pruned",
+        _LUA + "common.lua",
+        "for index = 1, #list - 1 - keep do",
+        "for index = 1, #list - keep do",
+        _zfs("life", "revert_and_its_undo"),
+    ),
+    Fault(
+        "the oldest revision is taken for the committed state",
+        "container.py",
+        "self.revisions[-1].snapshot",
+        "self.revisions[0].snapshot",
+        _zfs("life", "export_while_running_is_the_committed_state"),
+    ),
+    Fault(
+        "what was not committed is lost by an import",
+        _LUA + "adopt.lua",
+        "if changed_since(newest, old, old_number) then",
+        "if false then",
+        _zfs("kept", "import_over_what_was_not_committed_keeps_it"),
+    ),
+    Fault(
+        "changes are counted from somebody else's snapshot",
+        _LUA + "common.lua",
+        'return (zfs.get_prop(ds, "written@" .. short)) > 0',
+        'return (zfs.get_prop(ds, "written")) > 0',
+        _zfs("kept", "import_over_what_was_not_committed_keeps_it"),
+    ),
+    Fault(
+        "a promotion takes somebody else's snapshots along",
+        _LUA + "adopt.lua",
+        'if string.match(snapshot, "@r[1-9]%d*$") == nil then',
+        "if false then",
+        _zfs("peers", "foreign_snapshots_neither_hide_changes_nor_go"),
+    ),
+    Fault(
+        "the janitor takes what others put beside our volumes",
+        _LUA + "garbage.lua",
+        'if (zfs.get_prop(ds, "type")) ~= "volume" then\n        return false',
+        'if (zfs.get_prop(ds, "type")) ~= "volume" then\n        return true',
+        _zfs("peers", "what_others_put_beside_our_volumes_is_not_touched"),
+    ),
+    Fault(
+        "the janitor takes somebody's written clone",
+        _LUA + "garbage.lua",
+        "return number > 0 and is_untouched_clone(ds)",
+        "return true",
+        _zfs("peers", "what_others_put_beside_our_volumes_is_not_touched"),
+    ),
+    Fault(
+        "the janitor takes an open export",
+        "container.py",
+        'if item["name"] in self.in_hand:\n            return False',
+        'if item["name"] in self.in_hand:\n            pass',
+        _zfs("edges", "second_set_of_objects_shares_the_janitor"),
+    ),
+    Fault(
+        "the janitor takes what another process has in hand",
+        "container.py",
+        "return _process_mark(int(parts[1])) == mark",
+        "return False",
+        _zfs("edges", "what_another_process_holds_is_left_alone"),
+    ),
+    Fault(
+        "a clone without its mark stays for ever",
+        _LUA + "garbage.lua",
+        'return (zfs.get_prop(ds, "written")) <= 8192',
+        'return (zfs.get_prop(ds, "written")) <= 0',
+        _zfs(
+            "edges",
+            "clone_cut_off_before_its_mark_is_collected_after_an_import",
+        ),
+    ),
+    Fault(
+        "an import is dropped over and not beside the current content",
+        "transfer.py",
+        "await self.generations.adopt(number, keep=self.revisions_to_keep)\n            await self._learn_size()",
+        "await self.generations.forget()\n            await self.generations.adopt(number, keep=self.revisions_to_keep)\n            await self._learn_size()",
+        _zfs("peers", "import_keeps_the_old_revisions"),
+    ),
+    Fault(
+        "a running volume is reverted",
+        "volume.py",
+        "if self.is_running():\n                raise refusal(what, errors.RUNNING)\n            await self.store.first_use()\n            await self._end_abandoned_import(what)\n            state",
+        "await self.store.first_use()\n            await self._end_abandoned_import(what)\n            state",
+        _zfs("edges", "what_is_refused_while_the_qube_runs"),
+    ),
+    Fault(
+        "a revert prunes what it reverts from",
+        "volume.py",
+        "lambda: contextlib.nullcontext(snapshot), promote=True",
+        "lambda: contextlib.nullcontext(snapshot), promote=True, keep=0",
+        _zfs("life", "revert_and_its_undo"),
+    ),
+    Fault(
+        "a volume that is there is created anew",
+        "volume.py",
+        "if state.blank:",
+        "if state.current is not None:",
+        _zfs("edges", "name_of_a_volume_that_is_left_is_refused"),
+    ),
+    Fault(
+        "a wrong shrink cannot be undone",
+        "volume.py",
+        "if size < before and halted and keep > 0:\n                await self.generations.commit(keep)\n            if size",
+        "if size",
+        _zfs("kept", "shrink_of_what_was_not_committed_is_undone"),
+    ),
+    Fault(
+        "another pool's mark is not looked at",
+        "pool.py",
+        "if state.owner != self.name:",
+        "if False:",
+        _zfs("pool", "pool_that_finds_anothers_mark_is_absent"),
+    ),
+    Fault(
+        "a link to another volume is believed",
+        "zfs/device.py",
+        "if await core.in_thread(name_of_node, path) == dataset:\n                return path",
+        "if os.path.exists(path):\n                return path",
+        _zfs("edges", "link_to_another_volume_is_not_believed"),
+    ),
+    Fault(
+        "busy is final",
+        "zfs/device.py",
+        "if loop.time() >= end:",
+        "if True:",
+        _zfs("kept", "what_is_open_for_a_moment_is_waited_for"),
+    ),
+    Fault(
+        "a lock that was not got in time is a refusal",
+        "zfs/device.py",
+        "if exc.errno != ERESTARTSYS:\n                raise",
+        "raise",
+        (
+            "tests/unit/test_device.py::test_a_lock_not_got_in_time_is_tried_again",
+        ),
+    ),
+    Fault(
+        "random-looking data is taken for an empty disk",
+        "zfs/blank.py",
+        "if file.read(EDGE) != bytes(EDGE):\n                return False",
+        "if file.read(EDGE) != bytes(EDGE):\n                return True",
+        ("tests/unit/test_blank.py",),
+    ),
+    Fault(
+        "a copy stops at the first hole",
+        "zfs/copy.py",
+        "if view[:length] != zeroes[:length]:\n                _write(writer, view[:length], offset)",
+        "if view[:length] == zeroes[:length]:\n                break\n            _write(writer, view[:length], offset)",
+        _zfs("pool", "copy_between_zpools_is_sparse"),
+    ),
+    Fault(
+        "the removed volume's data stays in its cloned generation",
+        _LUA + "forget.lua",
+        "zfs.sync.rollback(ds)",
+        "local _ = ds",
+        _zfs("kept", "removal_frees_what_no_clone_needs"),
+    ),
+    Fault(
+        "a removed source's revisions go to its clone",
+        _LUA + "forget.lua",
+        "if own_property(qube, argv.pointer) ~= nil then\n    zfs.sync.inherit(qube, argv.pointer)\nend",
+        "",
+        _zfs("peers", "name_of_a_removed_source_can_be_used_again"),
+    ),
+    Fault(
+        "a per cent sign reaches the client",
+        "errors.py",
+        '.replace("%", "%%")',
+        "",
+        ("tests/unit/test_package.py",),
+    ),
+    Fault(
+        "a name with a slash or an @ gets through",
+        "layout.py",
+        '_VOLUME = re.compile(r"[a-z0-9][a-z0-9_-]*\\Z")',
+        '_VOLUME = re.compile(r"[a-z0-9].*\\Z")',
+        ("tests/unit/test_layout.py",),
+    ),
+)

@@ -1,0 +1,50 @@
+"""Device nodes: the parts that need no device."""
+
+import os
+
+import pytest
+
+from qubes_storage_zfs.zfs import device
+
+
+def _answers(monkeypatch, *codes: int) -> list[str]:
+    """os.open() fails with each of *codes*, then works."""
+    left, opened, real = list(codes), [], os.open
+
+    def fake(path, flags):
+        opened.append(path)
+        if left:
+            raise OSError(left.pop(0), "no")
+        return real("/dev/null", os.O_RDONLY)
+
+    monkeypatch.setattr(os, "open", fake)
+    return opened
+
+
+def test_a_lock_not_got_in_time_is_tried_again(monkeypatch) -> None:
+    opened = _answers(monkeypatch, 512, 512)
+    os.close(device.open_node("/dev/zd0", os.O_RDONLY))
+    assert opened == ["/dev/zd0"] * 3
+
+
+def test_it_is_not_tried_for_ever(monkeypatch) -> None:
+    opened = _answers(monkeypatch, *[512] * 100)
+    with pytest.raises(OSError):
+        device.open_node("/dev/zd0", os.O_RDONLY)
+    assert len(opened) == device.OPEN_TRIES
+
+
+def test_a_refusal_is_one(monkeypatch) -> None:
+    opened = _answers(monkeypatch, 16)
+    with pytest.raises(OSError):
+        device.open_node("/dev/zd0", os.O_RDONLY)
+    assert len(opened) == 1
+
+
+def test_a_volume_that_cannot_be_flushed_is_told(monkeypatch) -> None:
+    """Only one that has no node has nothing to be flushed."""
+    _answers(monkeypatch, 5)
+    with pytest.raises(OSError):
+        device.flush("tank/vm/work/private")
+    _answers(monkeypatch, 2)
+    device.flush("tank/vm/work/private")

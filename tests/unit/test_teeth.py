@@ -1,0 +1,23 @@
+"""The faults of tests/teeth still fit the code they are put into."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.teeth.faults import FAULTS
+
+TREE = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_has_its_place(fault) -> None:
+    text = (TREE / "qubes_storage_zfs" / fault.file).read_text("utf-8")
+    assert text.count(fault.right) == 1
+    assert fault.wrong != fault.right
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_tests_that_should_notice_are_there(fault) -> None:
+    for test in fault.tests:
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (TREE / file).read_text("utf-8")

@@ -1,0 +1,45 @@
+"""What the stopped worlds of tests/crash found, one test each."""
+
+from pathlib import Path
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from .conftest import write
+
+
+def test_stop_whose_end_was_cut_off_makes_no_second_revision(lab):
+    """qubesd was killed after the commit and before its own mark went."""
+    volume = lab.private(content=b"one")
+    lab.start(volume)
+    write(volume.path, b"two")
+    lab.run(volume.stop())
+    revisions = volume.revisions
+    lab.restart()
+    volume = lab.again(volume)
+    assert Path(volume.state_file).exists()
+    lab.stop(volume)
+    assert volume.revisions == revisions
+    assert lab.content(volume) == b"two"
+
+
+@pytest.mark.parametrize("keep", [2, 0, -1])
+def test_qube_that_qubesd_did_not_write_down_is_created_again(lab, keep):
+    """It was killed between create() and qubes.xml."""
+    volume = lab.private(revisions_to_keep=keep)
+    lab.restart()
+    again = lab.private(revisions_to_keep=keep, size=volume.size * 2)
+    assert again.size == volume.size * 2
+    assert again.revisions == {}
+    lab.session(again, b"data")
+    with pytest.raises(StoragePoolException, match="there is a volume"):
+        lab.private(revisions_to_keep=keep)
+    assert lab.content(again) == b"data"
+
+
+def test_volume_that_was_started_is_not_created_again(lab):
+    volume = lab.private()
+    lab.start(volume)
+    with pytest.raises(StoragePoolException, match="there is a volume"):
+        lab.private()
+    lab.stop(volume)

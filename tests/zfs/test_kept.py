@@ -1,0 +1,71 @@
+"""What must be kept, what must go, and what is only waited for."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from .conftest import MIB, open_device, read, sh, write
+
+
+def _died_after_writing(lab, text, **config):
+    """A volume whose qube died while qubesd was away; not stopped since."""
+    volume = lab.private(content=b"one", revisions_to_keep=5, **config)
+    lab.start(volume)
+    write(volume.path, text)
+    Path(volume.state_file).unlink()
+    return volume
+
+
+def test_import_over_what_was_not_committed_keeps_it(lab):
+    source = lab.private("source", b"new")
+    volume = _died_after_writing(lab, b"two")
+    # what was written since this is nothing
+    sh("zfs", "snapshot", f"{volume.dataset}@autosnap")
+    lab.run(volume.import_volume(source))
+    assert lab.content(volume) == b"new"
+    lab.run(volume.revert())
+    assert lab.content(volume) == b"two"
+
+
+def test_shrink_of_what_was_not_committed_is_undone(lab):
+    volume = _died_after_writing(lab, b"two", size=4 * MIB)
+    write(volume.path, b"end", offset=3 * MIB)
+    lab.run(volume.resize(2 * MIB))
+    lab.run(volume.revert())
+    assert volume.size == 4 * MIB
+    path = lab.run(volume.export())
+    assert read(path, offset=3 * MIB) == b"end"
+    assert read(path) == b"two"
+    lab.run(volume.export_end(path))
+
+
+def test_what_is_open_for_a_moment_is_waited_for(lab):
+    """As udev opens every zvol after each event."""
+    volume = lab.private(content=b"data")
+    path = lab.run(volume.export())
+    probe = open_device(path, os.O_RDONLY)
+    threading.Timer(0.5, probe.close).start()
+    lab.run(volume.export_end(path))
+    assert probe.closed
+    assert lab.datasets("volume") == ["vm/work/private"]
+
+
+def test_removal_frees_what_no_clone_needs(lab):
+    source = lab.private("source", b"data", size=8 * MIB)
+    clone = lab.private("clone")
+    lab.run(clone.import_volume(source))
+    lab.session(source, os.urandom(4 * MIB))
+
+    def used():
+        for _ in range(40):
+            sh("zpool", "sync")
+            size = int(sh("zfs", "get", "-Hpo", "value", "used", lab.container))
+            if size < MIB:
+                break
+            time.sleep(0.25)
+        return size
+
+    lab.run(source.remove())
+    assert used() < MIB
+    assert lab.content(clone, 4) == b"data"
