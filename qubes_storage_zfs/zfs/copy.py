@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 
-from . import core
+from . import core, device
 
 BLOCK = 1 << 20  # bytes
 #: bytes written between two flushes, which bounds what is dirty in memory
@@ -25,9 +25,9 @@ async def sparse_copy(source: str, target: str) -> None:
 
 def _copy(source: str, target: str, stop: threading.Event) -> None:
     with contextlib.ExitStack() as stack:
-        reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        reader = device.open_node(source, os.O_RDONLY)
         stack.callback(os.close, reader)
-        writer = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+        writer = device.open_node(target, os.O_WRONLY)
         stack.callback(os.close, writer)
         buffer = bytearray(BLOCK)
         view = memoryview(buffer)

@@ -32,6 +32,11 @@ NUDGE_AFTER = 5.0
 #: seconds for which "busy" is put down to udev's probing and tried again
 BUSY_LIMIT = 6.0
 
+#: errno of include/linux/errno.h, which has no name in user space
+ERESTARTSYS = 512
+#: each takes zvol_open_timeout_ms, a second
+OPEN_TRIES = 5
+
 _IN_EVENTS = 0x100 | 0x80 | 0x4  # IN_CREATE | IN_MOVED_TO | IN_ATTRIB
 
 
@@ -47,23 +52,43 @@ def dataset_of(path: str) -> str | None:
     return path[len(ZVOL_DIR) + 1 :]
 
 
+def open_node(path: str, flags: int) -> int:
+    """As os.open(), for what may be a zvol's node.
+
+    While zpools are imported or exported, or with many zvols opened at once,
+    the kernel gives up waiting for its own lock and lets ERESTARTSYS out.
+    """
+    for _ in range(OPEN_TRIES):
+        try:
+            return os.open(path, flags | os.O_CLOEXEC)
+        except OSError as exc:
+            if exc.errno != ERESTARTSYS:
+                raise
+    return os.open(path, flags | os.O_CLOEXEC)
+
+
 def _name_of_node(path: str) -> str | None:
     """The dataset behind a block device, None if it is none of ZFS'.
 
     Opened read-only: closing a writable descriptor makes udev probe again.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_node(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None
+    try:
+        return _name_of(fd)
+    finally:
+        os.close(fd)
+
+
+def _name_of(fd: int) -> str | None:
     try:
         buffer = bytearray(256)
         fcntl.ioctl(fd, BLKZNAME, buffer, True)
         return bytes(buffer).split(b"\0")[0].decode()
     except (OSError, UnicodeDecodeError):
         return None
-    finally:
-        os.close(fd)
 
 
 def _node_of(dataset: str) -> str | None:
@@ -153,12 +178,15 @@ def flush(dataset: str) -> None:
 
     :raises OSError: if the data could not be written
     """
-    path = link(dataset)
-    if _name_of_node(path) != dataset:
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        fd = open_node(link(dataset), os.O_RDONLY)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENXIO):
+            return
+        raise
+    try:
+        if _name_of(fd) == dataset:
+            os.fsync(fd)
     finally:
         os.close(fd)
 

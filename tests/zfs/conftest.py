@@ -14,6 +14,8 @@ import qubes.storage
 
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.zfs.device import open_node
 
 ZPOOL = "tank"
 MIB = 1 << 20
@@ -223,7 +225,7 @@ async def _await(awaitable):
 
 def write(path, content, offset=0):
     """As a qube does: through the device, and on disk when it returns."""
-    with open(path, "r+b", buffering=0) as device:
+    with open(path, "r+b", buffering=0, opener=open_node) as device:
         device.seek(offset)
         padded = content + bytes(-len(content) % 512)
         device.write(padded)
@@ -231,7 +233,7 @@ def write(path, content, offset=0):
 
 
 def read(path, length=16, offset=0):
-    with open(path, "rb") as device:
+    with open(path, "rb", opener=open_node) as device:
         device.seek(offset)
         return device.read(length).rstrip(b"\0")
 
