@@ -113,13 +113,19 @@ def _reason(exc: zfs.ZfsError) -> str:
     )
 
 
-def refusal(what: str, why: str) -> qubes.exc.StoragePoolException:
-    """*what* could not be done, and *why*, as an exception to be raised.
+def plain(text: str) -> str:
+    """*text* as one line that qubesd's client can show.
 
-    qubesd's client formats the text with the % operator, so none may be left
-    in it.
+    The client formats it with the % operator; and names in it may be of any
+    kind: from qubes.xml, or of whatever holds a device open.
     """
-    return qubes.exc.StoragePoolException(f"{what}: {why}".replace("%", "%%"))
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return line.replace("%", "%%")
+
+
+def refusal(what: str, why: str) -> qubes.exc.StoragePoolException:
+    """*what* could not be done, and *why*, as an exception to be raised."""
+    return qubes.exc.StoragePoolException(plain(f"{what}: {why}"))
 
 
 @contextlib.contextmanager

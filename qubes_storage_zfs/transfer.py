@@ -73,7 +73,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         block = self.pool.blocksize
         try:
             number = int(size)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1
         if not 0 <= number <= 1 << 60:
             raise refusal(what, errors.BAD_SIZE.format(size=size))

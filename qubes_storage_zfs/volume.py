@@ -11,9 +11,10 @@ import inspect
 import logging
 from typing import Any
 
+import qubes.exc
 import qubes.storage
 
-from . import errors, layout
+from . import errors, layout, options
 from .container import State
 from .errors import refusal, sentence, told
 from .transfer import Transfer, locked
@@ -83,6 +84,19 @@ class ZfsVolume(Transfer):
             return device.link(self.dataset)
         except layout.BadName:
             return None
+
+    @property
+    def revisions_to_keep(self) -> int:
+        return self._revisions_to_keep
+
+    @revisions_to_keep.setter
+    def revisions_to_keep(self, value: Any) -> None:
+        """qubesd sets it to any number from -1 on; one that a channel program
+        cannot take would be found out only when the qube stops."""
+        try:
+            self._revisions_to_keep = options.parse_revisions(value)
+        except options.BadOption as exc:
+            raise qubes.exc.QubesValueError(errors.plain(str(exc))) from exc
 
     @property
     def config(self) -> dict[str, Any]:
@@ -287,7 +301,7 @@ class ZfsVolume(Transfer):
                 if not older:
                     raise refusal(what, errors.NO_REVISIONS)
                 revision = list(older)[-1]
-            layout.revision_number(revision)
+            layout.revision_number(str(revision))
             if revision not in older:
                 why = errors.NO_REVISION.format(revision=revision)
                 raise refusal(what, why)

@@ -11,10 +11,13 @@ pyzfs nor the kernel module is installed.
 
 import asyncio
 import concurrent.futures
+import errno
 import functools
 import importlib
 import importlib.resources
 import logging
+import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +37,12 @@ Data = Mapping[str, Any]
 VOLMODE_DEV = 2
 SNAPDEV_HIDDEN = 0
 CANMOUNT_OFF = 0
+
+#: names of datasets and snapshots, as this package makes or accepts them
+_NAME = re.compile(
+    r"(?!.{256})[A-Za-z][A-Za-z0-9_.-]*"
+    r"(/(?!\.\.?(/|@|\Z))[A-Za-z0-9_.:-]+)*(@[A-Za-z0-9_.:-]+)?\Z"
+)
 
 MEMORY_LIMIT = 100 << 20  # bytes; the most ZFS allows, allocated as needed
 INSTRUCTION_LIMIT = 100_000_000  # the most ZFS allows
@@ -74,8 +83,19 @@ def _library() -> Any:
         raise errors.NoModule("libzfs_core", call="import") from exc
 
 
+def _check_name(name: str, what: str) -> None:
+    """Stop what is no name: channel programs take anything.
+
+    What a person gave was checked long before, with better words; this is
+    for what is read from qubes.xml, of a pool that setup() did not see.
+    """
+    if not _NAME.match(name):
+        raise errors.ZfsError(name, errno.EINVAL, what)
+
+
 def _call(what: str, subject: str, *args: Any) -> Any:
     """Call ``lzc_<what>``; *subject* is what an exception will name."""
+    _check_name(subject, what)
     library = _library()
     exceptions = library.exceptions
     try:
@@ -127,6 +147,7 @@ def _program(name: str) -> bytes:
 
 def _run(name: str, dataset: str, arguments: Data, sync: bool) -> Any:
     what = "channel_program" if sync else "channel_program_nosync"
+    _check_name(dataset, what)
     zpool = dataset.partition("/")[0]
     result = _call(
         what,
