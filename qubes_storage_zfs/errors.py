@@ -69,6 +69,10 @@ SNAPSHOTS_DISABLED = (
     " nothing committed to read while its qube runs; shut it down first"
 )
 IMPORT_RUNNING = "an import into this volume is under way ({holders})"
+IMPORT_REPLACED = (
+    "another import into this volume began before this one ended, and nothing"
+    " was written by it; import again"
+)
 NO_IMPORT = "no import into this volume is under way"
 BAD_SIZE = "{size} is not a size a volume can have"
 BOTH_KINDS = (

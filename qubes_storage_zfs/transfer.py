@@ -13,6 +13,7 @@ from .errors import refusal, told
 from .generations import Generations
 from .layout import VolumeName
 from .zfs import copy, core, device
+from .zfs.errors import Unwritten
 
 if TYPE_CHECKING:
     from .pool import ZfsPool
@@ -32,6 +33,8 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     pool: "ZfsPool"
     #: the generation an import is being written to
     _import: str | None = None
+    #: whether it replaced one whose client may still come to end it
+    _import_replaces: bool = False
 
     # --- what both halves use
 
@@ -168,9 +171,11 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             raise refusal(what, errors.RUNNING)
         with told(what):
             await self.store.first_use()
+            replaces = self._import is not None
             await self._end_abandoned_import(what)
             self._must_exist(await self._state(), what)
             _, self._import = await self._blank(size, what)
+            self._import_replaces = replaces
             try:
                 return await device.wait_for_link(self._import)
             except BaseException:
@@ -185,6 +190,14 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                 raise refusal(what, errors.NO_IMPORT)
             return self
         with told(what):
+            # whoever still writes has not sent this: it is about another,
+            # which was taken for abandoned
+            who = await core.in_thread(device.holders, self._import)
+            if who and success:
+                why = errors.IMPORT_RUNNING.format(holders=", ".join(who))
+                raise refusal(what, why)
+            if who:
+                return self
             number = self.where.number_of(self._import)
             if not success or number is None:
                 await self._drop_import()
@@ -198,7 +211,14 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             except BaseException:
                 await self.store.discard(dataset)
                 raise
-            await self.generations.adopt(number, keep=self.revisions_to_keep)
+            try:
+                await self.generations.adopt(
+                    number,
+                    keep=self.revisions_to_keep,
+                    touched=self._import_replaces,
+                )
+            except Unwritten as exc:
+                raise refusal(what, errors.IMPORT_REPLACED) from exc
             await self._learn_size()
         return self
 
