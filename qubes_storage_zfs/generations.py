@@ -167,11 +167,14 @@ class Generations:
     @contextlib.asynccontextmanager
     async def frozen(self) -> AsyncIterator[str]:
         """A passing snapshot of a volume that keeps no revisions."""
-        snapshot = await self._change("freeze")
+        made: list[str] = []
         try:
-            yield snapshot
+            yield await core.change(
+                "freeze", self.where.dataset, self._argv(), made.append
+            )
         finally:
-            await self._change("thaw", snapshot=snapshot)
+            for snapshot in made:
+                await self._change("thaw", snapshot=snapshot)
 
     # --- going
 

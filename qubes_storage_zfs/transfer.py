@@ -131,18 +131,18 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             await self._state()
             _, dataset = await self.generations.clone(self.committed)
             try:
-                return await device.wait_for_link(dataset)
+                path = await device.wait_for_link(dataset)
             except BaseException:
                 await self.store.discard(dataset)
                 raise
+            self.store.exports.add(dataset)
+            return path
 
     async def export_end(self, path: str) -> None:
         dataset = device.dataset_of(path)
         if (
-            dataset is None
-            or dataset not in self.store.in_hand
+            dataset not in self.store.exports
             or self.where.number_of(dataset) is None
-            or dataset == self._import
         ):
             return
         with told(self._cannot("end the export of")):
@@ -226,6 +226,12 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         dataset, self._import = self._import, None
         if dataset is not None:
             await self.store.discard(dataset)
+
+    def _let_go_of_import(self) -> None:
+        """Nobody will end it; who removes the volume removes it, too."""
+        if self._import is not None:
+            self.store.release(self._import)
+        self._import = None
 
     async def _end_abandoned_import(self, what: str) -> None:
         """An import whose writer is gone must not block the qube.

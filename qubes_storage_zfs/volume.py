@@ -197,7 +197,7 @@ class ZfsVolume(Transfer):
     async def remove(self) -> "ZfsVolume":
         with told(self._cannot("remove")):
             await self.store.first_use()
-            self._import = None
+            self._let_go_of_import()
             state = await self._state()
             if state.qube and self._owns(state):
                 await self.generations.forget()
@@ -268,10 +268,12 @@ class ZfsVolume(Transfer):
             if self.is_running() or state.revisions:
                 await self.generations.commit(keep)
         elif self.is_running() or state.dirty:
-            # each session is a revision, as with the other drivers
+            # each session is a revision, as with the other drivers; one that
+            # is committed already, by a stop() that was cut short, is not
+            # marked any more
             dataset = self.where.generation(state.current or 0)
             await core.in_thread(device.flush, dataset)
-            await self.generations.commit(keep, always=True)
+            await self.generations.commit(keep, always=state.dirty)
         elif len(state.revisions) - 1 > keep:
             await self.generations.commit(keep)
 

@@ -182,15 +182,27 @@ async def read(name: str, dataset: str, arguments: Data) -> Any:
     return await in_thread(_run, name, dataset, arguments, False)
 
 
-async def change(name: str, dataset: str, arguments: Data) -> Any:
+async def change(
+    name: str,
+    dataset: str,
+    arguments: Data,
+    note: Callable[[Any], None] = lambda _: None,
+) -> Any:
     """Run a program that changes something: one transaction group.
 
     All it did is on disk when this returns; after a crash, all or nothing.
 
+    :param note: is told the result even if the waiting task is cancelled
     :raises ZfsError: if the program refused (then nothing was changed,
         unless its header says otherwise) or failed
     """
-    return await in_thread(_run, name, dataset, arguments, True)
+
+    def run() -> Any:
+        result = _run(name, dataset, arguments, True)
+        note(result)
+        return result
+
+    return await in_thread(run)
 
 
 def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
