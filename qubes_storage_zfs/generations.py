@@ -142,7 +142,7 @@ class Generations:
         OpenZFS 2.4 clones within the program that moves the pointer; before
         2.4 the clone is a transaction group of its own.
         """
-        if not core.clones_in_programs(self.zpool):
+        if not await core.clones_in_programs(self.zpool):
             number, _ = await self.clone(origin)
             await self.adopt(number, **more)
             return

@@ -282,7 +282,13 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         )
 
     async def _copy_from(self, source: qubes.storage.Volume, what: str) -> None:
-        needed, free = int(source.usage), self.pool.available()
+        # another driver's properties may be for the event loop's thread only
+        needed = (
+            await core.in_thread(lambda: int(source.usage))
+            if isinstance(source, Transfer)
+            else int(source.usage)
+        )
+        free = await core.in_thread(self.pool.available)
         if free is not None and needed > free:
             why = errors.NO_SPACE_FOR_COPY.format(
                 source=source.vid, needed=needed, free=free, pool=self.pool

@@ -48,19 +48,25 @@ MEMORY_LIMIT = 100 << 20  # bytes; the most ZFS allows, allocated as needed
 INSTRUCTION_LIMIT = 100_000_000  # the most ZFS allows
 
 _threads = concurrent.futures.ThreadPoolExecutor(16, "zfs")
+#: a program that reads runs in its caller's thread, and the kernel does not
+#: interrupt it: a processor is left for the event loop
+_readers = concurrent.futures.ThreadPoolExecutor(
+    max(1, min(4, (os.cpu_count() or 1) - 1)), "zfs-read"
+)
 
 
 async def in_thread(
     function: Callable[..., T],
     *args: Any,
     stop: threading.Event | None = None,
+    threads: concurrent.futures.Executor = _threads,
 ) -> T:
     """Run *function* in a thread; if cancelled, wait for its end first.
 
     :param stop: set when cancelled, for a function that looks at it
     """
     loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(_threads, function, *args)
+    future = loop.run_in_executor(threads, function, *args)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -179,7 +185,9 @@ def ask(name: str, dataset: str, arguments: Data) -> Any:
 
 async def read(name: str, dataset: str, arguments: Data) -> Any:
     """As :py:func:`ask`, in a thread."""
-    return await in_thread(_run, name, dataset, arguments, False)
+    return await in_thread(
+        _run, name, dataset, arguments, False, threads=_readers
+    )
 
 
 async def change(
@@ -274,9 +282,9 @@ def module_version() -> str | None:
         return None
 
 
-def clones_in_programs(zpool: str) -> bool:
+async def clones_in_programs(zpool: str) -> bool:
     """Whether channel programs can clone here (OpenZFS 2.4.0 and newer)."""
-    return _can_clone(zpool, module_version())
+    return await in_thread(lambda: _can_clone(zpool, module_version()))
 
 
 @functools.lru_cache(maxsize=4)
