@@ -107,6 +107,8 @@ class Container:
         self.home = home
         #: exports, imports and generations in the making: no garbage
         self.in_hand: set[str] = set()
+        #: those of them that export() gave away
+        self.exports: set[str] = set()
         self._swept = False
 
     @classmethod
@@ -174,6 +176,7 @@ class Container:
     def release(self, dataset: str) -> None:
         """It is in nobody's hand here any more."""
         self.in_hand.discard(dataset)
+        self.exports.discard(dataset)
 
     async def discard(self, dataset: str) -> None:
         """Destroy what was in hand; what is busy is left to the janitor."""
@@ -198,6 +201,9 @@ class Container:
         except errors.ZfsError as exc:
             self._swept = False
             LOG.debug("garbage in %s not looked for: %s", self.home, exc)
+        except BaseException:
+            self._swept = False
+            raise
 
     async def sweep(self, qube: str | None = None) -> list[str]:
         """Destroy what no pointer names, no revision needs and nobody holds.

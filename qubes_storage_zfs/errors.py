@@ -69,6 +69,10 @@ SNAPSHOTS_DISABLED = (
     " nothing committed to read while its qube runs; shut it down first"
 )
 IMPORT_RUNNING = "an import into this volume is under way ({holders})"
+IMPORT_REPLACED = (
+    "another import into this volume began before this one ended, and nothing"
+    " was written by it; import again"
+)
 NO_IMPORT = "no import into this volume is under way"
 BAD_SIZE = "{size} is not a size a volume can have"
 BOTH_KINDS = (
@@ -113,13 +117,19 @@ def _reason(exc: zfs.ZfsError) -> str:
     )
 
 
-def refusal(what: str, why: str) -> qubes.exc.StoragePoolException:
-    """*what* could not be done, and *why*, as an exception to be raised.
+def plain(text: str) -> str:
+    """*text* as one line that qubesd's client can show.
 
-    qubesd's client formats the text with the % operator, so none may be left
-    in it.
+    The client formats it with the % operator; and names in it may be of any
+    kind: from qubes.xml, or of whatever holds a device open.
     """
-    return qubes.exc.StoragePoolException(f"{what}: {why}".replace("%", "%%"))
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return line.replace("%", "%%")
+
+
+def refusal(what: str, why: str) -> qubes.exc.StoragePoolException:
+    """*what* could not be done, and *why*, as an exception to be raised."""
+    return qubes.exc.StoragePoolException(plain(f"{what}: {why}"))
 
 
 @contextlib.contextmanager

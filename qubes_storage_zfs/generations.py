@@ -142,7 +142,7 @@ class Generations:
         OpenZFS 2.4 clones within the program that moves the pointer; before
         2.4 the clone is a transaction group of its own.
         """
-        if not core.clones_in_programs(self.zpool):
+        if not await core.clones_in_programs(self.zpool):
             number, _ = await self.clone(origin)
             await self.adopt(number, **more)
             return
@@ -167,11 +167,14 @@ class Generations:
     @contextlib.asynccontextmanager
     async def frozen(self) -> AsyncIterator[str]:
         """A passing snapshot of a volume that keeps no revisions."""
-        snapshot = await self._change("freeze")
+        made: list[str] = []
         try:
-            yield snapshot
+            yield await core.change(
+                "freeze", self.where.dataset, self._argv(), made.append
+            )
         finally:
-            await self._change("thaw", snapshot=snapshot)
+            for snapshot in made:
+                await self._change("thaw", snapshot=snapshot)
 
     # --- going
 

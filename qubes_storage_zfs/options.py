@@ -23,7 +23,7 @@ def parse_revisions(value: Any) -> int:
     """:raises BadOption: unless it is a whole number from -1 on"""
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -2
     if not -1 <= number <= 10000:
         raise BadOption(
@@ -36,10 +36,8 @@ def parse_bool(name: str, value: Any) -> bool:
     """:raises BadOption: unless it is one of the words for yes and no"""
     if isinstance(value, bool):
         return value
-    if value in _TRUE:
-        return True
-    if value in _FALSE:
-        return False
+    if isinstance(value, str) and value in _TRUE | _FALSE:
+        return value in _TRUE
     raise BadOption(f"{name} must be True or False, not {value!r}")
 
 

@@ -96,7 +96,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         try:
             self._revisions_to_keep = options.parse_revisions(value)
         except options.BadOption as exc:
-            raise qubes.exc.QubesValueError(str(exc)) from exc
+            raise qubes.exc.QubesValueError(errors.plain(str(exc))) from exc
 
     @property
     def config(self) -> dict[str, Any]:
@@ -143,7 +143,11 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     def _make_volume(self, config: dict[str, Any]) -> ZfsVolume:
         config["pool"] = self
         for name, parse, default in (
-            ("revisions_to_keep", int, self.revisions_to_keep),
+            (
+                "revisions_to_keep",
+                options.parse_revisions,
+                self.revisions_to_keep,
+            ),
             ("size", int, 0),
             (
                 "snap_on_start_forensics",
@@ -153,7 +157,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         ):
             try:
                 config[name] = parse(config.get(name, default))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 config[name] = default
         volume = ZfsVolume(**config)
         self._volumes[volume.vid] = volume

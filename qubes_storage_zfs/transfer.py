@@ -13,6 +13,7 @@ from .errors import refusal, told
 from .generations import Generations
 from .layout import VolumeName
 from .zfs import copy, core, device
+from .zfs.errors import Unwritten
 
 if TYPE_CHECKING:
     from .pool import ZfsPool
@@ -32,6 +33,8 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     pool: "ZfsPool"
     #: the generation an import is being written to
     _import: str | None = None
+    #: whether it replaced one whose client may still come to end it
+    _import_replaces: bool = False
 
     # --- what both halves use
 
@@ -73,7 +76,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         block = self.pool.blocksize
         try:
             number = int(size)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1
         if not 0 <= number <= 1 << 60:
             raise refusal(what, errors.BAD_SIZE.format(size=size))
@@ -128,18 +131,18 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             await self._state()
             _, dataset = await self.generations.clone(self.committed)
             try:
-                return await device.wait_for_link(dataset)
+                path = await device.wait_for_link(dataset)
             except BaseException:
                 await self.store.discard(dataset)
                 raise
+            self.store.exports.add(dataset)
+            return path
 
     async def export_end(self, path: str) -> None:
         dataset = device.dataset_of(path)
         if (
-            dataset is None
-            or dataset not in self.store.in_hand
+            dataset not in self.store.exports
             or self.where.number_of(dataset) is None
-            or dataset == self._import
         ):
             return
         with told(self._cannot("end the export of")):
@@ -168,9 +171,11 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             raise refusal(what, errors.RUNNING)
         with told(what):
             await self.store.first_use()
+            replaces = self._import is not None
             await self._end_abandoned_import(what)
             self._must_exist(await self._state(), what)
             _, self._import = await self._blank(size, what)
+            self._import_replaces = replaces
             try:
                 return await device.wait_for_link(self._import)
             except BaseException:
@@ -185,6 +190,14 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                 raise refusal(what, errors.NO_IMPORT)
             return self
         with told(what):
+            # whoever still writes has not sent this: it is about another,
+            # which was taken for abandoned
+            who = await core.in_thread(device.holders, self._import)
+            if who and success:
+                why = errors.IMPORT_RUNNING.format(holders=", ".join(who))
+                raise refusal(what, why)
+            if who:
+                return self
             number = self.where.number_of(self._import)
             if not success or number is None:
                 await self._drop_import()
@@ -198,7 +211,14 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             except BaseException:
                 await self.store.discard(dataset)
                 raise
-            await self.generations.adopt(number, keep=self.revisions_to_keep)
+            try:
+                await self.generations.adopt(
+                    number,
+                    keep=self.revisions_to_keep,
+                    touched=self._import_replaces,
+                )
+            except Unwritten as exc:
+                raise refusal(what, errors.IMPORT_REPLACED) from exc
             await self._learn_size()
         return self
 
@@ -206,6 +226,12 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         dataset, self._import = self._import, None
         if dataset is not None:
             await self.store.discard(dataset)
+
+    def _let_go_of_import(self) -> None:
+        """Nobody will end it; who removes the volume removes it, too."""
+        if self._import is not None:
+            self.store.release(self._import)
+        self._import = None
 
     async def _end_abandoned_import(self, what: str) -> None:
         """An import whose writer is gone must not block the qube.
@@ -256,7 +282,13 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         )
 
     async def _copy_from(self, source: qubes.storage.Volume, what: str) -> None:
-        needed, free = int(source.usage), self.pool.available()
+        # another driver's properties may be for the event loop's thread only
+        needed = (
+            await core.in_thread(lambda: int(source.usage))
+            if isinstance(source, Transfer)
+            else int(source.usage)
+        )
+        free = await core.in_thread(self.pool.available)
         if free is not None and needed > free:
             why = errors.NO_SPACE_FOR_COPY.format(
                 source=source.vid, needed=needed, free=free, pool=self.pool

@@ -11,9 +11,10 @@ import inspect
 import logging
 from typing import Any
 
+import qubes.exc
 import qubes.storage
 
-from . import errors, layout
+from . import errors, layout, options
 from .container import State
 from .errors import refusal, sentence, told
 from .transfer import Transfer, locked
@@ -83,6 +84,19 @@ class ZfsVolume(Transfer):
             return device.link(self.dataset)
         except layout.BadName:
             return None
+
+    @property
+    def revisions_to_keep(self) -> int:
+        return self._revisions_to_keep
+
+    @revisions_to_keep.setter
+    def revisions_to_keep(self, value: Any) -> None:
+        """qubesd sets it to any number from -1 on; one that a channel program
+        cannot take would be found out only when the qube stops."""
+        try:
+            self._revisions_to_keep = options.parse_revisions(value)
+        except options.BadOption as exc:
+            raise qubes.exc.QubesValueError(errors.plain(str(exc))) from exc
 
     @property
     def config(self) -> dict[str, Any]:
@@ -186,7 +200,7 @@ class ZfsVolume(Transfer):
     async def remove(self) -> "ZfsVolume":
         with told(self._cannot("remove")):
             await self.store.first_use()
-            self._import = None
+            self._let_go_of_import()
             state = await self._state()
             if state.qube and self._owns(state):
                 await self.generations.forget()
@@ -257,10 +271,11 @@ class ZfsVolume(Transfer):
             if self.is_running() or state.revisions:
                 await self.generations.commit(keep)
         elif self.is_running() or state.dirty:
-            # each session is a revision, as with the other drivers
+            # each session is a revision, as with the other drivers; one that
+            # is committed already, by a stop() that was cut short, is not
+            # marked any more
             dataset = self.where.generation(state.current or 0)
             await core.in_thread(device.flush, dataset)
-            # but one whose end was cut short after this is not two
             await self.generations.commit(keep, always=state.dirty)
         elif len(state.revisions) - 1 > keep:
             await self.generations.commit(keep)
@@ -291,7 +306,7 @@ class ZfsVolume(Transfer):
                 if not older:
                     raise refusal(what, errors.NO_REVISIONS)
                 revision = list(older)[-1]
-            layout.revision_number(revision)
+            layout.revision_number(str(revision))
             if revision not in older:
                 why = errors.NO_REVISION.format(revision=revision)
                 raise refusal(what, why)

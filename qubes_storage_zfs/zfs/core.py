@@ -11,10 +11,13 @@ pyzfs nor the kernel module is installed.
 
 import asyncio
 import concurrent.futures
+import errno
 import functools
 import importlib
 import importlib.resources
 import logging
+import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,23 +38,35 @@ VOLMODE_DEV = 2
 SNAPDEV_HIDDEN = 0
 CANMOUNT_OFF = 0
 
+#: names of datasets and snapshots, as this package makes or accepts them
+_NAME = re.compile(
+    r"(?!.{256})[A-Za-z][A-Za-z0-9_.-]*"
+    r"(/(?!\.\.?(/|@|\Z))[A-Za-z0-9_.:-]+)*(@[A-Za-z0-9_.:-]+)?\Z"
+)
+
 MEMORY_LIMIT = 100 << 20  # bytes; the most ZFS allows, allocated as needed
 INSTRUCTION_LIMIT = 100_000_000  # the most ZFS allows
 
 _threads = concurrent.futures.ThreadPoolExecutor(16, "zfs")
+#: a program that reads runs in its caller's thread, and the kernel does not
+#: interrupt it: a processor is left for the event loop
+_readers = concurrent.futures.ThreadPoolExecutor(
+    max(1, min(4, (os.cpu_count() or 1) - 1)), "zfs-read"
+)
 
 
 async def in_thread(
     function: Callable[..., T],
     *args: Any,
     stop: threading.Event | None = None,
+    threads: concurrent.futures.Executor = _threads,
 ) -> T:
     """Run *function* in a thread; if cancelled, wait for its end first.
 
     :param stop: set when cancelled, for a function that looks at it
     """
     loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(_threads, function, *args)
+    future = loop.run_in_executor(threads, function, *args)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -74,8 +89,19 @@ def _library() -> Any:
         raise errors.NoModule("libzfs_core", call="import") from exc
 
 
+def _check_name(name: str, what: str) -> None:
+    """Stop what is no name: channel programs take anything.
+
+    What a person gave was checked long before, with better words; this is
+    for what is read from qubes.xml, of a pool that setup() did not see.
+    """
+    if not _NAME.match(name):
+        raise errors.ZfsError(name, errno.EINVAL, what)
+
+
 def _call(what: str, subject: str, *args: Any) -> Any:
     """Call ``lzc_<what>``; *subject* is what an exception will name."""
+    _check_name(subject, what)
     library = _library()
     exceptions = library.exceptions
     try:
@@ -127,6 +153,7 @@ def _program(name: str) -> bytes:
 
 def _run(name: str, dataset: str, arguments: Data, sync: bool) -> Any:
     what = "channel_program" if sync else "channel_program_nosync"
+    _check_name(dataset, what)
     zpool = dataset.partition("/")[0]
     result = _call(
         what,
@@ -158,18 +185,32 @@ def ask(name: str, dataset: str, arguments: Data) -> Any:
 
 async def read(name: str, dataset: str, arguments: Data) -> Any:
     """As :py:func:`ask`, in a thread."""
-    return await in_thread(_run, name, dataset, arguments, False)
+    return await in_thread(
+        _run, name, dataset, arguments, False, threads=_readers
+    )
 
 
-async def change(name: str, dataset: str, arguments: Data) -> Any:
+async def change(
+    name: str,
+    dataset: str,
+    arguments: Data,
+    note: Callable[[Any], None] = lambda _: None,
+) -> Any:
     """Run a program that changes something: one transaction group.
 
     All it did is on disk when this returns; after a crash, all or nothing.
 
+    :param note: is told the result even if the waiting task is cancelled
     :raises ZfsError: if the program refused (then nothing was changed,
         unless its header says otherwise) or failed
     """
-    return await in_thread(_run, name, dataset, arguments, True)
+
+    def run() -> Any:
+        result = _run(name, dataset, arguments, True)
+        note(result)
+        return result
+
+    return await in_thread(run)
 
 
 def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
@@ -241,9 +282,9 @@ def module_version() -> str | None:
         return None
 
 
-def clones_in_programs(zpool: str) -> bool:
+async def clones_in_programs(zpool: str) -> bool:
     """Whether channel programs can clone here (OpenZFS 2.4.0 and newer)."""
-    return _can_clone(zpool, module_version())
+    return await in_thread(lambda: _can_clone(zpool, module_version()))
 
 
 @functools.lru_cache(maxsize=4)

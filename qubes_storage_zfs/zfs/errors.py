@@ -42,6 +42,10 @@ class NoSpace(ZfsError):
     """The zpool, or a quota above the dataset, is full."""
 
 
+class Unwritten(ZfsError):
+    """Nothing was ever written to the volume."""
+
+
 class Locked(ZfsError):
     """The dataset's encryption key is not loaded."""
 
@@ -88,6 +92,7 @@ _BY_ERRNO: dict[int, type[ZfsError]] = {
     _errno.ENOSPC: NoSpace,
     _errno.EDQUOT: NoSpace,
     _errno.EACCES: Locked,
+    _errno.ENODATA: Unwritten,
 }
 
 

@@ -109,10 +109,10 @@ FAULTS = (
         ),
     ),
     Fault(
-        "an import is dropped over and not beside the current content",
+        "an import first forgets what was there",
         "transfer.py",
-        "await self.generations.adopt(number, keep=self.revisions_to_keep)\n            await self._learn_size()",
-        "await self.generations.forget()\n            await self.generations.adopt(number, keep=self.revisions_to_keep)\n            await self._learn_size()",
+        "try:\n                await self.generations.adopt(\n                    number,",
+        "try:\n                await self.generations.forget()\n                await self.generations.adopt(\n                    number,",
         _zfs("peers", "import_keeps_the_old_revisions"),
     ),
     Fault(

@@ -253,6 +253,14 @@ def make_lab(zpool):
 
 
 @pytest.fixture
+def patience(monkeypatch):
+    """For very many volumes at once: where the machine is emulated, opening
+    a device may wait for long while transaction groups are written."""
+    monkeypatch.setattr(device, "LINK_LIMIT", 300.0)
+    monkeypatch.setattr(device, "OPEN_TRIES", 100)
+
+
+@pytest.fixture
 def away():
     """A zpool of its own, which can be exported."""
     disk = Path("/tmp/away.img")

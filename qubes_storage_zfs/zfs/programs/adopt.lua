@@ -6,6 +6,7 @@
 --         destroyed
 --       keep: old revisions to keep, -1 for no revisions at all; absent: prune
 --         nothing
+--       touched: refuse a generation that was never written to
 --       origin: clone this snapshot to make the generation (OpenZFS >= 2.4);
 --         holder, mark: property that says it is ours, and its value
 --       promote: take over the origin's revisions, if that is the same
@@ -42,6 +43,8 @@ if argv.origin then
     end
 elseif not zfs.exists(new) then
     return refuse(2, "exists", new)
+elseif argv.touched and is_unwritten(new) then
+    return refuse(61, "adopt", new)
 end
 
 local list, highest = revisions(qube, volume)

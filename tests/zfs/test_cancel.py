@@ -1,0 +1,379 @@
+"""A client goes away: every verb, cancelled at every point where it waits.
+
+A verb runs once to its end, which tells how often it waits, and then once
+for each of these points and each way to be cancelled there, on a volume of
+its own.  Whatever it left must be the volume as it was or as it would be.
+"""
+
+import asyncio
+import itertools
+import os
+from collections import Counter
+
+import pytest
+
+from qubes_storage_zfs.transfer import Transfer
+from qubes_storage_zfs.zfs import device
+
+from .at_once import Cut, begin, end, seen
+from .conftest import MIB, Lab, read, write
+
+#: early: what is waited for goes on; late: it is over, and the verb was not
+#: told yet; again: early, and once more every few ms while the verb tidies up
+WAYS = ("early", "late", "again")
+#: all ways at each wait, instead of one in turn
+LONG = "ZFS_TESTS_LONG" in os.environ
+#: volumes at once, which share transaction groups
+TOGETHER = 12
+
+
+async def scribble(volume, content):
+    """udev takes a link away for a while if its own program could not open
+    the volume, which happens with so many at once."""
+    for _ in range(20):
+        path = await device.wait_for_link(volume.dataset)
+        try:
+            return await asyncio.to_thread(write, path, content)
+        except FileNotFoundError:
+            await asyncio.sleep(0.5)
+    raise AssertionError(f"the link of {volume.vid} does not stay")
+
+
+async def session(volume, content):
+    await begin(volume)
+    await scribble(volume, content)
+    await end(volume)
+
+
+class Private:
+    """What is done to a persistent volume, and around it."""
+
+    def __init__(self, lab, number, sources):
+        self.lab, self.sources = lab, sources
+        self.volume = self.make(f"q{number}")
+        self.path = None
+
+    def make(self, qube):
+        return self.lab.volume(qube, save_on_stop=True, revisions_to_keep=4)
+
+    async def prepare(self):
+        await self.volume.create()
+        await session(self.volume, b"one")
+
+    def verb(self):
+        raise NotImplementedError
+
+    async def finish(self, result):
+        """The verb was not cancelled: what its client does next."""
+
+    async def settle(self):
+        """What qubesd does next with a volume that is halted."""
+        await end(self.volume)
+        return await seen(self.volume)
+
+    async def go_on(self, outcome):
+        """The volume is as good as any."""
+        if outcome is None:
+            await self.volume.create()
+        await begin(self.volume)
+        content = (await seen(self.volume))[0]
+        assert content == (outcome[0] if outcome else b"")
+        await end(self.volume)
+
+    def in_hand(self):
+        start = self.volume.where.dataset + "/"
+        return [n for n in self.volume.store.in_hand if n.startswith(start)]
+
+
+class Create(Private):
+    async def prepare(self):
+        pass
+
+    def verb(self):
+        return self.volume.create()
+
+
+class Start(Private):
+    def verb(self):
+        return self.volume.start()
+
+
+class Stop(Private):
+    async def prepare(self):
+        await super().prepare()
+        await begin(self.volume)
+        await scribble(self.volume, b"two")
+
+    def verb(self):
+        return self.volume.stop()
+
+
+class StopWithoutRevisions(Stop):
+    def make(self, qube):
+        return self.lab.volume(qube, save_on_stop=True, revisions_to_keep=-1)
+
+
+class Export(Private):
+    def verb(self):
+        return self.volume.export()
+
+    async def finish(self, path):
+        assert await asyncio.to_thread(read, path) == b"one"
+        await self.volume.export_end(path)
+
+
+class ExportWithoutRevisions(Export):
+    def make(self, qube):
+        return self.lab.volume(qube, save_on_stop=True, revisions_to_keep=-1)
+
+
+class ExportEnd(Private):
+    async def prepare(self):
+        await super().prepare()
+        self.path = await self.volume.export()
+
+    def verb(self):
+        return self.volume.export_end(self.path)
+
+    async def settle(self):
+        # it may have been cancelled before it began
+        await self.volume.export_end(self.path)
+        return await super().settle()
+
+
+class ImportData(Private):
+    def verb(self):
+        return self.volume.import_data(8 * MIB)
+
+    async def finish(self, path):
+        await self.volume.import_data_end(False)
+
+
+class ImportDataEnd(Private):
+    async def prepare(self):
+        await super().prepare()
+        path = await self.volume.import_data(8 * MIB)
+        await asyncio.to_thread(write, path, b"new")
+
+    def verb(self):
+        return self.volume.import_data_end(True)
+
+    async def settle(self):
+        await self.volume.import_data_end(False)
+        return await super().settle()
+
+
+class ImportDataFailed(ImportDataEnd):
+    def verb(self):
+        return self.volume.import_data_end(False)
+
+
+class ImportVolume(Private):
+    def verb(self):
+        return self.volume.import_volume(self.sources["private"])
+
+
+class ImportVolumeByCopy(ImportVolume):
+    """As from another zpool; see the test's patch."""
+
+
+class Revert(Private):
+    def verb(self):
+        return self.volume.revert("r1")
+
+
+class Grow(Private):
+    def verb(self):
+        return self.volume.resize(8 * MIB)
+
+
+class Shrink(Private):
+    def verb(self):
+        return self.volume.resize(1 * MIB)
+
+
+class Remove(Private):
+    def verb(self):
+        return self.volume.remove()
+
+
+class Scratch(Private):
+    """A root that is a clone, or a volatile volume."""
+
+    content = b"template"
+
+    def make(self, qube):
+        return self.lab.clone_of(self.sources["root"], qube)
+
+    async def prepare(self):
+        pass
+
+    async def settle(self):
+        return await seen(self.volume)
+
+    async def go_on(self, outcome):
+        await end(self.volume)
+        assert await seen(self.volume) is None
+        await begin(self.volume)
+        assert (await seen(self.volume))[0] == self.content
+        await end(self.volume)
+
+
+class StartRoot(Scratch):
+    def verb(self):
+        return self.volume.start()
+
+
+class RestartRoot(StartRoot):
+    """An earlier start of the qube failed after this volume's."""
+
+    async def prepare(self):
+        await self.volume.start()
+        await scribble(self.volume, b"scribble")
+
+
+class StopRoot(Scratch):
+    async def prepare(self):
+        await begin(self.volume)
+        await scribble(self.volume, b"scribble")
+
+    def verb(self):
+        return self.volume.stop()
+
+
+class StartVolatile(StartRoot):
+    content = b""
+
+    def make(self, qube):
+        return self.lab.volatile(qube)
+
+
+class StopVolatile(StopRoot):
+    content = b""
+
+    def make(self, qube):
+        return self.lab.volatile(qube)
+
+
+#: each verb, and whether what it does is seen in the volume
+VERBS = [
+    (Create, True),
+    (Start, True),
+    (Stop, False),
+    (StopWithoutRevisions, False),
+    (Export, False),
+    (ExportWithoutRevisions, False),
+    (ExportEnd, False),
+    (ImportData, False),
+    (ImportDataEnd, True),
+    (ImportDataFailed, False),
+    (ImportVolume, True),
+    (ImportVolumeByCopy, True),
+    (Revert, True),
+    (Grow, True),
+    (Shrink, True),
+    (Remove, True),
+    (StartRoot, True),
+    (RestartRoot, True),
+    (StopRoot, True),
+    (StartVolatile, True),
+    (StopVolatile, True),
+]
+
+
+async def scene(make, cut):
+    """One volume's life with *cut* in it; None: the verb is left out."""
+    one = make()
+    await one.prepare()
+    whole = False
+    if cut is not None:
+        whole, result = await cut.run(one.verb())
+        if whole:
+            await one.finish(result)
+    return one, whole, await one.settle()
+
+
+async def together(coroutines):
+    limit = asyncio.Semaphore(TOGETHER)
+
+    async def limited(coroutine):
+        async with limit:
+            return await coroutine
+
+    return await asyncio.gather(*map(limited, coroutines))
+
+
+def ways(at):
+    """Those tried at one wait: all of them, or in turn."""
+    return WAYS if LONG else [WAYS[at % len(WAYS)]]
+
+
+def garbage(lab, volumes):
+    """Zvols that no pointer names and no snapshot keeps, and snapshots that
+    were made to be cloned at once."""
+    names = lab.datasets()
+    kept = {name.partition("@")[0] for name in names if "@" in name}
+    kept |= {v.dataset.removeprefix(lab.container + "/") for v in volumes}
+    return [
+        name
+        for name in names
+        if "@x" in name
+        or (name.count("/") == 2 and "@" not in name and name not in kept)
+    ]
+
+
+@pytest.fixture(scope="module")
+def stage(zpool):
+    lab = Lab(zpool)
+    sources = {
+        "private": lab.private("source", b"source"),
+        "root": lab.private("template", b"template", name="root"),
+    }
+    return lab, sources, itertools.count()
+
+
+@pytest.mark.parametrize(
+    "kind, visible", VERBS, ids=[kind.__name__ for kind, _ in VERBS]
+)
+def test_cancelled_at_every_wait(stage, monkeypatch, patience, kind, visible):
+    lab, sources, numbers = stage
+    if kind is ImportVolumeByCopy:
+        monkeypatch.setattr(Transfer, "_clonable", lambda *_: False)
+    uncut, struck = Cut(), Counter()
+
+    def make():
+        return kind(lab, next(numbers), sources)
+
+    async def cut_everywhere():
+        first = await together([scene(make, None), scene(make, uncut)])
+        (_, _, before), (_, whole, after) = first
+        assert whole and (before != after) == visible, (before, after)
+        cuts, done, points = [], [], range(1, uncut.waits + 2)
+        # until a point is beyond the end, so that none is left out
+        while not any(whole for _, whole, _ in done):
+            more = [Cut(at, way) for at in points for way in ways(at)]
+            done += await together([scene(make, cut) for cut in more])
+            cuts += more
+            points = range(points.stop, points.stop + 1)
+        for cut, (one, whole, outcome) in zip(cuts, done, strict=True):
+            where = f"{one.volume.vid}, {cut.way} at wait {cut.at}"
+            assert outcome in (before, after), where
+            assert one.in_hand() == [], where
+            # how often a verb waits for its device is udev's to say
+            assert whole == (cut.waits < cut.at), where
+            struck[cut.way] += not whole
+        return [(one, outcome) for one, _, outcome in first + done]
+
+    async def go_on(left):
+        await together([one.go_on(outcome) for one, outcome in left])
+        await together([one.volume.remove() for one, _ in left])
+
+    left = asyncio.run(cut_everywhere())
+    print(f"{kind.__name__}: {uncut.waits} waits, cancelled {dict(struck)}")
+    volumes = [one.volume for one, _ in left]
+    assert lab.sweep_until(lambda: garbage(lab, volumes) == [])
+    asyncio.run(go_on(left))
+    qubes = {volume.where.dataset.partition("/vm/")[2] for volume in volumes}
+    assert lab.sweep_until(
+        lambda: not qubes & {name.split("/")[-1] for name in lab.datasets()}
+    )

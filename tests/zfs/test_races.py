@@ -1,0 +1,384 @@
+"""Many at once: the outcome is one that some order would give, or a refusal.
+
+ZFS_TESTS_LONG=1 runs more; ZFS_TESTS_SEED repeats a run.
+"""
+
+import asyncio
+import os
+import random
+import time
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from .at_once import begin, end
+from .conftest import MIB, read, write
+
+LONG = "ZFS_TESTS_LONG" in os.environ
+SEED = int(os.environ.get("ZFS_TESTS_SEED", time.time_ns() if LONG else 1))
+ROUNDS = 12 if LONG else 2
+QUBES = 16
+
+
+async def quietly(verb):
+    """What *verb* gave, or its refusal; anything else is a failure."""
+    try:
+        return await verb
+    except StoragePoolException as exc:
+        assert "\n" not in str(exc)
+        return exc
+
+
+async def at_once(*verbs):
+    return await asyncio.gather(*map(quietly, verbs))
+
+
+def refused(result):
+    return isinstance(result, StoragePoolException)
+
+
+async def put(path, content):
+    await asyncio.to_thread(write, path, content)
+
+
+async def get(path, length=16):
+    return await asyncio.to_thread(read, path, length)
+
+
+async def content(volume):
+    path = await volume.export()
+    try:
+        return await get(path)
+    finally:
+        await volume.export_end(path)
+
+
+@pytest.fixture
+def tidy(lab):
+    """Afterwards: nothing in hand, and no garbage but what is swept."""
+    yield lab
+    store = lab.pool.store
+    assert store.in_hand == set() and store.exports == set()
+    volumes = lab.pool.list_volumes()
+    lab.run(_remove_all(volumes))
+    assert lab.sweep_until(lambda: lab.datasets() == ["vm"]), lab.datasets()
+
+
+async def _remove_all(volumes):
+    # clones of one another, in any order
+    await asyncio.gather(*(volume.remove() for volume in volumes))
+
+
+# --- two verbs, in every order that chance gives
+
+
+@pytest.fixture(params=range(ROUNDS))
+def later(request):
+    """How long the second verb waits: from none to about as long as one
+    takes, so that it meets the first at different points."""
+    dice = random.Random(f"{SEED} {request.node.name}")
+    seconds = dice.choice([0, 0.01, 0.05, 0.1, 0.2, 0.4])
+    print(f"seed {SEED}: {seconds} s later")
+    return seconds
+
+
+async def after(seconds, verb):
+    await asyncio.sleep(seconds)
+    return await verb
+
+
+def test_template_stops_while_its_app_qubes_start(tidy, later):
+    """Each shows a whole old or a whole new template."""
+    lab, big = tidy, 64 << 10
+    root = lab.private("tmpl", b"o" * big, name="root", revisions_to_keep=0)
+    lab.start(root)
+    write(root.path, b"n" * big)
+    apps = [lab.clone_of(root, f"app{n}") for n in range(6)]
+
+    async def race():
+        results = await at_once(
+            after(later, end(root)),
+            *(after(n * 0.05, begin(app)) for n, app in enumerate(apps)),
+        )
+        assert not any(map(refused, results))
+        shown = [await get(app.path, big) for app in apps]
+        assert {bytes(text) for text in shown} <= {b"o" * big, b"n" * big}
+        assert await content(root) == b"n" * 16
+        await asyncio.gather(*map(end, apps))
+
+    asyncio.run(race())
+    assert root.revisions == {}
+
+
+def test_export_while_reverted(tidy, later):
+    volume = tidy.private(content=b"one", revisions_to_keep=9)
+    tidy.session(volume, b"two")
+
+    async def race():
+        path, *rest = await at_once(
+            volume.export(), after(later, volume.revert("r2")), volume.export()
+        )
+        assert not any(map(refused, [path, *rest]))
+        for exported in path, rest[1]:
+            assert await get(exported) in (b"one", b"two")
+            await volume.export_end(exported)
+        assert await content(volume) == b"one"
+
+    asyncio.run(race())
+
+
+def test_two_reverts(tidy, later):
+    volume = tidy.private(content=b"one", revisions_to_keep=9)
+    tidy.session(volume, b"two")
+    tidy.session(volume, b"three")
+
+    async def race():
+        results = await at_once(
+            volume.revert("r2"), after(later, volume.revert("r3"))
+        )
+        assert not any(map(refused, results))
+        assert await content(volume) == b"two"
+
+    asyncio.run(race())
+    assert set(volume.revisions) > {"r1", "r2", "r3"}
+
+
+def test_revert_while_started(tidy, later):
+    """qubesd says that a qube runs only when all its volumes started."""
+    volume = tidy.private(content=b"one", revisions_to_keep=9)
+    tidy.session(volume, b"two")
+
+    async def race():
+        await at_once(after(later, volume.revert("r2")), begin(volume))
+        started = await get(volume.path)
+        assert started in (b"one", b"two")
+        await end(volume)
+        assert await content(volume) == started
+
+    asyncio.run(race())
+
+
+async def import_file(volume, text, pause=0.0):
+    """As qubesd's import service does it."""
+    path = await volume.import_data(MIB)
+    try:
+        await asyncio.sleep(pause)
+        await put(path, text)
+    except OSError as exc:
+        # its import was taken for abandoned: dd fails, and so does the client
+        await volume.import_data_end(False)
+        raise StoragePoolException("Data import failed") from exc
+    await asyncio.sleep(pause)
+    await volume.import_data_end(True)
+
+
+def test_two_imports_of_data(tidy, later):
+    volume = tidy.private(content=b"old", revisions_to_keep=9)
+
+    async def race():
+        results = await at_once(
+            import_file(volume, b"first", later / 4),
+            after(later / 2, import_file(volume, b"second", later / 4)),
+        )
+        assert await content(volume) in (
+            {b"old"} if all(map(refused, results)) else {b"first", b"second"}
+        )
+        await quietly(volume.import_data_end(False))
+
+    asyncio.run(race())
+
+
+def test_the_end_of_a_replaced_import_is_not_taken_for_anothers(tidy):
+    """The later one's device would become the volume while it is written."""
+    volume = tidy.private(content=b"old")
+
+    async def race():
+        await put(await volume.import_data(MIB), b"first")
+        await volume.import_data(MIB)
+        with pytest.raises(StoragePoolException, match="another import"):
+            await volume.import_data_end(True)
+        assert await content(volume) == b"old"
+
+        await put(await volume.import_data(MIB), b"first")
+        path = await volume.import_data(MIB)
+        with open(path, "r+b"):
+            with pytest.raises(StoragePoolException, match="under way"):
+                await volume.import_data_end(True)
+            await volume.import_data_end(False)
+        await put(path, b"second")
+        await volume.import_data_end(True)
+        assert await content(volume) == b"second"
+
+    asyncio.run(race())
+
+
+def test_import_of_data_and_of_a_volume(tidy, later):
+    volume = tidy.private(content=b"old", revisions_to_keep=9)
+    source = tidy.private("source", b"source")
+
+    async def race():
+        data, copy = await at_once(
+            import_file(volume, b"data", later / 2),
+            after(later, volume.import_volume(source)),
+        )
+        legal = {b"old"} if refused(data) and refused(copy) else set()
+        legal |= set() if refused(data) else {b"data"}
+        legal |= set() if refused(copy) else {b"source"}
+        assert await content(volume) in legal
+        await volume.import_data_end(False)
+
+    asyncio.run(race())
+
+
+def test_source_removed_while_cloned(tidy, later):
+    source = tidy.private("source", b"source")
+    targets = [tidy.private(f"t{n}", b"old") for n in range(3)]
+
+    async def race():
+        results = await at_once(
+            after(later, source.remove()),
+            *(target.import_volume(source) for target in targets),
+        )
+        assert not refused(results[0])
+        for target, result in zip(targets, results[1:], strict=True):
+            expected = b"old" if refused(result) else b"source"
+            assert await content(target) == expected
+
+    asyncio.run(race())
+
+
+def test_removed_while_exported(tidy, later):
+    volume = tidy.private(content=b"data")
+
+    async def race():
+        path, gone = await at_once(
+            volume.export(), after(later, volume.remove())
+        )
+        assert not refused(gone)
+        if not refused(path):
+            assert await get(path) == b"data"
+            await volume.export_end(path)
+
+    asyncio.run(race())
+    assert tidy.pool.list_volumes() == []
+
+
+def test_removed_while_imported_to(tidy):
+    """The client is gone, and its device with the qube."""
+    volume = tidy.private(content=b"data")
+    tidy.run(volume.import_data(MIB))
+    tidy.run(volume.remove())
+    assert tidy.sweep_until(lambda: tidy.datasets() == ["vm"])
+
+
+def test_resized_while_exported(tidy, later):
+    volume = tidy.private(content=b"data", revisions_to_keep=9)
+
+    async def race():
+        path, done = await at_once(
+            volume.export(), after(later, volume.resize(8 * MIB))
+        )
+        assert not refused(path) and not refused(done)
+        with open(path, "rb") as device:
+            assert device.seek(0, os.SEEK_END) in (4 * MIB, 8 * MIB)
+        assert await get(path) == b"data"
+        await volume.export_end(path)
+
+    asyncio.run(race())
+    assert volume.size == 8 * MIB
+
+
+# --- sixteen qubes
+
+
+class Crowd:
+    """Qubes that do at once whatever their dice say."""
+
+    def __init__(self, lab, seed):
+        self.lab, self.seed = lab, seed
+        self.root = lab.private("tmpl", b"v0", name="root")
+        self.common = lab.private("common", b"common")
+        self.versions = 0
+        self.done = {}
+
+    def count(self, what):
+        self.done[what] = self.done.get(what, 0) + 1
+
+    async def template(self, until):
+        """Its template is updated all the while."""
+        while not until.is_set():
+            self.versions += 1
+            await begin(self.root)
+            await put(self.root.path, b"v%d" % self.versions)
+            await end(self.root)
+            await asyncio.sleep(0.1)
+
+    async def qube(self, number):
+        dice = random.Random(f"{self.seed} {number}")
+        name = f"q{number}"
+        private = self.lab.volume(name, save_on_stop=True)
+        root = self.lab.clone_of(self.root, name)
+        volatile = self.lab.volatile(name)
+        await asyncio.gather(*(v.create() for v in (private, root, volatile)))
+        expected = b""
+        steps = ["export", "clone", "revert", "cancel"]
+        for step, what in enumerate(["session", *dice.sample(steps, 2)]):
+            self.count(what)
+            mine = b"%d-%d" % (number, step)
+            if what == "session":
+                expected = await self.session(private, root, volatile, mine)
+            elif what == "export":
+                assert await content(private) == expected
+            elif what == "clone":
+                await private.import_volume(self.common)
+                expected = b"common"
+            elif what == "revert":
+                if private.revisions:
+                    await private.revert()
+                    expected = await content(private)
+            else:
+                await self.cancelled(private, dice)
+                now = await content(private)
+                assert now in (expected, b"common")
+                expected = now
+        assert await content(private) == expected
+        await asyncio.gather(*(v.remove() for v in (private, root, volatile)))
+
+    async def session(self, private, root, volatile, mine):
+        started = (private, root, volatile)
+        await asyncio.gather(*map(begin, started))
+        shown = await get(root.path)
+        assert shown in {b"v%d" % n for n in range(self.versions + 1)}
+        assert await get(volatile.path) == b""
+        await put(private.path, mine)
+        await asyncio.gather(*map(end, started))
+        return mine
+
+    async def cancelled(self, private, dice):
+        task = asyncio.ensure_future(private.import_volume(self.common))
+        await asyncio.sleep(dice.choice([0, 0.02, 0.1, 0.3]))
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+    async def live(self):
+        until = asyncio.Event()
+        template = asyncio.ensure_future(self.template(until))
+        try:
+            await asyncio.gather(*map(self.qube, range(QUBES)))
+        finally:
+            until.set()
+            await template
+
+
+@pytest.mark.parametrize("round_", range(ROUNDS // 2))
+def test_sixteen_qubes(tidy, patience, round_):
+    print(f"seed {SEED}, round {round_}")
+    crowd = Crowd(tidy, f"{SEED} {round_}")
+    asyncio.run(crowd.live())
+    print(f"{crowd.done}, {crowd.versions} versions of the template")
+    assert tidy.sweep_until(
+        lambda: {name.split("/")[1] for name in tidy.datasets("volume")}
+        == {"tmpl", "common"}
+    )

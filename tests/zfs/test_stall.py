@@ -1,0 +1,189 @@
+"""qubesd has one event loop for all qubes: no verb may hold it.
+
+Everything here is measured beside a bare loop in another thread of the same
+process, at the same time, so that both have the same machine, the same
+interpreter lock and the same threads of the driver beside them.
+"""
+
+import asyncio
+import asyncio.events
+import threading
+import time
+
+import pytest
+
+from qubes_storage_zfs.zfs import core
+
+from .conftest import write
+
+QUBES = 16
+#: seconds; what the loop may be held for where a bare one is not held longer
+LIMIT = 0.020
+
+
+class Pulse:
+    """How late a loop is, at worst, for something due every millisecond."""
+
+    def __init__(self):
+        self.gaps = []
+
+    async def beat(self, stop):
+        while not stop.is_set():
+            begin = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.gaps.append(time.perf_counter() - begin - 0.001)
+
+    @property
+    def worst(self):
+        return max(self.gaps)
+
+    def quantile(self, share):
+        return sorted(self.gaps)[int(len(self.gaps) * share)]
+
+    def __str__(self):
+        half, most = self.quantile(0.5), self.quantile(0.999)
+        return (
+            f"worst {self.worst * 1000:.1f} ms, 99.9 % {most * 1000:.1f} ms,"
+            f" median {half * 1000:.2f} ms of {len(self.gaps)}"
+        )
+
+
+class Processor:
+    """The most processor time that one callback took, for each thread."""
+
+    def __init__(self, patch):
+        self.worst = {}
+        self.what = {}
+        run = asyncio.events.Handle._run
+
+        def timed(handle):
+            begin = time.thread_time()
+            try:
+                return run(handle)
+            finally:
+                spent = time.thread_time() - begin
+                me = threading.get_ident()
+                if spent > self.worst.get(me, 0):
+                    self.worst[me], self.what[me] = spent, repr(handle)[:200]
+
+        patch.setattr(asyncio.events.Handle, "_run", timed)
+
+
+class Bare:
+    """A loop with nothing to do but its pulse, in a thread."""
+
+    def __enter__(self):
+        self.pulse, self.stop = Pulse(), threading.Event()
+        self.thread = threading.Thread(
+            target=lambda: asyncio.run(self.pulse.beat(self.stop))
+        )
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+
+
+@pytest.fixture
+def in_loop(monkeypatch):
+    """Calls into ZFS made in the event loop's own thread."""
+    found = []
+    mine = threading.get_ident()
+    call = core._call
+
+    def spy(what, subject, *args):
+        if threading.get_ident() == mine:
+            found.append(f"{what} for {subject}")
+        return call(what, subject, *args)
+
+    monkeypatch.setattr(core, "_call", spy)
+    return found
+
+
+async def path_of(volume):
+    """qubesd asks for it in its loop; not a verb, and measured below."""
+    return await asyncio.to_thread(lambda: volume.path)
+
+
+async def life(lab, number, root, common):
+    name = f"q{number}"
+    private = lab.volume(name, save_on_stop=True, revisions_to_keep=3)
+    volumes = (private, lab.clone_of(root, name), lab.volatile(name))
+    await asyncio.gather(*(volume.create() for volume in volumes))
+    await asyncio.gather(*(volume.start() for volume in volumes))
+    await asyncio.to_thread(write, await path_of(private), b"one")
+    path = await private.export()
+    await asyncio.gather(*(volume.stop() for volume in volumes))
+    await private.export_end(path)
+    await private.import_volume(common)
+    await private.revert()
+    await asyncio.gather(*(volume.remove() for volume in volumes))
+
+
+def test_no_verb_holds_the_event_loop(lab, monkeypatch, patience, in_loop):
+    root = lab.private("tmpl", b"v1", name="root")
+    common = lab.private("common", b"common")
+    pulse, stop = Pulse(), threading.Event()
+
+    async def all_lives():
+        beat = asyncio.ensure_future(pulse.beat(stop))
+        await asyncio.gather(
+            *(life(lab, number, root, common) for number in range(QUBES))
+        )
+        stop.set()
+        await beat
+
+    in_loop.clear()
+    processor = Processor(monkeypatch)
+    with Bare() as bare:
+        asyncio.run(all_lives())
+        other = bare.thread.ident
+    mine = threading.get_ident()
+    print(f"the driver's loop: {pulse}\na bare loop: {bare.pulse}")
+    for who, thread in ("driver's", mine), ("bare", other):
+        spent = processor.worst[thread] * 1000
+        print(f"{who}: {spent:.1f} ms in {processor.what[thread]}")
+    assert in_loop == []
+    assert pulse.worst <= max(LIMIT, 2 * bare.pulse.worst)
+    most, usual = pulse.quantile(0.999), bare.pulse.quantile(0.999)
+    assert most <= max(LIMIT, 2 * usual)
+    assert processor.worst[mine] <= max(LIMIT, 2 * processor.worst[other])
+
+
+def test_copying_between_pools_does_not_ask_in_the_loop(
+    lab, monkeypatch, in_loop
+):
+    source, target = lab.private("a", b"data"), lab.private("b")
+    monkeypatch.setattr(type(target), "_clonable", lambda *_: False)
+    in_loop.clear()
+    lab.run(target.import_volume(source))
+    assert in_loop == []
+    assert lab.content(target) == b"data"
+
+
+def test_what_the_synchronous_properties_cost(lab, in_loop):
+    """The API wants them at once, so they ask ZFS in the loop: each once."""
+    root = lab.private("tmpl", b"v1", name="root")
+    app = lab.clone_of(root)
+    lab.start(app)
+    for number in range(QUBES):
+        lab.private(f"q{number}")
+    for name, ask, calls in [
+        ("path", lambda: app.path, 1),
+        ("usage", lambda: app.usage, 1),
+        ("size", lambda: app.size, 0),
+        ("revisions", lambda: root.revisions, 1),
+        ("is_outdated", app.is_outdated, 2),
+        ("config", lambda: root.config, 0),
+        ("pool.usage_details", lambda: lab.pool.usage_details, 1),
+        ("pool.get_volume", lambda: lab.pool.get_volume("tmpl/root"), 0),
+        ("pool.list_volumes", lab.pool.list_volumes, 1),
+    ]:
+        in_loop.clear()
+        begin, spent = time.perf_counter(), time.thread_time()
+        ask()
+        wall, spent = time.perf_counter() - begin, time.thread_time() - spent
+        print(f"{name}: {wall * 1000:.1f} ms, {spent * 1000:.1f} ms of CPU")
+        assert len(in_loop) == calls, name
+    lab.stop(app)
