@@ -48,10 +48,11 @@ MEMORY_LIMIT = 100 << 20  # bytes; the most ZFS allows, allocated as needed
 INSTRUCTION_LIMIT = 100_000_000  # the most ZFS allows
 
 _threads = concurrent.futures.ThreadPoolExecutor(16, "zfs")
-#: a program that reads runs in its caller's thread, and the kernel does not
-#: interrupt it: a processor is left for the event loop
+#: A program that reads runs in its caller's thread, and the kernel does not
+#: interrupt it: a processor is left for the event loop.  But never one thread
+#: alone, for a zpool that hangs must not stop the reading of all others.
 _readers = concurrent.futures.ThreadPoolExecutor(
-    max(1, min(4, (os.cpu_count() or 1) - 1)), "zfs-read"
+    max(2, min(4, (os.cpu_count() or 1) - 1)), "zfs-read"
 )
 
 
