@@ -217,7 +217,8 @@ class Life(Admin):
         for vid in self.of(qube):
             await self.volumes[vid].stop()
         self.mark_halted(qube)
-        self._may_be[kept] = (now.stopped(), *((now,) if self.full else ()))
+        late = (now,) if self.full else ()
+        self._may_be[kept] = (now.stopped(), *late)
 
     async def import_data(self, vid: str, size: int, end: bool | None) -> None:
         """:param end: how it ends; None: it does not"""
@@ -363,7 +364,8 @@ class Life(Admin):
         self.lose_memory(False)
         for vid, now in self.model.items():
             if vid.split("/")[0] not in self.running:
-                self._may_be[vid] = (now.stopped(),)
+                late = (now,) if self.full else ()
+                self._may_be[vid] = (now.stopped(), *late)
         for vid, volume in self.volumes.items():
             if vid.split("/")[0] not in self.running:
                 await volume.stop()
