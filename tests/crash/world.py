@@ -215,6 +215,8 @@ class World:
         #: snapshots of a volume that is being removed
         self.going: set[int] = set()
         self.volatile = ""
+        #: generations that are in somebody's hand, and so no garbage
+        self.held: set[str] = set()
         self.build()
 
     # --- qubesd's part
@@ -375,6 +377,16 @@ class World:
 
     # --- the promises
 
+    def legal(self, vid: str, stopped: bool) -> list[Kept]:
+        """What a volume may be now, whether the step under way was done or
+        not."""
+        legal = [self.model[vid]]
+        if stopped and self.pending and self.pending[0] == vid:
+            legal.append(self.pending[1])
+        if stopped and vid.split("/")[0] not in self.running:
+            legal = [state.stopped() for state in legal]
+        return legal
+
     async def check(self, stopped: bool = False) -> dict[str, Any]:
         """Everything that must hold now; the dump it was seen in.
 
@@ -384,11 +396,7 @@ class World:
         """
         dump = self.dump()
         for vid, model in self.model.items():
-            legal = [model]
-            if stopped and self.pending and self.pending[0] == vid:
-                legal.append(self.pending[1])
-            if stopped and vid.split("/")[0] not in self.running:
-                legal = [state.stopped() for state in legal]
+            legal = self.legal(vid, stopped)
             seen = await self.observe(dump, vid)
             if vid == "app/private" and seen.keep < 0:
                 # without revisions nobody asks whether it was started
@@ -439,7 +447,9 @@ class World:
             where = layout.volume_name(self.pool.home, vid)
             for number, item in self._generations(dump, vid).items():
                 name = where.generation(number)
-                reasons = pointer and int(pointer.split()[0]) == number
+                reasons = name in self.held or (
+                    pointer and int(pointer.split()[0]) == number
+                )
                 for short, snapshot in item["snapshots"].items():
                     if f"{name}@{short}" in origins:
                         reasons = True

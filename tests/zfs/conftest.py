@@ -20,6 +20,8 @@ ZPOOL = "tank"
 MIB = 1 << 20
 _numbers = itertools.count(1)
 ran = {"zfs": 0}
+#: lines for the end of the run
+said: list[str] = []
 
 
 def sh(*command, check=True):
@@ -74,6 +76,8 @@ def pytest_terminal_summary(terminalreporter):
     )
     skipped = terminalreporter.stats.get("skipped", [])
     say(f"tests run on real ZFS: {ran['zfs']}, skipped: {len(skipped)}")
+    for line in said:
+        say(line)
     for reason in sorted({str(report.longrepr[2]) for report in skipped}):
         say(f"  skipped because: {reason}")
 

@@ -1,0 +1,107 @@
+"""What an admin does to a World by hand, between a person's steps."""
+
+import asyncio
+import subprocess
+from dataclasses import replace
+
+from qubes_storage_zfs import layout
+
+from ..zfs.conftest import export_zpool, sh
+from .model import Kept
+from .world import SNAPSHOT_OF_ADMIN, Door, World
+
+
+class Admin(World):
+    """The half of Life that knows zfs(8) and zpool(8).
+
+    :ivar full: whether the zpool has next to no space left
+    """
+
+    def __init__(self, door: Door, zpool: str, number: int, keep: int) -> None:
+        super().__init__(door, zpool, number, keep)
+        self.filler = f"{zpool}/filler"
+        self.full = False
+        #: volumes that were just changed: all that they may be now
+        self._may_be: dict[str, tuple[Kept, ...]] = {}
+
+    def disturb(self) -> None:
+        """Datasets of an admin's own among ours."""
+        foreign = f"{self.container}/foreign"
+        sh("zfs", "create", "-o", "canmount=off", foreign)
+        sh("zfs", "create", "-s", "-V", "1M", f"{foreign}/vol.1")
+        self.foreign = self.foreign_guids(self.dump())
+
+    async def sweep(self) -> None:
+        """The janitor, until only what somebody reads is left."""
+        for _ in range(40):
+            if not set(await self.pool.store.sweep()) - self.held:
+                return
+            await asyncio.sleep(0.1)
+
+    def fill(self, slack: int) -> None:
+        """Leave *slack* bytes to all."""
+        free = int(sh("zfs", "get", "-Hpo", "value", "available", self.filler))
+        reservation = f"reservation={max(0, free - slack)}"
+        sh("zfs", "set", reservation, self.filler)
+        self.full = True
+
+    def relieve(self) -> None:
+        if self.full:
+            sh("zfs", "set", "reservation=none", self.filler)
+            self.full = False
+
+    def _current(self, vid: str) -> str:
+        where = layout.volume_name(self.pool.home, vid)
+        return where.generation(int(self.pointer(self.dump(), vid)))
+
+    def snapshot(self, vid: str) -> None:
+        """By hand, unless there is one."""
+        snapshot = f"{self._current(vid)}@{SNAPSHOT_OF_ADMIN}"
+        sh("zfs", "snapshot", snapshot, check=False)
+        self.foreign = self.foreign_guids(self.dump())
+
+    def snapshots_by_hand(self) -> list[str]:
+        return [
+            name
+            for name in self.foreign
+            if name.endswith("@" + SNAPSHOT_OF_ADMIN)
+        ]
+
+    async def drop_snapshots(self) -> None:
+        """By hand, those that nothing was cloned from."""
+        for name in self.snapshots_by_hand():
+            sh("zfs", "destroy", name, check=False)
+        self.foreign = self.foreign_guids(self.dump())
+        await self.sweep()
+
+    async def destroy_revision(self, vid: str, index: int) -> None:
+        """By hand; ZFS refuses while something is cloned from it."""
+        now = self.model[vid]
+        found = {}
+        where = layout.volume_name(self.pool.home, vid)
+        for number, item in self._generations(self.dump(), vid).items():
+            for short, snapshot in item["snapshots"].items():
+                if short != SNAPSHOT_OF_ADMIN and not snapshot["leaving"]:
+                    name = f"{where.generation(number)}@{short}"
+                    found[layout.revision_number(short)] = name
+        name = found[sorted(found)[index]]
+        done = subprocess.run(["zfs", "destroy", name], capture_output=True)
+        if done.returncode == 0:
+            states = now.states[:index] + now.states[index + 1 :]
+            self._may_be[vid] = (replace(now, states=states),)
+            await self.sweep()
+
+    def rename(self) -> None:
+        old = next(name for name in self.foreign if "@" not in name)
+        old = "/".join(old.split("/")[:3])
+        new = f"{self.container}/foreign{self._tag('').count('/')}{self.tags}"
+        sh("zfs", "rename", old, new)
+        self.foreign = {
+            new + name.removeprefix(old) if "/foreign" in name else name: guid
+            for name, guid in self.foreign.items()
+        }
+
+    def reimport(self) -> None:
+        zpool = self.container.split("/")[0]
+        export_zpool(zpool)
+        sh("zpool", "import", "-d", "/tmp", zpool)

@@ -1,0 +1,385 @@
+"""A World whose steps are chosen one at a time, among an admin's own.
+
+Each step says what its volume may be afterwards, check() looks at ZFS.  When
+the zpool is full a verb may be refused; then the volume is as it was.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from qubes.exc import StoragePoolException
+
+from qubes_storage_zfs.volume import ZfsVolume
+from qubes_storage_zfs.zfs import device
+
+from ..zfs.conftest import open_device, sh
+from .admin import Admin
+from .model import Content, Kept
+from .world import (
+    MIB,
+    SNAPSHOT_OF_ADMIN,
+    TAG_AT,
+    VOLUMES,
+    Door,
+    Violated,
+)
+
+Call = Callable[[], Awaitable[object]]
+KEPT = tuple(vid for vid, kept in VOLUMES.items() if kept)
+
+
+@dataclass
+class Export:
+    """An export that somebody reads.
+
+    :ivar orphan: qubesd was started anew since, and does not know of it
+    """
+
+    volume: ZfsVolume
+    path: str
+    content: Content
+    reader: IO[bytes]
+    orphan: bool = False
+
+
+class Life(Admin):
+    """What a person, qubesd and an admin do to a World, one by one.
+
+    :ivar exports: what is read, over any number of steps
+    :ivar imports: what is being imported, and by whom never ended
+    :ivar refused: how many verbs met that
+    """
+
+    def __init__(self, door: Door, zpool: str, number: int, keep: int) -> None:
+        super().__init__(door, zpool, number, keep)
+        self.exports: list[Export] = []
+        self.imports: dict[str, str] = {}
+        self.refused = 0
+
+    async def begin(self) -> None:
+        await self.pool.setup()
+        for vid in "tmpl/root", "app/private":
+            await self.create(vid)
+            await self.check()
+        volume, tag = self.volumes["app/private"], self._tag("app/private")
+        await volume.start()
+        await self.write("app/private", tag)
+        await volume.stop()
+        now = self.model["app/private"].begun().written(tag)
+        self.model["app/private"] = now.stopped()
+        self.disturb()
+        await self.check()
+
+    # --- what is legal
+
+    def exists(self, vid: str) -> bool:
+        return self.model[vid].current is not None
+
+    def halted(self, vid: str) -> bool:
+        return self.exists(vid) and vid.split("/")[0] not in self.running
+
+    def readable(self, vid: str) -> bool:
+        return self.exists(vid) and (
+            self.model[vid].keep >= 0 or self.halted(vid)
+        )
+
+    def legal(self, vid: str, stopped: bool) -> list[Kept]:
+        return list(self._may_be.get(vid, [self.model[vid]]))
+
+    async def check(self, stopped: bool = False) -> dict[str, Any]:
+        """The promises, and the public face of what was just changed."""
+        self.held = {device.dataset_of(item.path) for item in self.exports}
+        self.held |= set(self.imports.values())
+        dump = await super().check(stopped)
+        for item in self.exports:
+            seen = self._reread(item.reader)
+            if seen != item.content:
+                raise Violated(f"{item.path} shows {seen}, not {item.content}")
+        for vid in self._may_be:
+            self._check_face(vid)
+        self._may_be = {}
+        return dump
+
+    def _check_face(self, vid: str) -> None:
+        volume, now = self.volumes[vid], self.model[vid]
+        if len(volume.revisions) != max(0, len(now.states) - 1):
+            raise Violated(f"{vid} lists {volume.revisions}, not {now}")
+        if now.current is None:
+            return
+        if volume.size != now.current.size:
+            raise Violated(f"{vid} says {volume.size}, not {now}")
+        dirty = vid.split("/")[0] in self.running or (
+            now.keep >= 0 and (now.started or now.current != now.committed)
+        )
+        if volume.is_dirty() != dirty:
+            raise Violated(f"{vid} is dirty: {not dirty}, and {now}")
+
+    @staticmethod
+    def _reread(reader: IO[bytes]) -> Content:
+        """From the disk, not from the page cache."""
+        os.posix_fadvise(reader.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        tags = set()
+        for offset in TAG_AT:
+            reader.seek(offset)
+            tags.add(reader.read(4096).rstrip(b"\0").decode())
+        size = reader.seek(0, os.SEEK_END)
+        return Content(tags.pop() if len(tags) == 1 else f"{tags}", size)
+
+    def _tag(self, vid: str) -> str:
+        self.tags += 1
+        return f"{self.number}/{vid}/{self.tags}"
+
+    def _bases(self, vid: str) -> list[tuple[Content, ...]]:
+        """The revisions that new content comes after: what is not committed
+        is one, and what ZFS says was written to may be one."""
+        now = self.model[vid]
+        if now.keep < 0:
+            return [()]
+        more = (*now.states, now.current)
+        if now.current != now.committed:
+            return [more]
+        dump = self.dump()
+        current = self._generations(dump, vid)[int(self.pointer(dump, vid))]
+        if current["written"] or SNAPSHOT_OF_ADMIN in current["snapshots"]:
+            return [now.states, more]
+        return [now.states]
+
+    # --- verbs
+
+    async def attempt(
+        self, vid: str, call: Call, *after: Kept, refused: tuple[Kept, ...] = ()
+    ) -> bool:
+        """One call of the driver; whether it succeeded.
+
+        :param after: what the volume may be when it did
+        :param refused: what it may be, besides as before, when it did not
+        """
+        before = self.model[vid]
+        try:
+            await call()
+        except StoragePoolException:
+            if not self.full:
+                raise
+            self.refused += 1
+            self._may_be[vid] = (before, *after, *refused)
+            return False
+        self._may_be[vid] = after
+        return True
+
+    async def create(self, vid: str) -> bool:
+        volume = self.volumes[vid]
+        after = self.model[vid].created(int(volume._size))
+        return await self.attempt(vid, volume.create, after)
+
+    async def start(self, qube: str) -> None:
+        """If one volume does not start, qubesd stops them all."""
+        (kept,) = (vid for vid in self.of(qube) if vid in KEPT)
+        now = self.model[kept]
+        root = self.model["tmpl/root"].committed if qube == "app" else None
+        self.imports.pop(kept, None)
+        begun = now.begun()
+        self._may_be[kept] = (begun,)
+        try:
+            for vid in self.of(qube):
+                await self.volumes[vid].start()
+        except StoragePoolException:
+            if not self.full:
+                raise
+            self.refused += 1
+            self.relieve()
+            for vid in self.of(qube):
+                await self.volumes[vid].stop()
+            self._may_be[kept] = (now.stopped(), begun.stopped())
+            return
+        self.model[kept] = begun
+        self.volatile = ""
+        self.mark_running(qube, root)
+
+    async def use(self, qube: str) -> None:
+        """The qube writes to its volumes."""
+        for vid in self.of(qube):
+            tag = self._tag(vid)
+            if vid in KEPT:
+                await self.write(vid, tag)
+                self.model[vid] = self.model[vid].written(tag)
+            elif vid.endswith("volatile"):
+                await self.write(vid, tag)
+                self.volatile = tag
+
+    async def stop(self, qube: str) -> None:
+        """A full zpool may keep it from being committed, not from ending."""
+        (kept,) = (vid for vid in self.of(qube) if vid in KEPT)
+        now = self.model[kept]
+        del self.running[qube]
+        for vid in self.of(qube):
+            await self.volumes[vid].stop()
+        self.mark_halted(qube)
+        late = (now,) if self.full else ()
+        self._may_be[kept] = (now.stopped(), *late)
+
+    async def import_data(self, vid: str, size: int, end: bool | None) -> None:
+        """:param end: how it ends; None: it does not"""
+        volume, now = self.volumes[vid], self.model[vid]
+        self.imports.pop(vid, None)
+        content = Content(self._tag(vid), size)
+        written = True
+        try:
+            path = await volume.import_data(size)
+        except StoragePoolException:
+            if not self.full:
+                raise
+            self.refused += 1
+            return
+        try:
+            await self.write_to(path, content.tag)
+        except OSError:
+            if not self.full:
+                raise
+            self.refused += 1
+            written = False
+        if end is None:
+            self.imports[vid] = device.dataset_of(path)
+        elif end and written:
+            after = self._replaced(vid, content)
+            await self.attempt(
+                vid, lambda: volume.import_data_end(True), *after
+            )
+        else:
+            await self.attempt(vid, lambda: volume.import_data_end(False), now)
+
+    def _replaced(self, vid: str, content: Content) -> list[Kept]:
+        now = self.model[vid]
+        return [
+            replace(now, states=base).imported(content)
+            for base in (self._bases(vid) if now.keep > 0 else [now.states])
+        ]
+
+    async def copy(self, source: str, target: str) -> None:
+        origin = self.volumes[source]
+        volume = self.volumes[target]
+        after = self._replaced(target, self.model[source].committed)
+        await self.attempt(target, lambda: volume.import_volume(origin), *after)
+
+    async def revert(self, vid: str, index: int) -> None:
+        """To the revision that is the *index*-th, oldest first."""
+        now, volume = self.model[vid], self.volumes[vid]
+        self.imports.pop(vid, None)
+        revision = list(volume.revisions)[index]
+        content = now.states[index]
+        after = [
+            Kept(now.keep, content, (*base, content))
+            for base in self._bases(vid)
+        ]
+        await self.attempt(vid, lambda: volume.revert(revision), *after)
+
+    async def resize(self, vid: str, size: int) -> None:
+        now, volume = self.model[vid], self.volumes[vid]
+        resized = now.resized(size)
+        halted = self.halted(vid)
+        after, partly = [resized], [resized]
+        if halted and now.keep >= 0:
+            shrinks = size < now.current.size and now.keep > 0
+            same = size == now.current.size
+            bases = self._bases(vid) if shrinks or same else [now.states]
+            after = [
+                replace(
+                    resized._pruned(
+                        replace(
+                            resized,
+                            states=base if same else (*base, resized.current),
+                        )
+                    ),
+                    started=False,
+                )
+                for base in bases
+            ]
+            for base in bases:
+                # committed before it shrinks, or resized and not committed
+                was = now._pruned(replace(now, states=base))
+                partly += [replace(was, started=False)]
+                partly += [replace(was.resized(size), started=False)]
+        await self.attempt(
+            vid, lambda: volume.resize(size), *after, refused=tuple(partly)
+        )
+
+    async def remove(self, vid: str) -> None:
+        qube = vid.split("/")[0]
+        going, now = self.guids(vid), self.model[vid]
+        self.imports.pop(vid, None)
+        if await self.attempt(vid, self.volumes[vid].remove, now.removed()):
+            self.removed |= going
+        for other in self.of(qube):
+            if other != vid:
+                await self.volumes[other].remove()
+
+    async def export(self, vid: str) -> None:
+        volume, content = self.volumes[vid], self.model[vid].committed
+        try:
+            path = await volume.export()
+        except StoragePoolException:
+            if not self.full:
+                raise
+            self.refused += 1
+            return
+        reader = open_device(path, os.O_RDONLY)
+        self.exports.append(Export(volume, path, content, reader))
+
+    async def export_end(self, index: int) -> None:
+        item = self.exports.pop(index)
+        item.reader.close()
+        if item.orphan:
+            await self.sweep()
+        else:
+            await item.volume.export_end(item.path)
+
+    async def refuse(self, vid: str) -> None:
+        """What must not be done while a qube runs, or over what is there."""
+        volume, now = self.volumes[vid], self.model[vid]
+        size = now.current.size
+        calls: list[Call] = [lambda: volume.revert("r999999")]
+        if not self.halted(vid):
+            calls += [
+                volume.revert,
+                lambda: volume.import_data(size),
+                lambda: volume.import_volume(self.volumes["src/private"]),
+                lambda: volume.resize(size - MIB),
+            ]
+        for call in calls:
+            try:
+                await call()
+            except StoragePoolException:
+                continue
+            raise Violated(f"{vid}: a verb that is impossible succeeded")
+        self._may_be[vid] = (now,)
+
+    # --- qubesd ends and begins
+
+    async def restart(self) -> None:
+        self.imports = {}
+        for item in self.exports:
+            item.orphan = True
+        self.lose_memory(False)
+        for vid, now in self.model.items():
+            if vid.split("/")[0] not in self.running:
+                late = (now,) if self.full else ()
+                self._may_be[vid] = (now.stopped(), *late)
+        for vid, volume in self.volumes.items():
+            if vid.split("/")[0] not in self.running:
+                await volume.stop()
+                Path(volume.state_file).unlink(missing_ok=True)
+        await self.sweep()
+
+    def end(self) -> None:
+        """Whatever happened: nothing stays open, nothing stays."""
+        for item in self.exports:
+            item.reader.close()
+        self.relieve()
+        for qube in list(self.running):
+            self.mark_halted(qube)
+        for _ in range(20):
+            left = sh("zfs", "destroy", "-R", self.container, check=False)
+            if not left:
+                return

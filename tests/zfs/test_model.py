@@ -1,0 +1,323 @@
+"""Any verbs in any order, with an admin's hand between: a model says what
+must come out.
+
+    MODEL_EXAMPLES=50 MODEL_STEPS=40 MODEL_SEED=7 python3 -m pytest -v \
+        tests/zfs/test_model.py
+
+Without these it is short, and the same each time.
+"""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from ..crash.life import KEPT, Life
+from ..crash.world import MIB, Door
+from .conftest import export_zpool, said, sh
+
+ZPOOL = "model"
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "5"))
+STEPS = int(os.environ.get("MODEL_STEPS", "14"))
+SEED = int(os.environ.get("MODEL_SEED", "1"))
+#: between two of these something must change, or they show nothing
+PAUSES = (
+    "admin_reimports",
+    "admin_renames",
+    "admin_snapshot",
+    "refused_verb",
+    "restart",
+    "sweep",
+)
+#: of the volumes that a rule can be about, one
+which = st.integers(0, 11)
+
+
+Step = Callable[["Qubes", int, int], None]
+When = Callable[["Qubes"], object]
+#: the steps by name, and when each makes sense
+POSSIBLE: dict[str, When] = {}
+
+
+def possible(when: When) -> Callable[[Step], Step]:
+    """A step of Qubes; its two numbers choose among what it can be about."""
+
+    def enter(step: Step) -> Step:
+        POSSIBLE[step.__name__] = when
+        return step
+
+    return enter
+
+
+class Qubes(RuleBasedStateMachine):
+    """The rules; what they do is in Life.
+
+    :cvar door: the way around the driver, for looking
+    :cvar ran: how often each rule ran
+    """
+
+    door: Door
+    ran: Counter[str] = Counter()
+    refused = 0
+    numbers = 0
+
+    life: Life | None = None
+    #: the step before
+    last = ""
+    steps = 0
+
+    @initialize(keep=st.sampled_from([2, 1, 0, -1]))
+    def begin(self, keep: int) -> None:
+        Qubes.numbers += 1
+        self.runner = asyncio.Runner()
+        self.life = Life(self.door, ZPOOL, Qubes.numbers, keep)
+        self.life.log.append(f"keep {keep}")
+        self.runner.run(self.life.begin())
+
+    def do(self, what: str, steps: Awaitable[None] | None = None) -> None:
+        """One step; then all that must hold, with space again."""
+        life, name = self.life, what.split(" ")[0]
+        Qubes.ran[name] += 1
+        self.last = name
+        life.log.append(what + (" (full)" if life.full else ""))
+        was_full = life.full
+
+        async def work() -> None:
+            if steps is not None:
+                await steps
+            if was_full:
+                life.relieve()
+                await life.sweep()
+            await life.check()
+
+        try:
+            self.runner.run(work())
+        except Exception as exc:
+            exc.add_note(f"after {life.log}")
+            raise
+
+    def choose(self, number: int, *wanted: str) -> str:
+        return wanted[number % len(wanted)]
+
+    def halted(self) -> list[str]:
+        return [vid for vid in KEPT if self.life.halted(vid)]
+
+    def existing(self) -> list[str]:
+        return [vid for vid in KEPT if self.life.exists(vid)]
+
+    def missing(self) -> list[str]:
+        return [vid for vid in KEPT if not self.life.exists(vid)]
+
+    def readable(self) -> list[str]:
+        return [vid for vid in KEPT if self.life.readable(vid)]
+
+    def with_revisions(self) -> list[str]:
+        model = self.life.model
+        return [vid for vid in KEPT if len(model[vid].states) > 1]
+
+    def revertible(self) -> list[str]:
+        return [vid for vid in self.with_revisions() if self.life.halted(vid)]
+
+    # --- a person and qubesd
+
+    @possible(lambda self: self.missing())
+    def create(self, number: int, other: int) -> None:
+        vid = self.choose(number, *self.missing())
+        self.do(f"create {vid}", self.life.create(vid))
+
+    @possible(lambda self: self.halted())
+    def start(self, number: int, other: int) -> None:
+        qube = self.choose(number, *self.halted()).split("/")[0]
+        self.do(f"start {qube}", self.life.start(qube))
+
+    @possible(lambda self: self.life.running and not self.life.full)
+    def write(self, number: int, other: int) -> None:
+        qube = self.choose(number, *sorted(self.life.running))
+        self.do(f"write {qube}", self.life.use(qube))
+
+    @possible(lambda self: self.life.running)
+    def stop(self, number: int, other: int) -> None:
+        qube = self.choose(number, *sorted(self.life.running))
+        self.do(f"stop {qube}", self.life.stop(qube))
+
+    @possible(lambda self: self.halted())
+    def import_data(self, number: int, other: int) -> None:
+        vid = self.choose(number, *self.halted())
+        size = (4, 2, 6)[other % 3]
+        end = (True, False, True, None)[other // 3]
+        what = f"import_data {vid} {size} {end}"
+        self.do(what, self.life.import_data(vid, size * MIB, end))
+
+    @possible(lambda self: self.halted() and len(self.readable()) > 1)
+    def import_volume(self, number: int, other: int) -> None:
+        target = self.choose(number, *self.halted())
+        sources = [vid for vid in self.readable() if vid != target]
+        source = self.choose(other, *sources)
+        what = f"import_volume {source} {target}"
+        self.do(what, self.life.copy(source, target))
+
+    @possible(
+        lambda self: not self.life.exists("new/private") and self.readable()
+    )
+    def clone(self, number: int, other: int) -> None:
+        source = self.choose(number, *self.readable())
+
+        async def steps() -> None:
+            if await self.life.create("new/private"):
+                await self.life.check()
+                await self.life.copy(source, "new/private")
+
+        self.do(f"clone {source}", steps())
+
+    @possible(lambda self: self.revertible())
+    def revert(self, number: int, other: int) -> None:
+        vid = self.choose(number, *self.revertible())
+        index = other % (len(self.life.model[vid].states) - 1)
+        self.do(f"revert {vid} {index}", self.life.revert(vid, index))
+
+    @possible(lambda self: self.last != "resize")
+    def resize(self, number: int, other: int) -> None:
+        vid = self.choose(number, *self.existing())
+        size = (6, 4, 2, 8)[other % 4]
+        if not self.life.halted(vid):
+            size = max(size, self.life.model[vid].current.size // MIB)
+        self.do(f"resize {vid} {size}", self.life.resize(vid, size * MIB))
+
+    @possible(lambda self: self.readable() and len(self.life.exports) < 2)
+    def export(self, number: int, other: int) -> None:
+        vid = self.choose(number, *self.readable())
+        self.do(f"export {vid}", self.life.export(vid))
+
+    @possible(lambda self: self.life.exports)
+    def export_end(self, number: int, other: int) -> None:
+        index = number % len(self.life.exports)
+        self.do(f"export_end {index}", self.life.export_end(index))
+
+    @possible(lambda self: set(self.halted()) - {"tmpl/root"})
+    def remove(self, number: int, other: int) -> None:
+        removable = [vid for vid in self.halted() if vid != "tmpl/root"]
+        vid = self.choose(number, *removable)
+        self.do(f"remove {vid}", self.life.remove(vid))
+
+    @possible(lambda self: self.last not in PAUSES)
+    def refused_verb(self, number: int, other: int) -> None:
+        vid = self.choose(number, *self.existing())
+        self.do(f"refused_verb {vid}", self.life.refuse(vid))
+
+    @possible(lambda self: self.last not in PAUSES)
+    def sweep(self, number: int, other: int) -> None:
+        self.do("sweep", self.life.sweep())
+
+    @possible(lambda self: self.last not in PAUSES)
+    def restart(self, number: int, other: int) -> None:
+        self.do("restart", self.life.restart())
+
+    # --- an admin
+
+    @possible(lambda self: self.last != "fill")
+    def fill(self, number: int, other: int) -> None:
+        slack = (0, 50_000, 200_000, 600_000)[other % 4]
+        self.do(f"fill {slack}")
+        self.life.fill(slack)
+
+    @possible(lambda self: self.last not in PAUSES)
+    def admin_snapshot(self, number: int, other: int) -> None:
+        vid = self.choose(number, *self.existing())
+        self.life.relieve()
+        self.life.snapshot(vid)
+        self.do(f"admin_snapshot {vid}")
+
+    @possible(lambda self: self.life.snapshots_by_hand())
+    def admin_drops_snapshots(self, number: int, other: int) -> None:
+        self.do("admin_drops_snapshots", self.life.drop_snapshots())
+
+    @possible(lambda self: self.with_revisions())
+    def admin_destroys_revision(self, number: int, other: int) -> None:
+        vid = self.choose(number, *self.with_revisions())
+        index = other % (len(self.life.model[vid].states) - 1)
+        what = f"admin_destroys_revision {vid} {index}"
+        self.do(what, self.life.destroy_revision(vid, index))
+
+    @possible(lambda self: self.last not in PAUSES)
+    def admin_renames(self, number: int, other: int) -> None:
+        self.life.relieve()
+        self.life.rename()
+        self.do("admin_renames")
+
+    @possible(
+        lambda self: self.last not in PAUSES
+        and not (self.life.running or self.life.exports or self.life.imports)
+    )
+    def admin_reimports(self, number: int, other: int) -> None:
+        self.life.relieve()
+        self.life.reimport()
+        self.do("admin_reimports")
+
+    @rule(pick=st.integers(0, 999), number=which, other=which)
+    def step(self, pick: int, number: int, other: int) -> None:
+        """One of what is possible; all are as likely.
+
+        A rule for each would have hypothesis leave most of them out of an
+        example, and a short run cannot do without them.
+        """
+        names = [name for name, when in POSSIBLE.items() if when(self)]
+        name = names[(pick + 5 * self.steps) % len(names)]
+        self.steps += 1
+        getattr(self, name)(number, other)
+
+    def teardown(self) -> None:
+        if self.life is not None:
+            Qubes.refused += self.life.refused
+            self.life.end()
+            self.runner.close()
+
+
+@pytest.fixture
+def model_zpool():
+    disk = Path(f"/tmp/{ZPOOL}.img")
+    with open(disk, "wb") as file:
+        file.truncate(256 * MIB)
+    sh("zpool", "create", "-m", "none", ZPOOL, str(disk))
+    sh("zfs", "create", f"{ZPOOL}/filler")
+    yield
+    export_zpool(ZPOOL)
+    disk.unlink()
+
+
+def test_any_verbs_in_any_order(model_zpool):
+    begin = time.monotonic()
+    try:
+        with Door() as Qubes.door:
+            run_state_machine_as_test(
+                seed(SEED)(Qubes),
+                settings=settings(
+                    max_examples=EXAMPLES,
+                    stateful_step_count=STEPS,
+                    derandomize=True,
+                    deadline=None,
+                    phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+    finally:
+        steps = ", ".join(
+            f"{n} {name}" for name, n in sorted(Qubes.ran.items())
+        )
+        said.append(
+            f"model: seed {SEED}, {Qubes.numbers} examples,"
+            f" {Qubes.ran.total()} steps in {time.monotonic() - begin:.0f} s"
+            f" ({Qubes.refused} refused by a full zpool): {steps}"
+        )
+    assert Qubes.ran.total() >= EXAMPLES
