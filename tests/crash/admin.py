@@ -8,7 +8,8 @@ from qubes_storage_zfs import layout
 
 from ..zfs.conftest import export_zpool, sh
 from .model import Kept
-from .world import SNAPSHOT_OF_ADMIN, Door, World
+from .gate import Door
+from .world import SNAPSHOT_OF_ADMIN, World
 
 
 class Admin(World):

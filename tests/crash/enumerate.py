@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .verbs import RULES, at_rest
-from .world import Door, Stopped, Violated, World, names
+from .gate import Door, Stopped, Violated, names
+from .world import World
 
 LOG = logging.getLogger(__name__)
 Sequence = tuple[str, ...]

@@ -17,15 +17,9 @@ from qubes_storage_zfs.zfs import device
 
 from ..zfs.conftest import open_device, sh
 from .admin import Admin
+from .gate import Door, Violated
 from .model import Content, Kept
-from .world import (
-    MIB,
-    SNAPSHOT_OF_ADMIN,
-    TAG_AT,
-    VOLUMES,
-    Door,
-    Violated,
-)
+from .world import MIB, SNAPSHOT_OF_ADMIN, TAG_AT, VOLUMES
 
 Call = Callable[[], Awaitable[object]]
 KEPT = tuple(vid for vid, kept in VOLUMES.items() if kept)

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from .model import Content, Kept
-from .world import MIB, Violated, World
+from .gate import Violated
+from .world import MIB, World
 
 Verb = Callable[[World], Awaitable[None]]
 

@@ -25,7 +25,8 @@ from hypothesis.stateful import (
 )
 
 from ..crash.life import KEPT, Life
-from ..crash.world import MIB, Door
+from ..crash.gate import Door
+from ..crash.world import MIB
 from .conftest import export_zpool, said, sh
 
 ZPOOL = "model"
