@@ -7,8 +7,8 @@ from dataclasses import replace
 from qubes_storage_zfs import layout
 
 from ..zfs.conftest import export_zpool, sh
-from .model import Kept
 from .gate import Door
+from .model import Kept
 from .world import SNAPSHOT_OF_ADMIN, World
 
 

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .verbs import RULES, at_rest
 from .gate import Door, Stopped, Violated, names
+from .verbs import RULES, at_rest
 from .world import World
 
 LOG = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ volume must hold before and after it.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from .model import Content, Kept
 from .gate import Violated
+from .model import Content, Kept
 from .world import MIB, World
 
 Verb = Callable[[World], Awaitable[None]]

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ..crash.life import KEPT, Life
 from ..crash.gate import Door
+from ..crash.life import KEPT, Life
 from ..crash.world import MIB
 from .conftest import export_zpool, said, sh
 
