@@ -31,7 +31,8 @@ ERESTARTSYS = 512
 OPEN_TRIES = 30
 #: seconds until a link is declared missing
 LINK_LIMIT = 30.0
-#: seconds after which udev is asked again for a link that did not come
+#: seconds after which udev is asked again for a link that did not come; then
+#: again after twice as many
 NUDGE_AFTER = 5.0
 #: seconds for which "busy" is put down to udev's probing and tried again
 BUSY_LIMIT = 6.0
@@ -158,15 +159,16 @@ async def wait_for_link(dataset: str) -> str:
         return path
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    nudged = False
+    nudge_at = NUDGE_AFTER
     watch = _Watch(path)
     try:
         while (passed := loop.time() - begin) < LINK_LIMIT:
             watch.arm()
             if await core.in_thread(name_of_node, path) == dataset:
                 return path
-            if passed >= NUDGE_AFTER and not nudged:
-                nudged = True
+            if passed >= nudge_at:
+                # udev's own look may fail, as open_node() tells
+                nudge_at = 2 * passed
                 await core.in_thread(_nudge, dataset)
             await watch.wait(1.0)
     finally:

@@ -414,7 +414,17 @@ def test_busy_names_the_holder(lab):
     assert any(f"process {os.getpid()}" in who for who in caught.value.holders)
 
 
-def test_missing_link_is_asked_for_again(lab, monkeypatch):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
+    """And once more where udev got nowhere with the first."""
+    asked, nudge = [], device._nudge
+
+    def nudge_after(dataset):
+        asked.append(dataset)
+        if len(asked) > lost:
+            nudge(dataset)
+
+    monkeypatch.setattr(device, "_nudge", nudge_after)
     volume = lab.private(content=b"data")
     subprocess.run(["udevadm", "settle"], check=False)
     Path(volume.path).unlink()

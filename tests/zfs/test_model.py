@@ -229,7 +229,7 @@ class Qubes(RuleBasedStateMachine):
 
     @possible(lambda self: self.last != "fill")
     def fill(self, number: int, other: int) -> None:
-        slack = (0, 50_000, 200_000, 600_000)[other % 4]
+        slack = (0, 0, 50_000, 200_000)[other % 4]
         self.do(f"fill {slack}")
         self.life.fill(slack)
 
