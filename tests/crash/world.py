@@ -176,6 +176,20 @@ class World:
         where = layout.volume_name(self.pool.home, vid)
         return dump.get(where.dataset, {}).get("own", {}).get(where.pointer)
 
+    async def read_revision(self, snapshot: str) -> Content:
+        """By a clone of the test's own, outside of where volumes are."""
+        look = f"{self.container}/look"
+        subprocess.run(["zfs", "clone", snapshot, look], check=True)
+        try:
+            return await self.read(await device.wait_for_link(look))
+        finally:
+            for _ in range(50):
+                # udev may be looking at it
+                done = subprocess.run(["zfs", "destroy", look], check=False)
+                if done.returncode == 0:
+                    break
+                await asyncio.sleep(0.1)
+
     async def observe(self, dump: dict[str, Any], vid: str) -> Kept:
         """What ZFS and the device say of a volume that is kept."""
         keep = self.model[vid].keep
@@ -191,8 +205,8 @@ class World:
         content = await self.read(path)
         if content.size != current["volsize"]:
             raise Violated(f"{vid}: device and dataset differ in size")
-        states = {}
-        for item in generations.values():
+        states, names = {}, {}
+        for generation, item in generations.items():
             for name, snapshot in item["snapshots"].items():
                 if name == SNAPSHOT_OF_ADMIN or snapshot["leaving"]:
                     continue
@@ -200,6 +214,7 @@ class World:
                 if number in states:
                     raise Violated(f"{vid} has two revisions {name}")
                 states[number] = snapshot["guid"]
+                names[number] = f"{where.generation(generation)}@{name}"
                 if snapshot["guid"] in self.removed:
                     raise Violated(f"{vid}: {name} is of a removed volume")
         newest = current["snapshots"].get(f"r{max(states, default=0)}")
@@ -207,13 +222,14 @@ class World:
             if current["written"] > UNTOUCHED:
                 raise Violated(f"{vid} changed since its newest revision")
             self.contents[newest["guid"]] = content
+        for number, guid in states.items():
+            if guid not in self.contents:
+                # of two revisions made at once this is the older
+                self.contents[guid] = await self.read_revision(names[number])
         return Kept(
             keep,
             content,
-            tuple(
-                self.contents.get(states[number], Content("unknown", 0))
-                for number in sorted(states)
-            ),
+            tuple(self.contents[states[number]] for number in sorted(states)),
             where.started in dump[where.dataset]["own"],
         )
 
