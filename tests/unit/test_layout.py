@@ -49,6 +49,17 @@ def test_no_bad_name_gets_through(text):
         assert len(name) <= layout.NAME_MAX
 
 
+@given(QUBE, VOLUME, st.sampled_from("@#/.%: \n\0é,"), st.integers(0, 40))
+def test_one_bad_sign_in_a_good_vid_is_refused(qube, volume, sign, at):
+    """Of those a qube may have in its name only the dot."""
+    vid = f"{qube}/{volume}"
+    at = min(at, len(vid))
+    if sign == "." and 0 < at <= len(qube):
+        return
+    with pytest.raises(BadName):
+        layout.volume_name("tank/vm", vid[:at] + sign + vid[at:])
+
+
 @given(st.text(max_size=30))
 def test_no_bad_revision_gets_through(text):
     try:
