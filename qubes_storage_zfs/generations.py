@@ -10,10 +10,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from . import layout
-from .container import Container, State, holder_mark
+from .container import LOG, Container, State, holder_mark
 from .layout import VolumeName
-from .zfs import core
-from .zfs.errors import Exists, NotFound
+from .zfs import core, device
+from .zfs.errors import Busy, Exists, NotFound
 
 #: how often a lost race for a name or an origin is run again
 TRIES = 5
@@ -186,13 +186,26 @@ class Generations:
             for name in self.store.in_hand
             if where.number_of(name) is not None
         }
-        gone = await self._change(
-            "forget",
-            busy=busy,
-            holder=layout.HOLDER,
-            prefix=layout.POINTER,
-        )
-        if "busy" in gone:
+        origins: list[str] = []
+
+        async def once() -> bool:
+            gone = await self._change(
+                "forget",
+                busy=busy,
+                holder=layout.HOLDER,
+                prefix=layout.POINTER,
+            )
+            origins.extend(gone["origins"].values())
+            if "unfreed" in gone:
+                raise Busy(gone["unfreed"], call="rollback")
+            return "busy" in gone
+
+        try:
+            busy_left = await device.retry_busy(where.dataset, once)
+        except Busy as exc:
+            LOG.warning("space of %s is not freed yet: %s", where.dataset, exc)
+            busy_left = True
+        if busy_left:
             # no pointer names it any more: if it stays, the janitor has it
             await self.store.sweep_patiently(where.dataset)
-        await Container.sweep_origins(gone["origins"].values())
+        await Container.sweep_origins(origins)

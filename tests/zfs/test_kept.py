@@ -66,6 +66,10 @@ def test_removal_frees_what_no_clone_needs(lab):
             time.sleep(0.25)
         return size
 
+    # as udev may just then
+    probe = open_device(source.path, os.O_RDONLY)
+    threading.Timer(0.5, probe.close).start()
     lab.run(source.remove())
+    assert probe.closed
     assert used() < MIB
     assert lab.content(clone, 4) == b"data"

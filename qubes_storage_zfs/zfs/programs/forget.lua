@@ -5,7 +5,8 @@
 --       name: left to it)
 -- gives: busy (a generation that somebody holds open, absent if none);
 --       stays (true if a clone elsewhere, a hold or a snapshot of somebody
---       else's keeps a generation); origins (datasets cloned from)
+--       else's keeps a generation); unfreed (such a one that could not be
+--       rolled back, because somebody has it open); origins (datasets cloned from)
 --
 -- One transaction group.  What cannot go is no volume's any more: no pointer
 -- names it and none of its revisions can be listed or reverted to.  What the
@@ -54,7 +55,9 @@ for _, ds in ipairs(mine) do
     if zfs.exists(ds) then
         if has_snapshots(ds) then
             out.stays = true
-            zfs.sync.rollback(ds)
+            if zfs.sync.rollback(ds) ~= 0 then
+                out.unfreed = ds
+            end
         else
             out.busy = ds
         end
