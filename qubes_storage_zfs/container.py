@@ -109,6 +109,8 @@ class Container:
         self.in_hand: set[str] = set()
         #: those of them that export() gave away
         self.exports: set[str] = set()
+        #: per volume, the highest generation number given out here
+        self._given: dict[VolumeName, int] = {}
         self._swept = False
 
     @classmethod
@@ -166,10 +168,15 @@ class Container:
     # --- making and keeping
 
     def take(self, name: VolumeName, numbers: Sequence[int], first: int) -> int:
-        """A generation number nobody has; it is in hand from now on."""
-        number = max([first - 1, *numbers]) + 1
-        while name.generation(number) in self.in_hand:
-            number += 1
+        """A generation number nobody has; it is in hand from now on.
+
+        None is given twice in a process.  Before 2.4 ZFS takes away the node
+        of a destroyed zvol later, behind all others that it waits for, and a
+        zvol made by that name meanwhile gets none, then or ever
+        (zvol_os_create_minor() and zvol_remove_minors_impl()).
+        """
+        number = max(first - 1, self._given.get(name, -1), *numbers) + 1
+        self._given[name] = number
         self.in_hand.add(name.generation(number))
         return number
 

@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from . import core
-from .errors import Busy, NoDevice
+from . import core, native
+from .errors import Busy, CommandFailed, NoDevice
 
 T = TypeVar("T")
 
@@ -104,10 +104,16 @@ def _node_of(dataset: str) -> str | None:
     return None
 
 
-def _nudge(dataset: str) -> None:
-    """Have udev look at the zvol once more (as ``udevadm trigger`` does)."""
-    node = _node_of(dataset)
-    if node is not None:
+async def _nudge(dataset: str) -> None:
+    """Have udev look at the zvol once more (as ``udevadm trigger`` does).
+
+    If ZFS lost its node, have ZFS make one: see Container.take().
+    """
+    node = await core.in_thread(_node_of, dataset)
+    if node is None:
+        with contextlib.suppress(CommandFailed):
+            await native.remake_node(dataset)
+    else:
         with contextlib.suppress(OSError):
             Path(f"/sys/block/{node[5:]}/uevent").write_text("change")
 
@@ -169,7 +175,7 @@ async def wait_for_link(dataset: str) -> str:
             if passed >= nudge_at:
                 # udev's own look may fail, as open_node() tells
                 nudge_at = 2 * passed
-                await core.in_thread(_nudge, dataset)
+                await _nudge(dataset)
             await watch.wait(1.0)
     finally:
         watch.close()

@@ -165,6 +165,17 @@ async def set_property(dataset: str, name: str, value: str) -> None:
     await run("zfs", "set", f"{name}={value}", dataset)
 
 
+async def remake_node(dataset: str) -> None:
+    """Have ZFS make the node of a zvol that has none, or is hidden.
+
+    Taking volmode from the container again changes nothing for a zvol that
+    has its node (zvol_set_volmode_impl()).
+
+    :raises CommandFailed: if zfs(8) refused
+    """
+    await run("zfs", "inherit", "volmode", dataset)
+
+
 def zpool_imported(name: str) -> bool:
     """Whether a zpool of that name is imported, suspended ones included.
 

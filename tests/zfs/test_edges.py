@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -419,10 +420,10 @@ def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
     """And once more where udev got nowhere with the first."""
     asked, nudge = [], device._nudge
 
-    def nudge_after(dataset):
+    async def nudge_after(dataset):
         asked.append(dataset)
         if len(asked) > lost:
-            nudge(dataset)
+            await nudge(dataset)
 
     monkeypatch.setattr(device, "_nudge", nudge_after)
     volume = lab.private(content=b"data")
@@ -432,6 +433,47 @@ def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
     lab.start(volume)
     assert read(volume.path) == b"data"
     lab.stop(volume)
+
+
+def test_missing_node_is_made_again(lab, monkeypatch):
+    volume = lab.private(content=b"data")
+    subprocess.run(["udevadm", "settle"], check=False)
+    sh("zfs", "set", "volmode=none", volume.dataset)
+    while device.name_of_node(volume.path) is not None:
+        time.sleep(0.1)
+    monkeypatch.setattr(device, "NUDGE_AFTER", 0.2)
+    lab.start(volume)
+    assert read(volume.path) == b"data"
+    lab.stop(volume)
+
+
+@pytest.fixture
+def late_removals(lab):
+    """Nodes of destroyed zvols stay for as long as this holds one open that
+    is on its way out (before 2.4, where one thread removes them)."""
+    dataset = f"{lab.container}/held"
+    sh("zfs", "create", "-s", "-V", "4M", dataset)
+    subprocess.run(["udevadm", "settle"], check=False)
+    with open(f"/dev/zvol/{dataset}", "rb"):
+        hidden = subprocess.Popen(["zfs", "set", "volmode=none", dataset])
+        time.sleep(1)
+        yield
+    hidden.wait()
+    sh("zfs", "destroy", dataset)
+
+
+def test_no_name_is_given_twice(lab, late_removals, monkeypatch):
+    """A zvol would get no node while the last one of its name has one."""
+    monkeypatch.setattr(device, "NUDGE_AFTER", 99.0)
+    volume = lab.private(content=b"data")
+
+    async def exported():
+        path = await volume.export()
+        assert await asyncio.to_thread(read, path) == b"data"
+        await volume.export_end(path)
+        return path
+
+    assert len({lab.run(exported()) for _ in range(3)}) == 3
 
 
 def test_link_to_another_volume_is_not_believed(lab, monkeypatch):
