@@ -14,7 +14,7 @@ GUEST = mkdir -p /root/src && \
 # make joins these into the one line that the guest takes
 ZFS_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
     $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) && \
-    exec python3 -m pytest -v -p no:cacheprovider --durations=5 tests/zfs $(ARGS)
+    exec python3 -m pytest -v -p no:cacheprovider --durations=15 tests/zfs $(ARGS)
 
 # power cuts, and what seeds them (a new number each time if not given)
 CUTS ?= 100

@@ -7,6 +7,7 @@ interpreter lock and the same threads of the driver beside them.
 
 import asyncio
 import asyncio.events
+import collections
 import threading
 import time
 
@@ -17,10 +18,9 @@ from qubes_storage_zfs.zfs import core
 from .conftest import write
 
 QUBES = 16
-#: a machine that is shared, or emulated, takes the processor away at times,
-#: and then from one loop more than from the other; what the driver does to
-#: the loop is there each time
-RUNS = 4
+#: what one verb does to the loop is there again for each qube; what a shared
+#: or emulated machine does by taking the processor away is not, nor each time
+RUNS = 3
 #: seconds; what the loop may be held for where a bare one is not held longer
 LIMIT = 0.020
 
@@ -37,27 +37,20 @@ class Pulse:
             await asyncio.sleep(0.001)
             self.gaps.append(time.perf_counter() - begin - 0.001)
 
-    @property
-    def worst(self):
-        return max(self.gaps)
-
-    def quantile(self, share):
-        return sorted(self.gaps)[int(len(self.gaps) * share)]
-
     def __str__(self):
-        half, most = self.quantile(0.5), self.quantile(0.999)
+        gaps = sorted(self.gaps)
         return (
-            f"worst {self.worst * 1000:.1f} ms, 99.9 % {most * 1000:.1f} ms,"
-            f" median {half * 1000:.2f} ms of {len(self.gaps)}"
+            f"worst {gaps[-1] * 1000:.1f} ms,"
+            f" {QUBES}th worst {gaps[-QUBES] * 1000:.1f} ms,"
+            f" median {gaps[len(gaps) // 2] * 1000:.2f} ms of {len(gaps)}"
         )
 
 
 class Processor:
-    """The most processor time that one callback took, for each thread."""
+    """The processor time that each callback took, for each thread."""
 
     def __init__(self, patch):
-        self.worst = {}
-        self.what = {}
+        self.spent = collections.defaultdict(list)
         run = asyncio.events.Handle._run
 
         def timed(handle):
@@ -65,10 +58,9 @@ class Processor:
             try:
                 return run(handle)
             finally:
-                spent = time.thread_time() - begin
-                me = threading.get_ident()
-                if spent > self.worst.get(me, 0):
-                    self.worst[me], self.what[me] = spent, repr(handle)[:200]
+                self.spent[threading.get_ident()].append(
+                    time.thread_time() - begin
+                )
 
         patch.setattr(asyncio.events.Handle, "_run", timed)
 
@@ -143,25 +135,34 @@ class Measured:
             processor = Processor(patch)
             asyncio.run(all_lives())
         self.bare = bare.pulse
-        self.spent = processor.worst[threading.get_ident()]
-        self.bare_spent = processor.worst[bare.thread.ident]
-        self.what = processor.what[threading.get_ident()]
+        self.spent = processor.spent[threading.get_ident()]
+        self.bare_spent = processor.spent[bare.thread.ident]
 
     def __str__(self):
+        spent, bare = (
+            f"{_for_each_qube(times) * 1000:.1f} ms"
+            for times in (self.spent, self.bare_spent)
+        )
         return (
             f"the driver's loop: {self.pulse}\n"
             f"a bare loop: {self.bare}\n"
-            f"processor time at once: the driver's {self.spent * 1000:.1f} ms"
-            f" in {self.what}, the bare one's {self.bare_spent * 1000:.1f} ms"
+            f"processor time of the {QUBES}th longest callback: {spent} and"
+            f" {bare}"
         )
 
     def is_good(self):
-        most, usual = self.pulse.quantile(0.999), self.bare.quantile(0.999)
-        return (
-            self.pulse.worst <= max(LIMIT, 2 * self.bare.worst)
-            and most <= max(LIMIT, 2 * usual)
-            and self.spent <= max(LIMIT, 2 * self.bare_spent)
+        return all(
+            _for_each_qube(mine) <= max(LIMIT, 2 * _for_each_qube(bare))
+            for mine, bare in [
+                (self.pulse.gaps, self.bare.gaps),
+                (self.spent, self.bare_spent),
+            ]
         )
+
+
+def _for_each_qube(times):
+    """The longest that is there for each of the qubes."""
+    return sorted(times)[-QUBES]
 
 
 def test_no_verb_holds_the_event_loop(lab, monkeypatch, patience, in_loop):
