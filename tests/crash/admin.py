@@ -80,7 +80,7 @@ class Admin(World):
         now = self.model[vid]
         found = {}
         where = layout.volume_name(self.pool.home, vid)
-        for number, item in self._generations(self.dump(), vid).items():
+        for number, item in self.generations(self.dump(), vid).items():
             for short, snapshot in item["snapshots"].items():
                 if short != SNAPSHOT_OF_ADMIN and not snapshot["leaving"]:
                     name = f"{where.generation(number)}@{short}"

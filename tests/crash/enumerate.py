@@ -8,8 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from .gate import Door, Stopped, Violated, names
+from .same import Shape, shape
 from .verbs import RULES, at_rest
 from .world import World
 
@@ -31,6 +33,13 @@ class Tally:
 
     done: Counter[int] = field(default_factory=Counter)
     impossible: int = 0
+    #: sequences whose last verb was tried in such a world
+    known: int = 0
+    #: worlds, with the verb that was stopped in them; see same.py
+    tried: set[tuple[str, Shape]] = field(default_factory=set)
+    #: stopped worlds, and the next call of their recovery to stop before;
+    #: None: it was stopped everywhere
+    recovered: dict[Shape, int | None] = field(default_factory=dict)
     points: int = 0
     twice: int = 0
     half: int = 0
@@ -52,11 +61,12 @@ class Tally:
             for length, count in sorted(self.done.items())
         )
         return (
-            f"sequences of verbs: {lengths} ({self.impossible} make no"
-            f" sense); points at which the world was stopped: {self.points},"
-            f" {self.half} of them in the middle of a call; stopped again in"
-            f" the recovery: {self.twice}; violations:"
-            f" {len(self.violations)}"
+            f"sequences of verbs: {lengths} ({self.known} lead to worlds that"
+            f" were tried already, {self.impossible} make no sense); points at"
+            f" which the world was stopped: {self.points}, {self.half} of them"
+            f" in the middle of a call; {len(self.recovered)} different worlds"
+            f" after it, stopped again at {self.twice} points of their"
+            f" recovery; violations: {len(self.violations)}"
         )
 
 
@@ -70,29 +80,27 @@ class Enumerator:
 
     async def try_all(self, sequence: Sequence) -> None:
         """All points of a sequence's last verb."""
-        world = self.world
+        world, tally = self.world, self.tally
         if not await self._prepare(sequence):
-            self.tally.impossible += 1
+            tally.impossible += 1
             return
+        before = (sequence[-1], shape(world, world.dump()))
+        if before in tally.tried:
+            tally.known += 1
+            return
+        tally.tried.add(before)
         # qubes that survive make two cases of each stop
         deaths = (True, False) if world.running else (True,)
         left, half, ended = 0, False, False
         while not ended:
             for machine in deaths:
-                again, through = None, False
-                while not through:
-                    ended, through = await self._stop_at(
-                        sequence[-1], left, half, machine, again
-                    )
-                    again = 0 if again is None else again + 1
-                    if not await self._prepare(sequence):
-                        raise Violated(f"{sequence} cannot be repeated")
+                ended = await self._stop_at(sequence, left, half, machine)
             if self.has_half and not half:
                 half = True
             else:
                 left, half = left + 1, False
-        self.tally.done[len(sequence)] += 1
-        self.tally.tell()
+        tally.done[len(sequence)] += 1
+        tally.tell()
 
     async def _prepare(self, sequence: Sequence) -> bool:
         world = self.world
@@ -108,21 +116,56 @@ class Enumerator:
         return RULES[sequence[-1]].when(world)
 
     async def _stop_at(
-        self,
-        name: str,
-        left: int,
-        half: bool,
-        machine: bool,
-        again: int | None,
-    ) -> tuple[bool, bool]:
-        """Stop once, or once more in the recovery, then check everything.
+        self, sequence: Sequence, left: int, half: bool, machine: bool
+    ) -> bool:
+        """Stop at one point, as often as it takes to stop the recovery from
+        it at every point, too.
 
         :param left: changing calls that the verb may still do
-        :param again: the same for the recovery; None: it is let through
-        :return: whether the verb ended before its stop came; whether the
-            recovery did
+        :return: whether the verb ended before its stop came
         """
         world, tally = self.world, self.tally
+        tally.points += 1
+        tally.half += half
+        while True:
+            ended = await self._stop(sequence[-1], left, half, machine)
+            after = shape(world, world.dump())
+            known = after in tally.recovered
+            again = tally.recovered.get(after)
+            if known and again is not None:
+                through = await self._recover_until(again, machine)
+                tally.recovered[after] = None if through else again + 1
+            dump = await self._recover()
+            if not known:
+                world.lose_memory(False)
+                await world.recover()
+                if names(world.dump()) != names(dump):
+                    raise Violated("a second recovery changes something")
+                tally.recovered[after] = 0
+            if not await self._prepare(sequence):
+                raise Violated(f"{sequence} cannot be repeated")
+            if tally.recovered[after] is None:
+                return ended
+
+    async def _recover_until(self, again: int, machine: bool) -> bool:
+        """Stop in the recovery; whether that was over before."""
+        world = self.world
+        world.log.append(f"stops again before call {again}")
+        world.gate.open(again)
+        try:
+            await world.recover()
+        except Stopped:
+            self.tally.twice += 1
+        through = not world.gate.dead
+        world.gate.open()
+        world.lose_memory(machine)
+        return through
+
+    async def _stop(
+        self, name: str, left: int, half: bool, machine: bool
+    ) -> bool:
+        """Let a verb run into its stop; whether it ended before."""
+        world = self.world
         how = "machine" if machine else "qubesd"
         where = f"{'in' if half else 'before'} call {left}"
         world.log.append(f"{name}, {how} stops {where}")
@@ -133,31 +176,14 @@ class Enumerator:
         except Stopped:
             ended = False
         self.has_half = world.gate.has_half
-        tally.calls.update(world.gate.passed)
-        if again is None:
-            tally.points += 1
-            tally.half += half
-        through = True
-        if again is not None:
-            world.lose_memory(machine)
-            world.gate.open(again)
-            try:
-                await world.recover()
-            except Stopped:
-                through = False
-            world.log.append(f"stops again before call {again}")
-            tally.twice += not through
+        self.tally.calls.update(world.gate.passed)
         world.gate.open()
         world.lose_memory(machine)
-        await world.recover()
-        dump = await world.check(stopped=True)
-        if again is not None:
-            return ended, through
-        world.lose_memory(False)
-        await world.recover()
-        if names(world.dump()) != names(dump):
-            raise Violated("a second recovery changes something")
-        return ended, False
+        return ended
+
+    async def _recover(self) -> dict[str, Any]:
+        await self.world.recover()
+        return await self.world.check(stopped=True)
 
 
 async def run(

@@ -15,9 +15,7 @@ local function look(ds)
     for name, value, source in zfs.list.user_properties(ds) do
         if source == ds then item.own[name] = value end
     end
-    if string.match(ds, "%.%d+$") then
-        item.origin = (zfs.get_prop(ds, "origin"))
-    end
+    item.origin = (zfs.get_prop(ds, "origin"))
     for snapshot in zfs.list.snapshots(ds) do
         item.snapshots[string.match(snapshot, "@(.*)$")] = {
             guid = (zfs.get_prop(snapshot, "guid")),

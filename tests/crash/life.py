@@ -136,7 +136,7 @@ class Life(Admin):
         if now.current != now.committed:
             return [more]
         dump = self.dump()
-        current = self._generations(dump, vid)[int(self.pointer(dump, vid))]
+        current = self.generations(dump, vid)[int(self.pointer(dump, vid))]
         if current["written"] or SNAPSHOT_OF_ADMIN in current["snapshots"]:
             return [now.states, more]
         return [now.states]

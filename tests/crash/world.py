@@ -164,7 +164,7 @@ class World:
     def dump(self) -> dict[str, Any]:
         return self.door.dump(self.container)
 
-    def _generations(
+    def generations(
         self, dump: dict[str, Any], vid: str
     ) -> dict[int, dict[str, Any]]:
         where = layout.volume_name(self.pool.home, vid)
@@ -196,7 +196,7 @@ class World:
         pointer = self.pointer(dump, vid)
         if pointer is None:
             return Kept(keep)
-        generations = self._generations(dump, vid)
+        generations = self.generations(dump, vid)
         current = generations.get(int(pointer))
         if current is None:
             raise Violated(f"{vid} points to nothing")
@@ -237,7 +237,7 @@ class World:
         """The snapshots of ours that a volume has."""
         return {
             snapshot["guid"]
-            for item in self._generations(self.dump(), vid).values()
+            for item in self.generations(self.dump(), vid).values()
             for name, snapshot in item["snapshots"].items()
             if name != SNAPSHOT_OF_ADMIN
         }
@@ -312,7 +312,7 @@ class World:
         for vid in VOLUMES:
             pointer = self.pointer(dump, vid)
             where = layout.volume_name(self.pool.home, vid)
-            for number, item in self._generations(dump, vid).items():
+            for number, item in self.generations(dump, vid).items():
                 name = where.generation(number)
                 reasons = name in self.held or (
                     pointer and int(pointer.split()[0]) == number

@@ -1,0 +1,97 @@
+"""When two worlds are the same but for names that are only counted up.
+
+The driver keeps its state in what ZFS has, and none of it depends on what a
+volume contains.  So a verb that was stopped at all points of one world needs
+no second time in one that is the same; nor does a recovery.
+"""
+
+import re
+from typing import Any
+
+from qubes_storage_zfs import layout
+
+from .world import SNAPSHOT_OF_ADMIN, UNTOUCHED, VOLUMES, World
+
+Shape = tuple[Any, ...]
+
+
+def shape(world: World, dump: dict[str, Any]) -> Shape:
+    """All that the driver can see of a world, with numbers of generations
+    and revisions, and guids, replaced by their order."""
+    places = _places(world, dump)
+    qubes = {vid.split("/")[0] for vid in VOLUMES}
+    return (
+        world.keep,
+        world.number % 2,
+        tuple(sorted(world.running)),
+        tuple(sorted(world.sizes.items())),
+        tuple(
+            (qube, *_own(world, dump, qube))
+            for qube in sorted(qubes)
+            if f"{world.pool.home}/{qube}" in dump
+        ),
+        tuple(
+            (place, _generation(world, dump, name, places))
+            for name, place in sorted(places.items(), key=lambda pair: pair[1])
+            if name in dump
+        ),
+    )
+
+
+def _places(world: World, dump: dict[str, Any]) -> dict[str, Shape]:
+    """Of each generation and snapshot: its volume, and which of them."""
+    places: dict[str, Shape] = {}
+    for vid in VOLUMES:
+        where = layout.volume_name(world.pool.home, vid)
+        numbers = sorted(world.generations(dump, vid))
+        revisions = []
+        for rank, number in enumerate(numbers):
+            name = where.generation(number)
+            # the janitor tells number 0 from the others
+            places[name] = (vid, rank, number == 0)
+            for short in dump[name]["snapshots"]:
+                if re.fullmatch(r"r\d+", short):
+                    found = layout.revision_number(short)
+                    revisions.append((found, rank, f"{name}@{short}"))
+                else:
+                    kind = "admin" if short == SNAPSHOT_OF_ADMIN else "other"
+                    places[f"{name}@{short}"] = (vid, rank, kind)
+        for order, (_, rank, snapshot) in enumerate(sorted(revisions)):
+            places[snapshot] = (vid, rank, order)
+    return places
+
+
+def _own(world: World, dump: dict[str, Any], qube: str) -> Shape:
+    """The pointers of a qube, to the order of generations, and its marks."""
+    own = []
+    dataset = f"{world.pool.home}/{qube}"
+    for name, value in sorted(dump[dataset]["own"].items()):
+        if name.startswith(layout.POINTER):
+            number, _, more = value.partition(" ")
+            vid = f"{qube}/{name.removeprefix(layout.POINTER)}"
+            numbers = sorted(world.generations(dump, vid))
+            present = int(number) in numbers
+            rank = numbers.index(int(number)) if present else None
+            own.append((name, rank, more))
+        else:
+            own.append((name,))
+    return tuple(own)
+
+
+def _generation(
+    world: World, dump: dict[str, Any], name: str, places: dict[str, Shape]
+) -> Shape:
+    item = dump[name]
+    written = item.get("written")
+    return (
+        tuple(sorted(item["own"])),
+        places.get(item.get("origin"), item.get("origin")),
+        item.get("volsize"),
+        None if written is None else (written > 0, written > UNTOUCHED),
+        tuple(
+            sorted(
+                (*places[f"{name}@{short}"], snapshot["leaving"])
+                for short, snapshot in item["snapshots"].items()
+            )
+        ),
+    )
