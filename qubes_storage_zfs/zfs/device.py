@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,8 @@ from typing import TypeVar
 
 from . import core, native
 from .errors import Busy, CommandFailed, NoDevice
+
+LOG = logging.getLogger("qubes.storage.zfs")
 
 T = TypeVar("T")
 
@@ -95,27 +98,63 @@ def name_of_node(path: str) -> str | None:
         os.close(fd)
 
 
-def _node_of(dataset: str) -> str | None:
-    """Find /dev/zdN without udev, by asking every zvol for its name."""
-    for block in Path("/sys/block").glob("zd*"):
-        node = f"/dev/{block.name}"
-        if name_of_node(node) == dataset:
-            return node
+def _nodes() -> list[str]:
+    """The nodes of all zvols, those first that no link of udev's leads to."""
+    linked = {
+        os.path.realpath(os.path.join(folder, name))
+        for folder, _, names in os.walk(ZVOL_DIR)
+        for name in names
+    }
+    nodes = [f"/dev/{block.name}" for block in Path("/sys/block").glob("zd*")]
+    return sorted(nodes, key=linked.__contains__)
+
+
+def _open_by_name(dataset: str) -> tuple[str, int] | None:
+    """Find /dev/zdN without udev, by asking zvols for their names.
+
+    Gives the node and a descriptor that holds it open.
+    """
+    for node in _nodes():
+        with contextlib.suppress(OSError):
+            fd = open_node(node, os.O_RDONLY | os.O_NONBLOCK)
+            if _name_of_open(fd) == dataset:
+                return node, fd
+            os.close(fd)
     return None
 
 
-async def _nudge(dataset: str) -> None:
+def _node_of(dataset: str) -> str | None:
+    found = _open_by_name(dataset)
+    if found is None:
+        return None
+    os.close(found[1])
+    return found[0]
+
+
+async def _nudge(dataset: str, held: contextlib.ExitStack) -> None:
     """Have udev look at the zvol once more (as ``udevadm trigger`` does).
 
+    Until *held* is closed the zvol is open: only the first opener may be
+    turned away as open_node() tells, so that udev's program is not.
     If ZFS lost its node, have ZFS make one: see Container.take().
     """
-    node = await core.in_thread(_node_of, dataset)
-    if node is None:
-        with contextlib.suppress(CommandFailed):
-            await native.remake_node(dataset)
-    else:
+
+    def announce() -> bool:
+        found = _open_by_name(dataset)
+        if found is None:
+            return False
+        node, fd = found
+        held.callback(os.close, fd)
         with contextlib.suppress(OSError):
             Path(f"/sys/block/{node[5:]}/uevent").write_text("change")
+        return True
+
+    if await core.in_thread(announce):
+        LOG.warning("udev made no link for %s yet: asked again", dataset)
+        return
+    LOG.warning("%s has no device node yet: asked for one", dataset)
+    with contextlib.suppress(CommandFailed):
+        await native.remake_node(dataset)
 
 
 class _Watch:
@@ -166,19 +205,19 @@ async def wait_for_link(dataset: str) -> str:
     loop = asyncio.get_running_loop()
     begin = loop.time()
     nudge_at = NUDGE_AFTER
-    watch = _Watch(path)
-    try:
+    with contextlib.ExitStack() as held:
+        watch = _Watch(path)
+        held.callback(watch.close)
         while (passed := loop.time() - begin) < LINK_LIMIT:
             watch.arm()
             if await core.in_thread(name_of_node, path) == dataset:
                 return path
             if passed >= nudge_at:
-                # udev's own look may fail, as open_node() tells
                 nudge_at = 2 * passed
-                await _nudge(dataset)
+                await _nudge(dataset, held)
             await watch.wait(1.0)
-    finally:
-        watch.close()
+        if await core.in_thread(name_of_node, path) == dataset:
+            return path
     raise NoDevice(dataset, errno.ENODEV, "wait for the device of")
 
 

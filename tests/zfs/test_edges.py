@@ -420,17 +420,21 @@ def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
     """And once more where udev got nowhere with the first."""
     asked, nudge = [], device._nudge
 
-    async def nudge_after(dataset):
+    async def nudge_after(dataset, held):
         asked.append(dataset)
         if len(asked) > lost:
-            await nudge(dataset)
+            await nudge(dataset, held)
+            # the first opener may be turned away, and udev must not be it
+            assert node in (file.resolve() for file in open_files.iterdir())
 
     monkeypatch.setattr(device, "_nudge", nudge_after)
     volume = lab.private(content=b"data")
     subprocess.run(["udevadm", "settle"], check=False)
+    node, open_files = Path(volume.path).resolve(), Path("/proc/self/fd")
     Path(volume.path).unlink()
     monkeypatch.setattr(device, "NUDGE_AFTER", 0.2)
     lab.start(volume)
+    assert node not in [file.resolve() for file in open_files.iterdir()]
     assert read(volume.path) == b"data"
     lab.stop(volume)
 
@@ -510,7 +514,7 @@ def test_device_that_never_comes(lab, monkeypatch):
     lab.stop(volume)
 
 
-def test_many_qubes_at_once(lab):
+def test_many_qubes_at_once(lab, patience):
     root = lab.private("tmpl", b"v1", name="root")
     qubes = []
     for number in range(8):
