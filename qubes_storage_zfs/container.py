@@ -43,6 +43,7 @@ class State:
     owner: str | None
     #: whether the qube's dataset exists
     qube: bool
+    #: of all generations, if asked for
     numbers: Sequence[int]
     #: number of the current generation; None if there is no such volume
     current: int | None
@@ -131,28 +132,34 @@ class Container:
     def _question(
         self, name: VolumeName, want: Iterable[str], revisions: bool
     ) -> dict[str, Any]:
-        return {
+        question: dict[str, Any] = {
             "container": self.dataset,
             "owner": layout.OWNER,
             "qube": name.dataset,
             "volume": name.volume,
             "pointer": name.pointer,
             "started": name.started,
-            "want": list(want) or ["type"],
             "revisions": revisions,
         }
+        if want:
+            question["want"] = list(want)
+        return question
 
     async def state(
         self,
         name: VolumeName,
         want: Iterable[str] = (),
         revisions: bool = False,
+        counted: bool = False,
     ) -> State:
         """Ask ZFS about a volume.
 
+        :param want: native properties of its current generation
+        :param counted: whether State.numbers is needed
         :raises ZfsError: NoModule or PoolAbsent, mostly
         """
         question = self._question(name, want, revisions)
+        question["counted"] = counted
         return _state(await core.read("state", self.home, question))
 
     def state_now(

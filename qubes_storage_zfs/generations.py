@@ -64,7 +64,7 @@ class Generations:
             tells from somebody else's by their number
         """
         for attempt in range(1, TRIES + 1):
-            state = await self.state()
+            state = await self.store.state(self.where, counted=True)
             number = self.store.take(self.where, state.numbers, first)
             dataset = self.where.generation(number)
             try:

@@ -4,18 +4,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from qubes_storage_zfs import layout
 from qubes_storage_zfs.zfs import core, native
 
 #: All there is below a dataset: not by the programs that are tested, and
-#: asking little, for each property costs milliseconds under emulation.
+#: asking little.  Under emulation each snapshot or child listed takes 15 ms,
+#: and so does each native property of a zvol that nobody has open.
 DUMP = b"""
+local argv = (...).argv
 local found = {}
-local function look(ds)
-    local item = {guid = (zfs.get_prop(ds, "guid")), snapshots = {}, own = {}}
-    for name, value, source in zfs.list.user_properties(ds) do
-        if source == ds then item.own[name] = value end
+local function look(ds, depth)
+    local item = {snapshots = {}, own = {}}
+    local zvol = depth == 3 or string.match(ds, "%.%d+$") ~= nil
+    if zvol then
+        local value, source = zfs.get_prop(ds, argv.holder)
+        if source == ds then item.own[argv.holder] = value end
+        item.origin = (zfs.get_prop(ds, "origin"))
+    else
+        for name, value, source in zfs.list.user_properties(ds) do
+            if source == ds then item.own[name] = value end
+        end
     end
-    item.origin = (zfs.get_prop(ds, "origin"))
+    if string.match(ds, "/foreign") then
+        item.guid = (zfs.get_prop(ds, "guid"))
+    end
     for snapshot in zfs.list.snapshots(ds) do
         item.snapshots[string.match(snapshot, "@(.*)$")] = {
             guid = (zfs.get_prop(snapshot, "guid")),
@@ -23,7 +35,8 @@ local function look(ds)
         }
     end
     found[ds] = item
-    for child in zfs.list.children(ds) do look(child) end
+    if zvol then return end
+    for child in zfs.list.children(ds) do look(child, depth + 1) end
     for name, value in pairs(item.own) do
         local volume = string.match(name, "current%.(.*)$")
         local number = volume and string.match(value, "^%d+")
@@ -36,7 +49,7 @@ local function look(ds)
         end
     end
 end
-look((...).argv.container)
+look(argv.container, 0)
 return found
 """
 
@@ -133,7 +146,10 @@ class Door:
             DUMP,
             core.INSTRUCTION_LIMIT,
             core.MEMORY_LIMIT,
-            {b"container": container.encode()},
+            {
+                b"container": container.encode(),
+                b"holder": layout.HOLDER.encode(),
+            },
         )
         return dict(core._decode(found))
 
@@ -146,8 +162,8 @@ class Door:
 
 
 def names(dump: dict[str, Any]) -> set[tuple[str, int]]:
-    """What is there, for a comparison: names and guids, snapshots too."""
-    return {(name, item["guid"]) for name, item in dump.items()} | {
+    """What is there, for a comparison: names, and guids of snapshots."""
+    return {(name, 0) for name in dump} | {
         (f"{name}@{short}", snapshot["guid"])
         for name, item in dump.items()
         for short, snapshot in item["snapshots"].items()

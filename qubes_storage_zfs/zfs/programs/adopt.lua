@@ -19,7 +19,7 @@
 -- is as before and what was made is garbage for the janitor.
 local qube, volume = argv.qube, argv.volume
 local new = generation_name(qube, volume, argv.number)
-local old_number = current_number(qube, argv.pointer)
+local old_number, was_scratch = current_number(qube, argv.pointer)
 local old = nil
 if old_number ~= nil and old_number ~= argv.number then
     old = generation_name(qube, volume, old_number)
@@ -27,7 +27,7 @@ if old_number ~= nil and old_number ~= argv.number then
         old = nil
     end
 end
-if old ~= nil and argv.scratch and not is_scratch(qube, argv.pointer) then
+if old ~= nil and argv.scratch and not was_scratch then
     return refuse(17, "adopt", old)
 end
 local keep = argv.keep
@@ -47,7 +47,10 @@ elseif argv.touched and is_unwritten(new) then
     return refuse(61, "adopt", new)
 end
 
-local list, highest = revisions(qube, volume)
+local list, highest = {}, 0
+if not argv.scratch then
+    list, highest = revisions(qube, volume, generations(qube, volume))
+end
 local newest = list[#list]
 local first = nil
 if old ~= nil and commits and (keep == nil or keep > 0) then
@@ -129,7 +132,8 @@ if keep ~= nil and not argv.scratch then
     if first == nil and #list == 1 and is_unwritten(newest.snapshot) then
         drop_revision(newest.snapshot)
     end
-    prune(qube, volume, argv.number, keep)
+    list = revisions(qube, volume, generations(qube, volume))
+    prune(qube, volume, list, argv.number, keep)
     if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
         zfs.sync.destroy(old)
     end

@@ -1,7 +1,7 @@
 -- The current content of a volume becomes its newest revision.
 --
--- argv: qube, volume, pointer, started, keep (old revisions to keep; -1: no revisions
---       at all), always (commit also what has not changed)
+-- argv: qube, volume, pointer, started, keep (old revisions to keep; -1: no
+--       revisions at all), always (commit also what has not changed)
 -- gives: the number of the new revision, or nothing if none was needed
 --
 -- One transaction group: the snapshot is there and old ones are pruned, or
@@ -16,17 +16,11 @@ if not zfs.exists(ds) then
     return refuse(2, "exists", ds)
 end
 
-local list, highest = revisions(qube, volume)
+local list, highest = revisions(qube, volume, generations(qube, volume))
 local newest = list[#list]
-local changed = argv.always or changed_since(newest, ds, current)
-
-if argv.keep < 0 then
-    prune(qube, volume, current, -1)
-    clear_started(qube, argv.started)
-    return nil
-end
-if not changed then
-    prune(qube, volume, current, argv.keep)
+if argv.keep < 0
+    or not (argv.always or changed_since(newest, ds, current)) then
+    prune(qube, volume, list, current, argv.keep)
     clear_started(qube, argv.started)
     return nil
 end
@@ -40,5 +34,6 @@ if errno ~= 0 then
     return refuse(errno, "snapshot", snapshot)
 end
 clear_started(qube, argv.started)
-prune(qube, volume, current, argv.keep)
+list[#list + 1] = {generation = current, snapshot = snapshot}
+prune(qube, volume, list, current, argv.keep)
 return highest + 1

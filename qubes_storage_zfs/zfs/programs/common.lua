@@ -19,19 +19,15 @@ local function own_property(ds, name)
     return nil
 end
 
--- Number of the current generation of a volume; nil if it has none.
+-- Number of the current generation of a volume, nil if it has none; and
+-- whether that is one whose content nobody keeps.
 local function current_number(qube, pointer)
     local value = own_property(qube, pointer)
     if value == nil then
-        return nil
+        return nil, false
     end
-    return tonumber(string.match(value, "^(%d+)"))
-end
-
--- Whether the current generation is one whose content nobody keeps.
-local function is_scratch(qube, pointer)
-    local value = own_property(qube, pointer)
-    return value ~= nil and string.match(value, " scratch$") ~= nil
+    return tonumber(string.match(value, "^(%d+)")),
+        string.match(value, " scratch$") ~= nil
 end
 
 local function generation_name(qube, volume, number)
@@ -69,11 +65,12 @@ local function is_leaving(snapshot)
     return (zfs.get_prop(snapshot, "defer_destroy")) == "on"
 end
 
--- Revisions of a volume, all generations: list of {number=, generation=,
--- snapshot=}, sorted; and the highest number ever seen among them.
-local function revisions(qube, volume)
+-- Revisions of a volume in the generations `numbers`: list of {number=,
+-- generation=, snapshot=}, sorted; and the highest number ever seen among
+-- them.
+local function revisions(qube, volume, numbers)
     local found, highest = {}, 0
-    for _, generation in ipairs(generations(qube, volume)) do
+    for _, generation in ipairs(numbers) do
         local ds = generation_name(qube, volume, generation)
         for snapshot in zfs.list.snapshots(ds) do
             local digits = string.match(snapshot, "@r([1-9]%d*)$")
@@ -169,11 +166,11 @@ local function clear_started(qube, started)
     end
 end
 
--- Keep the newest `keep` old revisions besides the committed one (none at
--- all if keep is -1).  A generation that is not current and thereby lost its
--- last snapshot goes too, if nobody holds it open; else the janitor takes it.
-local function prune(qube, volume, current, keep)
-    local list = revisions(qube, volume)
+-- Of the revisions in `list`, oldest first, keep the newest `keep` besides
+-- the committed one (none at all if keep is -1).  A generation that is not
+-- current and thereby lost its last snapshot goes too, if nobody holds it
+-- open; else the janitor takes it.
+local function prune(qube, volume, list, current, keep)
     local emptied = {}
     if keep < 0 then
         -- a crash may have left some of freeze.lua
@@ -181,11 +178,12 @@ local function prune(qube, volume, current, keep)
             snapshots_of_ours(generation_name(qube, volume, current))) do
             drop_revision(snapshot)
         end
-        list = revisions(qube, volume)
     end
     for index = 1, #list - 1 - keep do
-        drop_revision(list[index].snapshot)
-        emptied[list[index].generation] = true
+        if keep >= 0 or list[index].generation ~= current then
+            drop_revision(list[index].snapshot)
+            emptied[list[index].generation] = true
+        end
     end
     for generation in pairs(emptied) do
         local ds = generation_name(qube, volume, generation)

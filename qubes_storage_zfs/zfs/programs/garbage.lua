@@ -21,8 +21,8 @@ local function is_untouched_clone(ds)
             == (zfs.get_prop(origin, "logicalreferenced"))
 end
 
-local function is_ours(ds, number)
-    if own_property(ds, argv.holder) ~= nil then
+local function is_ours(ds, number, mark)
+    if mark ~= nil then
         return true
     end
     if (zfs.get_prop(ds, "type")) ~= "volume" then
@@ -47,13 +47,14 @@ local function look(qube)
         local volume, number = parse_generation(child)
         local current = current_number(qube, argv.prefix .. volume)
         if number ~= current then
-            if not has_snapshots(child) and is_ours(child, number) then
+            local mark = own_property(child, argv.holder)
+            if not has_snapshots(child) and is_ours(child, number, mark) then
                 out.datasets[#out.datasets + 1] = {
                     name = child,
                     guid = (zfs.get_prop(child, "guid")),
-                    holder = own_property(child, argv.holder),
+                    holder = mark,
                 }
-            elseif current == nil and own_property(child, argv.holder) then
+            elseif current == nil and mark ~= nil then
                 out.stuck = out.stuck + 1
             end
         end

@@ -2,7 +2,10 @@
 --
 -- argv: container, owner (property), qube (dataset), volume, pointer,
 --       started (property),
---       want (list of native properties of the current generation)
+--       want (list of native properties of the current generation, each as
+--       dear as all the rest: the zvol is opened for it)
+--       counted: give numbers; revisions: give these and what follows from
+--       them
 -- gives: missing (if the container is); owner; current (number, absent if
 --       there is no volume); scratch (whether nobody keeps its content);
 --       numbers (of all generations); revisions (list of number, generation,
@@ -18,10 +21,14 @@ if not zfs.exists(qube) then
     return out
 end
 out.qube = true
-for index, number in ipairs(generations(qube, volume)) do
-    out.numbers[index] = number
+local numbers = {}
+if argv.counted or argv.revisions then
+    numbers = generations(qube, volume)
+    for index, number in ipairs(numbers) do
+        out.numbers[index] = number
+    end
 end
-local current = current_number(qube, argv.pointer)
+local current, scratch = current_number(qube, argv.pointer)
 if current == nil then
     return out
 end
@@ -30,18 +37,18 @@ if not zfs.exists(ds) then
     return out
 end
 out.current = current
-out.scratch = is_scratch(qube, argv.pointer)
+out.scratch = scratch
 if argv.revisions then
-    local list = revisions(qube, volume)
+    local list = revisions(qube, volume, numbers)
     out.revisions = {}
     for index, revision in ipairs(list) do
         revision.creation = (zfs.get_prop(revision.snapshot, "creation"))
         out.revisions[index] = revision
     end
     local newest = list[#list]
-    out.dirty = own_property(qube, argv.started) ~= nil
-        or moved_since(newest, ds, current)
-    out.blank = own_property(qube, argv.started) == nil
+    local started = own_property(qube, argv.started) ~= nil
+    out.dirty = started or moved_since(newest, ds, current)
+    out.blank = not started
         and #list < 2 and is_unwritten(ds)
         and (newest == nil or is_unwritten(newest.snapshot))
     if newest ~= nil then
@@ -49,7 +56,7 @@ if argv.revisions then
     end
 end
 out.properties = {}
-for _, name in pairs(argv.want) do
+for _, name in pairs(argv.want or {}) do
     out.properties[name] = (zfs.get_prop(ds, name))
 end
 local origin = out.properties.origin
