@@ -48,7 +48,7 @@ def _places(world: World, dump: dict[str, Any]) -> dict[str, Shape]:
         for rank, number in enumerate(numbers):
             name = where.generation(number)
             # the janitor tells number 0 from the others
-            places[name] = (vid, rank, number == 0)
+            places[name] = (vid, rank, "later" if number else "first")
             for short in dump[name]["snapshots"]:
                 if re.fullmatch(r"r\d+", short):
                     found = layout.revision_number(short)
@@ -57,7 +57,7 @@ def _places(world: World, dump: dict[str, Any]) -> dict[str, Shape]:
                     kind = "admin" if short == SNAPSHOT_OF_ADMIN else "other"
                     places[f"{name}@{short}"] = (vid, rank, kind)
         for order, (_, rank, snapshot) in enumerate(sorted(revisions)):
-            places[snapshot] = (vid, rank, order)
+            places[snapshot] = (vid, rank, f"{order:03}")
     return places
 
 
