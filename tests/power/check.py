@@ -15,6 +15,7 @@ import libzfs_core
 
 from qubes_storage_zfs import layout
 
+from ..zfs.conftest import open_device
 from . import tags
 from .guest import NAME, SIZE, House, sh
 
@@ -131,7 +132,7 @@ async def read(path: str) -> list[tuple[str, int]]:
     """The names of the blocks behind a device node, in runs."""
 
     def whole() -> bytes:
-        with open(path, "rb", buffering=0) as device:
+        with open_device(path, os.O_RDONLY) as device:
             return device.read(2 * SIZE)
 
     return tags.packed(tags.names(await asyncio.to_thread(whole)))

@@ -11,10 +11,15 @@ import random
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from ..zfs.conftest import open_device
 from . import check, tags
 from .guest import APPS, BLOCKS, KEPT, TEMPLATE, House, say
+
+
+async def _opened(path: str) -> BinaryIO:
+    return await asyncio.to_thread(open_device, path, os.O_RDWR)
 
 
 class Qube:
@@ -104,7 +109,7 @@ class Qube:
         await self.read(self.vid, of=self.vid)
         with contextlib.ExitStack() as files:
             devices = [
-                files.enter_context(open(each.path, "r+b", buffering=0))
+                files.enter_context(await _opened(each.path))
                 for each in (self.volume, *scratch)
             ]
             for _ in range(self.dice.randint(0, 5)):
@@ -150,7 +155,7 @@ class Qube:
         async def act() -> None:
             path = await self.volume.import_data(BLOCKS * tags.BLOCK)
             data = tags.extent(content, 0, BLOCKS)
-            with open(path, "r+b", buffering=0) as device:
+            with await _opened(path) as device:
                 await asyncio.to_thread(device.write, data)
             await self.volume.import_data_end(success)
 

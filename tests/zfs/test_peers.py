@@ -306,8 +306,11 @@ def test_foreign_snapshots_neither_hide_changes_nor_go(lab):
     sh("zfs", "snapshot", f"{volume.dataset}@autosnap")
     lab.stop(volume)
     assert lab.content(volume) == b"two"
+    lab.session(volume, b"three")
+    # a revision that is younger than it, whose promotion would take it along
     lab.run(volume.revert())
-    assert lab.content(volume) == b"one"
+    assert lab.content(volume) == b"two"
+    assert "vm/work/private@autosnap" in lab.datasets("snapshot")
     for text in b"3", b"4", b"5", b"6":
         lab.session(volume, text)
     assert "vm/work/private@autosnap" in lab.datasets("snapshot")

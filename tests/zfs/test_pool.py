@@ -12,6 +12,12 @@ from qubes_storage_zfs.zfs import blank, core
 from .conftest import MIB, Lab, sh
 
 
+@pytest.fixture(scope="module")
+def another(zpool):
+    """A pool for tests that change none."""
+    return Lab(zpool)
+
+
 def all_but_other_tests_volumes(lab):
     every = sh("zfs", "list", "-Hd", "2", "-o", "name")
     return every, lab.datasets()
@@ -130,9 +136,9 @@ def test_container_gone(lab):
     ],
 )
 def test_bad_options_are_refused_before_anything_is_touched(
-    lab, options, match
+    another, options, match
 ):
-    refused(lab, "newpool", match, **options)
+    refused(another, "newpool", match, **options)
 
 
 def test_container_that_is_a_volume_or_within_anothers_home(lab, zpool):
