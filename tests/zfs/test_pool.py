@@ -9,7 +9,7 @@ from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import blank, core
 
-from .conftest import MIB, Lab, sh
+from .conftest import MIB, Lab, read, sh, write
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +209,13 @@ def test_copy_between_zpools_is_sparse(lab, tmp_path):
     try:
         other = Lab("second")
         source = lab.private("a", b"data", size=64 * MIB)
+        lab.start(source)
+        write(source.path, b"beyond holes", 40 * MIB)
+        lab.stop(source)
         target = other.private("b", b"old", revisions_to_keep=1)
         other.run(target.import_volume(source))
         assert other.content(target) == b"data"
+        assert read(target.path, offset=40 * MIB) == b"beyond holes"
         assert target.size == 64 * MIB
         assert target.usage < MIB
         assert lab.datasets("volume") == ["vm/a/private"]
