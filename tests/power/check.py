@@ -14,6 +14,7 @@ from typing import Any
 import libzfs_core
 
 from qubes_storage_zfs import layout
+from qubes_storage_zfs.zfs import device
 
 from ..zfs.conftest import open_device
 from . import tags
@@ -130,10 +131,14 @@ def leftovers(things: Things) -> list[str]:
 
 async def read(path: str) -> list[tuple[str, int]]:
     """The names of the blocks behind a device node, in runs."""
+    dataset = device.dataset_of(path)
+    if dataset is not None:
+        # udev takes its link away while it looks at the node anew
+        await device.wait_for_link(dataset)
 
     def whole() -> bytes:
-        with open_device(path, os.O_RDONLY) as device:
-            return device.read(2 * SIZE)
+        with open_device(path, os.O_RDONLY) as opened:
+            return opened.read(2 * SIZE)
 
     return tags.packed(tags.names(await asyncio.to_thread(whole)))
 
@@ -145,15 +150,15 @@ def _nodes() -> dict[str, str]:
     for block in Path("/sys/block").glob("zd*"):
         node = f"/dev/{block.name}"
         try:
-            device = os.open(node, os.O_RDONLY)
+            opened = os.open(node, os.O_RDONLY)
         except OSError:
             continue
         try:
             buffer = bytearray(256)
-            fcntl.ioctl(device, BLKZNAME, buffer)
+            fcntl.ioctl(opened, BLKZNAME, buffer)
             found[buffer.partition(b"\0")[0].decode()] = node
         finally:
-            os.close(device)
+            os.close(opened)
     return found
 
 
