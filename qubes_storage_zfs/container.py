@@ -130,20 +130,23 @@ class Container:
     # --- reading
 
     def _question(
-        self, name: VolumeName, want: Iterable[str], revisions: bool
+        self,
+        name: VolumeName,
+        want: Iterable[str],
+        revisions: bool,
+        counted: bool = False,
     ) -> dict[str, Any]:
-        question: dict[str, Any] = {
+        return {
             "container": self.dataset,
             "owner": layout.OWNER,
             "qube": name.dataset,
             "volume": name.volume,
             "pointer": name.pointer,
             "started": name.started,
+            "want": list(want),
             "revisions": revisions,
+            "counted": counted,
         }
-        if want:
-            question["want"] = list(want)
-        return question
 
     async def state(
         self,
@@ -158,8 +161,7 @@ class Container:
         :param counted: whether State.numbers is needed
         :raises ZfsError: NoModule or PoolAbsent, mostly
         """
-        question = self._question(name, want, revisions)
-        question["counted"] = counted
+        question = self._question(name, want, revisions, counted)
         return _state(await core.read("state", self.home, question))
 
     def state_now(

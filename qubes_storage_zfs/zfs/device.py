@@ -109,26 +109,12 @@ def _nodes() -> list[str]:
     return sorted(nodes, key=linked.__contains__)
 
 
-def _open_by_name(dataset: str) -> tuple[str, int] | None:
-    """Find /dev/zdN without udev, by asking zvols for their names.
-
-    Gives the node and a descriptor that holds it open.
-    """
-    for node in _nodes():
-        with contextlib.suppress(OSError):
-            fd = open_node(node, os.O_RDONLY | os.O_NONBLOCK)
-            if _name_of_open(fd) == dataset:
-                return node, fd
-            os.close(fd)
-    return None
-
-
 def _node_of(dataset: str) -> str | None:
-    found = _open_by_name(dataset)
-    if found is None:
-        return None
-    os.close(found[1])
-    return found[0]
+    """Find /dev/zdN without udev, by asking zvols for their names."""
+    for node in _nodes():
+        if name_of_node(node) == dataset:
+            return node
+    return None
 
 
 async def _nudge(dataset: str, held: contextlib.ExitStack) -> None:
@@ -139,20 +125,18 @@ async def _nudge(dataset: str, held: contextlib.ExitStack) -> None:
     If ZFS lost its node, have ZFS make one: see Container.take().
     """
 
-    def announce() -> bool:
-        found = _open_by_name(dataset)
-        if found is None:
-            return False
-        node, fd = found
-        held.callback(os.close, fd)
+    def announce(node: str) -> None:
         with contextlib.suppress(OSError):
+            fd = open_node(node, os.O_RDONLY | os.O_NONBLOCK)
+            held.callback(os.close, fd)
             Path(f"/sys/block/{node[5:]}/uevent").write_text("change")
-        return True
 
-    if await core.in_thread(announce):
-        LOG.warning("udev made no link for %s yet: asked again", dataset)
+    node = await core.in_thread(_node_of, dataset)
+    if node is not None:
+        LOG.warning("udev made no link for %s yet: asking again", dataset)
+        await core.in_thread(announce, node)
         return
-    LOG.warning("%s has no device node yet: asked for one", dataset)
+    LOG.warning("%s has no device node yet: asking for one", dataset)
     with contextlib.suppress(CommandFailed):
         await native.remake_node(dataset)
 
@@ -208,17 +192,18 @@ async def wait_for_link(dataset: str) -> str:
     with contextlib.ExitStack() as held:
         watch = _Watch(path)
         held.callback(watch.close)
-        while (passed := loop.time() - begin) < LINK_LIMIT:
+        while True:
+            # before the look, so that the last one is after the last wait
+            passed = loop.time() - begin
             watch.arm()
             if await core.in_thread(name_of_node, path) == dataset:
                 return path
+            if passed >= LINK_LIMIT:
+                raise NoDevice(dataset, errno.ENODEV, "wait for the device of")
             if passed >= nudge_at:
                 nudge_at = 2 * passed
                 await _nudge(dataset, held)
             await watch.wait(1.0)
-        if await core.in_thread(name_of_node, path) == dataset:
-            return path
-    raise NoDevice(dataset, errno.ENODEV, "wait for the device of")
 
 
 def flush(dataset: str) -> None:

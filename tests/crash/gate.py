@@ -14,7 +14,7 @@ DUMP = b"""
 local argv = (...).argv
 local found = {}
 local function look(ds, depth)
-    local item = {snapshots = {}, own = {}}
+    local item = {guid = (zfs.get_prop(ds, "guid")), snapshots = {}, own = {}}
     local zvol = depth == 3 or string.match(ds, "%.%d+$") ~= nil
     if zvol then
         local value, source = zfs.get_prop(ds, argv.holder)
@@ -24,9 +24,6 @@ local function look(ds, depth)
         for name, value, source in zfs.list.user_properties(ds) do
             if source == ds then item.own[name] = value end
         end
-    end
-    if string.match(ds, "/foreign") then
-        item.guid = (zfs.get_prop(ds, "guid"))
     end
     for snapshot in zfs.list.snapshots(ds) do
         item.snapshots[string.match(snapshot, "@(.*)$")] = {
@@ -162,8 +159,8 @@ class Door:
 
 
 def names(dump: dict[str, Any]) -> set[tuple[str, int]]:
-    """What is there, for a comparison: names, and guids of snapshots."""
-    return {(name, 0) for name in dump} | {
+    """What is there, for a comparison: names and guids, snapshots too."""
+    return {(name, item["guid"]) for name, item in dump.items()} | {
         (f"{name}@{short}", snapshot["guid"])
         for name, item in dump.items()
         for short, snapshot in item["snapshots"].items()

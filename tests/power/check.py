@@ -5,7 +5,6 @@ what doc/design.md says of the names on disk.
 """
 
 import asyncio
-import fcntl
 import os
 import re
 from pathlib import Path
@@ -21,8 +20,6 @@ from . import tags
 from .guest import NAME, SIZE, House, sh
 
 HOME = f"{NAME}/vm"
-#: _IOR(0x12, 125, char[256]) of include/sys/fs/zfs.h
-BLKZNAME = 0x8100127D
 #: seconds
 NODE_LIMIT = 60.0
 
@@ -146,20 +143,12 @@ async def read(path: str) -> list[tuple[str, int]]:
 def _nodes() -> dict[str, str]:
     """Name of a zvol or snapshot -> the kernel's node; udev's link to it
     comes later."""
-    found = {}
-    for block in Path("/sys/block").glob("zd*"):
-        node = f"/dev/{block.name}"
-        try:
-            opened = os.open(node, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            buffer = bytearray(256)
-            fcntl.ioctl(opened, BLKZNAME, buffer)
-            found[buffer.partition(b"\0")[0].decode()] = node
-        finally:
-            os.close(opened)
-    return found
+    nodes = [f"/dev/{block.name}" for block in Path("/sys/block").glob("zd*")]
+    return {
+        name: node
+        for node in nodes
+        if (name := device.name_of_node(node)) is not None
+    }
 
 
 async def _visible(snapshots: set[str], there: bool) -> dict[str, str]:

@@ -41,8 +41,8 @@ BOOT_LIMIT = 300
 SILENCE_LIMIT = int(os.environ.get("VM_SILENCE_LIMIT", "600"))
 KVM_PROBE_LIMIT = 30
 #: for the kernel where it is emulated.  QEMU translates code anew wherever it
-#: lies at another virtual address: with them starting a process takes 20 ms,
-#: without them 70.
+#: lies at another virtual address: with them, and page tables of four levels
+#: (la57=off), starting a process takes 20 ms, without 70.
 EMULATED = "norandmaps nokaslr mitigations=off"
 
 

@@ -56,7 +56,7 @@ if argv.revisions then
     end
 end
 out.properties = {}
-for _, name in pairs(argv.want or {}) do
+for _, name in pairs(argv.want) do
     out.properties[name] = (zfs.get_prop(ds, name))
 end
 local origin = out.properties.origin
