@@ -44,6 +44,9 @@ KVM_PROBE_LIMIT = 30
 #: lies at another virtual address: with them, and page tables of four levels
 #: (la57=off), starting a process takes 20 ms, without 70.
 EMULATED = "norandmaps nokaslr mitigations=off"
+#: cx16=off: QEMU 7.2 can leave rubbish in the flags after a cmpxchg16b, and
+#: an interrupt right there ends in a panic (the kernel's allocator uses it)
+EMULATED_CPU = "max,la57=off,cx16=off"
 
 
 class Failed(Exception):
@@ -136,7 +139,7 @@ def accelerator(place: Path) -> list[str]:
     An accelerator that opens /dev/kvm and then hangs is known, so it is
     probed, and the answer kept until the host boots again.
     """
-    tcg = ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
+    tcg = ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return tcg
     kvm = ["-accel", "kvm", "-cpu", "host"]
