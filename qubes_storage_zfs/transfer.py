@@ -192,7 +192,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         with told(what):
             # whoever still writes has not sent this: it is about another,
             # which was taken for abandoned
-            who = await core.in_thread(device.holders, self._import)
+            who = await device.lasting_holders(self._import)
             if who and success:
                 why = errors.IMPORT_RUNNING.format(holders=", ".join(who))
                 raise refusal(what, why)
@@ -240,7 +240,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         """
         if self._import is None:
             return
-        who = await core.in_thread(device.holders, self._import)
+        who = await device.lasting_holders(self._import)
         if who:
             why = errors.IMPORT_RUNNING.format(holders=", ".join(who))
             raise refusal(what, why)

@@ -37,6 +37,8 @@ LINK_LIMIT = 30.0
 #: seconds after which udev is asked again for a link that did not come; then
 #: again after twice as many
 NUDGE_AFTER = 5.0
+#: seconds after which whoever has a node open does not only look at it
+GLANCE_LIMIT = 2.0
 #: seconds for which "busy" is put down to udev's probing and tried again
 BUSY_LIMIT = 6.0
 
@@ -237,6 +239,25 @@ def holders(dataset: str) -> tuple[str, ...]:
     return tuple(
         [*_processes(node), *_block_holders(node), *_xen_backends(node)]
     )
+
+
+async def lasting_holders(
+    dataset: str, limit: float = GLANCE_LIMIT
+) -> tuple[str, ...]:
+    """Who holds the zvol's node open for longer than a glance.
+
+    Whoever closes what it wrote makes udev run zvol_id, which opens the node
+    for a moment, and so does qubesd while it looks for another zvol's.
+
+    :param limit: seconds
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limit
+    while who := await core.in_thread(holders, dataset):
+        if loop.time() >= end:
+            break
+        await asyncio.sleep(0.05)
+    return who
 
 
 def _processes(node: str) -> Iterator[str]:

@@ -160,8 +160,8 @@ FAULTS = (
     Fault(
         "busy is final",
         "zfs/device.py",
-        "if loop.time() >= end:",
-        "if True:",
+        "except Busy as exc:\n            if loop.time() >= end:",
+        "except Busy as exc:\n            if True:",
         _zfs("kept", "what_is_open_for_a_moment_is_waited_for"),
     ),
     Fault(

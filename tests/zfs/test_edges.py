@@ -83,6 +83,19 @@ def test_import_with_no_revisions_kept(lab):
     assert len(lab.datasets("volume")) == 1
 
 
+def test_import_ends_though_somebody_looks(lab):
+    """As udev's zvol_id does once the writer has closed the node."""
+    volume = lab.private(content=b"old")
+    path = lab.run(volume.import_data(MIB))
+    write(path, b"new")
+    opened = device.open_node(path, os.O_RDONLY)
+    with subprocess.Popen(["sleep", "1"], stdin=opened) as glance:
+        os.close(opened)
+        lab.run(volume.import_data_end(True))
+        assert glance.poll() is not None
+    assert lab.content(volume) == b"new"
+
+
 def test_snapshots_disabled(lab):
     volume = lab.private(content=b"one", revisions_to_keep=1)
     volume.revisions_to_keep = -1
