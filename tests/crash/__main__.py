@@ -1,15 +1,12 @@
 """Runs in the guest, with a zpool of its own in memory."""
 
 import argparse
-import asyncio
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-import qubes.storage
 
 from .enumerate import run, sequences
 from .links import Links
@@ -32,12 +29,11 @@ def main() -> int:
         disk = Path(folder) / "disk"
         with open(disk, "wb") as file:
             file.truncate(SIZE)
-        qubes.storage.VOLUME_STATE_DIR = folder
         create = ["zpool", "create", "-m", "none", ZPOOL, str(disk)]
         subprocess.run(create, check=True)
         begin = time.monotonic()
         with Links():
-            tally = asyncio.run(run(ZPOOL, todo, given.seconds, given.seed))
+            tally = run(folder, ZPOOL, todo, given.seconds, given.seed)
         print(f"seed {given.seed}, {time.monotonic() - begin:.0f} s: {tally}")
         print("calls:", dict(tally.calls))
         for violation in tally.violations:

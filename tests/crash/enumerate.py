@@ -1,21 +1,32 @@
 """Stop the world at every point of every sequence of verbs."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, MutableMapping
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, fields
+from multiprocessing import get_context
+from queue import Empty, Queue
+from typing import Final, Literal
 
-from .gate import Door, Stopped, Violated, names
+import qubes.storage
+
+from .gate import Door, Dump, Stopped, Violated, names
 from .same import Shape, shape
 from .verbs import RULES, at_rest
 from .world import World
 
 LOG = logging.getLogger(__name__)
+#: seconds
+TELL_EVERY = 20
+#: revisions_to_keep of each world; a process each
+WORLDS = (2, 2, 0, 2, -1, 1)
+UNKNOWN: Final = "unknown"
 Sequence = tuple[str, ...]
 
 
@@ -29,31 +40,32 @@ def sequences() -> Iterator[Sequence]:
 
 @dataclass
 class Tally:
-    """What was tried."""
+    """What was tried.
+
+    :ivar done: sequences by their length
+    :ivar impossible: sequences that make no sense
+    :ivar known: sequences whose last verb was tried in such a world
+    :ivar left: different worlds that a stop left behind
+    :ivar twice: points at which their recovery was stopped
+    """
 
     done: Counter[int] = field(default_factory=Counter)
     impossible: int = 0
-    #: sequences whose last verb was tried in such a world
     known: int = 0
-    #: worlds, with the verb that was stopped in them; see same.py
-    tried: set[tuple[str, Shape]] = field(default_factory=set)
-    #: stopped worlds, and the next call of their recovery to stop before;
-    #: None: it was stopped everywhere
-    recovered: dict[Shape, int | None] = field(default_factory=dict)
     points: int = 0
-    twice: int = 0
     half: int = 0
+    left: int = 0
+    twice: int = 0
     calls: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
-    #: when it was last told how far it is; seconds, monotonic
-    told: float = 0.0
-
-    def tell(self) -> None:
-        """A line of progress, now and then."""
-        if time.monotonic() > self.told + 20:
-            self.told = time.monotonic()
-            print(self, flush=True)
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            *(
+                getattr(self, item.name) + getattr(other, item.name)
+                for item in fields(Tally)
+            )
+        )
 
     def __str__(self) -> str:
         lengths = ", ".join(
@@ -64,107 +76,122 @@ class Tally:
             f"sequences of verbs: {lengths} ({self.known} lead to worlds that"
             f" were tried already, {self.impossible} make no sense); points at"
             f" which the world was stopped: {self.points}, {self.half} of them"
-            f" in the middle of a call; {len(self.recovered)} different worlds"
+            f" in the middle of a call; {self.left} different worlds"
             f" after it, stopped again at {self.twice} points of their"
             f" recovery; violations: {len(self.violations)}"
         )
 
 
+@dataclass
+class Known:
+    """What no world needs to try again; all processes share it.
+
+    :ivar tried: worlds, with the verb that was stopped in them, and in which
+        sequence; see same.py
+    :ivar leads: what a verb makes of a world; None: it is impossible there
+    :ivar recovered: stopped worlds, and the next call of their recovery to
+        stop before; None: it was stopped everywhere
+    """
+
+    tried: MutableMapping[tuple[str, Shape], Sequence]
+    leads: MutableMapping[tuple[Shape, str], Shape | None]
+    recovered: MutableMapping[Shape, int | None]
+
+
 class Enumerator:
     """One world, and the sequences tried in it one after the other."""
 
-    def __init__(self, world: World, tally: Tally) -> None:
+    def __init__(
+        self, world: World, known: Known, tell: Callable[[Tally], None]
+    ) -> None:
         self.world = world
-        self.tally = tally
+        self.known = known
+        self.tell = tell
+        self.tally = Tally()
         self.has_half = False
 
     async def try_all(self, sequence: Sequence) -> None:
         """All points of a sequence's last verb."""
         world, tally = self.world, self.tally
-        if not await self._prepare(sequence):
+        rest = await self._rest()
+        before = self._foreseen(rest, sequence)
+        if before == UNKNOWN:
+            before = await self._lead(rest, sequence)
+        if before is None:
             tally.impossible += 1
             return
-        before = (sequence[-1], shape(world, world.dump()))
-        if before in tally.tried:
+        tried = (sequence[-1], before)
+        if self.known.tried.setdefault(tried, sequence) != sequence:
             tally.known += 1
             return
-        tally.tried.add(before)
         # qubes that survive make two cases of each stop
         deaths = (True, False) if world.running else (True,)
-        left, half, ended = 0, False, False
+        left, half, ended, ready = 0, False, False, True
         while not ended:
             for machine in deaths:
-                ended = await self._stop_at(sequence, left, half, machine)
+                again = True
+                while again:
+                    if not ready:
+                        before = await self._lead(await self._rest(), sequence)
+                    if before is None:
+                        raise Violated(f"{sequence} cannot be repeated")
+                    ready = False
+                    ended = await self._stop(sequence[-1], left, half, machine)
+                    again = await self._recover(machine)
+                    self.tell(tally)
+                tally.points += 1
+                tally.half += half
             if self.has_half and not half:
                 half = True
             else:
                 left, half = left + 1, False
         tally.done[len(sequence)] += 1
-        tally.tell()
 
-    async def _prepare(self, sequence: Sequence) -> bool:
+    async def _rest(self) -> Shape:
         world = self.world
         world.gate.open()
-        await at_rest(world)
         world.log = ["at rest"]
+        return shape(world, await at_rest(world))
+
+    def _foreseen(
+        self, here: Shape, sequence: Sequence
+    ) -> Shape | None | Literal["unknown"]:
+        """The world that a sequence's last verb meets, if each verb before
+        it was seen in such a world; None if one of them is impossible."""
+        leads = self.known.leads
+        for name in sequence[:-1]:
+            there = leads.get((here, name), UNKNOWN)
+            if there is None or there == UNKNOWN:
+                return there
+            here = there
+        if leads.get((here, sequence[-1]), here) is None:
+            return None
+        return here if (sequence[-1], here) in self.known.tried else UNKNOWN
+
+    async def _lead(self, here: Shape, sequence: Sequence) -> Shape | None:
+        """Do all verbs but the last; None if any is impossible."""
+        world = self.world
         for name in sequence[:-1]:
             if not RULES[name].when(world):
-                return False
+                self.known.leads[here, name] = None
+                return None
             world.log.append(name)
             await RULES[name].verb(world)
-            await world.check()
-        return RULES[sequence[-1]].when(world)
-
-    async def _stop_at(
-        self, sequence: Sequence, left: int, half: bool, machine: bool
-    ) -> bool:
-        """Stop at one point, as often as it takes to stop the recovery from
-        it at every point, too.
-
-        :param left: changing calls that the verb may still do
-        :return: whether the verb ended before its stop came
-        """
-        world, tally = self.world, self.tally
-        tally.points += 1
-        tally.half += half
-        while True:
-            ended = await self._stop(sequence[-1], left, half, machine)
-            after = shape(world, world.dump())
-            known = after in tally.recovered
-            again = tally.recovered.get(after)
-            if known and again is not None:
-                through = await self._recover_until(again, machine)
-                tally.recovered[after] = None if through else again + 1
-            dump = await self._recover()
-            if not known:
-                world.lose_memory(False)
-                await world.recover()
-                if names(world.dump()) != names(dump):
-                    raise Violated("a second recovery changes something")
-                tally.recovered[after] = 0
-            if not await self._prepare(sequence):
-                raise Violated(f"{sequence} cannot be repeated")
-            if tally.recovered[after] is None:
-                return ended
-
-    async def _recover_until(self, again: int, machine: bool) -> bool:
-        """Stop in the recovery; whether that was over before."""
-        world = self.world
-        world.log.append(f"stops again before call {again}")
-        world.gate.open(again)
-        try:
-            await world.recover()
-        except Stopped:
-            self.tally.twice += 1
-        through = not world.gate.dead
-        world.gate.open()
-        world.lose_memory(machine)
-        return through
+            there = shape(world, await world.check())
+            self.known.leads[here, name] = there
+            here = there
+        if not RULES[sequence[-1]].when(world):
+            self.known.leads[here, sequence[-1]] = None
+            return None
+        return here
 
     async def _stop(
         self, name: str, left: int, half: bool, machine: bool
     ) -> bool:
-        """Let a verb run into its stop; whether it ended before."""
+        """Let a verb run into its stop; whether it ended before.
+
+        :param left: changing calls that it may still do
+        """
         world = self.world
         how = "machine" if machine else "qubesd"
         where = f"{'in' if half else 'before'} call {left}"
@@ -181,48 +208,134 @@ class Enumerator:
         world.lose_memory(machine)
         return ended
 
-    async def _recover(self) -> dict[str, Any]:
+    async def _recover(self, machine: bool) -> bool:
+        """Recover from a stop; whether that was itself stopped on the way,
+        and there may be a later point of it to stop at."""
+        world, recovered = self.world, self.known.recovered
+        after = shape(world, world.dump())
+        if after not in recovered:
+            dump = await self._recover_whole()
+            world.lose_memory(False)
+            await world.recover()
+            if names(world.dump()) != names(dump):
+                raise Violated("a second recovery changes something")
+            self.tally.left += 1
+            recovered[after] = 0
+            return True
+        again = recovered[after]
+        stopped = again is not None and await self._stop_again(again, machine)
+        if again is not None:
+            recovered[after] = again + 1 if stopped else None
+        await self._recover_whole()
+        return stopped
+
+    async def _stop_again(self, again: int, machine: bool) -> bool:
+        """Stop in the recovery, unless it is over before."""
+        world = self.world
+        world.log.append(f"stops again before call {again}")
+        world.gate.open(again)
+        try:
+            await world.recover()
+        except Stopped:
+            self.tally.twice += 1
+        stopped = world.gate.dead
+        world.gate.open()
+        world.lose_memory(machine)
+        return stopped
+
+    async def _recover_whole(self) -> Dump:
         await self.world.recover()
         return await self.world.check(stopped=True)
 
 
-async def run(
+async def _live(
     zpool: str,
-    todo: Iterable[Sequence],
-    seconds: float,
-    seed: int,
-    worlds: int = 6,
+    number: int,
+    todo: "Queue[Sequence]",
+    known: Known,
+    tell: Callable[[Tally], None],
+    end: float,
+) -> None:
+    """One world: take sequences until there are none, or *end* has come."""
+    with Door() as door:
+        world = World(door, zpool, number, WORLDS[number])
+        await world.set_up()
+        await at_rest(world)
+        world.disturb()
+        enumerator = Enumerator(world, known, tell)
+        while time.monotonic() < end:
+            try:
+                sequence = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                await enumerator.try_all(sequence)
+            except Exception as exc:
+                LOG.exception("world %d", number)
+                enumerator.tally.violations.append(
+                    f"{sequence} in world {number} (keep {world.keep}):"
+                    f" {type(exc).__name__}: {exc}; {world.log}"
+                )
+                return
+            finally:
+                tell(enumerator.tally)
+
+
+def _process(
+    folder: str,
+    zpool: str,
+    number: int,
+    todo: "Queue[Sequence]",
+    known: Known,
+    tallies: MutableMapping[int, Tally],
+    end: float,
+) -> None:
+    qubes.storage.VOLUME_STATE_DIR = folder
+
+    def tell(tally: Tally) -> None:
+        tallies[number] = tally
+
+    asyncio.run(_live(zpool, number, todo, known, tell, end))
+
+
+def run(
+    folder: str, zpool: str, todo: list[Sequence], seconds: float, seed: int
 ) -> Tally:
     """Try *todo*, in an order given by *seed* from the second verb on.
 
+    :param folder: for the state files of running qubes
     :param seconds: no sequence is begun after that many
     """
-    tally = Tally()
     order = list(todo)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda sequence: len(sequence) > 1)
-    queue = iter(order)
     end = time.monotonic() + seconds
-    with Door() as door:
-
-        async def work(number: int) -> None:
-            keep = (2, 2, 0, 2, -1, 1)[number % 6]
-            world = World(door, zpool, number, keep)
-            await world.pool.setup()
-            await at_rest(world)
-            world.disturb()
-            enumerator = Enumerator(world, tally)
-            for sequence in queue:
-                if time.monotonic() > end or tally.violations:
-                    return
-                try:
-                    await enumerator.try_all(sequence)
-                except Exception as exc:
-                    tally.violations.append(
-                        f"{sequence} in world {number} (keep {keep}):"
-                        f" {type(exc).__name__}: {exc}; {world.log}"
-                    )
-                    LOG.exception("world %d", number)
-
-        await asyncio.gather(*map(work, range(worlds)))
-    return tally
+    context = get_context("spawn")
+    with context.Manager() as manager:
+        queue = manager.Queue()
+        for sequence in order:
+            queue.put(sequence)
+        known = Known(manager.dict(), manager.dict(), manager.dict())
+        tallies = manager.dict()
+        processes = min(len(WORLDS), len(order))
+        with ProcessPoolExecutor(processes, context) as pool:
+            waiting = {
+                pool.submit(
+                    *(_process, folder, zpool, number),
+                    *(queue, known, tallies, end),
+                )
+                for number in range(processes)
+            }
+            while waiting:
+                over, waiting = wait(waiting, TELL_EVERY, FIRST_EXCEPTION)
+                for future in over:
+                    future.result()
+                tally = sum(tallies.values(), Tally())
+                begun = len(order) - queue.qsize()
+                print(f"{begun} of {len(order)} begun; {tally}", flush=True)
+                if tally.violations:
+                    # the others end with the sequence they are at
+                    with contextlib.suppress(Empty):
+                        while True:
+                            queue.get_nowait()
+        return sum(tallies.values(), Tally())

@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from qubes.exc import StoragePoolException
 
@@ -17,7 +17,7 @@ from qubes_storage_zfs.zfs import device
 
 from ..zfs.conftest import open_device, sh
 from .admin import Admin
-from .gate import Door, Violated
+from .gate import Door, Dump, Violated
 from .model import Content, Kept
 from .world import MIB, SNAPSHOT_OF_ADMIN, TAG_AT, VOLUMES
 
@@ -83,7 +83,7 @@ class Life(Admin):
     def legal(self, vid: str, stopped: bool) -> list[Kept]:
         return list(self._may_be.get(vid, [self.model[vid]]))
 
-    async def check(self, stopped: bool = False) -> dict[str, Any]:
+    async def check(self, stopped: bool = False) -> Dump:
         """The promises, and the public face of what was just changed."""
         self.held = {device.dataset_of(item.path) for item in self.exports}
         self.held |= set(self.imports.values())

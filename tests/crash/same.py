@@ -10,12 +10,13 @@ from typing import Any
 
 from qubes_storage_zfs import layout
 
+from .gate import Dump
 from .world import SNAPSHOT_OF_ADMIN, UNTOUCHED, VOLUMES, World
 
 Shape = tuple[Any, ...]
 
 
-def shape(world: World, dump: dict[str, Any]) -> Shape:
+def shape(world: World, dump: Dump) -> Shape:
     """All that the driver can see of a world, with numbers of generations
     and revisions, and guids, replaced by their order."""
     places = _places(world, dump)
@@ -38,7 +39,7 @@ def shape(world: World, dump: dict[str, Any]) -> Shape:
     )
 
 
-def _places(world: World, dump: dict[str, Any]) -> dict[str, Shape]:
+def _places(world: World, dump: Dump) -> dict[str, Shape]:
     """Of each generation and snapshot: its volume, and which of them."""
     places: dict[str, Shape] = {}
     for vid in VOLUMES:
@@ -61,7 +62,7 @@ def _places(world: World, dump: dict[str, Any]) -> dict[str, Shape]:
     return places
 
 
-def _own(world: World, dump: dict[str, Any], qube: str) -> Shape:
+def _own(world: World, dump: Dump, qube: str) -> Shape:
     """The pointers of a qube, to the order of generations, and its marks."""
     own = []
     dataset = f"{world.pool.home}/{qube}"
@@ -79,7 +80,7 @@ def _own(world: World, dump: dict[str, Any], qube: str) -> Shape:
 
 
 def _generation(
-    world: World, dump: dict[str, Any], name: str, places: dict[str, Shape]
+    world: World, dump: Dump, name: str, places: dict[str, Shape]
 ) -> Shape:
     item = dump[name]
     written = item.get("written")

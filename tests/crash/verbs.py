@@ -7,7 +7,7 @@ volume must hold before and after it.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from .gate import Violated
+from .gate import Dump, Violated
 from .model import Content, Kept
 from .world import MIB, World
 
@@ -229,7 +229,7 @@ RULES = {
 }
 
 
-async def at_rest(world: World) -> None:
+async def at_rest(world: World) -> Dump:
     """From wherever a sequence ended to where each begins, by the verbs."""
     if "app" in world.running:
         await stop(world)
@@ -244,14 +244,13 @@ async def at_rest(world: World) -> None:
         if world.model[vid].current is None:
             world.volumes[vid]._size = 4 * MIB
             await _make(world, vid)
-            await world.check()
+            await world.check_volume(vid)
             await _session(world, vid)
-            await world.check()
+            await world.check_volume(vid)
     wanted = min(2, 1 + max(world.keep, 0))
     while len(world.model["app/private"].states) < wanted > 1:
         await _session(world, "app/private")
-        await world.check()
+        await world.check_volume("app/private")
     if _size(world) != 4 * MIB:
         await _resize(world, 4 * MIB)
-    if world.gate.passed:
-        await world.check()
+    return await world.check() if world.gate.passed else world.dump()

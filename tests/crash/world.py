@@ -14,8 +14,8 @@ from qubes_storage_zfs.pool import ZfsZvolPool
 from qubes_storage_zfs.volume import ZfsVolume
 from qubes_storage_zfs.zfs import device
 
-from ..zfs.conftest import open_device
-from .gate import Door, Gate, Violated
+from ..zfs.conftest import inherit_no_further, open_device
+from .gate import Door, Dump, Gate, Violated
 from .model import Content, Kept
 
 MIB = 1 << 20
@@ -69,6 +69,10 @@ class World:
         #: generations that are in somebody's hand, and so no garbage
         self.held: set[str] = set()
         self.build()
+
+    async def set_up(self) -> None:
+        await self.pool.setup()
+        inherit_no_further(self.pool.home)
 
     # --- qubesd's part
 
@@ -161,18 +165,18 @@ class World:
         tag = tags[0] if len(set(tags)) == 1 else f"mixed {tags}"
         return Content(tag, size)
 
-    def dump(self) -> dict[str, Any]:
-        return self.door.dump(self.container)
+    def dump(self, qube: str | None = None) -> Dump:
+        """What there is: all, or all of a qube's."""
+        below = qube and f"{self.pool.home}/{qube}"
+        return self.door.dump(self.container, below)
 
-    def generations(
-        self, dump: dict[str, Any], vid: str
-    ) -> dict[int, dict[str, Any]]:
+    def generations(self, dump: Dump, vid: str) -> dict[int, dict[str, Any]]:
         where = layout.volume_name(self.pool.home, vid)
         numbers = {where.number_of(name): item for name, item in dump.items()}
         numbers.pop(None, None)
         return numbers
 
-    def pointer(self, dump: dict[str, Any], vid: str) -> str | None:
+    def pointer(self, dump: Dump, vid: str) -> str | None:
         where = layout.volume_name(self.pool.home, vid)
         return dump.get(where.dataset, {}).get("own", {}).get(where.pointer)
 
@@ -190,7 +194,7 @@ class World:
                     break
                 await asyncio.sleep(0.1)
 
-    async def observe(self, dump: dict[str, Any], vid: str) -> Kept:
+    async def observe(self, dump: Dump, vid: str) -> Kept:
         """What ZFS and the device say of a volume that is kept."""
         keep = self.model[vid].keep
         pointer = self.pointer(dump, vid)
@@ -235,9 +239,10 @@ class World:
 
     def guids(self, vid: str) -> set[int]:
         """The snapshots of ours that a volume has."""
+        dump = self.dump(vid.split("/")[0])
         return {
             snapshot["guid"]
-            for item in self.generations(self.dump(), vid).values()
+            for item in self.generations(dump, vid).values()
             for name, snapshot in item["snapshots"].items()
             if name != SNAPSHOT_OF_ADMIN
         }
@@ -254,7 +259,7 @@ class World:
             legal = [state.stopped() for state in legal]
         return legal
 
-    async def check(self, stopped: bool = False) -> dict[str, Any]:
+    async def check(self, stopped: bool = False) -> Dump:
         """Everything that must hold now; the dump it was seen in.
 
         :param stopped: after a stop of the world and a recovery, so the step
@@ -262,18 +267,8 @@ class World:
         :raises Violated: if something does not hold
         """
         dump = self.dump()
-        for vid, model in self.model.items():
-            legal = self.legal(vid, stopped)
-            seen = await self.observe(dump, vid)
-            if vid == "app/private" and seen.keep < 0:
-                # without revisions nobody asks whether it was started
-                seen = replace(seen, started=model.started)
-                legal = [replace(x, started=model.started) for x in legal]
-            if seen not in legal:
-                raise Violated(f"{vid} is {seen}, not {legal}")
-            self.model[vid] = seen
-            if self.pending == (vid, Kept(model.keep)) == (vid, seen):
-                self.removed |= self.going
+        for vid in self.model:
+            await self._check_volume(dump, vid, stopped)
         self.pending, self.going = None, set()
         await self._check_scratch(dump)
         if self.foreign != self.foreign_guids(dump):
@@ -281,7 +276,24 @@ class World:
         self._check_garbage(dump)
         return dump
 
-    async def _check_scratch(self, dump: dict[str, Any]) -> None:
+    async def check_volume(self, vid: str) -> None:
+        """What must hold of one volume that no other step is changing."""
+        await self._check_volume(self.dump(vid.split("/")[0]), vid, False)
+
+    async def _check_volume(self, dump: Dump, vid: str, stopped: bool) -> None:
+        model, legal = self.model[vid], self.legal(vid, stopped)
+        seen = await self.observe(dump, vid)
+        if vid == "app/private" and seen.keep < 0:
+            # without revisions nobody asks whether it was started
+            seen = replace(seen, started=model.started)
+            legal = [replace(x, started=model.started) for x in legal]
+        if seen not in legal:
+            raise Violated(f"{vid} is {seen}, not {legal}")
+        self.model[vid] = seen
+        if self.pending == (vid, Kept(model.keep)) == (vid, seen):
+            self.removed |= self.going
+
+    async def _check_scratch(self, dump: Dump) -> None:
         wanted = {
             "app/root": self.running.get("app"),
             "app/volatile": Content(self.volatile, 4 * MIB),
@@ -301,7 +313,7 @@ class World:
             if seen != content:
                 raise Violated(f"{vid} shows {seen}, not {content}")
 
-    def _check_garbage(self, dump: dict[str, Any]) -> None:
+    def _check_garbage(self, dump: Dump) -> None:
         """Nothing is there without a reason."""
         origins = {item.get("origin") for item in dump.values()}
         for qube in {vid.split("/")[0] for vid in VOLUMES}:
@@ -348,7 +360,7 @@ class World:
                 subprocess.run(["zfs", "snapshot", snapshot], check=True)
         self.foreign = self.foreign_guids(self.dump())
 
-    def foreign_guids(self, dump: dict[str, Any]) -> dict[str, int]:
+    def foreign_guids(self, dump: Dump) -> dict[str, int]:
         """By guid: an admin's snapshot moves with a promotion, in principle;
         that it does not is checked by its dataset's name."""
         found = {}

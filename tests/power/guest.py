@@ -22,6 +22,8 @@ import qubes.storage
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.pool import ZfsZvolPool
 
+from ..zfs.conftest import inherit_no_further
+
 NAME = "power"
 DEVICE = "/dev/disk/by-id/virtio-power"
 BLOCKS = 256
@@ -93,7 +95,9 @@ async def _main(seed: str, cut: int, lies: bool) -> None:
     Path(qubes.storage.VOLUME_STATE_DIR).mkdir(exist_ok=True)
     os.environ["LC_ALL"] = "C.UTF-8"
     if cut == 0:
-        await ZfsZvolPool(name=NAME, block_devices=DEVICE).setup()
+        pool = ZfsZvolPool(name=NAME, block_devices=DEVICE)
+        await pool.setup()
+        inherit_no_further(pool.home)
         sh("zpool", "sync", NAME)
     else:
         say("importing")
