@@ -56,6 +56,8 @@ class State:
     blank: bool = False
     #: whether the current content differs from the committed state
     dirty: bool = False
+    #: whether what only an export or clone needed was left by a crash
+    frozen: bool = False
     origin_guid: int | None = None
     #: native properties of the current generation, as asked for
     properties: Mapping[str, Any] = field(default_factory=dict)
@@ -313,6 +315,7 @@ def _state(answer: Mapping[str, Any]) -> State:
         committed_guid=answer.get("committed_guid"),
         blank=bool(answer.get("blank")),
         dirty=bool(answer.get("dirty")),
+        frozen=bool(answer.get("frozen")),
         origin_guid=answer.get("origin_guid"),
         properties=answer.get("properties", {}),
     )

@@ -268,9 +268,9 @@ class ZfsVolume(Transfer):
     async def _stop_persistent(self, state: State) -> None:
         keep = self.revisions_to_keep
         if keep < 0:
-            if self.is_running() or state.revisions:
+            if self.is_running() or state.revisions or state.frozen:
                 await self.generations.commit(keep)
-        elif self.is_running() or state.dirty:
+        elif self.is_running() or state.dirty or state.frozen:
             # each session is a revision, as with the other drivers; one that
             # is committed already, by a stop() that was cut short, is not
             # marked any more

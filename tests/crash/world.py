@@ -212,7 +212,7 @@ class World:
         states, names = {}, {}
         for generation, item in generations.items():
             for name, snapshot in item["snapshots"].items():
-                if name == SNAPSHOT_OF_ADMIN or snapshot["leaving"]:
+                if name[0] != "r" or snapshot["leaving"]:
                     continue
                 number = layout.revision_number(name)
                 if number in states:

@@ -158,6 +158,20 @@ FAULTS = (
         _zfs("edges", "link_to_another_volume_is_not_believed"),
     ),
     Fault(
+        "what a crash left of an export stays",
+        _LUA + "state.lua",
+        "out.frozen = #frozen > 0",
+        "out.frozen = false",
+        _zfs("edges", "stop_drops_what_a_crash_left_of_an_export"),
+    ),
+    Fault(
+        "an import is refused because somebody looks",
+        "zfs/device.py",
+        "if loop.time() >= end:\n            break",
+        "if True:\n            break",
+        _zfs("edges", "import_ends_though_somebody_looks"),
+    ),
+    Fault(
         "busy is final",
         "zfs/device.py",
         "except Busy as exc:\n            if loop.time() >= end:",

@@ -96,6 +96,17 @@ def test_import_ends_though_somebody_looks(lab):
     assert lab.content(volume) == b"new"
 
 
+@pytest.mark.parametrize("keep", [-1, 2])
+def test_stop_drops_what_a_crash_left_of_an_export(lab, keep):
+    """An export of a volume without revisions begins with a snapshot @x1."""
+    volume = lab.private(content=b"one", revisions_to_keep=-1)
+    sh("zfs", "snapshot", f"{volume.dataset}@x1")
+    volume.revisions_to_keep = keep
+    lab.run(volume.stop())
+    assert not any("@x" in name for name in lab.datasets("snapshot"))
+    assert lab.content(volume) == b"one"
+
+
 def test_snapshots_disabled(lab):
     volume = lab.private(content=b"one", revisions_to_keep=1)
     volume.revisions_to_keep = -1

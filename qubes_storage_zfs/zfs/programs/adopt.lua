@@ -132,8 +132,9 @@ if keep ~= nil and not argv.scratch then
     if first == nil and #list == 1 and is_unwritten(newest.snapshot) then
         drop_revision(newest.snapshot)
     end
-    list = revisions(qube, volume, generations(qube, volume))
-    prune(qube, volume, list, argv.number, keep)
+    local now, _, frozen =
+        revisions(qube, volume, generations(qube, volume))
+    prune(qube, volume, now, frozen, argv.number, keep)
     if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
         zfs.sync.destroy(old)
     end

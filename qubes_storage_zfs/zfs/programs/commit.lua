@@ -16,11 +16,12 @@ if not zfs.exists(ds) then
     return refuse(2, "exists", ds)
 end
 
-local list, highest = revisions(qube, volume, generations(qube, volume))
+local list, highest, frozen =
+    revisions(qube, volume, generations(qube, volume))
 local newest = list[#list]
 if argv.keep < 0
     or not (argv.always or changed_since(newest, ds, current)) then
-    prune(qube, volume, list, current, argv.keep)
+    prune(qube, volume, list, frozen, current, argv.keep)
     clear_started(qube, argv.started)
     return nil
 end
@@ -35,5 +36,5 @@ if errno ~= 0 then
 end
 clear_started(qube, argv.started)
 list[#list + 1] = {generation = current, snapshot = snapshot}
-prune(qube, volume, list, current, argv.keep)
+prune(qube, volume, list, frozen, current, argv.keep)
 return highest + 1

@@ -66,31 +66,30 @@ local function is_leaving(snapshot)
 end
 
 -- Revisions of a volume in the generations `numbers`: list of {number=,
--- generation=, snapshot=}, sorted; and the highest number ever seen among
--- them.
+-- generation=, snapshot=}, sorted; the highest number ever seen among them;
+-- and what a crash left of freeze.lua, a list of the same without number.
 local function revisions(qube, volume, numbers)
-    local found, highest = {}, 0
+    local found, highest, frozen = {}, 0, {}
     for _, generation in ipairs(numbers) do
         local ds = generation_name(qube, volume, generation)
         for snapshot in zfs.list.snapshots(ds) do
-            local digits = string.match(snapshot, "@r([1-9]%d*)$")
-            if digits ~= nil then
-                local number = tonumber(digits)
-                if number > highest then
-                    highest = number
-                end
-                if not is_leaving(snapshot) then
-                    found[#found + 1] = {
-                        number = number,
-                        generation = generation,
-                        snapshot = snapshot,
-                    }
-                end
+            local kind, digits = string.match(snapshot, "@([rx])([1-9]%d*)$")
+            local number = kind == "r" and tonumber(digits) or nil
+            if number ~= nil and number > highest then
+                highest = number
+            end
+            if kind ~= nil and not is_leaving(snapshot) then
+                local list = number and found or frozen
+                list[#list + 1] = {
+                    number = number,
+                    generation = generation,
+                    snapshot = snapshot,
+                }
             end
         end
     end
     table.sort(found, function(a, b) return a.number < b.number end)
-    return found, highest
+    return found, highest, frozen
 end
 
 -- Whether a zvol or a snapshot of one was never written to.
@@ -167,23 +166,20 @@ local function clear_started(qube, started)
 end
 
 -- Of the revisions in `list`, oldest first, keep the newest `keep` besides
--- the committed one (none at all if keep is -1).  A generation that is not
--- current and thereby lost its last snapshot goes too, if nobody holds it
--- open; else the janitor takes it.
-local function prune(qube, volume, list, current, keep)
+-- the committed one (none at all if keep is -1), and nothing that is
+-- `frozen`.  A generation that is not current and thereby lost its last
+-- snapshot goes too, if nobody holds it open; else the janitor takes it.
+local function prune(qube, volume, list, frozen, current, keep)
     local emptied = {}
-    if keep < 0 then
-        -- a crash may have left some of freeze.lua
-        for _, snapshot in ipairs(
-            snapshots_of_ours(generation_name(qube, volume, current))) do
-            drop_revision(snapshot)
-        end
+    local function drop(item)
+        drop_revision(item.snapshot)
+        emptied[item.generation] = true
+    end
+    for _, item in ipairs(frozen) do
+        drop(item)
     end
     for index = 1, #list - 1 - keep do
-        if keep >= 0 or list[index].generation ~= current then
-            drop_revision(list[index].snapshot)
-            emptied[list[index].generation] = true
-        end
+        drop(list[index])
     end
     for generation in pairs(emptied) do
         local ds = generation_name(qube, volume, generation)

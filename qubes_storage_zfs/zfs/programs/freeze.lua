@@ -1,7 +1,7 @@
 -- A snapshot of a volume that keeps no revisions, to clone from at once.
 --
 -- argv: qube, volume, pointer.  gives: name of the snapshot
--- A crash leaves a snapshot @x<n>; the next commit of the volume drops it.
+-- A crash leaves a snapshot @x<n>; the next stop() of the volume drops it.
 local qube = argv.qube
 local current = current_number(qube, argv.pointer)
 if current == nil then

@@ -10,7 +10,8 @@
 --       there is no volume); scratch (whether nobody keeps its content);
 --       numbers (of all generations); revisions (list of number, generation,
 --       snapshot, creation); committed_guid; dirty; blank (as create() made
---       it); origin_guid; properties
+--       it); frozen (whether a crash left something of freeze.lua);
+--       origin_guid; properties
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
@@ -39,7 +40,8 @@ end
 out.current = current
 out.scratch = scratch
 if argv.revisions then
-    local list = revisions(qube, volume, numbers)
+    local list, _, frozen = revisions(qube, volume, numbers)
+    out.frozen = #frozen > 0
     out.revisions = {}
     for index, revision in ipairs(list) do
         revision.creation = (zfs.get_prop(revision.snapshot, "creation"))
