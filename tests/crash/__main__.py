@@ -40,7 +40,7 @@ def main() -> int:
             print(violation)
         sys.stdout.flush()
         # what a violation left open would hold up an export for ever
-        os._exit(1 if tally.violations else 0)
+        os._exit(1 if tally.violations or not tally.points else 0)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, fields
 from multiprocessing import get_context
 from queue import Empty, Queue
-from typing import Final, Literal
 
 import qubes.storage
 
@@ -26,7 +25,6 @@ LOG = logging.getLogger(__name__)
 TELL_EVERY = 20
 #: revisions_to_keep of each world; a process each
 WORLDS = (2, 2, 0, 2, -1, 1)
-UNKNOWN: Final = "unknown"
 Sequence = tuple[str, ...]
 
 
@@ -89,13 +87,13 @@ class Known:
     :ivar tried: worlds, with the verb that was stopped in them, and in which
         sequence; see same.py
     :ivar leads: what a verb makes of a world; None: it is impossible there
-    :ivar recovered: stopped worlds, and the next call of their recovery to
-        stop before; None: it was stopped everywhere
+    :ivar recovered: stopped worlds, the next call of their recovery to stop
+        before (before the first it is the same world), and how many it makes
     """
 
     tried: MutableMapping[tuple[str, Shape], Sequence]
     leads: MutableMapping[tuple[Shape, str], Shape | None]
-    recovered: MutableMapping[Shape, int | None]
+    recovered: MutableMapping[Shape, tuple[int, int]]
 
 
 class Enumerator:
@@ -114,8 +112,10 @@ class Enumerator:
         """All points of a sequence's last verb."""
         world, tally = self.world, self.tally
         rest = await self._rest()
-        before = self._foreseen(rest, sequence)
-        if before == UNKNOWN:
+        before: Shape | None
+        try:
+            before = self._foreseen(rest, sequence)
+        except KeyError:
             before = await self._lead(rest, sequence)
         if before is None:
             tally.impossible += 1
@@ -153,20 +153,24 @@ class Enumerator:
         world.log = ["at rest"]
         return shape(world, await at_rest(world))
 
-    def _foreseen(
-        self, here: Shape, sequence: Sequence
-    ) -> Shape | None | Literal["unknown"]:
-        """The world that a sequence's last verb meets, if each verb before
-        it was seen in such a world; None if one of them is impossible."""
-        leads = self.known.leads
+    def _foreseen(self, here: Shape, sequence: Sequence) -> Shape | None:
+        """The world that a sequence's last verb meets; None if a verb is
+        impossible.
+
+        :raises KeyError: if nobody was there yet
+        """
+        known = self.known
         for name in sequence[:-1]:
-            there = leads.get((here, name), UNKNOWN)
-            if there is None or there == UNKNOWN:
-                return there
+            there = known.leads[here, name]
+            if there is None:
+                return None
             here = there
-        if leads.get((here, sequence[-1]), here) is None:
+        last = sequence[-1]
+        if known.leads.get((here, last), here) is None:
             return None
-        return here if (sequence[-1], here) in self.known.tried else UNKNOWN
+        if (last, here) not in known.tried:
+            raise KeyError(last, here)
+        return here
 
     async def _lead(self, here: Shape, sequence: Sequence) -> Shape | None:
         """Do all verbs but the last; None if any is impossible."""
@@ -209,27 +213,28 @@ class Enumerator:
         return ended
 
     async def _recover(self, machine: bool) -> bool:
-        """Recover from a stop; whether that was itself stopped on the way,
-        and there may be a later point of it to stop at."""
+        """Recover from a stop, maybe after a stop of that recovery; whether
+        there is a later point of it to stop at."""
         world, recovered = self.world, self.known.recovered
         after = shape(world, world.dump())
         if after not in recovered:
             dump = await self._recover_whole()
+            calls = len(world.gate.passed)
             world.lose_memory(False)
             await world.recover()
             if names(world.dump()) != names(dump):
                 raise Violated("a second recovery changes something")
             self.tally.left += 1
-            recovered[after] = 0
-            return True
-        again = recovered[after]
-        stopped = again is not None and await self._stop_again(again, machine)
-        if again is not None:
-            recovered[after] = again + 1 if stopped else None
-        await self._recover_whole()
-        return stopped
+            again = 0
+        else:
+            again, calls = recovered[after]
+            if again < calls:
+                await self._stop_again(again, machine)
+            await self._recover_whole()
+        recovered[after] = again + 1, calls
+        return again + 1 < calls
 
-    async def _stop_again(self, again: int, machine: bool) -> bool:
+    async def _stop_again(self, again: int, machine: bool) -> None:
         """Stop in the recovery, unless it is over before."""
         world = self.world
         world.log.append(f"stops again before call {again}")
@@ -238,10 +243,8 @@ class Enumerator:
             await world.recover()
         except Stopped:
             self.tally.twice += 1
-        stopped = world.gate.dead
         world.gate.open()
         world.lose_memory(machine)
-        return stopped
 
     async def _recover_whole(self) -> Dump:
         await self.world.recover()
@@ -317,13 +320,12 @@ def run(
             queue.put(sequence)
         known = Known(manager.dict(), manager.dict(), manager.dict())
         tallies = manager.dict()
-        processes = min(len(WORLDS), len(order))
+        shared = (queue, known, tallies, end)
+        total = len(order)
+        processes = min(len(WORLDS), total)
         with ProcessPoolExecutor(processes, context) as pool:
             waiting = {
-                pool.submit(
-                    *(_process, folder, zpool, number),
-                    *(queue, known, tallies, end),
-                )
+                pool.submit(_process, folder, zpool, number, *shared)
                 for number in range(processes)
             }
             while waiting:
@@ -331,10 +333,11 @@ def run(
                 for future in over:
                     future.result()
                 tally = sum(tallies.values(), Tally())
-                begun = len(order) - queue.qsize()
-                print(f"{begun} of {len(order)} begun; {tally}", flush=True)
+                begun = total - queue.qsize()
+                print(f"{begun} of {total} begun; {tally}", flush=True)
                 if tally.violations:
                     # the others end with the sequence they are at
+                    total = begun
                     with contextlib.suppress(Empty):
                         while True:
                             queue.get_nowait()
