@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,8 @@ class Guest:
         self.deadline: float | None = None
         self.imported = self.recovered = 0.0
         self.reports = 0
+        #: the last ones, for whoever looks into a violation
+        self.told: deque[str] = deque(maxlen=60)
         self._early = early
         self._buffer = b""
 
@@ -109,6 +111,7 @@ class Guest:
         for line in lines:
             text = line.decode(errors="replace")
             if text.startswith("@ "):
+                self.told.append(text[2:240])
                 report = json.loads(text[2:])
                 getattr(self, "on_" + report.pop("t"))(report)
             elif text.startswith("guest-exit"):
@@ -214,6 +217,8 @@ class Run:
         for text in guest.wrong + self.world.violations:
             self.violations.append(f"guest {number}: {text}")
             say("VIOLATION, " + self.violations[-1])
+        if guest.wrong or self.world.violations:
+            say("it had told: " + "\n  ".join(guest.told))
         self.world.violations.clear()
         if not last:
             self._count(guest, lost)

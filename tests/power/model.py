@@ -101,7 +101,11 @@ def outcomes(volume: Maybe, begin: dict[str, Any]) -> list[Maybe]:
     if verb == "give up import":
         return [volume]
     if verb == "clone":
-        return [*_replaced(volume, begin["source"], True)]
+        return [
+            after
+            for source in begin["sources"]
+            for after in _replaced(volume, source, True)
+        ]
     if verb == "revert":
         content = volume.states[begin["index"]]
         return [*_replaced(volume, content, False)]
@@ -173,11 +177,15 @@ class World:
         """
         vid = report["vid"]
         if report["verb"] == "clone":
-            source = self.possible(report["of"])[0]
-            if source is None:
+            sources = {
+                each.committed
+                for each in self.possible(report["of"])
+                if each is not None
+            }
+            if not sources:
                 self.violations.append(f"{vid}: {report['of']} is absent")
                 return
-            report = {**report, "source": source.committed}
+            report = {**report, "sources": sorted(sources)}
         self.pending[vid] = report
 
     def end(self, report: dict[str, Any]) -> None:
@@ -198,7 +206,7 @@ class World:
             self.volumes[vid] = every
 
     def read(self, report: dict[str, Any]) -> None:
-        """What a live guest read.
+        """What a live guest read; what it cannot have been is ruled out.
 
         :param report: vid (a volume that was read), content; of (a kept
             volume whose content that must be; absent: zeroes)
@@ -208,11 +216,17 @@ class World:
         wanted = [(ZERO,) * report["blocks"]]
         if "of" in report:
             of = report["of"]
+            possible = [each for each in self.possible(of) if each is not None]
             wanted = [
                 each.current if of == vid else each.committed
-                for each in self.possible(of)
-                if each is not None
+                for each in possible
             ]
+            if have in wanted:
+                self.volumes[of] = [
+                    each
+                    for each, want in zip(possible, wanted, strict=True)
+                    if want == have
+                ]
         if have not in wanted:
             for name, other in zip(
                 wanted[0] if wanted else (), have, strict=False

@@ -134,6 +134,38 @@ def test_a_volume_that_nobody_made():
     assert violations(World(), ZEROES)
 
 
+@pytest.fixture
+def ambiguous(world):
+    """It is "one" or "two": by their number the states after the second
+    import may be one, two, three or two, two, three."""
+    done(world, "import", 2, content="two", blocks=BLOCKS)
+    done(world, "import", 3, content="three", blocks=BLOCKS)
+    done(world, "revert", 4, index=0)
+    done(world, "create", 1, "b/private", blocks=BLOCKS)
+    return world
+
+
+def read(world, name, vid):
+    runs = tags.packed(list(of(name)))
+    report = {"vid": vid, "of": vid, "content": runs, "blocks": BLOCKS}
+    world.read(report)
+    return world.violations
+
+
+@pytest.mark.parametrize(
+    "name, wrong", [("one", False), ("two", False), ("three", True)]
+)
+def test_clone_of_what_is_one_of_two(ambiguous, name, wrong):
+    done(ambiguous, "clone", 1, "b/private", of=VID)
+    assert bool(read(ambiguous, name, "b/private")) == wrong
+
+
+def test_what_was_read_rules_out_the_other(ambiguous):
+    assert not read(ambiguous, "two", VID)
+    done(ambiguous, "clone", 1, "b/private", of=VID)
+    assert read(ambiguous, "one", "b/private")
+
+
 def test_revert_and_what_it_leaves(world):
     done(world, "import", 2, content="two", blocks=BLOCKS)
     done(world, "revert", 3, index=0)
