@@ -40,6 +40,9 @@ MEMORY_MIB = 3072
 BOOT_LIMIT = 300
 SILENCE_LIMIT = int(os.environ.get("VM_SILENCE_LIMIT", "600"))
 KVM_PROBE_LIMIT = 30
+#: "work": one processor, and a clock that counts its instructions, so that
+#: times in the guest do not depend on what else the host does
+CLOCK = os.environ.get("VM_CLOCK", "wall")
 #: for the kernel where it is emulated.  QEMU translates code anew wherever it
 #: lies at another virtual address: with them, and page tables of four levels
 #: (la57=off), starting a process takes 20 ms, without 70.
@@ -139,6 +142,9 @@ def accelerator(place: Path) -> list[str]:
     An accelerator that opens /dev/kvm and then hangs is known, so it is
     probed, and the answer kept until the host boots again.
     """
+    if CLOCK == "work":
+        counted = ["-accel", "tcg,thread=single", "-icount", "shift=0"]
+        return [*counted, "-cpu", EMULATED_CPU]
     tcg = ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return tcg
@@ -197,7 +203,8 @@ def qemu(
         words += f" {EMULATED}"
     command = [
         *("qemu-system-x86_64", *accelerated, "-machine", "q35"),
-        *("-smp", "2", "-m", str(MEMORY_MIB), "-no-reboot", "-net", "none"),
+        *("-smp", "1" if "-icount" in accelerated else "2"),
+        *("-m", str(MEMORY_MIB), "-no-reboot", "-net", "none"),
         *("-display", "none", "-monitor", "none"),
         *("-serial", f"file:{work / 'console'}"),
         *("-kernel", str(place / "vmlinuz"), "-initrd", str(place / "initrd")),
