@@ -241,25 +241,6 @@ def holders(dataset: str) -> tuple[str, ...]:
     )
 
 
-async def lasting_holders(
-    dataset: str, limit: float = GLANCE_LIMIT
-) -> tuple[str, ...]:
-    """Who holds the zvol's node open for longer than a glance.
-
-    Whoever closes what it wrote makes udev run zvol_id, which opens the node
-    for a moment, and so does qubesd while it looks for another zvol's.
-
-    :param limit: seconds
-    """
-    loop = asyncio.get_running_loop()
-    end = loop.time() + limit
-    while who := await core.in_thread(holders, dataset):
-        if loop.time() >= end:
-            break
-        await asyncio.sleep(0.05)
-    return who
-
-
 def _processes(node: str) -> Iterator[str]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -318,3 +299,21 @@ async def retry_busy(
                 raise Busy(exc.dataset, exc.code, exc.call, who) from exc
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.25)
+
+
+async def lasting_holders(dataset: str) -> tuple[str, ...]:
+    """Who holds the zvol's node open for longer than a glance.
+
+    Whoever closes what it wrote makes udev run zvol_id, which opens the node
+    for a moment, and so does qubesd while it looks for another zvol's.
+    """
+
+    async def look() -> None:
+        if await core.in_thread(holders, dataset):
+            raise Busy(dataset)
+
+    try:
+        await retry_busy(dataset, look, GLANCE_LIMIT)
+    except Busy as exc:
+        return exc.holders
+    return ()

@@ -145,19 +145,6 @@ local function is_empty_qube(qube, prefix)
     return true
 end
 
--- Snapshots of ours, revisions and those of freeze.lua, that can still be
--- dropped.
-local function snapshots_of_ours(ds)
-    local found = {}
-    for snapshot in zfs.list.snapshots(ds) do
-        if string.match(snapshot, "@[rx][1-9]%d*$") ~= nil
-            and not is_leaving(snapshot) then
-            found[#found + 1] = snapshot
-        end
-    end
-    return found
-end
-
 -- The content is committed, or nobody's any more.
 local function clear_started(qube, started)
     if own_property(qube, started) ~= nil then

@@ -11,6 +11,20 @@
 -- One transaction group.  What cannot go is no volume's any more: no pointer
 -- names it and none of its revisions can be listed or reverted to.  What the
 -- volume held beyond its cloned snapshots is freed by rolling it back.
+
+-- Snapshots of ours, revisions and those of freeze.lua, that can still be
+-- dropped.
+local function snapshots_of_ours(ds)
+    local found = {}
+    for snapshot in zfs.list.snapshots(ds) do
+        if string.match(snapshot, "@[rx][1-9]%d*$") ~= nil
+            and not is_leaving(snapshot) then
+            found[#found + 1] = snapshot
+        end
+    end
+    return found
+end
+
 local qube, volume = argv.qube, argv.volume
 local out = {origins = {}}
 if not zfs.exists(qube) then
