@@ -56,6 +56,10 @@ class Failed(Exception):
     """Something a person must be told in a sentence."""
 
 
+class Panicked(Failed):
+    """The guest's kernel did, before anything was asked of it."""
+
+
 def say(text: str) -> None:
     print(f"vm: {text}", file=sys.stderr, flush=True)
 
@@ -313,9 +317,24 @@ def out_folder() -> Path:
 
 
 def start(work: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    """Boot a guest; gives its process and the port that takes commands."""
-    begin = time.monotonic()
+    """Boot a guest; gives its process and the port that takes commands.
+
+    One that panics while it boots is booted once more: emulated processors
+    can trip over code that the kernel changes beneath them (seen once in
+    dozens of boots, in its clock's), and nothing was asked of it yet.
+    """
     place = image()
+    try:
+        return boot(place, work)
+    except Panicked as exc:
+        say(f"{exc}\nbooting once more")
+        return boot(place, work)
+
+
+def boot(
+    place: Path, work: Path
+) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    begin = time.monotonic()
     with open(work / "qemu.log", "wb") as log:
         process = subprocess.Popen(
             qemu(place, work, out_folder()),
@@ -329,9 +348,12 @@ def start(work: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         wait_for_boot(port)
     except BaseException as exc:
         process.kill()
+        process.wait()
         if isinstance(exc, Failed):
             errors = (work / "qemu.log").read_text(errors="replace")
-            raise Failed(
+            panicked = "Kernel panic" in console_end(work, 200)
+            kind = Panicked if panicked else Failed
+            raise kind(
                 f"{exc}; the guest did not come up.\n{errors}"
                 f"Its console ends:\n{console_end(work)}"
             ) from exc
