@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .enumerate import run, sequences
+from .enumerate import WORLDS, run, sequences
 from .links import Links
 
 ZPOOL = "crash"
@@ -18,7 +18,19 @@ SIZE = 1 << 30  # bytes
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.crash", description=__doc__)
     parser.add_argument("--depth", type=int, default=3, help="verbs in a row")
-    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1e9,
+        help="for each world, from when it is set up",
+    )
+    parser.add_argument(
+        "--worlds",
+        type=int,
+        choices=range(1, len(WORLDS) + 1),
+        default=len(WORLDS),
+        help="tried side by side",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="one sequence, verbs with commas")
     given = parser.parse_args()
@@ -33,7 +45,14 @@ def main() -> int:
         subprocess.run(create, check=True)
         begin = time.monotonic()
         with Links():
-            tally = run(folder, ZPOOL, todo, given.seconds, given.seed)
+            tally = run(
+                folder,
+                ZPOOL,
+                todo,
+                worlds=given.worlds,
+                seconds=given.seconds,
+                seed=given.seed,
+            )
         print(f"seed {given.seed}, {time.monotonic() - begin:.0f} s: {tally}")
         print("calls:", dict(tally.calls))
         for violation in tally.violations:

@@ -107,12 +107,13 @@ class Enumerator:
         self.tell = tell
         self.tally = Tally()
         self.has_half = False
+        #: whether the world is where the last verb of the sequence begins
+        self.ready = False
 
     async def try_all(self, sequence: Sequence) -> None:
         """All points of a sequence's last verb."""
         world, tally = self.world, self.tally
         rest = await self._rest()
-        before: Shape | None
         try:
             before = self._foreseen(rest, sequence)
         except KeyError:
@@ -126,26 +127,35 @@ class Enumerator:
             return
         # qubes that survive make two cases of each stop
         deaths = (True, False) if world.running else (True,)
-        left, half, ended, ready = 0, False, False, True
+        left, half, ended = 0, False, False
+        self.ready = True
         while not ended:
             for machine in deaths:
-                again = True
-                while again:
-                    if not ready:
-                        before = await self._lead(await self._rest(), sequence)
-                    if before is None:
-                        raise Violated(f"{sequence} cannot be repeated")
-                    ready = False
-                    ended = await self._stop(sequence[-1], left, half, machine)
-                    again = await self._recover(machine)
-                    self.tell(tally)
-                tally.points += 1
-                tally.half += half
+                ended = await self._stop_at(sequence, left, half, machine)
             if self.has_half and not half:
                 half = True
             else:
                 left, half = left + 1, False
         tally.done[len(sequence)] += 1
+
+    async def _stop_at(
+        self, sequence: Sequence, left: int, half: bool, machine: bool
+    ) -> bool:
+        """Stop at one point, as often as it takes to stop the recovery from
+        it at every point, too; whether the verb ended before its stop."""
+        again = True
+        while again:
+            if not self.ready:
+                before = await self._lead(await self._rest(), sequence)
+                if before is None:
+                    raise Violated(f"{sequence} cannot be repeated")
+            self.ready = False
+            ended = await self._stop(sequence[-1], left, half, machine)
+            again = await self._recover(machine)
+            self.tell(self.tally)
+        self.tally.points += 1
+        self.tally.half += half
+        return ended
 
     async def _rest(self) -> Shape:
         world = self.world
@@ -257,15 +267,16 @@ async def _live(
     todo: "Queue[Sequence]",
     known: Known,
     tell: Callable[[Tally], None],
-    end: float,
+    seconds: float,
 ) -> None:
-    """One world: take sequences until there are none, or *end* has come."""
+    """One world: take sequences until there are none, or it lived so long."""
     with Door() as door:
         world = World(door, zpool, number, WORLDS[number])
         await world.set_up()
         await at_rest(world)
         world.disturb()
         enumerator = Enumerator(world, known, tell)
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
                 sequence = todo.get_nowait()
@@ -291,28 +302,34 @@ def _process(
     todo: "Queue[Sequence]",
     known: Known,
     tallies: MutableMapping[int, Tally],
-    end: float,
+    seconds: float,
 ) -> None:
     qubes.storage.VOLUME_STATE_DIR = folder
 
     def tell(tally: Tally) -> None:
         tallies[number] = tally
 
-    asyncio.run(_live(zpool, number, todo, known, tell, end))
+    asyncio.run(_live(zpool, number, todo, known, tell, seconds))
 
 
 def run(
-    folder: str, zpool: str, todo: list[Sequence], seconds: float, seed: int
+    folder: str,
+    zpool: str,
+    todo: list[Sequence],
+    *,
+    worlds: int,
+    seconds: float,
+    seed: int,
 ) -> Tally:
     """Try *todo*, in an order given by *seed* from the second verb on.
 
     :param folder: for the state files of running qubes
-    :param seconds: no sequence is begun after that many
+    :param worlds: how many of WORLDS to try them in, side by side
+    :param seconds: no world that is so old begins another
     """
     order = list(todo)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda sequence: len(sequence) > 1)
-    end = time.monotonic() + seconds
     context = get_context("spawn")
     with context.Manager() as manager:
         queue = manager.Queue()
@@ -320,9 +337,9 @@ def run(
             queue.put(sequence)
         known = Known(manager.dict(), manager.dict(), manager.dict())
         tallies = manager.dict()
-        shared = (queue, known, tallies, end)
+        shared = (queue, known, tallies, seconds)
         total = len(order)
-        processes = min(len(WORLDS), total)
+        processes = min(worlds, total)
         with ProcessPoolExecutor(processes, context) as pool:
             waiting = {
                 pool.submit(_process, folder, zpool, number, *shared)
