@@ -13,7 +13,7 @@ from . import layout
 from .container import LOG, Container, State, holder_mark
 from .layout import VolumeName
 from .zfs import core, device
-from .zfs.errors import Busy, Exists, NotFound
+from .zfs.errors import Busy, Exists, NotFound, ZfsError
 
 #: how often a lost race for a name or an origin is run again
 TRIES = 5
@@ -101,13 +101,16 @@ class Generations:
 
     # --- moving the pointer
 
-    async def _move_pointer(self, number: int, **more: Any) -> None:
-        await self._change(
-            "adopt",
-            number=number,
-            holder=layout.HOLDER,
-            mark=holder_mark()[layout.HOLDER],
-            **more,
+    async def _move_pointer(self, number: int, **more: Any) -> bool:
+        """Whether something stays for the janitor."""
+        return bool(
+            await self._change(
+                "adopt",
+                number=number,
+                holder=layout.HOLDER,
+                mark=holder_mark()[layout.HOLDER],
+                **more,
+            )
         )
 
     async def adopt(self, number: int, **more: Any) -> None:
@@ -117,11 +120,12 @@ class Generations:
         """
         dataset = self.where.generation(number)
         try:
-            await self._move_pointer(number, **more)
+            stays = await self._move_pointer(number, **more)
         except BaseException:
             await self._discard_unless_current(number, dataset)
             raise
         self.store.release(dataset)
+        await self._tidy(stays)
 
     async def _discard_unless_current(self, number: int, dataset: str) -> None:
         """A cancelled program may have run to its end all the same."""
@@ -147,12 +151,18 @@ class Generations:
             await self.adopt(number, **more)
             return
 
+        stays = False
+
         async def make(number: int, _: str) -> None:
+            nonlocal stays
             async with origin() as snapshot:
-                await self._move_pointer(number, origin=snapshot, **more)
+                stays = await self._move_pointer(
+                    number, origin=snapshot, **more
+                )
 
         _, dataset = await self.build(make, first=1)
         self.store.release(dataset)
+        await self._tidy(stays)
 
     # --- committing
 
@@ -162,7 +172,17 @@ class Generations:
 
     async def commit(self, keep: int, always: bool = False) -> None:
         """What changed becomes a revision; older ones are pruned."""
-        await self._change("commit", keep=keep, always=always)
+        await self._tidy(await self._change("commit", keep=keep, always=always))
+
+    async def _tidy(self, stays: bool) -> None:
+        """What a change left because somebody had it open, mostly udev for a
+        moment, goes now: else it would take its space until the next removal
+        or start of qubesd."""
+        if stays:
+            try:
+                await self.store.sweep_patiently(self.where.dataset)
+            except ZfsError as exc:
+                LOG.debug("%s not tidied: %s", self.where.dataset, exc)
 
     @contextlib.asynccontextmanager
     async def frozen(self) -> AsyncIterator[str]:

@@ -165,6 +165,13 @@ FAULTS = (
         _zfs("edges", "stop_drops_what_a_crash_left_of_an_export"),
     ),
     Fault(
+        "what is open while it is pruned stays",
+        "generations.py",
+        "if stays:",
+        "if False:",
+        _zfs("kept", "what_is_open_while_it_is_pruned_goes_then"),
+    ),
+    Fault(
         "an import is refused because somebody looks",
         "zfs/device.py",
         "await retry_busy(dataset, look, GLANCE_LIMIT)",

@@ -5,6 +5,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from .conftest import MIB, open_device, read, sh, write
 
 
@@ -49,6 +51,25 @@ def test_what_is_open_for_a_moment_is_waited_for(lab):
     lab.run(volume.export_end(path))
     assert probe.closed
     assert lab.datasets("volume") == ["vm/work/private"]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_what_is_open_while_it_is_pruned_goes_then(lab, keep):
+    """An old generation, by the import itself or by a later stop."""
+    source = lab.private("source", b"new")
+    volume = lab.private(content=b"old", revisions_to_keep=keep)
+    probe = open_device(volume.path, os.O_RDONLY)
+    if keep:
+        lab.run(volume.import_volume(source))
+        lab.start(volume)
+        write(volume.path, b"newer")
+    threading.Timer(2.5, probe.close).start()
+    if keep:
+        lab.stop(volume)
+    else:
+        lab.run(volume.import_volume(source))
+    assert probe.closed
+    assert len(lab.datasets("volume")) == 2
 
 
 def test_removal_frees_what_no_clone_needs(lab):

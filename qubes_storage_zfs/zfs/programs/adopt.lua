@@ -11,7 +11,8 @@
 --         holder, mark: property that says it is ours, and its value
 --       promote: take over the origin's revisions, if that is the same
 --         volume's and no other snapshot would move with them
--- gives: number of the revision made, if any
+-- gives: whether a generation that should have gone stays for the janitor
+--       (of a scratch volume it goes when the qube stops)
 --
 -- What was current and uncommitted becomes a revision first (unless scratch
 -- or keep < 1), so nothing is lost by moving the pointer.  All in one
@@ -78,14 +79,12 @@ if first ~= nil then
         return refuse(errno, "snapshot", first)
     end
 end
-local made = nil
 if commits then
     highest = highest + 1
     errno = zfs.sync.snapshot(new .. "@r" .. string.format("%d", highest))
     if errno ~= 0 then
         return refuse(errno, "snapshot", new)
     end
-    made = highest
 end
 local value = string.format("%d", argv.number)
 if argv.scratch then
@@ -99,6 +98,7 @@ end
 clear_started(qube, argv.started)
 
 -- The pointer has moved; the rest is tidying.
+local stays = false
 local origin = (zfs.get_prop(new, "origin"))
 if argv.promote and origin ~= nil then
     local source = string.match(origin, "^(.*)@")
@@ -118,7 +118,7 @@ if argv.promote and origin ~= nil then
         if conflict == 0 then
             zfs.sync.promote(new)
             if not has_snapshots(source) then
-                zfs.sync.destroy(source)
+                stays = zfs.sync.destroy(source) ~= 0
             end
         end
     end
@@ -134,9 +134,10 @@ if keep ~= nil and not argv.scratch then
     end
     local now, _, frozen =
         revisions(qube, volume, generations(qube, volume))
-    prune(qube, volume, now, frozen, argv.number, keep)
-    if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
-        zfs.sync.destroy(old)
+    stays = prune(qube, volume, now, frozen, argv.number, keep) or stays
+    if old ~= nil and zfs.exists(old) and not has_snapshots(old)
+        and zfs.sync.destroy(old) ~= 0 then
+        stays = true
     end
 end
-return made
+return stays

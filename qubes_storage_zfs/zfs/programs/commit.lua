@@ -2,7 +2,7 @@
 --
 -- argv: qube, volume, pointer, started, keep (old revisions to keep; -1: no
 --       revisions at all), always (commit also what has not changed)
--- gives: the number of the new revision, or nothing if none was needed
+-- gives: whether a generation that should have gone stays for the janitor
 --
 -- One transaction group: the snapshot is there and old ones are pruned, or
 -- nothing happened.  Repeating it after a crash finds nothing to do.
@@ -21,9 +21,8 @@ local list, highest, frozen =
 local newest = list[#list]
 if argv.keep < 0
     or not (argv.always or changed_since(newest, ds, current)) then
-    prune(qube, volume, list, frozen, current, argv.keep)
     clear_started(qube, argv.started)
-    return nil
+    return prune(qube, volume, list, frozen, current, argv.keep)
 end
 local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
 local errno = zfs.check.snapshot(snapshot)
@@ -36,5 +35,4 @@ if errno ~= 0 then
 end
 clear_started(qube, argv.started)
 list[#list + 1] = {generation = current, snapshot = snapshot}
-prune(qube, volume, list, frozen, current, argv.keep)
-return highest + 1
+return prune(qube, volume, list, frozen, current, argv.keep)

@@ -155,9 +155,10 @@ end
 -- Of the revisions in `list`, oldest first, keep the newest `keep` besides
 -- the committed one (none at all if keep is -1), and nothing that is
 -- `frozen`.  A generation that is not current and thereby lost its last
--- snapshot goes too, if nobody holds it open; else the janitor takes it.
+-- snapshot goes too.  Whether one stays for the janitor, as somebody holds it
+-- open.
 local function prune(qube, volume, list, frozen, current, keep)
-    local emptied = {}
+    local emptied, stays = {}, false
     local function drop(item)
         drop_revision(item.snapshot)
         emptied[item.generation] = true
@@ -170,9 +171,11 @@ local function prune(qube, volume, list, frozen, current, keep)
     end
     for generation in pairs(emptied) do
         local ds = generation_name(qube, volume, generation)
-        if generation ~= current and not has_snapshots(ds) then
-            zfs.sync.destroy(ds)
+        if generation ~= current and not has_snapshots(ds)
+            and zfs.sync.destroy(ds) ~= 0 then
+            stays = true
         end
     end
+    return stays
 end
 
