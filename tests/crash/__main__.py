@@ -32,6 +32,12 @@ def main() -> int:
         help="tried side by side",
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--skip",
+        type=int,
+        default=0,
+        help="so many sequences, which a run with that seed began already",
+    )
     parser.add_argument("--only", help="one sequence, verbs with commas")
     given = parser.parse_args()
     todo = [item for item in sequences() if len(item) <= given.depth]
@@ -52,6 +58,7 @@ def main() -> int:
                 worlds=given.worlds,
                 seconds=given.seconds,
                 seed=given.seed,
+                skip=given.skip,
             )
         print(f"seed {given.seed}, {time.monotonic() - begin:.0f} s: {tally}")
         print("calls:", dict(tally.calls))

@@ -320,16 +320,19 @@ def run(
     worlds: int,
     seconds: float,
     seed: int,
+    skip: int = 0,
 ) -> Tally:
     """Try *todo*, in an order given by *seed* from the second verb on.
 
     :param folder: for the state files of running qubes
     :param worlds: how many of WORLDS to try them in, side by side
     :param seconds: no world that is so old begins another
+    :param skip: so many of that order are left out
     """
     order = list(todo)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda sequence: len(sequence) > 1)
+    order = order[skip:]
     context = get_context("spawn")
     with context.Manager() as manager:
         queue = manager.Queue()
