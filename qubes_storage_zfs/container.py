@@ -288,13 +288,13 @@ class Container:
         )
 
     @classmethod
-    async def sweep_origins(cls, datasets: Iterable[str]) -> None:
-        """After clones went: what only they kept may go, whoever's it was."""
+    async def sweep_again(cls, datasets: Iterable[str]) -> None:
+        """Sweep where these are, whosever they were: they may be garbage."""
         qubes = {dataset.rpartition("/")[0] for dataset in datasets}
         for container in list(cls._known.values()):
             for qube in qubes:
                 if qube.startswith(container.home + "/"):
-                    await container.sweep(qube)
+                    await container.sweep_patiently(qube)
 
 
 def _state(answer: Mapping[str, Any]) -> State:

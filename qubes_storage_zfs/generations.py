@@ -5,7 +5,7 @@ disk, or one that a crash turns into garbage for the janitor.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -18,6 +18,8 @@ from .zfs.errors import Busy, Exists, NotFound, ZfsError
 #: how often a lost race for a name or an origin is run again
 TRIES = 5
 
+#: what a program gives for the janitor to look at; a list in Lua
+Left = Mapping[str, str]
 Origin = Callable[[], AbstractAsyncContextManager[str]]
 
 
@@ -101,17 +103,15 @@ class Generations:
 
     # --- moving the pointer
 
-    async def _move_pointer(self, number: int, **more: Any) -> bool:
-        """Whether something stays for the janitor."""
-        return bool(
-            await self._change(
-                "adopt",
-                number=number,
-                holder=layout.HOLDER,
-                mark=holder_mark()[layout.HOLDER],
-                **more,
-            )
+    async def _move_pointer(self, number: int, **more: Any) -> Left:
+        left: Left = await self._change(
+            "adopt",
+            number=number,
+            holder=layout.HOLDER,
+            mark=holder_mark()[layout.HOLDER],
+            **more,
         )
+        return left
 
     async def adopt(self, number: int, **more: Any) -> None:
         """Generation *number*, which is in hand, becomes the current one.
@@ -120,12 +120,12 @@ class Generations:
         """
         dataset = self.where.generation(number)
         try:
-            stays = await self._move_pointer(number, **more)
+            left = await self._move_pointer(number, **more)
         except BaseException:
             await self._discard_unless_current(number, dataset)
             raise
         self.store.release(dataset)
-        await self._tidy(stays)
+        await self._tidy(left)
 
     async def _discard_unless_current(self, number: int, dataset: str) -> None:
         """A cancelled program may have run to its end all the same."""
@@ -151,18 +151,16 @@ class Generations:
             await self.adopt(number, **more)
             return
 
-        stays = False
+        left: Left = {}
 
         async def make(number: int, _: str) -> None:
-            nonlocal stays
+            nonlocal left
             async with origin() as snapshot:
-                stays = await self._move_pointer(
-                    number, origin=snapshot, **more
-                )
+                left = await self._move_pointer(number, origin=snapshot, **more)
 
         _, dataset = await self.build(make, first=1)
         self.store.release(dataset)
-        await self._tidy(stays)
+        await self._tidy(left)
 
     # --- committing
 
@@ -174,13 +172,12 @@ class Generations:
         """What changed becomes a revision; older ones are pruned."""
         await self._tidy(await self._change("commit", keep=keep, always=always))
 
-    async def _tidy(self, stays: bool) -> None:
-        """What a change left because somebody had it open, mostly udev for a
-        moment, goes now: else it would take its space until the next removal
-        or start of qubesd."""
-        if stays:
+    async def _tidy(self, left: Left) -> None:
+        """What a change left goes now: else it would take its space until
+        the next removal or start of qubesd.  Mostly udev had it open."""
+        if left:
             try:
-                await self.store.sweep_patiently(self.where.dataset)
+                await Container.sweep_again(left.values())
             except ZfsError as exc:
                 LOG.debug("%s not tidied: %s", self.where.dataset, exc)
 
@@ -228,4 +225,4 @@ class Generations:
         if busy_left:
             # no pointer names it any more: if it stays, the janitor has it
             await self.store.sweep_patiently(where.dataset)
-        await Container.sweep_origins(origins)
+        await Container.sweep_again(origins)

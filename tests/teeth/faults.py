@@ -167,7 +167,7 @@ FAULTS = (
     Fault(
         "what is open while it is pruned stays",
         "generations.py",
-        "if stays:",
+        "if left:",
         "if False:",
         _zfs("kept", "what_is_open_while_it_is_pruned_goes_then"),
     ),

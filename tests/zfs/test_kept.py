@@ -72,6 +72,24 @@ def test_what_is_open_while_it_is_pruned_goes_then(lab, keep):
     assert len(lab.datasets("volume")) == 2
 
 
+def test_what_was_kept_for_a_pruned_clone_alone_goes_with_it(lab):
+    source = lab.private("source", b"new")
+    volume = lab.private(content=b"one", revisions_to_keep=1)
+    lab.session(volume, b"two")
+    first = volume.dataset
+    sh("zfs", "snapshot", f"{first}@admin")
+    lab.run(volume.revert())
+    sh("zfs", "destroy", f"{first}@admin")
+    for content in (b"three", b"four"):
+        lab.session(volume, content)
+    # no revision is in it any more, but the current one was cloned from it
+    assert first.partition("/")[2].partition("/")[2] in lab.datasets("volume")
+    lab.run(volume.import_volume(source))
+    lab.session(volume, b"five")
+    assert len(lab.datasets("volume")) == 2
+    assert lab.content(volume) == b"five"
+
+
 def test_removal_frees_what_no_clone_needs(lab):
     source = lab.private("source", b"data", size=8 * MIB)
     clone = lab.private("clone")

@@ -11,8 +11,7 @@
 --         holder, mark: property that says it is ours, and its value
 --       promote: take over the origin's revisions, if that is the same
 --         volume's and no other snapshot would move with them
--- gives: whether a generation that should have gone stays for the janitor
---       (of a scratch volume it goes when the qube stops)
+-- gives: list of datasets for the janitor to look at
 --
 -- What was current and uncommitted becomes a revision first (unless scratch
 -- or keep < 1), so nothing is lost by moving the pointer.  All in one
@@ -98,7 +97,7 @@ end
 clear_started(qube, argv.started)
 
 -- The pointer has moved; the rest is tidying.
-local stays = false
+local left = {}
 local origin = (zfs.get_prop(new, "origin"))
 if argv.promote and origin ~= nil then
     local source = string.match(origin, "^(.*)@")
@@ -118,7 +117,7 @@ if argv.promote and origin ~= nil then
         if conflict == 0 then
             zfs.sync.promote(new)
             if not has_snapshots(source) then
-                stays = zfs.sync.destroy(source) ~= 0
+                destroy_generation(source, left)
             end
         end
     end
@@ -134,10 +133,9 @@ if keep ~= nil and not argv.scratch then
     end
     local now, _, frozen =
         revisions(qube, volume, generations(qube, volume))
-    stays = prune(qube, volume, now, frozen, argv.number, keep) or stays
-    if old ~= nil and zfs.exists(old) and not has_snapshots(old)
-        and zfs.sync.destroy(old) ~= 0 then
-        stays = true
+    prune(qube, volume, now, frozen, argv.number, keep, left)
+    if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
+        destroy_generation(old, left)
     end
 end
-return stays
+return left

@@ -2,7 +2,7 @@
 --
 -- argv: qube, volume, pointer, started, keep (old revisions to keep; -1: no
 --       revisions at all), always (commit also what has not changed)
--- gives: whether a generation that should have gone stays for the janitor
+-- gives: list of datasets for the janitor to look at
 --
 -- One transaction group: the snapshot is there and old ones are pruned, or
 -- nothing happened.  Repeating it after a crash finds nothing to do.
@@ -16,13 +16,15 @@ if not zfs.exists(ds) then
     return refuse(2, "exists", ds)
 end
 
+local left = {}
 local list, highest, frozen =
     revisions(qube, volume, generations(qube, volume))
 local newest = list[#list]
 if argv.keep < 0
     or not (argv.always or changed_since(newest, ds, current)) then
     clear_started(qube, argv.started)
-    return prune(qube, volume, list, frozen, current, argv.keep)
+    prune(qube, volume, list, frozen, current, argv.keep, left)
+    return left
 end
 local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
 local errno = zfs.check.snapshot(snapshot)
@@ -35,4 +37,5 @@ if errno ~= 0 then
 end
 clear_started(qube, argv.started)
 list[#list + 1] = {generation = current, snapshot = snapshot}
-return prune(qube, volume, list, frozen, current, argv.keep)
+prune(qube, volume, list, frozen, current, argv.keep, left)
+return left

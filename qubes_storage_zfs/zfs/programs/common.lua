@@ -152,13 +152,24 @@ local function clear_started(qube, started)
     end
 end
 
+-- Destroy a generation that nothing needs.  What the janitor must look at then
+-- is added to `left`: the generation, if somebody holds it open; or what it
+-- was cloned from, if a snapshot was kept for it alone.
+local function destroy_generation(ds, left)
+    local origin = (zfs.get_prop(ds, "origin"))
+    if zfs.sync.destroy(ds) ~= 0 then
+        left[#left + 1] = ds
+    elseif origin ~= nil and not zfs.exists(origin) then
+        left[#left + 1] = string.match(origin, "^(.*)@")
+    end
+end
+
 -- Of the revisions in `list`, oldest first, keep the newest `keep` besides
 -- the committed one (none at all if keep is -1), and nothing that is
 -- `frozen`.  A generation that is not current and thereby lost its last
--- snapshot goes too.  Whether one stays for the janitor, as somebody holds it
--- open.
-local function prune(qube, volume, list, frozen, current, keep)
-    local emptied, stays = {}, false
+-- snapshot goes too; for `left` see destroy_generation().
+local function prune(qube, volume, list, frozen, current, keep, left)
+    local emptied = {}
     local function drop(item)
         drop_revision(item.snapshot)
         emptied[item.generation] = true
@@ -171,11 +182,9 @@ local function prune(qube, volume, list, frozen, current, keep)
     end
     for generation in pairs(emptied) do
         local ds = generation_name(qube, volume, generation)
-        if generation ~= current and not has_snapshots(ds)
-            and zfs.sync.destroy(ds) ~= 0 then
-            stays = true
+        if generation ~= current and not has_snapshots(ds) then
+            destroy_generation(ds, left)
         end
     end
-    return stays
 end
 
