@@ -45,6 +45,8 @@ local function look(ds, depth)
     for snapshot in zfs.list.snapshots(ds) do
         line("snapshot", string.match(snapshot, "@(.*)$"),
             prop(snapshot, "guid"))
+        -- its clone may be elsewhere than where this looks
+        if argv.part then origins[snapshot] = true end
     end
     if zvol then return end
     for child in zfs.list.children(ds) do look(child, depth + 1) end
@@ -160,6 +162,7 @@ class Door:
         argument = {
             "container": top,
             "depth": top.count("/") - container.count("/"),
+            "part": below is not None,
             "holder": layout.HOLDER,
         }
         with contextlib.ExitStack() as held:
