@@ -199,7 +199,11 @@ class Container:
     async def discard(self, dataset: str) -> None:
         """Destroy what was in hand; what is busy is left to the janitor."""
         try:
-            await device.retry_busy(dataset, lambda: core.destroy(dataset))
+            left = await device.retry_busy(
+                dataset,
+                lambda: core.change("discard", dataset, {"dataset": dataset}),
+            )
+            await self.sweep_again(left.values())
         except errors.NotFound:
             pass
         except errors.ZfsError as exc:
@@ -260,6 +264,7 @@ class Container:
         )
         if done["gone"]:
             LOG.info("%s: %d leftovers removed", self.home, done["gone"])
+        await self.sweep_again(done["left"].values())
         return list(done["busy"].values())
 
     async def sweep_patiently(self, qube: str) -> None:

@@ -147,7 +147,6 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             return
         with told(self._cannot("end the export of")):
             await self.store.discard(dataset)
-            await self.store.sweep_patiently(self.where.dataset)
 
     # --- data in
 

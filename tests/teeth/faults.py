@@ -172,6 +172,13 @@ FAULTS = (
         _zfs("kept", "what_is_open_while_it_is_pruned_goes_then"),
     ),
     Fault(
+        "what was kept for a clone alone stays without it",
+        "container.py",
+        "await self.sweep_again(left.values())",
+        "pass",
+        _zfs("kept", "what_was_kept_for_another_pools_clone_goes_with_it"),
+    ),
+    Fault(
         "an import is refused because somebody looks",
         "zfs/device.py",
         "await retry_busy(dataset, look, GLANCE_LIMIT)",

@@ -112,3 +112,20 @@ def test_removal_frees_what_no_clone_needs(lab):
     assert probe.closed
     assert used() < MIB
     assert lab.content(clone, 4) == b"data"
+
+
+@pytest.mark.parametrize("how", ["discard", "sweep"])
+def test_what_was_kept_for_another_pools_clone_goes_with_it(lab, make_lab, how):
+    source = lab.private("source", b"data")
+    other = make_lab()
+    target = other.private("target")
+    _, clone = other.run(target.generations.clone(source.committed))
+    lab.run(source.remove())
+    assert lab.datasets("volume") == ["vm/source/private"]
+    store = other.pool.store
+    if how == "discard":
+        other.run(store.discard(clone))
+    else:
+        store.release(clone)
+        assert other.sweep_until(lambda: not lab.datasets("volume"))
+    assert lab.datasets() == ["vm"]

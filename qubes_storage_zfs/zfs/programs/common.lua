@@ -154,14 +154,16 @@ end
 
 -- Destroy a generation that nothing needs.  What the janitor must look at then
 -- is added to `left`: the generation, if somebody holds it open; or what it
--- was cloned from, if a snapshot was kept for it alone.
+-- was cloned from, if a snapshot was kept for it alone.  Gives the errno.
 local function destroy_generation(ds, left)
     local origin = (zfs.get_prop(ds, "origin"))
-    if zfs.sync.destroy(ds) ~= 0 then
+    local errno = zfs.sync.destroy(ds)
+    if errno ~= 0 then
         left[#left + 1] = ds
     elseif origin ~= nil and not zfs.exists(origin) then
         left[#left + 1] = string.match(origin, "^(.*)@")
     end
+    return errno
 end
 
 -- Of the revisions in `list`, oldest first, keep the newest `keep` besides

@@ -3,12 +3,13 @@
 -- argv: datasets (list of {name, guid} as garbage.lua found them), empty
 --       (qubes' datasets), home, prefix (of pointers), holder (property),
 --       kept (names that are in somebody's hand)
--- gives: gone (count), busy (list of those somebody holds open)
+-- gives: gone (count), busy (list of those somebody holds open), left (list
+--        of datasets elsewhere, for their janitors to look at)
 --
 -- Each is looked at again here, where nothing can come between: same guid,
 -- no pointer, no snapshot.  What a destroyed one was cloned from is garbage
 -- too if it was kept by nothing else.  A crash leaves it for the next time.
-local out = {gone = 0, busy = {}}
+local out = {gone = 0, busy = {}, left = {}}
 local emptied = {}
 
 local function unreachable(ds)
@@ -43,12 +44,15 @@ for _, item in pairs(argv.datasets) do
         and unreachable(ds) then
         local origin = remove(ds)
         while origin ~= nil do
-            local source = string.match(origin, "^(.*)@")
+            local cloned = origin
+            local source = string.match(cloned, "^(.*)@")
             origin = nil
             if in_home(source) and zfs.exists(source)
                 and argv.kept[source] == nil
                 and is_marked(source) and unreachable(source) then
                 origin = remove(source)
+            elseif not in_home(source) and not zfs.exists(cloned) then
+                out.left[#out.left + 1] = source
             end
         end
     end
