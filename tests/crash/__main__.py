@@ -33,10 +33,10 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--skip",
-        type=int,
-        default=0,
-        help="so many sequences, which a run with that seed began already",
+        "--part",
+        type=_part,
+        default=(1, 1),
+        help="1/2 and 2/2: half of that order each, for two guests",
     )
     parser.add_argument("--only", help="one sequence, verbs with commas")
     given = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> int:
                 worlds=given.worlds,
                 seconds=given.seconds,
                 seed=given.seed,
-                skip=given.skip,
+                part=given.part,
             )
         print(f"seed {given.seed}, {time.monotonic() - begin:.0f} s: {tally}")
         print("calls:", dict(tally.calls))
@@ -67,6 +67,13 @@ def main() -> int:
         sys.stdout.flush()
         # what a violation left open would hold up an export for ever
         os._exit(1 if tally.violations or not tally.points else 0)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not 1 <= int(number) <= int(parts):
+        raise ValueError(text)
+    return int(number), int(parts)
 
 
 if __name__ == "__main__":

@@ -320,19 +320,21 @@ def run(
     worlds: int,
     seconds: float,
     seed: int,
-    skip: int = 0,
+    part: tuple[int, int],
 ) -> Tally:
     """Try *todo*, in an order given by *seed* from the second verb on.
 
     :param folder: for the state files of running qubes
     :param worlds: how many of WORLDS to try them in, side by side
     :param seconds: no world that is so old begins another
-    :param skip: so many of that order are left out
+    :param part: of how many equal parts of that order to try which; (1, 1)
+        is all
     """
     order = list(todo)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda sequence: len(sequence) > 1)
-    order = order[skip:]
+    number, parts = part
+    order = order[number - 1 :: parts]
     context = get_context("spawn")
     with context.Manager() as manager:
         queue = manager.Queue()
@@ -345,8 +347,8 @@ def run(
         processes = min(worlds, total)
         with ProcessPoolExecutor(processes, context) as pool:
             waiting = {
-                pool.submit(_process, folder, zpool, number, *shared)
-                for number in range(processes)
+                pool.submit(_process, folder, zpool, world, *shared)
+                for world in range(processes)
             }
             while waiting:
                 over, waiting = wait(waiting, TELL_EVERY, FIRST_EXCEPTION)

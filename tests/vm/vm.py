@@ -43,6 +43,10 @@ KVM_PROBE_LIMIT = 30
 #: "work": one processor, and a clock that counts its instructions, so that
 #: times in the guest do not depend on what else the host does
 CLOCK = os.environ.get("VM_CLOCK", "wall")
+#: where it is emulated: with two, the guest's locks and wake-ups between them
+#: cost more than the second one gives (tests beside another guest on two
+#: cores take 180 s so, 115 s with one)
+PROCESSORS = os.environ.get("VM_PROCESSORS", "1")
 #: for the kernel where it is emulated.  QEMU translates code anew wherever it
 #: lies at another virtual address: with them, and page tables of four levels
 #: (la57=off), starting a process takes 20 ms, without 70.
@@ -200,14 +204,15 @@ def qemu(
     if root is None:
         root = f"file={place / 'root.img'},format=raw,snapshot=on"
     accelerated = accelerator(place)
+    emulated = "kvm" not in accelerated
     words = (
         "root=/dev/vda rw console=ttyS0 quiet init=/sbin/guest-init panic=-1"
     )
-    if "kvm" not in accelerated:
+    if emulated:
         words += f" {EMULATED}"
     command = [
         *("qemu-system-x86_64", *accelerated, "-machine", "q35"),
-        *("-smp", "1" if "-icount" in accelerated else "2"),
+        *("-smp", PROCESSORS if emulated else "2"),
         *("-m", str(MEMORY_MIB), "-no-reboot", "-net", "none"),
         *("-display", "none", "-monitor", "none"),
         *("-serial", f"file:{work / 'console'}"),

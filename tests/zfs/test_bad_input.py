@@ -96,8 +96,10 @@ class World:
             for text in [*names, *(t for arg in more for t in texts_in(arg))]:
                 self.check_name(text)
             result = call(what, subject, *args)
-            # what ZFS refuses changes nothing
-            self.calls["reads" if what in READS else "changes"] += 1
+            # what ZFS or a program refuses changes nothing
+            refused = isinstance(result, dict) and b"errno" in result
+            read_only = what in READS or refused
+            self.calls["reads" if read_only else "changes"] += 1
             return result
 
         async def spy_run(program, *arguments, **more):
