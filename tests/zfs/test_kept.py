@@ -129,3 +129,22 @@ def test_what_was_kept_for_another_pools_clone_goes_with_it(lab, make_lab, how):
         store.release(clone)
         assert other.sweep_until(lambda: not lab.datasets("volume"))
     assert lab.datasets() == ["vm"]
+
+
+def test_what_somebody_put_among_the_qubes_stays(lab, tmp_path):
+    home = lab.pool.home
+    (tmp_path / "mnt").mkdir()
+    mine = f"mountpoint={tmp_path / 'mnt'}"
+    sh("zfs", "create", "-o", mine, f"{home}/files")
+    (tmp_path / "mnt" / "file").write_bytes(os.urandom(4096))
+    sh("zfs", "unmount", f"{home}/files")
+    sh("zfs", "create", "-s", "-V", "1M", f"{home}/disk")
+    sh("zfs", "create", "-u", "-o", "canmount=off", f"{home}/ours")
+    # the machine stopped before canmount was set
+    sh("zfs", "create", "-u", f"{home}/begun")
+    lab.restart()
+    lab.run(lab.pool.store.first_use())
+    assert sorted(lab.datasets()) == ["vm", "vm/disk", "vm/files"]
+    # as if it were a qube of that name
+    lab.run(lab.private("files").remove())
+    assert "vm/files" in lab.datasets()

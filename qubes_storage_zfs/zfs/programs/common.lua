@@ -132,8 +132,17 @@ local function drop_revision(snapshot)
     end
 end
 
--- A qube's dataset that holds nothing and points to nothing.
+-- A qube's dataset that holds nothing and points to nothing.  Ours cannot be
+-- mounted; if the machine stopped before that was set, which ZFS does a
+-- transaction group later, nothing was put into it: it is as the one above.
 local function is_empty_qube(qube, prefix)
+    local home = string.match(qube, "^(.*)/[^/]*$")
+    if (zfs.get_prop(qube, "type")) ~= "filesystem"
+        or (zfs.get_prop(qube, "canmount")) ~= "off"
+        and (zfs.get_prop(qube, "logicalreferenced"))
+            ~= (zfs.get_prop(home, "logicalreferenced")) then
+        return false
+    end
     for _ in zfs.list.children(qube) do
         return false
     end

@@ -7,7 +7,7 @@
 -- argv: home, or qube for that one alone; prefix (of pointers); holder
 --       (property)
 -- gives: datasets (list of {name, guid, holder}); empty (qubes' datasets
---       without children); stuck (count of unreachable generations that a
+--       that hold nothing); stuck (count of unreachable generations that a
 --       clone or another's snapshot keeps)
 local out = {datasets = {}, empty = {}, stuck = 0}
 
@@ -40,7 +40,7 @@ local function look(qube)
         any = true
         children[#children + 1] = child
     end
-    if not any then
+    if not any and is_empty_qube(qube, argv.prefix) then
         out.empty[#out.empty + 1] = qube
     end
     for _, child in ipairs(children) do
