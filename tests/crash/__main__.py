@@ -38,6 +38,12 @@ def main() -> int:
         default=(1, 1),
         help="1/2 and 2/2: half of that order each, for two guests",
     )
+    parser.add_argument(
+        "--skip",
+        type=int,
+        default=0,
+        help="so many of that order or part, which an earlier run began",
+    )
     parser.add_argument("--only", help="one sequence, verbs with commas")
     given = parser.parse_args()
     todo = [item for item in sequences() if len(item) <= given.depth]
@@ -59,6 +65,7 @@ def main() -> int:
                 seconds=given.seconds,
                 seed=given.seed,
                 part=given.part,
+                skip=given.skip,
             )
         print(f"seed {given.seed}, {time.monotonic() - begin:.0f} s: {tally}")
         print("calls:", dict(tally.calls))

@@ -321,6 +321,7 @@ def run(
     seconds: float,
     seed: int,
     part: tuple[int, int],
+    skip: int,
 ) -> Tally:
     """Try *todo*, in an order given by *seed* from the second verb on.
 
@@ -329,12 +330,13 @@ def run(
     :param seconds: no world that is so old begins another
     :param part: of how many equal parts of that order to try which; (1, 1)
         is all
+    :param skip: so many at its beginning are left out
     """
     order = list(todo)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda sequence: len(sequence) > 1)
     number, parts = part
-    order = order[number - 1 :: parts]
+    order = order[number - 1 :: parts][skip:]
     context = get_context("spawn")
     with context.Manager() as manager:
         queue = manager.Queue()
