@@ -43,9 +43,9 @@ KVM_PROBE_LIMIT = 30
 #: "work": one processor, and a clock that counts its instructions, so that
 #: times in the guest do not depend on what else the host does
 CLOCK = os.environ.get("VM_CLOCK", "wall")
-#: where it is emulated: with two, the guest's locks and wake-ups between them
-#: cost more than the second one gives (tests beside another guest on two
-#: cores take 180 s so, 115 s with one)
+#: where it is emulated: with two, locks and wake-ups between them cost what
+#: the second one gives (20 tests took 118 s in one guest with two, 115 s in
+#: each of two side by side with one each)
 PROCESSORS = os.environ.get("VM_PROCESSORS", "1")
 #: for the kernel where it is emulated.  QEMU translates code anew wherever it
 #: lies at another virtual address: with them, and page tables of four levels
