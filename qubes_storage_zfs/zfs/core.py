@@ -11,6 +11,7 @@ pyzfs nor the kernel module is installed.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import errno
 import functools
 import importlib
@@ -18,8 +19,9 @@ import importlib.resources
 import logging
 import os
 import re
+import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,13 +102,28 @@ def _check_name(name: str, what: str) -> None:
         raise errors.ZfsError(name, errno.EINVAL, what)
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Have signals wait, in this thread.
+
+    One that reaches a thread in a channel program cancels the program, even
+    half way through what it changes (zcp_lua_counthook(), zcp_eval_sig()).
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _call(what: str, subject: str, *args: Any) -> Any:
     """Call ``lzc_<what>``; *subject* is what an exception will name."""
     _check_name(subject, what)
     library = _library()
     exceptions = library.exceptions
     try:
-        return getattr(library, "lzc_" + what)(*args)
+        with _undisturbed():
+            return getattr(library, "lzc_" + what)(*args)
     except exceptions.ZFSInitializationFailed as exc:
         raise errors.NoModule(subject, exc.errno, what) from exc
     except exceptions.PoolNotFound as exc:

@@ -1,5 +1,8 @@
 """What the stopped worlds of tests/crash found, one test each."""
 
+import signal
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,36 @@ def test_volume_that_was_started_is_not_created_again(lab):
     with pytest.raises(StoragePoolException, match="there is a volume"):
         lab.private()
     lab.stop(volume)
+
+
+@pytest.fixture
+def disturbed():
+    """Signals for the driver's threads, all the time."""
+    over = threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    sent = Counter()
+
+    def disturb():
+        while not over.wait(0.002):
+            for thread in threading.enumerate():
+                if thread.name.startswith("zfs") and thread.ident:
+                    signal.pthread_kill(thread.ident, signal.SIGUSR1)
+                    sent[thread.name] += 1
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    yield sent
+    over.set()
+    thread.join()
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_signals_cancel_nothing(lab, disturbed):
+    """ZFS lets one cancel a channel program, half way through as well."""
+    volume = lab.private(content=b"0", revisions_to_keep=3)
+    for number in range(1, 6):
+        lab.session(volume, b"%d" % number)
+        assert lab.run(lab.pool.store.state(volume.where)).current == 0
+    assert lab.content(volume) == b"5"
+    assert len(volume.revisions) == 3
+    assert disturbed.total() > 100
