@@ -49,6 +49,8 @@ _NAME = re.compile(
 MEMORY_LIMIT = 100 << 20  # bytes; the most ZFS allows, allocated as needed
 INSTRUCTION_LIMIT = 100_000_000  # the most ZFS allows
 
+_SIGNALS = signal.valid_signals()
+
 _threads = concurrent.futures.ThreadPoolExecutor(16, "zfs")
 #: A program that reads runs in its caller's thread, and the kernel does not
 #: interrupt it: a processor is left for the event loop.  But never one thread
@@ -109,7 +111,7 @@ def _undisturbed() -> Iterator[None]:
     One that reaches a thread in a channel program cancels the program, even
     half way through what it changes (zcp_lua_counthook(), zcp_eval_sig()).
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:

@@ -40,8 +40,8 @@ MEMORY_MIB = 3072
 BOOT_LIMIT = 300
 SILENCE_LIMIT = int(os.environ.get("VM_SILENCE_LIMIT", "600"))
 KVM_PROBE_LIMIT = 30
-#: "work": one processor, and a clock that counts its instructions, so that
-#: times in the guest do not depend on what else the host does
+#: "work": a clock that counts the guest's instructions, so that times in the
+#: guest do not depend on what else the host does
 CLOCK = os.environ.get("VM_CLOCK", "wall")
 #: where it is emulated: with two, locks and wake-ups between them cost what
 #: the second one gives (20 tests took 118 s in one guest with two, 115 s in

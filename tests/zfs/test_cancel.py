@@ -350,15 +350,13 @@ def test_cancelled_at_every_wait(stage, monkeypatch, patience, kind, visible):
         first = await together([scene(make, None), scene(make, uncut)])
         (_, _, before), (_, whole, after) = first
         assert whole and (before != after) == visible, (before, after)
-        cuts, done, beyond = [], [], uncut.waits + 1
-        points = range(beyond, 0, -EVERY)
+        cuts, done, points = [], [], range(uncut.waits + 1, 0, -EVERY)
         # until a point is beyond the end, so that none is left out
         while not any(whole for _, whole, _ in done):
             more = [Cut(at, way) for at in points for way in ways(at)]
             done += await together([scene(make, cut) for cut in more])
             cuts += more
-            beyond += 1
-            points = [beyond]
+            points = [points[0] + 1]
         for cut, (one, whole, outcome) in zip(cuts, done, strict=True):
             where = f"{one.volume.vid}, {cut.way} at wait {cut.at}"
             assert outcome in (before, after), where

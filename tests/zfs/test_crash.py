@@ -1,4 +1,4 @@
-"""What the stopped worlds of tests/crash found, one test each."""
+"""What the stopped worlds of tests/crash found, one test each; and signals."""
 
 import signal
 import threading

@@ -110,7 +110,10 @@ class Listener:
         self.found = None
 
 
-LISTENER = Listener()
+@pytest.fixture(scope="module")
+def listener():
+    """What hears cannot be taken away again, and costs all that follows."""
+    return Listener()
 
 
 @pytest.fixture
@@ -192,11 +195,13 @@ def _for_each_qube(times):
     return sorted(times)[-QUBES]
 
 
-def test_no_verb_holds_the_event_loop(lab, monkeypatch, patience, in_loop):
+def test_no_verb_holds_the_event_loop(
+    lab, monkeypatch, patience, in_loop, listener
+):
     root = lab.private("tmpl", b"v1", name="root")
     common = lab.private("common", b"common")
     in_loop.clear()
-    with LISTENER as may_wait:
+    with listener as may_wait:
         measured = Measured(lab, monkeypatch, "q", root, common)
     print(measured)
     assert in_loop == []
@@ -204,10 +209,10 @@ def test_no_verb_holds_the_event_loop(lab, monkeypatch, patience, in_loop):
     assert measured.is_good()
 
 
-def test_what_the_listener_hears(lab, tmp_path):
+def test_what_the_listener_hears(lab, tmp_path, listener):
     volume = lab.private()
     lab.start(volume)
-    with LISTENER as may_wait:
+    with listener as may_wait:
         with open(volume.path, "rb"):
             pass
         thread = threading.Thread(target=lambda: open(tmp_path / "x", "wb"))

@@ -136,13 +136,6 @@ end
 -- mounted; if the machine stopped before that was set, which ZFS does a
 -- transaction group later, nothing was put into it: it is as the one above.
 local function is_empty_qube(qube, prefix)
-    local home = string.match(qube, "^(.*)/[^/]*$")
-    if (zfs.get_prop(qube, "type")) ~= "filesystem"
-        or (zfs.get_prop(qube, "canmount")) ~= "off"
-        and (zfs.get_prop(qube, "logicalreferenced"))
-            ~= (zfs.get_prop(home, "logicalreferenced")) then
-        return false
-    end
     for _ in zfs.list.children(qube) do
         return false
     end
@@ -151,7 +144,11 @@ local function is_empty_qube(qube, prefix)
             return false
         end
     end
-    return true
+    local home = string.match(qube, "^(.*)/[^/]*$")
+    return (zfs.get_prop(qube, "type")) == "filesystem"
+        and ((zfs.get_prop(qube, "canmount")) == "off"
+            or (zfs.get_prop(qube, "logicalreferenced"))
+                == (zfs.get_prop(home, "logicalreferenced")))
 end
 
 -- The content is committed, or nobody's any more.

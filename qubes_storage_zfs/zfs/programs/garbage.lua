@@ -35,12 +35,11 @@ local function is_ours(ds, number, mark)
 end
 
 local function look(qube)
-    local children, any = {}, false
+    local children = {}
     for child in zfs.list.children(qube) do
-        any = true
         children[#children + 1] = child
     end
-    if not any and is_empty_qube(qube, argv.prefix) then
+    if #children == 0 and is_empty_qube(qube, argv.prefix) then
         out.empty[#out.empty + 1] = qube
     end
     for _, child in ipairs(children) do
