@@ -51,7 +51,7 @@ class Tally:
     impossible: int = 0
     known: int = 0
     points: int = 0
-    half: int = 0
+    inside: int = 0
     left: int = 0
     twice: int = 0
     calls: Counter[str] = field(default_factory=Counter)
@@ -73,7 +73,7 @@ class Tally:
         return (
             f"sequences of verbs: {lengths} ({self.known} lead to worlds that"
             f" were tried already, {self.impossible} make no sense); points at"
-            f" which the world was stopped: {self.points}, {self.half} of them"
+            f" which the world was stopped: {self.points}, {self.inside} of them"
             f" in the middle of a call; {self.left} different worlds"
             f" after it, stopped again at {self.twice} points of their"
             f" recovery; violations: {len(self.violations)}"
@@ -106,7 +106,8 @@ class Enumerator:
         self.known = known
         self.tell = tell
         self.tally = Tally()
-        self.has_half = False
+        #: whether the last stop was in the middle of a call
+        self.inside = False
         #: whether the world is where the last verb of the sequence begins
         self.ready = False
 
@@ -127,19 +128,19 @@ class Enumerator:
             return
         # qubes that survive make two cases of each stop
         deaths = (True, False) if world.running else (True,)
-        left, half, ended = 0, False, False
+        left, place, ended = 0, 0, False
         self.ready = True
         while not ended:
             for machine in deaths:
-                ended = await self._stop_at(sequence, left, half, machine)
-            if self.has_half and not half:
-                half = True
+                ended = await self._stop_at(sequence, left, place, machine)
+            if self.inside or not place:
+                place += 1
             else:
-                left, half = left + 1, False
+                left, place = left + 1, 1
         tally.done[len(sequence)] += 1
 
     async def _stop_at(
-        self, sequence: Sequence, left: int, half: bool, machine: bool
+        self, sequence: Sequence, left: int, place: int, machine: bool
     ) -> bool:
         """Stop at one point, as often as it takes to stop the recovery from
         it at every point, too; whether the verb ended before its stop."""
@@ -150,11 +151,11 @@ class Enumerator:
                 if before is None:
                     raise Violated(f"{sequence} cannot be repeated")
             self.ready = False
-            ended = await self._stop(sequence[-1], left, half, machine)
+            ended = await self._stop(sequence[-1], left, place, machine)
             again = await self._recover(machine)
             self.tell(self.tally)
         self.tally.points += 1
-        self.tally.half += half
+        self.tally.inside += self.inside
         return ended
 
     async def _rest(self) -> Shape:
@@ -200,23 +201,24 @@ class Enumerator:
         return here
 
     async def _stop(
-        self, name: str, left: int, half: bool, machine: bool
+        self, name: str, left: int, place: int, machine: bool
     ) -> bool:
         """Let a verb run into its stop; whether it ended before.
 
         :param left: changing calls that it may still do
+        :param place: in the middle of the one after these; see Gate
         """
         world = self.world
         how = "machine" if machine else "qubesd"
-        where = f"{'in' if half else 'before'} call {left}"
+        where = f"in call {left}, place {place}" if place else f"before {left}"
         world.log.append(f"{name}, {how} stops {where}")
-        world.gate.open(left, half)
+        world.gate.open(left, place)
         ended = True
         try:
             await RULES[name].verb(world)
         except Stopped:
             ended = False
-        self.has_half = world.gate.has_half
+        self.inside = place > 0 and world.gate.left == left
         self.tally.calls.update(world.gate.passed)
         world.gate.open()
         world.lose_memory(machine)

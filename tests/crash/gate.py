@@ -1,11 +1,12 @@
 """The gate that a world can be stopped at, and a look at ZFS of its own."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qubes_storage_zfs import layout
 from qubes_storage_zfs.zfs import core, device, native
@@ -72,6 +73,10 @@ return table.concat(lines, "\\n")
 """
 
 
+#: instead of the result of a program that reached its limit
+OVER = object()
+
+
 class Stopped(BaseException):
     """The machine has stopped; not even a finally clause gets anywhere."""
 
@@ -86,34 +91,39 @@ class Gate:
 
     :ivar passed: the changing calls that were let through
     :ivar left: how many more may pass; None: all
-    :ivar half: stop in the middle of a call that ZFS itself does in two
-        transaction groups
-    :ivar has_half: whether the call it stopped at is such a one
+    :ivar place: stop in the middle of the next, at its so manieth place; if
+        it has no such place, or at 0, before the one that follows
     """
 
     passed: list[str] = field(default_factory=list)
     left: int | None = None
-    half: bool = False
+    place: int = 0
     dead: bool = False
-    has_half: bool = False
 
-    def open(self, left: int | None = None, half: bool = False) -> None:
+    def open(self, left: int | None = None, place: int = 0) -> None:
         self.passed = []
-        self.left, self.half = left, half
-        self.dead = self.has_half = False
+        self.left, self.place = left, place
+        self.dead = False
 
-    def through(
-        self, what: str, call: Callable[[], Any], half: Any = None
-    ) -> Any:
+    def through(self, what: str, call: Callable[[int], Any]) -> Any:
+        """*call* is told the place to stop in it, 0 for none."""
         if self.dead:
             raise Stopped
+        place = 0
         if self.left == len(self.passed):
-            self.dead, self.has_half = True, half is not None
-            if self.half and half is not None:
-                half()
-            raise Stopped
+            place = self.place
+            if not place:
+                self.stop()
+            result = call(place)
+            self.left, self.place = self.left + 1, 0
+        else:
+            result = call(0)
         self.passed.append(what)
-        return call()
+        return result
+
+    def stop(self) -> NoReturn:
+        self.dead = True
+        raise Stopped
 
 
 class Door:
@@ -137,24 +147,55 @@ class Door:
         gate = self._gate(subject)
         if gate is None:
             return self._call(what, subject, *args)
-
-        def whole() -> Any:
-            return self._call(what, subject, *args)
-
         if what == "channel_program_nosync":
             if gate.dead:
                 raise Stopped
-            return whole()
-        half = None
-        if what in ("create", "clone"):
-            *names, given = args
-            native_only = {k: v for k, v in given.items() if b":" not in k}
-            if native_only != given:
+            return self._call(what, subject, *args)
+        if what == "channel_program":
+            how = self._program
+        elif what in ("create", "clone"):
+            how = self._in_two
+        else:
+            how = self._at_once
+        return gate.through(
+            what, functools.partial(how, gate, what, subject, *args)
+        )
 
-                def half() -> Any:
-                    self._call(what, subject, *names, native_only)
+    def _at_once(self, _gate: Gate, what: str, subject: str, *args: Any) -> Any:
+        return self._call(what, subject, *args[:-1])
 
-        return gate.through(what, whole, half)
+    def _in_two(self, gate: Gate, what: str, subject: str, *args: Any) -> Any:
+        """What ZFS itself does in two transaction groups."""
+        *names, given, place = args
+        native_only = {k: v for k, v in given.items() if b":" not in k}
+        if place != 1 or native_only == given:
+            return self._call(what, subject, *names, given)
+        self._call(what, subject, *names, native_only)
+        gate.stop()
+
+    def _program(self, gate: Gate, what: str, subject: str, *args: Any) -> Any:
+        """A program is ended at any hundredth instruction if its caller is
+        killed; ZFS looks at its limit of instructions there, too."""
+        zpool, program, _, memory, argument, place = args
+        library = core._library()
+
+        def over(run: Callable[..., Any], limit: int) -> Any:
+            with contextlib.suppress(library.exceptions.ZCPTimeout):
+                return run(zpool, program, limit, memory, argument)
+            return OVER
+
+        if not place:
+            return self._call(what, subject, *args[:-1])
+        # a program that may only read comes as far as its first change
+        limit = 99
+        with contextlib.suppress(library.exceptions.ZCPRuntimeError):
+            while over(library.lzc_channel_program_nosync, limit) is OVER:
+                limit += 100
+        limit += 100 * (place - 1)
+        result = over(library.lzc_channel_program, limit)
+        if result is OVER:
+            gate.stop()
+        return result
 
     def dump(self, container: str, below: str | None = None) -> Dump:
         """What is in a container, or in one dataset of it."""
@@ -184,7 +225,7 @@ class Door:
         gate = self._gate(arguments[-1])
         if gate is None:
             return await self._run(program, *arguments, **more)
-        gate.through(program, lambda: None)
+        gate.through(program, lambda _: None)
         return await self._run(program, *arguments, **more)
 
 

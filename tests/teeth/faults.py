@@ -31,9 +31,16 @@ FAULTS = (
     Fault(
         "a commit leaves the mark of the session",
         _LUA + "commit.lua",
-        "clear_started(qube, argv.started)\nlist[#list + 1]",
-        "list[#list + 1]",
+        "clear_started(changes, qube, argv.started)",
+        "",
         _zfs("edges", "stop_twice_commits_once"),
+    ),
+    Fault(
+        "a program can be ended between changes that belong together",
+        _LUA + "common.lua",
+        "while #list > 4 do",
+        "while #list > 400 do",
+        _zfs("crash", "killed_while_many_revisions_go"),
     ),
     Fault(
         "a revision too many is pruned",
@@ -225,8 +232,8 @@ FAULTS = (
     Fault(
         "a removed source's revisions go to its clone",
         _LUA + "forget.lua",
-        "if own_property(qube, argv.pointer) ~= nil then\n    zfs.sync.inherit(qube, argv.pointer)\nend",
-        "",
+        "if own_property(qube, argv.pointer) ~= nil then",
+        "if false then",
         _zfs("peers", "name_of_a_removed_source_can_be_used_again"),
     ),
     Fault(

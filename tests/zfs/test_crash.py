@@ -1,5 +1,6 @@
 """What the stopped worlds of tests/crash found, one test each; and signals."""
 
+import itertools
 import signal
 import threading
 from collections import Counter
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from .conftest import write
+from ..crash.gate import Door, Gate, Stopped
+from .conftest import sh, write
 
 
 def test_stop_whose_end_was_cut_off_makes_no_second_revision(lab):
@@ -79,3 +81,31 @@ def test_signals_cancel_nothing(lab, disturbed):
     assert lab.content(volume) == b"5"
     assert len(volume.revisions) == 3
     assert disturbed.total() > 100
+
+
+@pytest.fixture
+def gate(lab):
+    with Door() as door:
+        gate = door.gates[lab.container] = Gate()
+        yield gate
+
+
+def test_killed_while_many_revisions_go(lab, gate):
+    """More than one coroutine takes away, see all_or_none() in common.lua."""
+    for place in itertools.count(1):
+        volume = lab.private(f"q{place}", b"content")
+        for number in range(3, 25):
+            sh("zfs", "snapshot", f"{volume.dataset}@r{number}")
+        assert len(volume.revisions) == 23
+        gate.open(0, place)
+        try:
+            lab.run(volume.remove())
+        except Stopped:
+            gate.open()
+            lab.restart()
+        else:
+            break
+        assert lab.run(lab.pool.store.state(volume.where)).current is None
+        assert lab.datasets("snapshot") == []
+    assert gate.passed == ["channel_program"] and place > 1
+    assert lab.sweep_until(lambda: lab.datasets() == ["vm"])

@@ -64,37 +64,34 @@ if old ~= nil and commits and (keep == nil or keep > 0) then
     end
 end
 
-local errno = 0
+local changes = {}
 if argv.origin then
-    errno = zfs.sync.clone(argv.origin, new)
-    if errno ~= 0 then
-        return refuse(errno, "clone", new)
-    end
-    zfs.sync.set_prop(new, argv.holder, argv.mark)
+    changes[1] = {zfs.sync.clone, argv.origin, new}
+    changes[2] = {zfs.sync.set_prop, new, argv.holder, argv.mark}
 end
 if first ~= nil then
-    errno = zfs.sync.snapshot(first)
-    if errno ~= 0 then
-        return refuse(errno, "snapshot", first)
-    end
+    changes[#changes + 1] = {zfs.sync.snapshot, first}
 end
 if commits then
-    highest = highest + 1
-    errno = zfs.sync.snapshot(new .. "@r" .. string.format("%d", highest))
-    if errno ~= 0 then
-        return refuse(errno, "snapshot", new)
-    end
+    local second = new .. "@r" .. string.format("%d", highest + 1)
+    changes[#changes + 1] = {zfs.sync.snapshot, second}
 end
 local value = string.format("%d", argv.number)
 if argv.scratch then
     value = value .. " scratch"
 end
-errno = zfs.sync.set_prop(qube, argv.pointer, value)
-if errno ~= 0 then
-    return refuse(errno, "set_prop", qube)
+changes[#changes + 1] = {zfs.sync.set_prop, qube, argv.pointer, value}
+clear_started(changes, qube, argv.started)
+-- the blank state that create() left, and nothing was done with, is none to
+-- go back to
+if keep ~= nil and first == nil and #list == 1
+    and is_unwritten(newest.snapshot) then
+    changes[#changes + 1] = {drop_revision, newest.snapshot}
 end
-
-clear_started(qube, argv.started)
+local errno, failed = all_or_none(changes)
+if errno ~= 0 then
+    return refuse(errno, "adopt", failed[2])
+end
 
 -- The pointer has moved; the rest is tidying.
 local left = {}
@@ -126,11 +123,6 @@ if old ~= nil and argv.scratch then
     zfs.sync.destroy(old)
 end
 if keep ~= nil and not argv.scratch then
-    -- the blank state that create() left, and nothing was done with, is
-    -- none to go back to
-    if first == nil and #list == 1 and is_unwritten(newest.snapshot) then
-        drop_revision(newest.snapshot)
-    end
     local now, _, frozen =
         revisions(qube, volume, generations(qube, volume))
     prune(qube, volume, now, frozen, argv.number, keep, left)

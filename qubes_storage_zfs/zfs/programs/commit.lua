@@ -5,7 +5,8 @@
 -- gives: list of datasets for the janitor to look at
 --
 -- One transaction group: the snapshot is there and old ones are pruned, or
--- nothing happened.  Repeating it after a crash finds nothing to do.
+-- nothing happened.  Repeating it after a crash finds nothing to do, or what
+-- is left to prune if qubesd was killed.
 local qube, volume = argv.qube, argv.volume
 local current = current_number(qube, argv.pointer)
 if current == nil then
@@ -20,22 +21,21 @@ local left = {}
 local list, highest, frozen =
     revisions(qube, volume, generations(qube, volume))
 local newest = list[#list]
-if argv.keep < 0
-    or not (argv.always or changed_since(newest, ds, current)) then
-    clear_started(qube, argv.started)
-    prune(qube, volume, list, frozen, current, argv.keep, left)
-    return left
+local changes = {}
+if argv.keep >= 0
+    and (argv.always or changed_since(newest, ds, current)) then
+    local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
+    local errno = zfs.check.snapshot(snapshot)
+    if errno ~= 0 then
+        return refuse(errno, "check snapshot", snapshot)
+    end
+    changes[1] = {zfs.sync.snapshot, snapshot}
+    list[#list + 1] = {generation = current, snapshot = snapshot}
 end
-local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
-local errno = zfs.check.snapshot(snapshot)
+clear_started(changes, qube, argv.started)
+local errno = all_or_none(changes)
 if errno ~= 0 then
-    return refuse(errno, "check snapshot", snapshot)
+    return refuse(errno, "commit", ds)
 end
-errno = zfs.sync.snapshot(snapshot)
-if errno ~= 0 then
-    return refuse(errno, "snapshot", snapshot)
-end
-clear_started(qube, argv.started)
-list[#list + 1] = {generation = current, snapshot = snapshot}
 prune(qube, volume, list, frozen, current, argv.keep, left)
 return left

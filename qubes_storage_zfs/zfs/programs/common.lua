@@ -3,6 +3,10 @@
 --
 -- A program that refuses returns {errno=, step=, dataset=} and has changed
 -- nothing.  zfs.get_prop has two results, hence the parentheses around it.
+--
+-- ZFS ends a program half way if its caller was killed, and keeps what it did
+-- by then.  So a program makes the changes that belong together by
+-- all_or_none(), and after them only such as may be missing for a while.
 
 local argv = (...).argv
 
@@ -127,9 +131,43 @@ end
 -- Take a revision away.  With a living clone it stays until that goes, but
 -- is a revision no more.
 local function drop_revision(snapshot)
-    if zfs.sync.destroy(snapshot) ~= 0 then
-        zfs.sync.destroy{snapshot, defer=true}
+    zfs.sync.destroy{snapshot, defer=true}
+    return 0
+end
+
+local unpack = table.unpack
+local function make_changes(list)
+    for index = 1, #list do
+        local change = list[index]
+        local errno, failed = change[1](unpack(change, 2))
+        if errno ~= 0 then
+            return errno, failed or change
+        end
     end
+    return 0
+end
+
+-- Make all changes in the list, each {function, arguments ...} and giving
+-- an errno, or none if the caller was killed.  One that fails ends it;
+-- gives its errno and the change.
+--
+-- ZFS looks at every hundredth instruction whether to end the program, and a
+-- coroutine counts its own (zcp_lua_counthook(), lua_newthread()).  Four
+-- changes take less than a hundred, drop_revision() included, and so do four
+-- coroutines of four; those are made before any of them runs.
+local function all_or_none(list)
+    while #list > 4 do
+        local groups = {}
+        for first = 1, #list, 4 do
+            local group = {}
+            for index = first, first + 3 do
+                group[#group + 1] = list[index]
+            end
+            groups[#groups + 1] = {coroutine.wrap(make_changes), group}
+        end
+        list = groups
+    end
+    return coroutine.wrap(make_changes)(list)
 end
 
 -- A qube's dataset that holds nothing and points to nothing.  Ours cannot be
@@ -151,10 +189,10 @@ local function is_empty_qube(qube, prefix)
                 == (zfs.get_prop(home, "logicalreferenced")))
 end
 
--- The content is committed, or nobody's any more.
-local function clear_started(qube, started)
+-- The content is committed, or nobody's any more: a change to be made.
+local function clear_started(changes, qube, started)
     if own_property(qube, started) ~= nil then
-        zfs.sync.inherit(qube, started)
+        changes[#changes + 1] = {zfs.sync.inherit, qube, started}
     end
 end
 

@@ -10,7 +10,8 @@
 --
 -- One transaction group.  What cannot go is no volume's any more: no pointer
 -- names it and none of its revisions can be listed or reverted to.  What the
--- volume held beyond its cloned snapshots is freed by rolling it back.
+-- volume held beyond its cloned snapshots is freed by rolling it back.  If
+-- qubesd is killed, its generations may be left, as garbage.
 
 -- Snapshots of ours, revisions and those of freeze.lua, that can still be
 -- dropped.
@@ -31,10 +32,11 @@ if not zfs.exists(qube) then
     return out
 end
 local current = current_number(qube, argv.pointer)
+local changes = {}
 if own_property(qube, argv.pointer) ~= nil then
-    zfs.sync.inherit(qube, argv.pointer)
+    changes[1] = {zfs.sync.inherit, qube, argv.pointer}
 end
-clear_started(qube, argv.started)
+clear_started(changes, qube, argv.started)
 local busy = argv.busy or {}
 local mine = {}
 for _, number in ipairs(generations(qube, volume)) do
@@ -42,7 +44,14 @@ for _, number in ipairs(generations(qube, volume)) do
     if not busy[ds] and (number == current
         or own_property(ds, argv.holder) ~= nil) then
         mine[#mine + 1] = ds
+        for _, snapshot in ipairs(snapshots_of_ours(ds)) do
+            changes[#changes + 1] = {drop_revision, snapshot}
+        end
     end
+end
+local errno = all_or_none(changes)
+if errno ~= 0 then
+    return refuse(errno, "forget", qube)
 end
 -- Clones among the generations hang on each other's snapshots, so newer
 -- ones first, and again until nothing more goes.
@@ -51,9 +60,6 @@ while again do
     again = false
     for _, ds in ipairs(mine) do
         if zfs.exists(ds) then
-            for _, snapshot in ipairs(snapshots_of_ours(ds)) do
-                drop_revision(snapshot)
-            end
             local origin = (zfs.get_prop(ds, "origin"))
             if not has_snapshots(ds) and zfs.sync.destroy(ds) == 0 then
                 again = true
