@@ -115,6 +115,7 @@ class Container:
         #: per volume, the highest generation number given out here
         self._given: dict[VolumeName, int] = {}
         self._swept = False
+        self._measured = False
 
     @classmethod
     def at(cls, dataset: str, home: str) -> "Container":
@@ -145,6 +146,7 @@ class Container:
             "volume": name.volume,
             "pointer": name.pointer,
             "started": name.started,
+            "blank": layout.BLANK,
             "want": list(want),
             "revisions": revisions,
             "counted": counted,
@@ -190,6 +192,23 @@ class Container:
         self._given[name] = number
         self.in_hand.add(name.generation(number))
         return number
+
+    async def measure(self, dataset: str) -> None:
+        """Learn from a zvol that was just made what a blank one takes; once,
+        for the disks may have become others since another process did.
+
+        :raises ZfsError: if ZFS refuses
+        """
+        if self._measured:
+            return
+        question = {
+            "dataset": dataset,
+            "home": self.home,
+            "blank": layout.BLANK,
+        }
+        if not await core.read("measure", dataset, question):
+            await core.change("measure", dataset, {**question, "write": True})
+        self._measured = True
 
     def release(self, dataset: str) -> None:
         """It is in nobody's hand here any more."""
@@ -238,6 +257,7 @@ class Container:
             "home": self.home,
             "prefix": layout.POINTER,
             "holder": layout.HOLDER,
+            "blank": layout.BLANK,
         }
         if qube is not None:
             question["qube"] = qube

@@ -41,6 +41,7 @@ class Generations:
             "volume": self.where.volume,
             "pointer": self.where.pointer,
             "started": self.where.started,
+            "blank": layout.BLANK,
             **more,
         }
 
@@ -89,6 +90,7 @@ class Generations:
 
         async def make(_: int, dataset: str) -> None:
             await core.create_volume(dataset, size, blocksize, holder_mark())
+            await self.store.measure(dataset)
 
         return await self.build(make)
 
@@ -130,12 +132,12 @@ class Generations:
     async def _discard_unless_current(self, number: int, dataset: str) -> None:
         """A cancelled program may have run to its end all the same."""
         try:
-            adopted = (await self.state()).current == number
+            state = await self.store.state(self.where, counted=True)
         except BaseException:
             # the janitor will know
             self.store.release(dataset)
             raise
-        if adopted:
+        if state.current == number or number not in state.numbers:
             self.store.release(dataset)
         else:
             await self.store.discard(dataset)

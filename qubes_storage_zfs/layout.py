@@ -20,6 +20,9 @@ POINTER = PREFIX + "current."
 STARTED = PREFIX + "started."
 #: on every zvol of ours: the process that made it
 HOLDER = PREFIX + "holder"
+#: on the dataset below which the qubes' are: bytes that ZFS says a volume
+#: refers to which nothing was ever written to
+BLANK = PREFIX + "blank"
 #: what Qubes' own udev rule looks for: with it set, dom0 neither probes nor
 #: offers a zvol (core-admin-linux, zvol_is_qubes_volume)
 UDEV_FLAG = "org.qubes-os:part-of-qvm-pool"

@@ -66,7 +66,7 @@ FAULTS = (
     Fault(
         "changes are counted from somebody else's snapshot",
         _LUA + "common.lua",
-        'return (zfs.get_prop(ds, "written@" .. short)) > 0',
+        'return (zfs.get_prop(ds, "written@" .. short)) > UNTOUCHED',
         'return (zfs.get_prop(ds, "written")) > 0',
         _zfs("kept", "import_over_what_was_not_committed_keeps_it"),
     ),
@@ -108,7 +108,7 @@ FAULTS = (
     Fault(
         "a clone without its mark stays for ever",
         _LUA + "garbage.lua",
-        'return (zfs.get_prop(ds, "written")) <= 8192',
+        'return (zfs.get_prop(ds, "written")) <= UNTOUCHED',
         'return (zfs.get_prop(ds, "written")) <= 0',
         _zfs(
             "edges",
@@ -125,8 +125,8 @@ FAULTS = (
     Fault(
         "a running volume is reverted",
         "volume.py",
-        "if self.is_running():\n                raise refusal(what, errors.RUNNING)\n            await self.store.first_use()\n            await self._end_abandoned_import(what)\n            state",
-        "await self.store.first_use()\n            await self._end_abandoned_import(what)\n            state",
+        "if self.is_running():\n                raise refusal(what, sentences.RUNNING)\n            await self._begin()\n            await self._end_abandoned_import(what)\n            state",
+        "await self._begin()\n            await self._end_abandoned_import(what)\n            state",
         _zfs("edges", "what_is_refused_while_the_qube_runs"),
     ),
     Fault(

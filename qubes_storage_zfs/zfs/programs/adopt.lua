@@ -1,6 +1,7 @@
 -- A generation becomes the current one of its volume: the pointer moves.
 --
--- argv: qube, volume, pointer, started, number (of the new generation)
+-- argv: qube, volume, pointer, started, blank (property), number (of the new
+--         generation)
 --       scratch: its content is kept by nobody: no revision is made, and the
 --         generation that was current, which must be such a one too, is
 --         destroyed

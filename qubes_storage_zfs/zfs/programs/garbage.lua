@@ -4,19 +4,16 @@
 -- dataset but lands a transaction group later, so what bears none is ours
 -- too if it has such a name as we give and nothing was ever written to it.
 --
--- argv: home, or qube for that one alone; prefix (of pointers); holder
---       (property)
+-- argv: home, or qube for that one alone; prefix (of pointers); holder, blank
+--       (properties)
 -- gives: datasets (list of {name, guid, holder}); empty (qubes' datasets
 --       that hold nothing); stuck (count of unreachable generations that a
 --       clone or another's snapshot keeps)
 local out = {datasets = {}, empty = {}, stuck = 0}
 
--- The kernel ends the origin's intent log in a clone that is opened, or
--- imported again: 1024 bytes with 512-byte sectors, 8192 with 4 KiB ones.
--- The smallest write or discard makes 12288 or 57344 (measured, 2.3.9).
 local function is_untouched_clone(ds)
     local origin = (zfs.get_prop(ds, "origin"))
-    return (zfs.get_prop(ds, "written")) <= 8192
+    return (zfs.get_prop(ds, "written")) <= UNTOUCHED
         and (zfs.get_prop(ds, "logicalreferenced"))
             == (zfs.get_prop(origin, "logicalreferenced"))
 end

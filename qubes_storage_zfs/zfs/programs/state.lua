@@ -1,7 +1,7 @@
 -- Everything the driver asks about one volume.  Read-only.
 --
 -- argv: container, owner (property), qube (dataset), volume, pointer,
---       started (property),
+--       started, blank (properties),
 --       want (list of native properties of the current generation, each as
 --       dear as all the rest: the zvol is opened for it)
 --       counted: give numbers; revisions: give these and what follows from
