@@ -14,6 +14,13 @@ setup(
     package_data={"qubes_storage_zfs.zfs": ["programs/*.lua"]},
     zip_safe=False,
     entry_points={
-        "qubes.storage": ["zfs_zvol = qubes_storage_zfs:ZfsZvolPool"],
+        "qubes.storage": [
+            "zfs_zvol = qubes_storage_zfs:ZfsZvolPool",
+            "zfs_encrypted = qubes_storage_zfs:ZfsEncryptedPool",
+        ],
+        "console_scripts": ["qvm-zfs = qubes_storage_zfs.tools.main:main"],
+        "qubes.ext": [
+            "qubes_storage_zfs = qubes_storage_zfs.extension:KeyExtension",
+        ],
     },
 )

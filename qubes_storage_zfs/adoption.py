@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from . import errors, layout
+from . import layout, sentences
 from .errors import refusal
 from .zfs import core, native
-from .zfs.errors import NotFound
+from .zfs.errors import Busy, Exists, NotFound
 
 #: of the dataset that holds the qubes' datasets, set in the call that makes
 #: it: they keep dom0 from reading what qubes wrote
@@ -30,13 +30,7 @@ async def adopt(
     :raises StoragePoolException: if it cannot be this pool's
     :raises ZfsError: if ZFS refuses
     """
-    question = {
-        "container": container,
-        "home": home,
-        "owner": layout.OWNER,
-        "flag": layout.UDEV_FLAG,
-    }
-    found = await core.read("container", container, question)
+    found = await look(container, home)
     why = _obstacle(name, container, home, found)
     if why:
         raise refusal(what, why)
@@ -57,8 +51,27 @@ async def adopt(
         undo.pop_all()
 
 
+async def look(container: str, home: str) -> Mapping[str, Any]:
+    """What is where a container is or will be; see container.lua."""
+    question = {
+        "container": container,
+        "home": home,
+        "owner": layout.OWNER,
+        "flag": layout.UDEV_FLAG,
+        "prefix": layout.PREFIX,
+    }
+    found: Mapping[str, Any] = await core.read("container", container, question)
+    return found
+
+
 async def _destroy(dataset: str) -> None:
     with contextlib.suppress(NotFound):
+        await core.destroy(dataset)
+
+
+async def destroy_empty(dataset: str) -> None:
+    """Take away a dataset made a moment ago, unless it has children now."""
+    with contextlib.suppress(NotFound, Busy, Exists):
         await core.destroy(dataset)
 
 
@@ -77,15 +90,13 @@ async def claim(container: str, name: str, release: bool = False) -> None:
     if owner is not None:
         raise refusal(
             f"Cannot claim {container}",
-            errors.CONTAINER_CLAIMED.format(
+            sentences.CONTAINER_CLAIMED.format(
                 dataset=container, owner=owner, property=layout.OWNER
             ),
         )
 
 
-def _obstacle(
-    name: str, container: str, home: str, found: Mapping[str, Any]
-) -> str:
+def obstacle(name: str, container: str, found: Mapping[str, Any]) -> str:
     """Why *container* cannot be the pool's; empty if it can."""
     owner, above = found.get("owner"), found.get("owner_above")
     if not found["parent"]:
@@ -93,11 +104,21 @@ def _obstacle(
     if found.get("exists") and found["type"] != "filesystem":
         return f"{container} is a {found['type']}, not a filesystem"
     if owner not in (None, name):
-        return errors.CONTAINER_CLAIMED.format(
+        return sentences.CONTAINER_CLAIMED.format(
             dataset=container, owner=owner, property=layout.OWNER
         )
     if above and f"{container}/".startswith(f"{above}/vm/"):
         return f"{container} is where another pool keeps its qubes"
+    return ""
+
+
+def _obstacle(
+    name: str, container: str, home: str, found: Mapping[str, Any]
+) -> str:
+    why = obstacle(name, container, found)
+    if why:
+        return why
+    owner = found.get("owner")
     if found.get("home") and owner is None:
         return (
             f"{home} exists and is not this driver's; choose another container"

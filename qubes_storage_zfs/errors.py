@@ -1,120 +1,14 @@
-"""What a person is told when something fails: one sentence and the remedy.
-
-doc/errors.md lists these; a test compares the two.
-"""
+"""Failures as what qubesd hands to its client: a StoragePoolException."""
 
 import contextlib
-import errno
 from collections.abc import Iterator
 
 import qubes.exc
 
+from .ask import NotAsked
 from .layout import BadName
+from .sentences import COPY_FAILED, reason
 from .zfs import errors as zfs
-from .zfs.blank import DeviceRefused
-
-NO_MODULE = (
-    "the zfs kernel module or python3-pyzfs is missing in dom0;"
-    " run 'modprobe zfs' (after a kernel update 'dkms status' tells whether"
-    " the module was built for the new one)"
-)
-POOL_ABSENT = (
-    "the zpool {dataset} is not imported; connect its disk and run"
-    " 'zpool import {dataset}' in dom0"
-)
-CONTAINER_MISSING = (
-    "the dataset {dataset} does not exist; was it renamed or destroyed?"
-)
-CONTAINER_CLAIMED = (
-    "the dataset {dataset} belongs to the pool {owner}; if that pool is gone"
-    " for good, run 'zfs inherit {property} {dataset}' in dom0"
-)
-CONTAINER_UNMARKED = (
-    "the dataset {dataset} is not marked as this pool's; remove the pool and"
-    " add it again to adopt it"
-)
-NO_SPACE = (
-    "there is no space left for {dataset} (zpool full, or a quota above it);"
-    " remove qubes or revisions, or enlarge the zpool"
-)
-BUSY = "{dataset} is in use by {holders}; end that and try again"
-BUSY_NOBODY = "{dataset} was busy for too long; try again"
-LOCKED = "the encryption key of {dataset} is not loaded"
-NO_DEVICE = (
-    "the device of {dataset} did not appear; is systemd-udevd running?"
-    " 'udevadm trigger --subsystem-match=block' in dom0 makes it look again"
-)
-NOT_FOUND = "{dataset} does not exist (any more)"
-EXISTS = "{dataset} exists already"
-NAME_TOO_LONG = "the name {dataset} is too long for ZFS"
-OTHER = "ZFS refused '{call}' for {dataset} ({code})"
-
-MISSING_VOLUME = (
-    "the volume is missing on disk: {dataset} has no content for it;"
-    " was it destroyed by hand?"
-)
-MISSING_SOURCE = "its source {source} is missing on disk"
-VOLUME_EXISTS = (
-    "there is a volume of that name already, left by a qube that was removed"
-    " while the pool was away; choose another name, or look at {dataset} in"
-    " dom0 and run 'zfs destroy -r {dataset}' if nothing in it is needed"
-)
-RUNNING = "the qube is running; shut it down first"
-SHRINK_RUNNING = "a volume cannot be made smaller while its qube runs"
-READ_ONLY = "the volume is read-only"
-NO_REVISION = "there is no revision {revision}; 'qvm-volume info' lists them"
-NO_REVISIONS = "the volume has no revision to go back to"
-SNAPSHOTS_DISABLED = (
-    "the volume keeps no revisions (revisions_to_keep is -1), so there is"
-    " nothing committed to read while its qube runs; shut it down first"
-)
-IMPORT_RUNNING = "an import into this volume is under way ({holders})"
-IMPORT_REPLACED = (
-    "another import into this volume began before this one ended, and nothing"
-    " was written by it; import again"
-)
-NO_IMPORT = "no import into this volume is under way"
-BAD_SIZE = "{size} is not a size a volume can have"
-BOTH_KINDS = (
-    "a volume cannot both start as a copy of another and save its changes"
-    " (snap_on_start and save_on_stop)"
-)
-NO_SPACE_FOR_COPY = (
-    "copying {source} needs {needed} bytes and only {free} are free in the"
-    " pool {pool}"
-)
-COPY_FAILED = "reading or writing the data failed: {reason}"
-
-
-def _reason(exc: zfs.ZfsError) -> str:
-    """The sentence for *exc*."""
-    template = OTHER
-    holders = ""
-    if isinstance(exc, zfs.Busy):
-        holders = ", ".join(exc.holders)
-        template = BUSY if holders else BUSY_NOBODY
-    elif isinstance(exc, (zfs.CommandFailed, DeviceRefused)):
-        # zpool advises -f, which is how disks are lost
-        lines = str(exc).split("\n")
-        return " ".join(line.strip() for line in lines if "'-f'" not in line)
-    elif exc.code == errno.ENAMETOOLONG:
-        template = NAME_TOO_LONG
-    else:
-        for kind, sentence in (
-            (zfs.NoModule, NO_MODULE),
-            (zfs.PoolAbsent, POOL_ABSENT),
-            (zfs.NoSpace, NO_SPACE),
-            (zfs.Locked, LOCKED),
-            (zfs.NoDevice, NO_DEVICE),
-            (zfs.NotFound, NOT_FOUND),
-            (zfs.Exists, EXISTS),
-        ):
-            if isinstance(exc, kind):
-                template = sentence
-    name = errno.errorcode.get(exc.code, str(exc.code))
-    return template.format(
-        dataset=exc.dataset, call=exc.call, code=name, holders=holders
-    )
 
 
 def plain(text: str) -> str:
@@ -137,10 +31,10 @@ def told(what: str) -> Iterator[None]:
     """Whatever ZFS refuses within becomes a StoragePoolException."""
     try:
         yield
-    except BadName as exc:
+    except (BadName, NotAsked) as exc:
         raise refusal(what, str(exc)) from exc
     except zfs.ZfsError as exc:
-        raise refusal(what, _reason(exc)) from exc
+        raise refusal(what, reason(exc)) from exc
     except OSError as exc:
         why = COPY_FAILED.format(reason=exc.strerror or str(exc))
         raise refusal(what, why) from exc

@@ -1,16 +1,19 @@
 """A pool's options: strings from a person or qubes.xml, checked and parsed."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 DEFAULT_REVISIONS = 2
 DEFAULT_BLOCKSIZE = 16384  # bytes
+DEFAULT_TIMEOUT = 1200  # seconds
+DEFAULT_ITERATIONS = 350000  # of PBKDF2; what zfs(8) takes
 
 _COMPRESSIONS = re.compile(
     r"(on|off|lzjb|zle|lz4|gzip(-[1-9])?|zstd(-([1-9]|1[0-9]))?)\Z"
 )
 _BLOCKSIZE = re.compile(r"([1-9][0-9]{0,9})([kKmM]?)\Z")
+_DOMAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")
 _TRUE = frozenset(("True", "true", "1", "on", "yes"))
 _FALSE = frozenset(("False", "false", "0", "off", "no", ""))
 
@@ -30,6 +33,45 @@ def parse_revisions(value: Any) -> int:
             f"revisions_to_keep must be a number from -1 on, not {value!r}"
         )
     return number
+
+
+def parse_timeout(value: Any) -> int:
+    """Seconds.
+
+    :raises BadOption: unless it is a whole number from -1 on
+    """
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -2
+    if not -1 <= number <= 1 << 31:
+        raise BadOption(
+            "unload_timeout must be a number of seconds, 0 for at once or -1"
+            f" for never, not {value!r}"
+        )
+    return number
+
+
+def parse_iterations(value: Any) -> int:
+    """:raises BadOption: unless ZFS takes so many"""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if not 100_000 <= number <= 100_000_000:
+        raise BadOption(
+            f"pbkdf2iters must be a number from 100000 on, not {value!r}"
+        )
+    return number
+
+
+def parse_domain(value: Any) -> str:
+    """:raises BadOption: unless a qube can have that name"""
+    if not isinstance(value, str) or not _DOMAIN.match(value):
+        raise BadOption(
+            f"ask_password_domain must be the name of a qube, not {value!r}"
+        )
+    return value
 
 
 def parse_bool(name: str, value: Any) -> bool:
@@ -80,7 +122,7 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 #: how each option is parsed; those that are absent have their default
-PARSERS = {
+PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "revisions_to_keep": parse_revisions,
     "ephemeral_volatile": lambda value: parse_bool("ephemeral_volatile", value),
     "snap_on_start_forensics": lambda value: parse_bool(
@@ -88,4 +130,8 @@ PARSERS = {
     ),
     "volblocksize": parse_blocksize,
     "compression": parse_compression,
+    "unload_timeout": parse_timeout,
+    "opaque_names": lambda value: parse_bool("opaque_names", value),
+    "pbkdf2iters": parse_iterations,
+    "ask_password_domain": parse_domain,
 }

@@ -6,7 +6,6 @@ ZFS or raises before setup() or the first use of a volume.
 """
 
 import logging
-import re
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 import qubes.exc
 import qubes.storage
 
-from . import adoption, errors, layout, options
+from . import adoption, errors, layout, options, sentences
 from .container import Container, State
 from .errors import refusal, told
 from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from .volume import ZfsVolume
-from .zfs import blank, core, native
+from .zfs import blank, core, keys, native
 from .zfs.errors import ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -79,13 +78,30 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         return self.container.partition("/")[0]
 
     @property
-    def key_family(self) -> str | None:
-        """What a clone must share with its origin; None: not encrypted."""
-        return None
-
-    @property
     def store(self) -> Container:
         return Container.at(self.container, self.home)
+
+    async def encryption_root(self) -> str | None:
+        """What a clone must share with its origin; None: not encrypted.
+
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        return (await keys.state(self.home)).root
+
+    # --- what encrypted pools do more
+
+    async def first_use(self) -> None:
+        """Every verb that changes something begins with this."""
+        await self.store.first_use()
+
+    async def unlock(self, qube: str | None = None, app: Any = None) -> None:
+        """Every verb that a person waits for begins with this."""
+
+    async def must_be_unlocked(self) -> None:
+        """:raises Locked: if the volumes cannot be opened"""
+
+    def used(self) -> None:
+        """A verb has ended after which nothing may need the pool."""
 
     @property
     def revisions_to_keep(self) -> int:
@@ -119,13 +135,13 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         """:raises StoragePoolException: unless *state* is of our container"""
         what = f"Pool {self.name} is not available"
         if not state.container:
-            why = errors.CONTAINER_MISSING.format(dataset=self.container)
+            why = sentences.CONTAINER_MISSING.format(dataset=self.container)
             raise refusal(what, why)
         if state.owner is None:
-            why = errors.CONTAINER_UNMARKED.format(dataset=self.container)
+            why = sentences.CONTAINER_UNMARKED.format(dataset=self.container)
             raise refusal(what, why)
         if state.owner != self.name:
-            why = errors.CONTAINER_CLAIMED.format(
+            why = sentences.CONTAINER_CLAIMED.format(
                 dataset=self.container,
                 owner=state.owner,
                 property=layout.OWNER,
@@ -138,7 +154,9 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         config = dict(volume_config)
         config.setdefault("vid", f"{vm.name}/{config['name']}")
         config.setdefault("revisions_to_keep", self.revisions_to_keep)
-        return self._make_volume(config)
+        volume = self._make_volume(config)
+        volume.qube, volume.app = vm.name, vm.app
+        return volume
 
     def _make_volume(self, config: dict[str, Any]) -> ZfsVolume:
         config["pool"] = self
@@ -331,14 +349,13 @@ class ZfsZvolPool(ZfsPool):
         return self
 
     def _check_version(self) -> None:
-        version = core.module_version()
-        numbers = tuple(map(int, re.findall(r"\d+", version or "")[:3]))
-        if version is not None and numbers < WANTED_OPENZFS:
+        numbers = core.version_numbers()
+        if numbers is not None and numbers < WANTED_OPENZFS:
             LOG.warning(
                 "pool %s: OpenZFS %s is older than 2.3.3, the oldest version"
                 " this driver is tested with",
                 self.name,
-                version,
+                core.module_version(),
             )
 
     async def _setup_zpool(self, devices: list[str], what: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import qubes.storage
 import qubes.utils
 
-from . import errors, layout
+from . import layout, sentences
 from .container import Container, State
 from .errors import refusal, told
 from .generations import Generations
@@ -35,6 +35,10 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     _import: str | None = None
     #: whether it replaced one whose client may still come to end it
     _import_replaces: bool = False
+    #: name of the qube that has it, and its application object; None if the
+    #: volume is only known from the disk
+    qube: str | None = None
+    app: Any = None
 
     # --- what both halves use
 
@@ -54,6 +58,11 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     def _cannot(self, verb: str) -> str:
         return f"Cannot {verb} {self.vid} in pool {self.pool.name}"
 
+    async def _begin(self) -> None:
+        """A person waits for what follows: the key may be asked for."""
+        await self.pool.unlock(self.qube, self.app)
+        await self.pool.first_use()
+
     async def _state(self, *want: str, revisions: bool = False) -> State:
         """Ask ZFS, and make sure that the answer is about our container.
 
@@ -67,7 +76,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     def _must_exist(self, state: State, what: str) -> int:
         if state.current is None:
             dataset = self.where.dataset
-            why = errors.MISSING_VOLUME.format(dataset=dataset)
+            why = sentences.MISSING_VOLUME.format(dataset=dataset)
             raise refusal(what, why)
         return state.current
 
@@ -79,7 +88,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         except (TypeError, ValueError, OverflowError):
             number = -1
         if not 0 <= number <= 1 << 60:
-            raise refusal(what, errors.BAD_SIZE.format(size=size))
+            raise refusal(what, sentences.BAD_SIZE.format(size=size))
         return max(1, -(-number // block)) * block
 
     async def _learn_size(self) -> None:
@@ -100,7 +109,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                 snapshot = state.committed
                 if self.snapshots_disabled:
                     if self.is_running():
-                        raise refusal(what, errors.SNAPSHOTS_DISABLED)
+                        raise refusal(what, sentences.SNAPSHOTS_DISABLED)
                     snapshot = await stack.enter_async_context(
                         self.generations.frozen()
                     )
@@ -108,7 +117,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                     await self.generations.commit(self.revisions_to_keep, True)
                     snapshot = (await self._state(revisions=True)).committed
             if snapshot is None:
-                raise refusal(what, errors.NO_REVISIONS)
+                raise refusal(what, sentences.NO_REVISIONS)
             yield snapshot
 
     # --- data out
@@ -124,10 +133,10 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             )
         what = self._cannot("export")
         if self.snapshots_disabled and self.is_running():
-            raise refusal(what, errors.SNAPSHOTS_DISABLED)
+            raise refusal(what, sentences.SNAPSHOTS_DISABLED)
 
         with told(what):
-            await self.store.first_use()
+            await self._begin()
             await self._state()
             _, dataset = await self.generations.clone(self.committed)
             try:
@@ -147,6 +156,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             return
         with told(self._cannot("end the export of")):
             await self.store.discard(dataset)
+            self.pool.used()
 
     # --- data in
 
@@ -167,9 +177,9 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             )
         what = self._cannot("import into")
         if self.is_running():
-            raise refusal(what, errors.RUNNING)
+            raise refusal(what, sentences.RUNNING)
         with told(what):
-            await self.store.first_use()
+            await self._begin()
             replaces = self._import is not None
             await self._end_abandoned_import(what)
             self._must_exist(await self._state(), what)
@@ -186,14 +196,14 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         what = self._cannot("finish the import into")
         if self._import is None:
             if success:
-                raise refusal(what, errors.NO_IMPORT)
+                raise refusal(what, sentences.NO_IMPORT)
             return self
         with told(what):
             # whoever still writes has not sent this: it is about another,
             # which was taken for abandoned
             who = await device.lasting_holders(self._import)
             if who and success:
-                why = errors.IMPORT_RUNNING.format(holders=", ".join(who))
+                why = sentences.IMPORT_RUNNING.format(holders=", ".join(who))
                 raise refusal(what, why)
             if who:
                 return self
@@ -203,7 +213,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                 return self
             if self.is_running():
                 await self._drop_import()
-                raise refusal(what, errors.RUNNING)
+                raise refusal(what, sentences.RUNNING)
             dataset, self._import = self._import, None
             try:
                 await core.in_thread(device.flush, dataset)
@@ -217,7 +227,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                     touched=self._import_replaces,
                 )
             except Unwritten as exc:
-                raise refusal(what, errors.IMPORT_REPLACED) from exc
+                raise refusal(what, sentences.IMPORT_REPLACED) from exc
             await self._learn_size()
         return self
 
@@ -241,7 +251,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             return
         who = await device.lasting_holders(self._import)
         if who:
-            why = errors.IMPORT_RUNNING.format(holders=", ".join(who))
+            why = sentences.IMPORT_RUNNING.format(holders=", ".join(who))
             raise refusal(what, why)
         await self._drop_import()
 
@@ -258,13 +268,13 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             return self
         what = self._cannot(f"copy {src_volume.vid} to")
         if self.is_running():
-            raise refusal(what, errors.RUNNING)
+            raise refusal(what, sentences.RUNNING)
         with told(what):
             if src_volume.snapshots_disabled and src_volume.is_running():
-                raise refusal(what, errors.SNAPSHOTS_DISABLED)
-            await self.store.first_use()
+                raise refusal(what, sentences.SNAPSHOTS_DISABLED)
+            await self._begin()
             self._must_exist(await self._state(), what)
-            if self._clonable(src_volume):
+            if await self._clonable(src_volume):
                 await self.generations.adopt_clone(
                     src_volume.committed, keep=self.revisions_to_keep
                 )
@@ -273,11 +283,13 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             await self._learn_size()
         return self
 
-    def _clonable(self, source: qubes.storage.Volume) -> bool:
+    async def _clonable(self, source: qubes.storage.Volume) -> bool:
+        """A clone has its origin's key for ever, or none if that has none."""
         return (
             isinstance(source, Transfer)
             and source.pool.zpool == self.pool.zpool
-            and source.pool.key_family == self.pool.key_family
+            and await source.pool.encryption_root()
+            == await self.pool.encryption_root()
         )
 
     async def _copy_from(self, source: qubes.storage.Volume, what: str) -> None:
@@ -289,7 +301,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         )
         free = await core.in_thread(self.pool.available)
         if free is not None and needed > free:
-            why = errors.NO_SPACE_FOR_COPY.format(
+            why = sentences.NO_SPACE_FOR_COPY.format(
                 source=source.vid, needed=needed, free=free, pool=self.pool
             )
             raise refusal(what, why)

@@ -14,7 +14,7 @@ from typing import Any
 import qubes.exc
 import qubes.storage
 
-from . import errors, layout, options
+from . import errors, layout, options, sentences
 from .container import State
 from .errors import refusal, sentence, told
 from .transfer import Transfer, locked
@@ -163,7 +163,9 @@ class ZfsVolume(Transfer):
                 # pylint: disable=protected-access
                 source = await self.source._state()
                 if source.current is None:
-                    why = errors.MISSING_SOURCE.format(source=self.source.vid)
+                    why = sentences.MISSING_SOURCE.format(
+                        source=self.source.vid
+                    )
                     raise refusal(what, why)
             elif self.save_on_stop:
                 self._must_exist(state, what)
@@ -175,12 +177,12 @@ class ZfsVolume(Transfer):
     async def create(self) -> "ZfsVolume":
         what = self._cannot("create")
         if self.snap_on_start and self.save_on_stop:
-            raise refusal(what, errors.BOTH_KINDS)
+            raise refusal(what, sentences.BOTH_KINDS)
         with told(what):
             if not self.persistent:
                 layout.volume_name(self.pool.home, self.vid)
                 return self
-            await self.store.first_use()
+            await self._begin()
             state = await self._state(revisions=True)
             if state.blank:
                 # qubesd was killed after this, before it wrote qubes.xml
@@ -189,7 +191,7 @@ class ZfsVolume(Transfer):
                 # qubesd now stops and removes what it could not create
                 self._not_ours = True
                 dataset = self.where.dataset
-                why = errors.VOLUME_EXISTS.format(dataset=dataset)
+                why = sentences.VOLUME_EXISTS.format(dataset=dataset)
                 raise refusal(what, why)
             number, _ = await self._blank(self._size, what)
             await self.generations.adopt(number, keep=self.revisions_to_keep)
@@ -199,7 +201,7 @@ class ZfsVolume(Transfer):
     @locked
     async def remove(self) -> "ZfsVolume":
         with told(self._cannot("remove")):
-            await self.store.first_use()
+            await self.pool.first_use()
             self._let_go_of_import()
             state = await self._state()
             if state.qube and self._owns(state):
@@ -211,7 +213,8 @@ class ZfsVolume(Transfer):
     async def start(self) -> "ZfsVolume":
         what = self._cannot("start")
         with told(what):
-            await self.store.first_use()
+            await self.pool.first_use()
+            await self.pool.must_be_unlocked()
             await self._end_abandoned_import(what)
             if self.source is not None:
                 await self._state()
@@ -241,7 +244,7 @@ class ZfsVolume(Transfer):
         next stop() or start() goes on from there.
         """
         try:
-            await self.store.first_use()
+            await self.pool.first_use()
             state = await self.generations.state(revisions=self.save_on_stop)
             if state.current is None or state.owner != self.pool.name:
                 return self
@@ -296,19 +299,19 @@ class ZfsVolume(Transfer):
         what = self._cannot("revert")
         with told(what):
             if self.is_running():
-                raise refusal(what, errors.RUNNING)
-            await self.store.first_use()
+                raise refusal(what, sentences.RUNNING)
+            await self._begin()
             await self._end_abandoned_import(what)
             state = await self._state(revisions=True)
             self._must_exist(state, what)
             older = {item.id: item for item in state.revisions[:-1]}
             if revision is None:
                 if not older:
-                    raise refusal(what, errors.NO_REVISIONS)
+                    raise refusal(what, sentences.NO_REVISIONS)
                 revision = list(older)[-1]
             layout.revision_number(str(revision))
             if revision not in older:
-                why = errors.NO_REVISION.format(revision=revision)
+                why = sentences.NO_REVISION.format(revision=revision)
                 raise refusal(what, why)
             snapshot = older[revision].snapshot
             await self.generations.adopt_clone(
@@ -326,9 +329,10 @@ class ZfsVolume(Transfer):
         """
         what = self._cannot("resize")
         if not self.rw:
-            raise refusal(what, errors.READ_ONLY)
+            raise refusal(what, sentences.READ_ONLY)
         with told(what):
             size = self._rounded(size, what)
+            await self._begin()
             keep = self.revisions_to_keep
             state = await self._state("volsize", revisions=True)
             if state.current is None:
@@ -338,7 +342,7 @@ class ZfsVolume(Transfer):
                 return self
             before = int(state.properties["volsize"])
             if size < before and self.is_running():
-                raise refusal(what, errors.SHRINK_RUNNING)
+                raise refusal(what, sentences.SHRINK_RUNNING)
             halted = self.save_on_stop and not self.is_running()
             if size < before and halted and keep > 0:
                 await self.generations.commit(keep)

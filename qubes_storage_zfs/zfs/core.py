@@ -294,12 +294,64 @@ async def destroy(dataset: str) -> None:
     await in_thread(_call, "destroy", dataset, dataset.encode())
 
 
+def create_root(
+    dataset: str, properties: Mapping[str, Value], key: bytes
+) -> None:
+    """Create a filesystem that is an encryption root, and load its key.
+
+    This and the next two hold the calling thread: they are for a process
+    that deals with one key and ends.
+
+    :param properties: encryption and what its key is made from among them
+    :param key: the wrapping key, 32 bytes
+    :raises Exists: if there is a dataset of that name
+    """
+    given = _properties({"canmount": CANMOUNT_OFF, **properties})
+    _call("create", dataset, dataset.encode(), "zfs", given, key)
+
+
+def load_key(root: str, key: bytes, check_only: bool = False) -> None:
+    """Load the wrapping key of an encryption root.
+
+    :param check_only: only see whether it is the right one, loaded or not
+    :raises Locked: if it is the wrong one
+    :raises Exists: if it is loaded already
+    """
+    _call("load_key", root, root.encode(), check_only, key)
+
+
+def change_key(root: str, properties: Mapping[str, Value], key: bytes) -> None:
+    """Give a root whose key is loaded another wrapping key.
+
+    :raises Locked: if the present one is not loaded
+    """
+    given = _properties(properties)
+    _call("change_key", root, root.encode(), "new_key", given, key)
+
+
+async def unload_key(root: str) -> None:
+    """Forget the key of an encryption root.
+
+    :raises Busy: while anything that it encrypts is open
+    :raises Locked: if it is not loaded
+    """
+    await in_thread(_call, "unload_key", root, root.encode())
+
+
 def module_version() -> str | None:
     """Version of the loaded zfs module; None if none is loaded."""
     try:
         return Path("/sys/module/zfs/version").read_text("ascii").strip()
     except OSError:
         return None
+
+
+def version_numbers() -> tuple[int, ...] | None:
+    """The first three numbers of module_version()."""
+    version = module_version()
+    if version is None:
+        return None
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
 async def clones_in_programs(zpool: str) -> bool:

@@ -50,6 +50,14 @@ class Locked(ZfsError):
     """The dataset's encryption key is not loaded."""
 
 
+class WrongPassphrase(ZfsError):
+    """Every answer to a prompt was wrong, or no two of them were the same."""
+
+
+class BadAnswer(ZfsError):
+    """What came was no answer that a person can have given."""
+
+
 class Busy(ZfsError):
     """Something holds the dataset open.
 

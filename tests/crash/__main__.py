@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..zfs.conftest import sectors
 from .enumerate import WORLDS, run, sequences
 from .links import Links
 
@@ -45,6 +46,9 @@ def main() -> int:
         help="so many of that order or part, which an earlier run began",
     )
     parser.add_argument("--only", help="one sequence, verbs with commas")
+    parser.add_argument(
+        "--encrypted", action="store_true", help="the driver zfs_encrypted"
+    )
     given = parser.parse_args()
     todo = [item for item in sequences() if len(item) <= given.depth]
     if given.only:
@@ -53,7 +57,7 @@ def main() -> int:
         disk = Path(folder) / "disk"
         with open(disk, "wb") as file:
             file.truncate(SIZE)
-        create = ["zpool", "create", "-m", "none", ZPOOL, str(disk)]
+        create = ["zpool", "create", *sectors(), "-m", "none", ZPOOL, str(disk)]
         subprocess.run(create, check=True)
         begin = time.monotonic()
         with Links():
@@ -66,6 +70,7 @@ def main() -> int:
                 seed=given.seed,
                 part=given.part,
                 skip=given.skip,
+                encrypted=given.encrypted,
             )
         print(f"seed {given.seed}, {time.monotonic() - begin:.0f} s: {tally}")
         print("calls:", dict(tally.calls))

@@ -18,8 +18,15 @@ class Admin(World):
     :ivar full: whether the zpool has next to no space left
     """
 
-    def __init__(self, door: Door, zpool: str, number: int, keep: int) -> None:
-        super().__init__(door, zpool, number, keep)
+    def __init__(
+        self,
+        door: Door,
+        zpool: str,
+        number: int,
+        keep: int,
+        encrypted: bool = False,
+    ) -> None:
+        super().__init__(door, zpool, number, keep, encrypted)
         self.filler = f"{zpool}/filler"
         self.full = False
         #: volumes that were just changed: all that they may be now
@@ -106,3 +113,4 @@ class Admin(World):
         zpool = self.container.split("/")[0]
         export_zpool(zpool)
         sh("zpool", "import", "-d", "/tmp", zpool)
+        self.unlock()

@@ -270,10 +270,11 @@ async def _live(
     known: Known,
     tell: Callable[[Tally], None],
     seconds: float,
+    encrypted: bool,
 ) -> None:
     """One world: take sequences until there are none, or it lived so long."""
     with Door() as door:
-        world = World(door, zpool, number, WORLDS[number])
+        world = World(door, zpool, number, WORLDS[number], encrypted)
         await world.set_up()
         await at_rest(world)
         world.disturb()
@@ -305,13 +306,14 @@ def _process(
     known: Known,
     tallies: MutableMapping[int, Tally],
     seconds: float,
+    encrypted: bool,
 ) -> None:
     qubes.storage.VOLUME_STATE_DIR = folder
 
     def tell(tally: Tally) -> None:
         tallies[number] = tally
 
-    asyncio.run(_live(zpool, number, todo, known, tell, seconds))
+    asyncio.run(_live(zpool, number, todo, known, tell, seconds, encrypted))
 
 
 def run(
@@ -324,6 +326,7 @@ def run(
     seed: int,
     part: tuple[int, int],
     skip: int,
+    encrypted: bool,
 ) -> Tally:
     """Try *todo*, in an order given by *seed* from the second verb on.
 
@@ -333,6 +336,7 @@ def run(
     :param part: of how many equal parts of that order to try which; (1, 1)
         is all
     :param skip: so many at its beginning are left out
+    :param encrypted: in pools of that driver
     """
     order = list(todo)
     random.Random(seed).shuffle(order)
@@ -346,7 +350,7 @@ def run(
             queue.put(sequence)
         known = Known(manager.dict(), manager.dict(), manager.dict())
         tallies = manager.dict()
-        shared = (queue, known, tallies, seconds)
+        shared = (queue, known, tallies, seconds, encrypted)
         total = len(order)
         processes = min(worlds, total)
         with ProcessPoolExecutor(processes, context) as pool:

@@ -26,7 +26,7 @@ local function prop(ds, name) return (zfs.get_prop(ds, name)) end
 local function look(ds, depth)
     names[ds] = true
     line("dataset", ds, prop(ds, "guid"))
-    local zvol = depth == 3 or string.match(ds, "%.%d+$") ~= nil
+    local zvol = depth == argv.volumes or string.match(ds, "%.%d+$") ~= nil
     if zvol then
         local value, source = zfs.get_prop(ds, argv.holder)
         if source == ds then line("own", argv.holder, value) end
@@ -153,7 +153,7 @@ class Door:
             return self._call(what, subject, *args)
         if what == "channel_program":
             how = self._program
-        elif what in ("create", "clone"):
+        elif what in ("create", "clone") and isinstance(args[-1], dict):
             how = self._in_two
         else:
             how = self._at_once
@@ -197,12 +197,16 @@ class Door:
             gate.stop()
         return result
 
-    def dump(self, container: str, below: str | None = None) -> Dump:
-        """What is in a container, or in one dataset of it."""
+    def dump(self, container: str, below: str | None, volumes: int) -> Dump:
+        """What is in a container, or in one dataset of it.
+
+        :param volumes: how many slashes there are in a volume's name
+        """
         top = below or container
         argument = {
             "container": top,
-            "depth": top.count("/") - container.count("/"),
+            "depth": top.count("/"),
+            "volumes": volumes,
             "part": below is not None,
             "holder": layout.HOLDER,
         }

@@ -47,18 +47,26 @@ class Life(Admin):
     :ivar refused: how many verbs met that
     """
 
-    def __init__(self, door: Door, zpool: str, number: int, keep: int) -> None:
-        super().__init__(door, zpool, number, keep)
+    def __init__(
+        self,
+        door: Door,
+        zpool: str,
+        number: int,
+        keep: int,
+        encrypted: bool = False,
+    ) -> None:
+        super().__init__(door, zpool, number, keep, encrypted)
         self.exports: list[Export] = []
         self.imports: dict[str, str] = {}
         self.refused = 0
 
     async def begin(self) -> None:
-        await self.pool.setup()
+        await self.set_up()
         for vid in "tmpl/root", "app/private":
             await self.create(vid)
             await self.check()
         volume, tag = self.volumes["app/private"], self._tag("app/private")
+        await self.pool.unlock()
         await volume.start()
         await self.write("app/private", tag)
         await volume.stop()
@@ -178,6 +186,7 @@ class Life(Admin):
         self._may_be[kept] = (begun,)
         try:
             for vid in self.of(qube):
+                await self.pool.unlock()
                 await self.volumes[vid].start()
         except StoragePoolException:
             if not self.full:

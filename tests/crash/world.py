@@ -1,6 +1,7 @@
 """A small world of qubes in a container of its own, which can be stopped."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from dataclasses import replace
@@ -8,13 +9,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qubes_storage_zfs import layout
+from qubes_storage_zfs import ask, layout
 from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.pool import ZfsPool, ZfsZvolPool
 from qubes_storage_zfs.volume import ZfsVolume
 from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.zfs.errors import Busy, Exists, Locked
 
-from ..zfs.conftest import inherit_no_further, open_device
+from ..zfs.answers import Person
+from ..zfs.conftest import (
+    create_encrypted,
+    inherit_no_further,
+    known_key,
+    open_device,
+)
 from .gate import Door, Dump, Gate, Violated
 from .model import Content, Kept
 
@@ -43,9 +52,17 @@ class World:
     :ivar log: what happened, for the report of a violation
     """
 
-    def __init__(self, door: Door, zpool: str, number: int, keep: int) -> None:
+    def __init__(
+        self,
+        door: Door,
+        zpool: str,
+        number: int,
+        keep: int,
+        encrypted: bool = False,
+    ) -> None:
         self.door = door
         self.number = number
+        self.encrypted = encrypted
         self.container = f"{zpool}/w{number}"
         self.gate = door.gates[self.container] = Gate()
         self.keep = keep
@@ -71,18 +88,52 @@ class World:
         self.build()
 
     async def set_up(self) -> None:
-        await self.pool.setup()
+        if self.encrypted:
+            ask.prompt = Person().prompt
+            create_encrypted(self.pool.container, self.pool.name)
+        else:
+            await self.pool.setup()
         inherit_no_further(self.pool.home)
+
+    # --- the key
+
+    def lock(self) -> None:
+        """Forget the key, unless something uses it: the machine stopped, or
+        an admin does so."""
+        if self.encrypted:
+            with contextlib.suppress(Busy, Locked):
+                self.door._call("unload_key", self._root, self._root.encode())
+
+    def unlock(self) -> None:
+        """By an admin's hand; no prompt."""
+        if self.encrypted:
+            with known_key() as key, contextlib.suppress(Exists):
+                root = self._root
+                self.door._call("load_key", root, root.encode(), False, key)
+
+    @property
+    def _root(self) -> str:
+        return self.pool.container
 
     # --- qubesd's part
 
     def build(self) -> None:
         """Pool and volumes, from what qubes.xml would say."""
-        self.pool = ZfsZvolPool(
-            name=f"w{self.number}",
-            container=self.container,
-            revisions_to_keep="2",
-        )
+        name = f"w{self.number}"
+        self.pool: ZfsPool
+        if self.encrypted:
+            # never forgotten by itself: what is compared must not hang on
+            # how long it took
+            self.pool = ZfsEncryptedPool(
+                name=name,
+                zpool_name=self.container,
+                unload_timeout="-1",
+                revisions_to_keep="2",
+            )
+        else:
+            self.pool = ZfsZvolPool(
+                name=name, container=self.container, revisions_to_keep="2"
+            )
         self.volumes: dict[str, ZfsVolume] = {}
         for vid, kept in VOLUMES.items():
             qube, name = vid.split("/")
@@ -124,10 +175,11 @@ class World:
         """qubesd died, or with it the whole machine."""
         for vid, volume in self.volumes.items():
             self.sizes[vid] = int(volume._size)
-        Container._known.pop((self.container, self.pool.home), None)
+        Container._known.pop((self.pool.container, self.pool.home), None)
         if machine:
             for qube in list(self.running):
                 self.mark_halted(qube)
+            self.lock()
         self.build()
 
     async def recover(self) -> None:
@@ -139,8 +191,9 @@ class World:
         # the thread that makes links may have something open for a moment
         for _ in range(100):
             if not await self.pool.store.sweep():
-                return
+                break
             await asyncio.sleep(0.02)
+        self.unlock()
 
     # --- looking
 
@@ -168,7 +221,8 @@ class World:
     def dump(self, qube: str | None = None) -> Dump:
         """What there is: all, or all of a qube's."""
         below = qube and f"{self.pool.home}/{qube}"
-        return self.door.dump(self.container, below)
+        home = self.pool.home
+        return self.door.dump(self.container, below, home.count("/") + 2)
 
     def generations(self, dump: Dump, vid: str) -> dict[int, dict[str, Any]]:
         where = layout.volume_name(self.pool.home, vid)

@@ -45,7 +45,7 @@ OPTIONS = [
 ]
 #: a busy host is no failure
 PATIENT = settings(deadline=None)
-VM = types.SimpleNamespace(name="work")
+VM = types.SimpleNamespace(name="work", app=None)
 #: written anew here, so that core.py is not its own judge
 COMPONENT = r"(?!\.\.?(/|@|$))[A-Za-z0-9_.:-]+"
 NAME = re.compile(

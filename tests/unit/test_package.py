@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import qubes.exc
 
-from qubes_storage_zfs import ZfsZvolPool, errors
+from qubes_storage_zfs import ZfsZvolPool, ask, errors
+from qubes_storage_zfs import sentences as all_sentences
 from qubes_storage_zfs.zfs import errors as zfs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +55,9 @@ def test_qvm_pool_lists_the_options():
 def sentences():
     return {
         name: value
-        for name, value in vars(errors).items()
-        if name.isupper() and isinstance(value, str)
+        for module in (all_sentences, ask)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, str) and " " in value
     }
 
 

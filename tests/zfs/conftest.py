@@ -12,9 +12,15 @@ from pathlib import Path
 import pytest
 import qubes.storage
 
+from qubes_storage_zfs import layout
+from qubes_storage_zfs.adoption import HOME_PROPERTIES
 from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.key import Key
 from qubes_storage_zfs.pool import ZfsZvolPool
-from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.zfs import core, device, keyholder
+
+from .answers import PASSPHRASE
 
 ZPOOL = "tank"
 MIB = 1 << 20
@@ -119,6 +125,13 @@ def state_dir(tmp_path_factory):
     return folder
 
 
+def sectors():
+    """Options of zpool create: 512 bytes on OpenZFS 2.3, and 4 KiB, as most
+    disks have, on others; what ZFS itself takes for a volume depends on it."""
+    version = Path("/sys/module/zfs/version").read_text("ascii")
+    return "-o", f"ashift={9 if version.startswith('2.3.') else 12}"
+
+
 @pytest.fixture(scope="session")
 def zpool():
     """A zpool in memory; the guest's end is its end, for destroying a zpool
@@ -129,25 +142,31 @@ def zpool():
         disk.unlink()
     with open(disk, "wb") as file:
         file.truncate(1536 * MIB)
-    sh("zpool", "create", "-m", "none", ZPOOL, str(disk))
+    sh("zpool", "create", *sectors(), "-m", "none", ZPOOL, str(disk))
     return ZPOOL
 
 
 class Lab:
     """One pool in a container of its own, and what a test does with it."""
 
+    kind = ZfsZvolPool
+
     def __init__(self, zpool, **options):
-        self.container = f"{zpool}/t{next(_numbers)}"
-        self.name = f"pool-{self.container.rpartition('/')[2]}"
-        self.options = {"container": self.container, **options}
+        self.name = f"pool-t{next(_numbers)}"
+        self.container, where = self._place(zpool)
+        self.options = {**where, **options}
         self.pool = self.add(self.name, **self.options)
         self.app = types.SimpleNamespace(pools={self.name: self.pool})
+
+    def _place(self, zpool):
+        container = f"{zpool}/{self.name}"
+        return container, {"container": container}
 
     def run(self, awaitable):
         return asyncio.run(_await(awaitable))
 
     def add(self, name, **options):
-        pool = ZfsZvolPool(name=name, **options)
+        pool = self.kind(name=name, **options)
         self.run(pool.setup())
         return pool
 
@@ -211,7 +230,8 @@ class Lab:
     def restart(self):
         """qubesd died: no Python state is left, and a new pool is made."""
         Container.forget_all()
-        self.pool = ZfsZvolPool(name=self.name, **self.options)
+        Key.forget_all()
+        self.pool = self.kind(name=self.name, **self.options)
         return self.pool
 
     def again(self, volume):
@@ -246,6 +266,52 @@ class Lab:
                 return True
             time.sleep(0.25)
         return False
+
+
+class EncryptedLab(Lab):
+    """One encrypted pool; what asks for passphrases must be patched.
+
+    :ivar asked: it is added as a person adds it, which takes a process and
+        two prompts; else the same is on disk and nobody was asked
+    """
+
+    kind = ZfsEncryptedPool
+
+    def __init__(self, zpool, asked=False, **options):
+        self.asked = asked
+        super().__init__(zpool, **options)
+
+    def _place(self, zpool):
+        where = {"zpool_name": zpool, "pbkdf2iters": "100000"}
+        return f"{zpool}/encryption/{self.name}", where
+
+    def add(self, name, **options):
+        if self.asked:
+            return super().add(name, **options)
+        pool = self.kind(name=name, **options)
+        create_encrypted(pool.container, name)
+        return pool
+
+
+def create_encrypted(container, name):
+    """The encryption root of a pool, with PASSPHRASE, its key loaded."""
+    above = container.rpartition("/")[0]
+    sh("zfs", "create", "-p", "-o", "canmount=off", above)
+    made_from = {
+        "encryption": keyholder.AES_256_GCM,
+        "keyformat": keyholder.PASSPHRASE,
+        "keylocation": "prompt",
+        "pbkdf2iters": 100_000,
+        "pbkdf2salt": 1,
+    }
+    properties = {**HOME_PROPERTIES, layout.OWNER: name, **made_from}
+    with known_key() as key:
+        core.create_root(container, properties, key)
+
+
+def known_key():
+    """The key of all that create_encrypted() made."""
+    return keyholder.wrapping_key(bytearray(PASSPHRASE), 1, 100_000)
 
 
 async def _await(awaitable):

@@ -71,6 +71,8 @@ class Qubes(RuleBasedStateMachine):
 
     door: Door
     ran: Counter[str] = Counter()
+    #: in an encrypted pool, whose key goes away again and again
+    encrypted = False
     refused = 0
     numbers = 0
 
@@ -83,7 +85,7 @@ class Qubes(RuleBasedStateMachine):
     def begin(self, keep: int) -> None:
         Qubes.numbers += 1
         self.runner = asyncio.Runner()
-        self.life = Life(self.door, ZPOOL, Qubes.numbers, keep)
+        self.life = Life(self.door, ZPOOL, Qubes.numbers, keep, Qubes.encrypted)
         self.life.log.append(f"keep {keep}")
         self.runner.run(self.life.begin())
 
@@ -96,11 +98,14 @@ class Qubes(RuleBasedStateMachine):
         was_full = life.full
 
         async def work() -> None:
+            if life.encrypted and self.steps % 3 == 0:
+                life.lock()
             if steps is not None:
                 await steps
             if was_full:
                 life.relieve()
                 await life.sweep()
+            life.unlock()
             await life.check()
 
         try:
@@ -297,8 +302,12 @@ def model_zpool():
     disk.unlink()
 
 
-def test_any_verbs_in_any_order(model_zpool):
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_any_verbs_in_any_order(model_zpool, encrypted):
     begin = time.monotonic()
+    Qubes.encrypted, Qubes.refused = encrypted, 0
+    Qubes.ran.clear()
+    before = Qubes.numbers
     try:
         with Door() as Qubes.door:
             run_state_machine_as_test(
@@ -317,7 +326,8 @@ def test_any_verbs_in_any_order(model_zpool):
             f"{n} {name}" for name, n in sorted(Qubes.ran.items())
         )
         said.append(
-            f"model: seed {SEED}, {Qubes.numbers} examples,"
+            f"model, {'encrypted' if encrypted else 'plain'}: seed {SEED},"
+            f" {Qubes.numbers - before} examples,"
             f" {Qubes.ran.total()} steps in {time.monotonic() - begin:.0f} s"
             f" ({Qubes.refused} refused by a full zpool): {steps}"
         )

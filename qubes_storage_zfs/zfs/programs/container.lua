@@ -1,8 +1,11 @@
 -- What is where a pool's container should be.  Read-only.
 --
--- argv: container, home, owner (property), flag (property)
+-- argv: container, home, owner (property), flag (property), prefix (of all
+--       our properties)
 -- gives: parent, exists, home (booleans); type; owner; owner_above (a dataset
---        above that some pool has claimed); flag, volmode (of home)
+--        above that some pool has claimed); flag, volmode (of home);
+--        foreign (a child of home that is not the dataset of a qube of ours,
+--        absent if there is none)
 local out = {}
 local parent = string.match(argv.container, "^(.*)/[^/]*$")
 out.parent = parent == nil or zfs.exists(parent)
@@ -27,5 +30,18 @@ if zfs.exists(argv.home) then
     out.home = true
     out.flag = (zfs.get_prop(argv.home, argv.flag))
     out.volmode = (zfs.get_prop(argv.home, "volmode"))
+    for child in zfs.list.children(argv.home) do
+        local ours = (zfs.get_prop(child, "canmount")) == "off"
+            and is_empty_qube(child, argv.prefix)
+        for name, _, source in zfs.list.user_properties(child) do
+            if source == child
+                and string.sub(name, 1, #argv.prefix) == argv.prefix then
+                ours = true
+            end
+        end
+        if not ours then
+            out.foreign = child
+        end
+    end
 end
 return out

@@ -1,0 +1,255 @@
+"""Encrypted pools: keys asked for when needed, forgotten when idle."""
+
+import logging
+import re
+import secrets
+from typing import Any
+
+import qubes.storage
+
+from . import adoption, ask, layout, options, sentences
+from .errors import refusal, told
+from .key import Key
+from .options import DEFAULT_ITERATIONS, DEFAULT_REVISIONS, DEFAULT_TIMEOUT
+from .pool import WANTED_OPENZFS, ZfsPool
+from .volume import ZfsVolume
+from .zfs import core, keys, native
+from .zfs.errors import Busy, Locked
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+
+ADD_BY_HAND = (
+    "create the encrypted dataset in a terminal of dom0, with 'zfs create -o"
+    " encryption=aes-256-gcm -o keyformat=passphrase -o mountpoint=none"
+    " {dataset}', and add the pool again"
+)
+ADOPT_BY_HAND = (
+    "load its key in a terminal of dom0, with 'zfs load-key {dataset}', and"
+    " add the pool again"
+)
+#: of a root that somebody else made; what our own have from the beginning
+_ROOT_SETTINGS = {
+    "volmode": "dev",
+    "snapdev": "hidden",
+    "canmount": "off",
+    layout.UDEV_FLAG: "true",
+    layout.AUTO_SNAPSHOT: "false",
+}
+
+
+class ZfsEncryptedPool(ZfsPool):
+    """Qubes on zvols below an encryption root of the pool's own."""
+
+    driver = "zfs_encrypted"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        zpool_name: str | None = None,
+        ask_password_domain: str | None = None,
+        unload_timeout: Any = None,
+        opaque_names: Any = None,
+        pbkdf2iters: Any = None,
+        revisions_to_keep: Any = DEFAULT_REVISIONS,
+        ephemeral_volatile: Any = True,
+        volblocksize: str | None = None,
+        compression: str | None = None,
+        snap_on_start_forensics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            name=name,
+            given={
+                **kwargs,
+                "zpool_name": zpool_name,
+                "ask_password_domain": ask_password_domain,
+                "unload_timeout": unload_timeout,
+                "opaque_names": opaque_names,
+                "pbkdf2iters": pbkdf2iters,
+                "revisions_to_keep": revisions_to_keep,
+                "ephemeral_volatile": ephemeral_volatile,
+                "volblocksize": volblocksize,
+                "compression": compression,
+                "snap_on_start_forensics": snap_on_start_forensics,
+            },
+        )
+        self.container = f"{zpool_name or name}/encryption/{name}"
+        self.home = self.container
+        self.ask_password_domain = ask_password_domain
+        self.unload_timeout: int = self._option(
+            "unload_timeout", DEFAULT_TIMEOUT
+        )
+        self.opaque_names: bool = self._option("opaque_names", False)
+
+    @property
+    def key(self) -> Key:
+        key = Key.at(self.container, self.name, self.store)
+        key.timeout = self.unload_timeout
+        return key
+
+    # --- when the key is asked for
+
+    async def first_use(self) -> None:
+        self.key.watch()
+        await super().first_use()
+
+    async def unlock(self, qube: str | None = None, app: Any = None) -> None:
+        """Have the key loaded, by asking a person if it is not.
+
+        :param qube: for which, to find the GUI domain
+        :raises NotAsked: if nobody answered
+        :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
+        """
+        prompt = ask.prompt(self.name, self.ask_password_domain, qube, app)
+        await self.key.unlock(prompt)
+
+    async def must_be_unlocked(self) -> None:
+        if (await keys.state(self.container)).locked:
+            raise Locked(self.container)
+
+    def used(self) -> None:
+        self.key.used()
+
+    # --- volumes
+
+    def init_volume(self, vm: Any, volume_config: dict[str, Any]) -> ZfsVolume:
+        config = dict(volume_config)
+        if self.opaque_names:
+            config.setdefault("vid", f"{secrets.token_hex(8)}/v")
+        return super().init_volume(vm, config)
+
+    # --- coming and going
+
+    async def setup(self) -> "ZfsEncryptedPool":
+        """Make the pool, or adopt its encryption root.
+
+        :raises StoragePoolException: saying what is wrong with which option,
+            or why there is no key
+        """
+        what = f"Cannot add the pool {self.name}"
+        with told(what):
+            self._check_options(what)
+            root = await keys.state(self.container)
+            if root.exists:
+                await self._adopt(root, what)
+            else:
+                await self._create(what)
+            compression = self._options.get("compression")
+            if compression:
+                await native.set_property(self.home, "compression", compression)
+        self.key.used()
+        self.key.watch()
+        return self
+
+    def _check_options(self, what: str) -> None:
+        if self._options["zpool_name"] is None:
+            why = "give zpool_name=<zpool or dataset> to put it in"
+            raise refusal(what, why)
+        try:
+            options.check(self._options)
+            if not _NAME.match(self.name):
+                raise ValueError(
+                    f"{self.name!r} cannot name an encrypted pool: letters,"
+                    " digits and - _ . only, 64 at most"
+                )
+            layout.dataset_name(self.container)
+        except ValueError as exc:
+            raise refusal(what, str(exc)) from exc
+        version = core.version_numbers()
+        if version is not None and version < WANTED_OPENZFS:
+            raise refusal(what, sentences.TOO_OLD_TO_ENCRYPT)
+
+    def _prompt(self, instead: str) -> keys.Prompt:
+        instead = instead.format(dataset=self.container)
+        return ask.prompt(self.name, self.ask_password_domain, instead=instead)
+
+    async def _create(self, what: str) -> None:
+        above = self._options["zpool_name"]
+        outer = await keys.state(above)
+        if not outer.exists:
+            raise refusal(what, sentences.NOT_FOUND.format(dataset=above))
+        if outer.root is not None:
+            why = sentences.NESTED_KEYS.format(dataset=above, root=outer.root)
+            raise refusal(what, why)
+        middle = f"{above}/encryption"
+        made = not (await keys.state(middle)).exists
+        if made:
+            await core.create_filesystem(middle, adoption.HOME_PROPERTIES)
+        try:
+            await keys.create(
+                self.container,
+                options.PARSERS["pbkdf2iters"](
+                    self._options["pbkdf2iters"] or DEFAULT_ITERATIONS
+                ),
+                {**adoption.HOME_PROPERTIES, layout.OWNER: self.name},
+                self._prompt(ADD_BY_HAND),
+            )
+        except BaseException:
+            if made:
+                await adoption.destroy_empty(middle)
+            raise
+
+    async def _adopt(self, root: keys.KeyState, what: str) -> None:
+        """A root that is there: never created again, its key checked."""
+        if root.root != self.container or root.format != "passphrase":
+            why = sentences.NOT_A_ROOT.format(dataset=self.container)
+            raise refusal(what, why)
+        found = await adoption.look(self.container, self.home)
+        why = adoption.obstacle(self.name, self.container, found)
+        if not why and "foreign" in found:
+            why = sentences.FOREIGN_ROOT.format(dataset=found["foreign"])
+        if why:
+            raise refusal(what, why)
+        try:
+            await keys.load(self.container, self._prompt(ADOPT_BY_HAND))
+        except ask.NobodyToAsk:
+            if not root.loaded:
+                raise
+        if "owner" not in found:
+            for name, value in _ROOT_SETTINGS.items():
+                await native.set_property(self.container, name, value)
+        await adoption.claim(self.container, self.name)
+
+    async def destroy(self) -> None:
+        """Give the container back, locked if nothing uses it; what is in it
+        stays."""
+        await super().destroy()
+        try:
+            await keys.unload(self.container)
+        except Locked:
+            pass
+        except Busy as exc:
+            who = "; ".join(exc.holders) or "something"
+            LOG.warning("%s stays unlocked: %s", self.container, who)
+
+
+def pools_of(qube: Any) -> list[ZfsEncryptedPool]:
+    """The encrypted pools that a qube's volumes are in or come from."""
+    found: dict[str, ZfsEncryptedPool] = {}
+    for volume in getattr(qube, "volumes", {}).values():
+        each: qubes.storage.Volume | None = volume
+        while each is not None:
+            if isinstance(each.pool, ZfsEncryptedPool):
+                found[each.pool.name] = each.pool
+            each = getattr(each, "source", None)
+    return list(found.values())
+
+
+def plain_volumes(qube: Any) -> list[qubes.storage.Volume]:
+    """Volumes that a qube writes to outside encrypted pools, if it has some
+    in one."""
+    if not any(
+        isinstance(volume.pool, ZfsEncryptedPool)
+        for volume in qube.volumes.values()
+    ):
+        return []
+    return [
+        volume
+        for volume in qube.volumes.values()
+        if volume.rw
+        and not isinstance(volume.pool, ZfsEncryptedPool)
+        and not getattr(volume, "ephemeral", False)
+    ]

@@ -1,0 +1,177 @@
+"""What the verbs share: which pools there are, and who is asked."""
+
+import asyncio
+import contextlib
+import importlib
+import json
+import os
+import sys
+import termios
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .. import layout
+from ..key import RUN_DIR, now
+from ..zfs import keys, native
+from ..zfs.keyholder import LONGEST, wipe
+
+ENCRYPTED = "zfs_encrypted"
+DRIVERS = ("zfs_zvol", ENCRYPTED)
+
+#: what a prompt is for -> its text
+TEXTS = {
+    "unlock": "Passphrase of the pool {pool}: ",
+    "unlock-again": "That is not it. Passphrase of the pool {pool}: ",
+    "new": "New passphrase of the pool {pool} (8 to 512 bytes): ",
+    "new-again": "The same once more: ",
+    "new-differs": "The two differ. New passphrase of the pool {pool}: ",
+    "new-short": "It must have 8 to 512 bytes. New passphrase of {pool}: ",
+}
+
+
+class Failed(Exception):
+    """The text is what a person is told."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool of ours, from what ZFS or qubesd says.
+
+    :ivar dataset: its container
+    """
+
+    name: str
+    driver: str
+    dataset: str
+
+
+def qubesd() -> Any:
+    """qubesadmin's application object; None where there is none."""
+    try:
+        app = importlib.import_module("qubesadmin").Qubes()
+        list(app.pools)
+    except Exception:  # whatever it is, the tool works without
+        return None
+    return app
+
+
+async def on_disk() -> list[Pool]:
+    """The pools whose containers are there.
+
+    :raises CommandFailed: if zfs(8) refuses
+    """
+    _, text = await native.run(
+        "zfs",
+        *("get", "-Hp", "-t", "filesystem", "-s", "local"),
+        *("-o", "name,value", layout.OWNER),
+    )
+    found = []
+    for line in filter(None, text.split("\n")):
+        dataset, name = line.split("\t")
+        ours = dataset.endswith(f"/encryption/{name}")
+        safe = ours and (await keys.state(dataset)).root == dataset
+        driver = ENCRYPTED if safe else DRIVERS[0]
+        found.append(Pool(name, driver, dataset))
+    return found
+
+
+async def all_pools(app: Any) -> list[Pool]:
+    """Those on disk and those that only qubesd knows, by name."""
+    found = {pool.name: pool for pool in await on_disk()}
+    for pool in app.pools.values() if app is not None else ():
+        config = pool.config
+        if pool.driver in DRIVERS and pool.name not in found:
+            above = config.get("zpool_name", pool.name)
+            dataset = (
+                f"{above}/encryption/{pool.name}"
+                if pool.driver == ENCRYPTED
+                else config.get("container", pool.name)
+            )
+            found[pool.name] = Pool(pool.name, pool.driver, dataset)
+    return [found[name] for name in sorted(found)]
+
+
+async def encrypted_pool(name: str) -> Pool:
+    """:raises Failed: if there is no such pool with a key"""
+    for pool in await all_pools(qubesd()):
+        if pool.name == name:
+            if pool.driver != ENCRYPTED:
+                raise Failed(f"the pool {name} is not encrypted")
+            if not (await keys.state(pool.dataset)).exists:
+                raise Failed(
+                    f"{pool.dataset} is not there; is its zpool imported?"
+                )
+            return pool
+    raise Failed(f"there is no ZFS pool {name}; 'qvm-zfs status' lists them")
+
+
+def due(pool: Pool) -> float | None:
+    """Seconds until qubesd forgets the key; None if nobody knows."""
+    try:
+        told = json.loads((RUN_DIR / f"{pool.name}.json").read_text())
+        if told["root"] != pool.dataset or told["due"] is None:
+            return None
+        return max(0.0, float(told["due"]) - now())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# --- asking
+
+
+class Terminal:
+    """Asks at the terminal, or takes lines of the standard input."""
+
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
+
+    async def __call__(self, purpose: str, answers: int) -> None:
+        """:raises Failed: if nothing comes"""
+        await asyncio.to_thread(self._ask, purpose, answers)
+
+    def _ask(self, purpose: str, answers: int) -> None:
+        with _unseen():
+            if os.isatty(0):
+                print(
+                    TEXTS[purpose].format(pool=self.pool),
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            line = _line()
+            if os.isatty(0):
+                print(file=sys.stderr)
+        try:
+            if not line.endswith(b"\n"):
+                raise Failed("no passphrase was given")
+            os.write(answers, line)
+        finally:
+            wipe(line)
+
+
+def _line() -> bytearray:
+    """One line, its end included; what there was, at the end of input."""
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) < 2 * LONGEST:
+        byte = os.read(0, 1)
+        if not byte:
+            break
+        line += byte
+    return line
+
+
+@contextlib.contextmanager
+def _unseen() -> Iterator[None]:
+    """What is typed does not appear."""
+    if not os.isatty(0):
+        yield
+        return
+    before = termios.tcgetattr(0)
+    quiet = termios.tcgetattr(0)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(0, termios.TCSAFLUSH, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSAFLUSH, before)

@@ -1,0 +1,53 @@
+"""The command line of qvm-zfs."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from ..sentences import reason
+from ..zfs.errors import ZfsError
+from . import lock, passwd, status, unlock
+from .common import Failed
+
+VERBS = (status, unlock, lock, passwd)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="qvm-zfs",
+        description="Qubes OS storage pools on ZFS: their state and their keys",
+    )
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for module in VERBS:
+        name = module.__name__.rpartition(".")[2]
+        help_text = (module.__doc__ or "").split("\n")[0]
+        verb = verbs.add_parser(
+            name, help=help_text, description=module.__doc__
+        )
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; its exit status: 0, 1 if it failed, 2 if misused."""
+    given = parser().parse_args(arguments)
+    if os.geteuid() != 0:
+        print("qvm-zfs: run it as root, with sudo", file=sys.stderr)
+        return 1
+    try:
+        return int(asyncio.run(given.run(given)) or 0)
+    except Failed as exc:
+        why = str(exc)
+    except ZfsError as exc:
+        why = reason(exc)
+    except KeyboardInterrupt:
+        why = "interrupted"
+    print(f"qvm-zfs {given.verb}: {why}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

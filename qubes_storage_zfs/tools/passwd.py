@@ -1,0 +1,39 @@
+"""Change a pool's passphrase; the present one is asked for first."""
+
+import argparse
+
+from ..options import DEFAULT_ITERATIONS, BadOption, parse_iterations
+from ..zfs import keys
+from ..zfs.errors import Busy
+from .common import Failed, Terminal, encrypted_pool
+
+
+def _iterations(text: str) -> int:
+    try:
+        return parse_iterations(text)
+    except BadOption as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pool", metavar="POOL")
+    parser.add_argument(
+        "--pbkdf2iters",
+        type=_iterations,
+        default=DEFAULT_ITERATIONS,
+        metavar="N",
+        help="how dear each guess is made (default: %(default)s)",
+    )
+
+
+async def run(given: argparse.Namespace) -> int:
+    pool = await encrypted_pool(given.pool)
+    try:
+        await keys.change(pool.dataset, given.pbkdf2iters, Terminal(pool.name))
+    except Busy as exc:
+        raise Failed(
+            f"the passphrase of {pool.name} was changed, but the pool stays"
+            f" unlocked: {'; '.join(exc.holders) or 'something has it open'}"
+        ) from exc
+    print(f"The passphrase of {pool.name} was changed.")
+    return 0

@@ -1,0 +1,115 @@
+"""Pools: whether they can be used, their keys, and who holds these."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ..zfs import core, keys
+from ..zfs.errors import NoModule, PoolAbsent, ZfsError
+from .common import ENCRYPTED, Pool, all_pools, due, qubesd
+
+OUTSIDE = (
+    "{qube}: its {volume} volume is written to the pool {pool}, which its"
+    " key does not encrypt; see doc/encryption.md"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pool", metavar="POOL", nargs="*", help="only these")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+async def run(given: argparse.Namespace) -> int:
+    app = qubesd()
+    pools = [
+        pool
+        for pool in await all_pools(app)
+        if not given.pool or pool.name in given.pool
+    ]
+    found = [await _look(pool) for pool in pools]
+    outside = list(_outside(app)) if app is not None else None
+    if given.json:
+        print(json.dumps({"pools": found, "outside": outside}, indent=2))
+    else:
+        _show(found, outside)
+    missing = set(given.pool) - {pool.name for pool in pools}
+    for name in sorted(missing):
+        print(f"{name}: there is no such ZFS pool")
+    return 1 if missing else 0
+
+
+async def _look(pool: Pool) -> dict[str, Any]:
+    holders: dict[str, tuple[str, ...]] = {}
+    try:
+        state = await keys.state(pool.dataset)
+        condition = "available" if state.exists else "missing"
+        if pool.driver == ENCRYPTED and state.exists:
+            condition = "locked" if state.locked else "unlocked"
+        if condition == "unlocked":
+            holders = await core.in_thread(keys.users, pool.dataset)
+    except PoolAbsent:
+        condition = "absent"
+    except NoModule:
+        condition = "no zfs module"
+    except ZfsError as exc:
+        condition = f"broken ({exc})"
+    start = pool.dataset + "/"
+    return {
+        "name": pool.name,
+        "driver": pool.driver,
+        "dataset": pool.dataset,
+        "state": condition,
+        "holders": {
+            dataset.removeprefix(start): list(names)
+            for dataset, names in sorted(holders.items())
+        },
+        "forgotten_in": (
+            due(pool) if condition == "unlocked" and not holders else None
+        ),
+    }
+
+
+def _outside(app: Any) -> Iterator[dict[str, str]]:
+    """Volumes outside of qubes that have one in an encrypted pool."""
+    safe = {p.name for p in app.pools.values() if p.driver == ENCRYPTED}
+    for qube in app.domains:
+        volumes = list(qube.volumes.values()) if qube.klass != "AdminVM" else []
+        if not any(volume.pool in safe for volume in volumes):
+            continue
+        for volume in volumes:
+            if volume.pool in safe or not volume.rw or volume.ephemeral:
+                continue
+            yield {
+                "qube": qube.name,
+                "volume": volume.name,
+                "pool": volume.pool,
+            }
+
+
+def _show(found: list[dict[str, Any]], outside: Any) -> None:
+    if not found:
+        print("There is no ZFS pool.")
+    rows = [("POOL", "DRIVER", "DATASET", "STATE")] + [
+        (each["name"], each["driver"], each["dataset"], _state(each))
+        for each in found
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows if found else ():
+        cells = [
+            cell.ljust(width)
+            for cell, width in zip(row[:3], widths, strict=True)
+        ]
+        print("  ".join([*cells, row[3]]))
+    for each in found:
+        for volume, names in each["holders"].items():
+            print(f"{each['name']}: {volume} is held by {', '.join(names)}")
+    for each in outside or ():
+        print(OUTSIDE.format(**each))
+
+
+def _state(pool: dict[str, Any]) -> str:
+    state = str(pool["state"])
+    if pool["forgotten_in"] is not None:
+        return f"{state}, forgotten in {pool['forgotten_in']:.0f} s"
+    return state

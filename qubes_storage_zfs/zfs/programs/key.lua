@@ -1,0 +1,18 @@
+-- Whether a dataset is encrypted, by which root's key, and whether that is
+-- loaded.  Read-only; right from OpenZFS 2.3.3 on.
+--
+-- argv: dataset
+-- gives: exists; root (the dataset whose key it is, absent if it is not
+--        encrypted); loaded; format (of the key: passphrase, raw or hex)
+local ds = argv.dataset
+if not zfs.exists(ds) then
+    return {}
+end
+local out = {exists = true}
+local root = (zfs.get_prop(ds, "encryptionroot"))
+if root ~= nil and root ~= "" then
+    out.root = root
+    out.loaded = (zfs.get_prop(ds, "keystatus")) == "available"
+    out.format = (zfs.get_prop(ds, "keyformat"))
+end
+return out

@@ -1,0 +1,697 @@
+"""qubes.AskPassword, with programs made up here in place of pinentry & co.
+
+Each of them writes down its arguments, its environment and what it read.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import pytest
+
+DOM0 = Path(__file__).resolve().parents[2] / "dom0"
+SCRIPT = DOM0 / "qubes-rpc/qubes.AskPassword"
+POLICY = DOM0 / "policy.d/30-qubes-storage-zfs.policy"
+
+SECRET = "correct horse 7%"
+SCREEN = {"DISPLAY": ":5"}
+ANSWERED, CANCELLED, NOBODY, BAD, LATE = range(5)
+
+PINENTRY = """
+echo OK made up
+while read -r line; do
+    echo "$line" >> {told}
+    case "$line" in
+    GETPIN) {getpin} ;;
+    "OPTION lc-"*) echo 'ERR 83886254 Unknown option' ;;
+    *) echo OK ;;
+    esac
+done
+"""
+PROGRAM = """#!/bin/sh
+echo {name} >> {log}
+/bin/cat /proc/$$/cmdline /proc/$$/environ >> {seen}
+{body}
+"""
+
+
+def load() -> types.ModuleType:
+    module = types.ModuleType("ask_password")
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        SourceFileLoader(module.__name__, str(SCRIPT)).exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
+
+
+class Place:
+    """A host with the programs that a test puts there, and one request."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ask = load()
+        self.folder = folder
+        self.log, self.seen = folder / "log", folder / "seen"
+        self.told, self.pids = folder / "told", folder / "pids"
+        for name in "bin", "proc", "run":
+            (folder / name).mkdir()
+        self.ask.PATH = str(folder / "bin")
+        self.ask.PROC = str(folder / "proc")
+        self.ask.RUN = str(folder / "run")
+
+    def add(self, name: str, body: str) -> None:
+        file = self.folder / "bin" / name
+        file.write_text(
+            PROGRAM.format(name=name, log=self.log, seen=self.seen, body=body)
+        )
+        file.chmod(0o755)
+
+    def pinentry(self, getpin: str, name: str = "pinentry") -> None:
+        self.add(name, PINENTRY.format(told=self.told, getpin=getpin))
+
+    def request(
+        self,
+        purpose: str = "unlock",
+        line: bytes = b"work 30\n",
+        environ: dict = SCREEN,
+        until=None,
+    ) -> tuple[int, bytes]:
+        """Status and stdout; stdin is closed once *until* is true."""
+        stdin, caller = os.pipe()
+        answer, stdout = os.pipe()
+        os.write(caller, line)
+        over = threading.Event()
+
+        def give_up() -> None:
+            while not over.is_set() and not until():
+                time.sleep(0.01)
+            os.close(caller)
+
+        thread = threading.Thread(target=give_up) if until else None
+        try:
+            if thread:
+                thread.start()
+            status = self.ask.serve(purpose, environ, stdin, stdout)
+        finally:
+            over.set()
+            thread.join() if thread else os.close(caller)
+            os.close(stdout)
+            os.close(stdin)
+        with open(answer, "rb") as file:
+            return status, file.read()
+
+    def started(self) -> list[str]:
+        return self.log.read_text().split() if self.log.exists() else []
+
+    def alive(self) -> list[str]:
+        """Those of the noted processes that are; a dead one may be a zombie."""
+        alive = []
+        for pid in self.pids.read_text().split():
+            with contextlib.suppress(OSError):
+                state = Path(f"/proc/{pid}/stat").read_text()
+                if state.rpartition(")")[2].split()[0] not in "ZX":
+                    alive.append(pid)
+        return alive
+
+    def process(self, pid: int, started: int, **environ: str) -> None:
+        """Put a process of ours into the made up /proc."""
+        folder = self.folder / "proc" / str(pid)
+        folder.mkdir()
+        stat = [pid, "(a) b)", "S", *[0] * 18, started, 0]
+        (folder / "stat").write_text(" ".join(map(str, stat)))
+        lines = (f"{name}={value}" for name, value in environ.items())
+        (folder / "environ").write_text("\0".join(lines) + "\0")
+
+
+def _wait(true) -> None:
+    limit = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+PURPOSES = ["new", "new-again", "new-differs", "new-short"]
+PURPOSES += ["unlock", "unlock-again"]
+
+
+def test_these_are_the_purposes(place) -> None:
+    assert sorted(place.ask.TEXTS) == PURPOSES
+    assert len(set(place.ask.TEXTS.values())) == len(PURPOSES)
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_the_person_reads_which_pool_it_is(place, purpose) -> None:
+    place.pinentry("echo 'D x'; echo OK")
+    assert place.request(purpose, b"my_pool-1.a 30\n") == (ANSWERED, b"x\n")
+    told = place.told.read_text().split("\n")
+    (text,) = (line for line in told if line.startswith("SETDESC "))
+    assert '"my_pool-1.a"' in text
+    assert "%" not in text
+    assert "SETTIMEOUT 30" in told and "OPTION grab" in told
+
+
+def test_zenity_shows_an_underscore_as_one(place) -> None:
+    """Its label would take it for the mark of a key."""
+    place.add("zenity", "echo x")
+    assert place.request(line=b"my_pool 30\n") == (ANSWERED, b"x\n")
+    seen = place.seen.read_text().split("\0")
+    assert "--hide-text" in seen
+    assert any(arg.endswith('pool "my__pool"') for arg in seen)
+
+
+@pytest.mark.parametrize("name", ["kdialog", "systemd-ask-password"])
+def test_others_are_given_the_text(place, name) -> None:
+    place.add(name, "echo x")
+    assert place.request() == (ANSWERED, b"x\n")
+    seen = place.seen.read_text().split("\0")
+    assert 'Passphrase of the encrypted pool "work"' in seen
+
+
+ORDER = ["pinentry-gnome3", "pinentry-gtk-2", "pinentry-gtk", "pinentry-qt"]
+ORDER += ["pinentry-qt6", "pinentry-qt5", "pinentry-fltk", "pinentry"]
+ORDER += ["zenity", "kdialog", "systemd-ask-password"]
+
+
+def test_one_that_cannot_ask_is_followed_by_the_next(place, capfd) -> None:
+    for name in ORDER:
+        if name == "pinentry-qt":
+            place.add(name, "kill -ABRT $$")
+        elif name.startswith("pinentry"):
+            place.pinentry("echo 'ERR 83918950 Inappropriate ioctl'", name)
+        elif name == "zenity":
+            place.add(name, "echo 'cannot open display: :5' >&2; exit 1")
+        elif name == "kdialog":
+            place.add(name, "kill -HUP $$")
+        else:
+            place.add(name, "exit 1")
+    assert place.request() == (NOBODY, b"")
+    assert place.started() == ORDER
+    assert (
+        "kdialog and systemd-ask-password could not" in capfd.readouterr().err
+    )
+
+
+def test_one_that_asked_is_the_last(place) -> None:
+    place.pinentry("echo 'D x'; echo OK", "pinentry-qt")
+    place.pinentry("echo 'D y'; echo OK")
+    place.add("zenity", "echo z")
+    assert place.request() == (ANSWERED, b"x\n")
+    assert place.started() == ["pinentry-qt"]
+
+
+def test_without_a_screen_only_the_console_is_asked(place) -> None:
+    for name in ORDER:
+        place.add(name, "echo x")
+    assert place.request(environ={}) == (ANSWERED, b"x\n")
+    assert place.started() == ["systemd-ask-password"]
+    assert "--no-tty" in place.seen.read_text().split("\0")
+
+
+def test_no_program_is_a_sentence(place, capfd) -> None:
+    assert place.request() == (NOBODY, b"")
+    assert "no program could not" not in (said := capfd.readouterr().err)
+    assert "no program that asks is installed" in said
+    assert place.request(environ={}) == (NOBODY, b"")
+    assert "no graphical session" in capfd.readouterr().err
+
+
+def test_one_that_cannot_be_run_is_a_sentence(place, capfd) -> None:
+    (place.folder / "bin/zenity").write_text("#!/nowhere\n")
+    (place.folder / "bin/zenity").chmod(0o755)
+    assert place.request() == (NOBODY, b"")
+    assert "zenity could not ask" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "data, answer",
+    [
+        ("D correct horse 7%25", SECRET),
+        ("D 100%25%2525%0D+ ", "100%%25\r+ "),
+        ("D schön %C3%A4 日本", "schön ä 日本"),
+        ("D one\nS PIN_REPEATED\nD  two%25\n# three", "one two%"),
+        ("D OK\nD ERR 1", "OKERR 1"),
+        ("S PASSWORD", ""),
+        ("D " + "%41" * 300 + "\nD " + "%42" * 724, "A" * 300 + "B" * 724),
+    ],
+)
+def test_pinentry_escapes(place, data, answer) -> None:
+    place.pinentry(
+        "".join(f"echo '{line}';" for line in data.split("\n")) + "echo OK"
+    )
+    assert place.request() == (ANSWERED, answer.encode() + b"\n")
+
+
+@pytest.mark.parametrize("data", ["D a%4", "D a%zz", "D a%"])
+def test_pinentry_that_escapes_wrongly_is_no_answer(place, data) -> None:
+    place.pinentry(f"echo '{data}'; echo OK")
+    assert place.request() == (NOBODY, b"")
+
+
+@pytest.mark.parametrize(
+    "name, printed, answer",
+    [
+        ("zenity", r"%s\n", SECRET),
+        ("zenity", r" %s  \n", f" {SECRET}  "),
+        ("kdialog", r"%s\n", "schön"),
+        ("kdialog", r"%s", SECRET),
+        ("zenity", r"%s\n", ""),
+        ("systemd-ask-password", r"%s\n", "x" * 1024),
+    ],
+)
+def test_a_line_is_the_answer(place, name, printed, answer) -> None:
+    place.add(name, f"printf '{printed}' '{answer}'")
+    status, said = place.request()
+    assert status == ANSWERED
+    assert (
+        said.decode() == printed.replace("%s", answer).replace("\\n", "") + "\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "printed", [r"a\nb\n", r"a\n\n", r"a\0b\n", "x" * 1025, "x" * 20000]
+)
+def test_anything_else_is_none(place, printed, capfd) -> None:
+    """It must not be cut: that would be another passphrase."""
+    place.add("zenity", f"printf '{printed}'")
+    assert place.request() == (CANCELLED, b"")
+    assert "the answer is " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("data", ["a%0Ab", "a%00b", "x" * 1025, "%41" * 9000])
+def test_neither_by_pinentry(place, data) -> None:
+    place.pinentry(f"echo 'D {data}'; echo OK")
+    assert place.request() == (CANCELLED, b"")
+
+
+def test_a_pinentry_that_cannot_say_which_pool_is_not_used(place) -> None:
+    place.add(
+        "pinentry",
+        "echo OK; while read -r line; do case $line in "
+        "SETDESC*) echo 'ERR 1 no' ;; GETPIN) echo 'D x'; echo OK ;; "
+        "*) echo OK ;; esac; done",
+    )
+    place.add("zenity", "echo y")
+    assert place.request() == (ANSWERED, b"y\n")
+
+
+@pytest.mark.parametrize("code", [83886179, 83886194, 83886278, 99])
+def test_cancelled_in_pinentry(place, code) -> None:
+    place.pinentry(f"echo 'ERR {code} Operation cancelled'")
+    place.add("zenity", "echo x")
+    assert place.request() == (CANCELLED, b"")
+    assert place.started() == ["pinentry"]
+
+
+@pytest.mark.parametrize("name", ["zenity", "kdialog"])
+def test_cancelled_in_a_dialog(place, name) -> None:
+    place.add(name, "echo 'Gtk-WARNING: some display' >&2; exit 1")
+    place.add("systemd-ask-password", "echo x")
+    assert place.request() == (CANCELLED, b"")
+    assert place.started() == [name]
+
+
+def test_a_grab_refused_is_not_cancelled(place) -> None:
+    """pinentry-gtk-2 says so when another window has the keyboard."""
+    place.pinentry(
+        "echo 'could not grab keyboard: already grabbed (1)' >&2;"
+        "echo 'ERR 83886179 Operation cancelled'"
+    )
+    place.add("zenity", "echo x")
+    assert place.request() == (ANSWERED, b"x\n")
+
+
+@pytest.mark.parametrize("name", ["pinentry", "zenity"])
+def test_a_program_may_see_that_it_is_late(place, name) -> None:
+    place.pinentry("echo 'ERR 83886142 Timeout'")
+    if name == "zenity":
+        (place.folder / "bin/pinentry").unlink()
+        place.add("zenity", "exit 5")
+    assert place.request() == (LATE, b"")
+
+
+def _stubborn(place: Place) -> str:
+    """Two processes that ignore SIGTERM, noted, and no answer."""
+    return (
+        "trap '' TERM; /bin/sleep 60 & "
+        f"echo $$ $! > {place.pids}.new; /bin/mv {place.pids}.new {place.pids};"
+        "wait"
+    )
+
+
+@pytest.mark.parametrize("name", ["pinentry", "zenity", "systemd-ask-password"])
+def test_a_caller_that_gives_up_closes_the_prompt(place, name, capfd) -> None:
+    if name == "pinentry":
+        place.pinentry(_stubborn(place))
+    else:
+        place.add(name, _stubborn(place))
+    before = time.monotonic()
+    assert place.request(until=place.pids.exists) == (LATE, b"")
+    assert time.monotonic() - before < 20
+    _wait(lambda: not place.alive())
+    assert "the caller gave up" in capfd.readouterr().err
+
+
+def test_more_input_is_not_a_caller_that_gives_up(place) -> None:
+    place.add("zenity", "/bin/sleep 0.05; echo x")
+    line = b"work 30\n" + b"more\n" * 2000
+    assert place.request(line=line) == (ANSWERED, b"x\n")
+
+
+def test_late_closes_the_prompt(place, capfd) -> None:
+    place.add("zenity", _stubborn(place))
+    place.add("kdialog", "echo x")
+    before = time.monotonic()
+    assert place.request(line=b"work 1\n") == (LATE, b"")
+    assert 1 <= time.monotonic() - before < 20
+    _wait(lambda: not place.alive())
+    assert place.started() == ["zenity"]
+    assert "nobody answered in time" in capfd.readouterr().err
+
+
+def test_a_caller_that_does_not_read_the_answer(place) -> None:
+    place.add("zenity", "echo x")
+    stdin, caller = os.pipe()
+    answer, stdout = os.pipe()
+    os.close(answer)
+    os.write(caller, b"work 30\n")
+    try:
+        assert place.ask.serve("unlock", SCREEN, stdin, stdout) == LATE
+    finally:
+        for fd in stdin, caller, stdout:
+            os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\n",
+        b"work\n",
+        b"work 30",
+        b"work 0\n",
+        b"work 3601\n",
+        b"work -1\n",
+        b"work 30 \n",
+        b"work  30\n",
+        b"work 30\r\n",
+        b".work 30\n",
+        b"-work 30\n",
+        b"wo%rk 30\n",
+        b"wo\0rk 30\n",
+        b"wo<b>rk 30\n",
+        b'wo"rk 30\n',
+        "wörk 30\n".encode(),
+        b"a" * 65 + b" 30\n",
+        b"a" * 5000,
+    ],
+)
+def test_a_bad_request_asks_nobody(place, line, capfd) -> None:
+    place.add("zenity", "echo x")
+    assert place.request(line=line, until=lambda: True) == (BAD, b"")
+    assert place.started() == []
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line", [b"a 1\n", b"a" * 64 + b" 3600\n", b"7_.- 9\n"]
+)
+def test_a_good_request(place, line) -> None:
+    place.add("zenity", "echo x")
+    assert place.request(line=line) == (ANSWERED, b"x\n")
+
+
+@pytest.mark.parametrize(
+    "purpose", ["", "new ", "New", "unlock+a", "../unlock"]
+)
+def test_a_bad_purpose_asks_nobody(place, purpose) -> None:
+    place.add("zenity", "echo x")
+    assert place.request(purpose) == (BAD, b"")
+    assert place.started() == []
+
+
+def test_a_qube_asks_nobody(place) -> None:
+    """Should the policy ever let it through."""
+    place.add("zenity", "echo x")
+    environ = {**SCREEN, "QREXEC_REMOTE_DOMAIN": "sys-net"}
+    assert place.request(environ=environ) == (BAD, b"")
+    environ["QREXEC_REMOTE_DOMAIN"] = "dom0"
+    assert place.request(environ=environ) == (ANSWERED, b"x\n")
+
+
+def test_the_passphrase_is_in_no_argument_and_no_environment(
+    place, capfd
+) -> None:
+    """Not even of a program that runs after one that had been given it."""
+    place.pinentry("echo 'D correct horse 7%25'; exit", "pinentry-qt")
+    place.pinentry("echo 'D correct horse 7%25 %'; echo OK")
+    place.add("zenity", f"echo '{SECRET}'; exit 3")
+    place.add("systemd-ask-password", f"echo '{SECRET}'")
+    environ = {**SCREEN, "LD_PRELOAD": "x", "WORD": SECRET}
+    assert place.request(environ=environ) == (ANSWERED, f"{SECRET}\n".encode())
+    assert len(place.started()) == 4
+    seen = place.seen.read_text()
+    assert "DISPLAY=:5" in seen and "LC_ALL=C.UTF-8" in seen
+    assert "correct" not in seen and "LD_PRELOAD" not in seen
+    assert "correct" not in place.told.read_text()
+    assert "correct" not in "".join(capfd.readouterr())
+
+
+def test_the_buffer_is_overwritten(place, monkeypatch) -> None:
+    buffers = []
+
+    class Kept(place.ask.Prompt):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            buffers.append(self.said)
+
+    monkeypatch.setattr(place.ask, "Prompt", Kept)
+    place.pinentry("echo 'D correct horse 7%25'; echo OK")
+    assert place.request()[0] == ANSWERED
+    place.add("pinentry", "exit 1")
+    place.add("zenity", f"echo '{SECRET}'")
+    assert place.request()[0] == ANSWERED
+    assert len(buffers) == 3 and not any(map(any, buffers))
+
+
+def test_no_descriptor_is_left(place) -> None:
+    place.pinentry("echo 'ERR 1 no'")
+    place.add("zenity", "echo x")
+    before = os.listdir("/proc/self/fd")
+    assert place.request()[0] == ANSWERED
+    assert os.listdir("/proc/self/fd") == before
+
+
+# whose screen
+
+
+def test_the_session_of_the_environment(place) -> None:
+    place.add("systemctl", "echo DISPLAY=:9")
+    environ = {"WAYLAND_DISPLAY": "wayland-0", "HOME": "/x", "PATH": "/y"}
+    _, found = place.ask.find_session(environ)
+    assert found == {"WAYLAND_DISPLAY": "wayland-0"}
+    assert place.started() == []
+
+
+def test_the_session_that_systemd_tells(place) -> None:
+    lines = ["LANG=x", "DISPLAY=:9", "XAUTHORITY=$'/a b'", "=", "A"]
+    place.add("systemctl", f'printf "%s\\n" "{chr(10).join(lines)}"')
+    run = place.folder / "run" / str(os.getuid())
+    run.mkdir()
+    (run / "bus").touch()
+    place.process(7, 1, DISPLAY=":7")
+    uid, found = place.ask.find_session({"DISPLAY": ""})
+    assert uid == os.getuid()
+    assert found == {
+        "DISPLAY": ":9",
+        "XDG_RUNTIME_DIR": str(run),
+        "DBUS_SESSION_BUS_ADDRESS": f"unix:path={run}/bus",
+    }
+    seen = place.seen.read_text().split("\0")
+    assert "--user" in seen and f"XDG_RUNTIME_DIR={run}" in seen
+
+
+@pytest.mark.parametrize(
+    "systemctl", ["exit 1", "echo XDG_RUNTIME_DIR=/x", None]
+)
+def test_the_session_of_the_oldest_process(
+    place, monkeypatch, systemctl
+) -> None:
+    if systemctl:
+        place.add("systemctl", systemctl)
+    uid = os.getuid()
+    monkeypatch.setattr(place.ask, "PEOPLE", range(uid, uid + 1))
+    place.process(3, 10, HOME="/x")
+    place.process(5, 400, DISPLAY=":5")
+    place.process(7, 99, DISPLAY=":7", XAUTHORITY="/a", HOME="/x")
+    place.process(8, 100, WAYLAND_DISPLAY="w")
+    (place.folder / "proc/9").mkdir()
+    (place.folder / "proc/self").mkdir()
+    expected = uid, {"DISPLAY": ":7", "XAUTHORITY": "/a"}
+    assert place.ask.find_session({}) == expected
+
+
+def test_root_takes_the_session_of_a_person(place, monkeypatch) -> None:
+    """Not that of the login screen; and asks as that person."""
+    owner = os.getuid() or 4321
+    place.process(7, 99, DISPLAY=":7")
+    os.chown(place.folder / "proc/7", owner, -1)
+    place.add("zenity", "echo x")
+    monkeypatch.setattr(place.ask.os, "getuid", lambda: 0)
+    monkeypatch.setattr(place.ask, "PEOPLE", range(owner + 1, owner + 2))
+    assert place.ask.find_session({}) == (0, {})
+    monkeypatch.setattr(place.ask, "PEOPLE", range(owner, owner + 1))
+    person = types.SimpleNamespace(pw_dir="/home/person")
+    monkeypatch.setattr(place.ask.pwd, "getpwuid", {owner: person}.get)
+    became = []
+    monkeypatch.setattr(place.ask, "become", became.append)
+    assert place.request(environ={}) == (ANSWERED, b"x\n")
+    assert became == [owner]
+    assert "HOME=/home/person" in place.seen.read_text().split("\0")
+
+
+# the script as it is installed
+
+
+def _run(*argv: str, line: bytes = b"work 30\n", **environ: str):
+    environ = {"PATH": os.environ["PATH"], **environ}
+    return subprocess.run(
+        [SCRIPT, *argv], input=line, env=environ, capture_output=True
+    )
+
+
+def test_the_script_runs() -> None:
+    for result in (
+        _run(),
+        _run("nonsense"),
+        _run("unlock", line=b"a b\n"),
+        _run("unlock", QREXEC_SERVICE_ARGUMENT="nonsense"),
+        _run(line=b"a b\n", QREXEC_SERVICE_ARGUMENT="unlock"),
+    ):
+        assert result.returncode == BAD, result
+        assert result.stdout == b""
+        assert result.stderr.count(b"\n") == 1
+    assert SCRIPT.read_text().startswith("#!/usr/bin/python3 -I\n")
+
+
+def test_the_environment_chooses_no_program(place, monkeypatch) -> None:
+    place.add("zenity", "echo x")
+    place.add("systemctl", "echo DISPLAY=:9")
+    monkeypatch.setenv("PATH", place.ask.PATH)
+    place.ask.PATH = str(place.folder / "run")
+    for environ in {**SCREEN, "PATH": os.environ["PATH"]}, {}:
+        assert place.request(environ=environ) == (NOBODY, b"")
+    assert place.started() == []
+    folders = load().PATH.split(":")
+    assert all(one.startswith(("/usr/", "/bin", "/sbin")) for one in folders)
+
+
+def test_stopped_by_a_signal(place) -> None:
+    """The prompt goes too, and so it does if nobody can tidy up."""
+    place.add("zenity", f"echo $$ > {place.pids}; exec /bin/sleep 60")
+    text = SCRIPT.read_text()
+    copy = place.folder / "copy"
+    assert text.count('\nPATH = "') == 1
+    copy.write_text(text.replace('\nPATH = "', f'\nPATH = "{place.ask.PATH}:'))
+    for number, status in (signal.SIGTERM, LATE), (signal.SIGKILL, -9):
+        place.pids.write_text("")
+        with subprocess.Popen(
+            [sys.executable, "-I", copy, "unlock"],
+            env=SCREEN,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            process.stdin.write(b"work 30\n")
+            process.stdin.flush()
+            _wait(lambda: place.pids.read_text().endswith("\n"))
+            core = Path(f"/proc/{process.pid}/limits").read_text()
+            process.send_signal(number)
+            assert process.wait() == status
+        _wait(lambda: not place.alive())
+        (line,) = (x for x in core.split("\n") if "core file" in x)
+        assert line.split()[4:6] == ["0", "0"]
+
+
+def test_nothing_of_it_is_dumped() -> None:
+    script = (
+        "import importlib.machinery as m, sys, types\n"
+        "sys.dont_write_bytecode = True\n"
+        "ask = types.ModuleType('ask')\n"
+        f"m.SourceFileLoader('ask', {str(SCRIPT)!r}).exec_module(ask)\n"
+        "ask.no_core_dump()\n"
+        "PR_GET_DUMPABLE = 3\n"
+        "assert ask.LIBC.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 0\n"
+        "assert ask.resource.getrlimit(ask.resource.RLIMIT_CORE) == (0, 0)\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", script], check=True)
+
+
+# the policy
+
+
+def test_the_policy_denies_every_qube_quietly() -> None:
+    lines = (line.split("#")[0].split() for line in open(POLICY))
+    rules = [line for line in lines if line]
+    assert all(rule[:2] == ["qubes.AskPassword", "*"] for rule in rules)
+    assert [rule[2:] for rule in rules] == [
+        ["@adminvm", "@anyvm", "allow"],
+        ["@anyvm", "@adminvm", "deny", "notify=no"],
+        ["@anyvm", "@anyvm", "deny", "notify=no"],
+    ]
+
+
+def _qubes() -> dict:
+    common = {"tags": [], "power_state": "Running", "default_dispvm": "dvm"}
+    kinds = {"dom0": "AdminVM", "sys-gui": "AppVM", "work": "AppVM"}
+    kinds |= {"dvm": "AppVM", "disp1": "DispVM"}
+    return {
+        "domains": {
+            name: {
+                **common,
+                "name": name,
+                "type": kind,
+                "template_for_dispvms": name == "dvm",
+                "uuid": f"00000000-0000-0000-0000-{number:012}",
+            }
+            for number, (name, kind) in enumerate(kinds.items())
+        }
+    }
+
+
+@pytest.mark.parametrize("purpose", ["+", "+unlock", "+new"])
+def test_qubes_reads_the_policy_so(tmp_path, purpose) -> None:
+    parser = pytest.importorskip("qrexec.policy.parser")
+    exc = pytest.importorskip("qrexec.exc")
+    (tmp_path / POLICY.name).write_bytes(POLICY.read_bytes())
+    # what a user may have put into a later file
+    (tmp_path / "30-user.policy").write_text("* * @anyvm @anyvm allow\n")
+    policy = parser.FilePolicy(policy_path=[tmp_path])
+
+    def evaluate(service: str, source: str, target: str):
+        return policy.evaluate(
+            parser.Request(
+                service, purpose, source, target, system_info=_qubes()
+            )
+        )
+
+    targets = ["dom0", "@adminvm", "sys-gui", "work", "dvm", "disp1"]
+    targets += ["@default", "@dispvm", "@dispvm:dvm", "nonexistent"]
+    for source in "work", "sys-gui", "dvm", "disp1":
+        for target in targets:
+            with pytest.raises(exc.AccessDenied) as caught:
+                evaluate("qubes.AskPassword", source, target)
+            assert caught.value.notify is False, (source, target)
+            assert POLICY.name in str(caught.value)
+    assert evaluate("qubes.AskPassword", "dom0", "sys-gui").target == "sys-gui"
+    assert evaluate("qubes.Other", "work", "sys-gui").target == "sys-gui"

@@ -1,0 +1,50 @@
+"""Persons who answer a prompt, and some who do not."""
+
+import asyncio
+import errno
+import os
+
+from qubes_storage_zfs import ask
+
+PASSPHRASE = b"correct horse battery staple"
+
+
+class Person:
+    """Answers what is asked, and keeps count.
+
+    :ivar replies: one for each prompt, then PASSPHRASE: bytes are written as
+        they are and a newline after them, an exception is raised, None is
+        waited for until it is cancelled
+    """
+
+    def __init__(self, *replies):
+        self.replies = list(replies)
+        #: what was asked for
+        self.asked = []
+        #: how many prompts were closed by who asked
+        self.closed = 0
+        self.domains = []
+
+    def prompt(self, pool, name, qube=None, app=None, instead=""):
+        """In the place of ask.prompt()."""
+        self.domains.append((name, qube))
+        return self
+
+    async def __call__(self, purpose, answers):
+        self.asked.append(purpose)
+        reply = self.replies.pop(0) if self.replies else PASSPHRASE
+        if reply is None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.closed += 1
+        if isinstance(reply, Exception):
+            raise reply
+        try:
+            os.write(answers, reply + b"\n")
+        except OSError as exc:
+            assert exc.errno == errno.EPIPE
+
+
+def cancelled():
+    return ask.NotAsked(ask.CANCELLED)

@@ -1,0 +1,183 @@
+"""Keys from a qube's start to its end, as qubesd's events order it."""
+
+import asyncio
+import logging
+import os
+
+import pytest
+from qubes.exc import QubesException, StoragePoolException
+
+from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool, ask, key
+from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.extension import KeyExtension
+from qubes_storage_zfs.zfs import keys
+
+from .answers import Person, cancelled
+from .conftest import read, sh, write
+
+if "QUBES_CORE_ADMIN" in os.environ:
+    pytest.skip(
+        "drives the stand-in's app; a real one needs libvirt",
+        allow_module_level=True,
+    )
+
+import hostapi
+import qubes.ext
+
+
+@pytest.fixture
+def person(monkeypatch, tmp_path):
+    monkeypatch.setattr(key, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(key, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(key, "VERB_LIMIT", 1.0)
+    person = Person()
+    monkeypatch.setattr(ask, "prompt", person.prompt)
+    return person
+
+
+@pytest.fixture
+def app(person, zpool, tmp_path):
+    hostapi.register_driver("zfs_zvol", ZfsZvolPool)
+    hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
+    qubes.ext.register_extension(KeyExtension)
+    return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)
+
+
+async def two_pools(app, zpool, timeout):
+    """A template beside, and two qubes with their private volumes within."""
+    name = os.path.basename(os.path.dirname(app.store))
+    plain = await hostapi.add_pool(
+        app, "plain", "zfs_zvol", container=f"{zpool}/{name}"
+    )
+    await hostapi.add_pool(
+        app,
+        f"safe-{name}"[:60],
+        "zfs_encrypted",
+        zpool_name=zpool,
+        pbkdf2iters="100000",
+        unload_timeout=str(timeout),
+    )
+    app.default_pool = plain
+    await hostapi.create_vm(app, "TemplateVM", "tmpl", pool="plain")
+    safe = app.pools[f"safe-{name}"[:60]]
+    for qube in "work", "home":
+        await hostapi.create_vm(
+            app,
+            "AppVM",
+            qube,
+            template="tmpl",
+            pools={"private": safe.name},
+        )
+    return safe
+
+
+async def locked(pool, seconds=20):
+    for _ in range(seconds * 10):
+        if (await keys.state(pool.container)).locked:
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+def test_key_comes_before_a_start_and_goes_after_the_end(app, person, zpool):
+    async def story():
+        safe = await two_pools(app, zpool, 0)
+        assert await locked(safe)
+        person.asked.clear()
+        person.domains.clear()
+        work, home = app.domains["work"], app.domains["home"]
+        await asyncio.gather(work.start(), home.start())
+        assert person.asked == ["unlock"]
+        assert person.domains[0][1] in ("work", "home")
+        write(work.volumes["private"].path, b"work one")
+        await work.shutdown()
+        # home runs
+        await asyncio.sleep(2)
+        assert (await keys.state(safe.container)).loaded
+        home.crash()
+        await home._handle_stop()
+        assert await locked(safe)
+        await work.start()
+        assert person.asked == ["unlock", "unlock"]
+        assert read(work.volumes["private"].path) == b"work one"
+        await work.shutdown()
+        assert await locked(safe)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("reply", [cancelled(), b"\0garbage"])
+def test_start_without_a_key_is_refused(app, person, zpool, reply):
+    async def story():
+        safe = await two_pools(app, zpool, 0)
+        assert await locked(safe)
+        work = app.domains["work"]
+        before = sh("zfs", "list", "-Hrt", "all", "-o", "name,guid", zpool)
+        person.replies = [reply]
+        with pytest.raises(QubesException, match="^Cannot start work: "):
+            await work.start()
+        assert not work.is_running() and await locked(safe)
+        assert before == sh(
+            "zfs", "list", "-Hrt", "all", "-o", "name,guid", zpool
+        )
+        await work.start()
+        await work.shutdown()
+
+    asyncio.run(story())
+
+
+def test_start_that_fails_elsewhere_does_not_keep_the_key(app, person, zpool):
+    async def story():
+        safe = await two_pools(app, zpool, 0)
+        work = app.domains["work"]
+        volatile = work.volumes["volatile"]
+
+        async def fail():
+            # when all others have started
+            await asyncio.sleep(1)
+            raise StoragePoolException("no")
+
+        volatile.start = fail
+        with pytest.raises(QubesException, match="no"):
+            await work.start()
+        assert await locked(safe)
+        del volatile.start
+        await work.start()
+        assert (await keys.state(safe.container)).loaded
+        await work.shutdown()
+        assert await locked(safe)
+
+    asyncio.run(story())
+
+
+def test_restarted_qubesd_keeps_the_key_of_running_qubes(app, person, zpool):
+    async def story():
+        safe = await two_pools(app, zpool, 1)
+        await app.domains["work"].start()
+        person.asked.clear()
+        Container.forget_all()
+        key.Key.forget_all()
+        again = await hostapi.restart(app)
+        # qubesd begins with stop() for all halted qubes, which asks nobody
+        await asyncio.sleep(3)
+        assert person.asked == []
+        assert (await keys.state(safe.container)).loaded
+        work = again.domains["work"]
+        await work.shutdown()
+        # the qube of the old daemon is not known to have been started
+        await work.fire_event_async("domain-shutdown")
+        assert await locked(safe)
+
+    asyncio.run(story())
+
+
+def test_volumes_outside_are_told_of(app, person, zpool, caplog):
+    async def story():
+        with caplog.at_level(logging.WARNING):
+            safe = await two_pools(app, zpool, 1200)
+        text = caplog.text
+        assert "qube work: root of it is written to the pool plain" in text
+        assert "volatile" in text and "private" not in text
+        assert safe.included_in(app) is None
+
+    asyncio.run(story())

@@ -1,0 +1,140 @@
+"""qvm-zfs, as a person runs it."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from qubes_storage_zfs import ask, key
+from qubes_storage_zfs.zfs import keys
+
+from .answers import PASSPHRASE, Person
+from .conftest import EncryptedLab
+
+COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
+
+
+@pytest.fixture
+def safe(zpool, monkeypatch):
+    monkeypatch.setattr(ask, "prompt", Person().prompt)
+    return EncryptedLab(zpool)
+
+
+def qvm_zfs(*arguments, given=b""):
+    done = subprocess.run(
+        [*COMMAND, *arguments], input=given, capture_output=True, check=False
+    )
+    assert b"Traceback" not in done.stderr
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def locked(lab):
+    return lab.run(keys.state(lab.container)).locked
+
+
+def status(lab):
+    _, out, _ = qvm_zfs("status", "--json", lab.name)
+    return json.loads(out)["pools"][0]
+
+
+def test_lock_and_unlock(safe):
+    name = safe.name
+    assert qvm_zfs("lock", name) == (0, f"{name} is locked.\n", "")
+    assert locked(safe) and status(safe)["state"] == "locked"
+    assert qvm_zfs("lock", name) == (0, f"{name} is locked already.\n", "")
+    code, out, err = qvm_zfs("unlock", name, given=b"wrong one\n" * 3)
+    assert code == 1 and not out and locked(safe)
+    assert err.startswith("qvm-zfs unlock: none of the answers was the pass")
+    code, out, err = qvm_zfs("unlock", name)
+    assert (code, out, err) == (
+        1,
+        "",
+        "qvm-zfs unlock: no passphrase was given\n",
+    )
+    code, out, err = qvm_zfs("unlock", name, given=b"wrong one\n" + PASSPHRASE)
+    assert code == 1 and "no passphrase was given" in err
+    given = b"wrong one\n" + PASSPHRASE + b"\n"
+    assert qvm_zfs("unlock", name, given=given)[:2] == (
+        0,
+        f"{name} is unlocked.\n",
+    )
+    assert not locked(safe) and status(safe)["state"] == "unlocked"
+    assert qvm_zfs("unlock", name)[1] == f"{name} is unlocked already.\n"
+
+
+def test_unlock_at_a_terminal_shows_nothing(safe):
+    assert qvm_zfs("lock", safe.name)[0] == 0
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(COMMAND[0], [*COMMAND, "unlock", safe.name])
+    shown = b""
+    for answer in (b"not this one", PASSPHRASE):
+        while not re.search(rb"Passphrase of the pool [^:\n]*: \Z", shown):
+            shown += os.read(terminal, 1000)
+        os.write(terminal, answer + b"\n")
+        shown += b"\n"
+    try:
+        while True:
+            shown += os.read(terminal, 1000)
+    except OSError:
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert b"That is not it." in shown and b"is unlocked." in shown
+    assert PASSPHRASE not in shown and b"not this one" not in shown
+    assert not locked(safe)
+
+
+def test_who_holds_a_pool(safe):
+    volume = safe.private(content=b"one")
+    path = safe.run(volume.export())
+    with open(path, "rb"):
+        mine = f"process {os.getpid()} ("
+        found = status(safe)
+        (names,) = found["holders"].values()
+        assert found["holders"].keys() == {"work/private.1"}
+        assert names[0].startswith(mine) and found["forgotten_in"] is None
+        code, out, err = qvm_zfs("lock", "--all")
+        assert code == 1 and f"work/private.1: {mine}" in err
+        assert f"work/private.1 is held by {mine}" in qvm_zfs("status")[1]
+    safe.run(volume.export_end(path))
+    assert qvm_zfs("lock", safe.name)[0] == 0
+
+
+def test_seconds_until_forgotten(safe):
+    told = safe.pool.key
+    told._tell(key.now() + 100)
+    found = status(safe)
+    assert 0 < found["forgotten_in"] < 100
+    assert re.search(r"unlocked, forgotten in \d+ s", qvm_zfs("status")[1])
+    told._tell(None)
+    assert status(safe)["forgotten_in"] is None
+
+
+def test_passwd(safe):
+    name, new = safe.name, b"another passphrase"
+    given = b"\n".join([PASSPHRASE, new, new, b""])
+    code, out, _ = qvm_zfs("passwd", name, given=given)
+    assert (code, out) == (0, f"The passphrase of {name} was changed.\n")
+    assert qvm_zfs("lock", name)[0] == 0
+    assert qvm_zfs("unlock", name, given=PASSPHRASE + b"\n" * 3)[0] == 1
+    # of a locked pool, which it is afterwards
+    given = b"\n".join([new, PASSPHRASE, PASSPHRASE, b""])
+    assert qvm_zfs("passwd", name, given=given)[0] == 0
+    assert locked(safe)
+    assert qvm_zfs("unlock", name, given=PASSPHRASE + b"\n")[0] == 0
+
+
+def test_misuse_is_a_line(safe, make_lab):
+    plain = make_lab()
+    code, _, err = qvm_zfs("unlock", "nothing")
+    assert (code, err.count("\n")) == (1, 1) and "there is no ZFS pool" in err
+    code, _, err = qvm_zfs("lock", plain.name)
+    assert code == 1 and err.endswith(f"{plain.name} is not encrypted\n")
+    assert qvm_zfs("lock")[0] == qvm_zfs("frobnicate")[0] == 2
+    assert qvm_zfs("passwd", safe.name, "--pbkdf2iters", "5")[0] == 2
+    code, out, _ = qvm_zfs("status", "nothing")
+    assert code == 1 and "there is no such ZFS pool" in out
