@@ -23,6 +23,8 @@ from .world import World
 LOG = logging.getLogger(__name__)
 #: seconds
 TELL_EVERY = 20
+#: of one recovery; it takes fewer than ten
+MOST_CALLS = 30
 #: revisions_to_keep of each world; a process each
 WORLDS = (2, 2, 0, 2, -1, 1)
 Sequence = tuple[str, ...]
@@ -144,8 +146,11 @@ class Enumerator:
     ) -> bool:
         """Stop at one point, as often as it takes to stop the recovery from
         it at every point, too; whether the verb ended before its stop."""
-        again = True
+        again, tries = True, 0
         while again:
+            tries += 1
+            if tries > MOST_CALLS:
+                raise Violated("the same stop leaves another world each time")
             if not self.ready:
                 before = await self._lead(await self._rest(), sequence)
                 if before is None:
