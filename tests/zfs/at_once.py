@@ -58,6 +58,11 @@ class Cut:
             loop.call_later(0.003, self._once_more, loop, task)
 
 
+async def never(*_):
+    """In the place of a method that says whether something can be done."""
+    return False
+
+
 async def begin(volume):
     await volume.start()
     Path(volume.state_file).touch()

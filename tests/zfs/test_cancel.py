@@ -16,7 +16,7 @@ import pytest
 from qubes_storage_zfs.transfer import Transfer
 from qubes_storage_zfs.zfs import device
 
-from .at_once import Cut, begin, end, seen
+from .at_once import Cut, begin, end, never, seen
 from .conftest import MIB, Lab, read, write
 
 #: early: what is waited for goes on; late: it is over, and the verb was not
@@ -340,7 +340,7 @@ def stage(zpool):
 def test_cancelled_at_every_wait(stage, monkeypatch, patience, kind, visible):
     lab, sources, numbers = stage
     if kind is ImportVolumeByCopy:
-        monkeypatch.setattr(Transfer, "_clonable", lambda *_: False)
+        monkeypatch.setattr(Transfer, "_clonable", never)
     uncut, struck = Cut(), Counter()
 
     def make():

@@ -21,6 +21,7 @@ import pytest
 
 from qubes_storage_zfs.zfs import core
 
+from .at_once import never
 from .conftest import write
 
 QUBES = 8
@@ -226,7 +227,7 @@ def test_copying_between_pools_does_not_ask_in_the_loop(
     lab, monkeypatch, in_loop
 ):
     source, target = lab.private("a", b"data"), lab.private("b")
-    monkeypatch.setattr(type(target), "_clonable", lambda *_: False)
+    monkeypatch.setattr(type(target), "_clonable", never)
     in_loop.clear()
     lab.run(target.import_volume(source))
     assert in_loop == []
