@@ -243,7 +243,11 @@ class Run:
                 limit = heard + SILENCE
             if time.monotonic() >= limit and lost is None:
                 if guest.deadline is None:
-                    guest.wrong.append(f"silent during {guest.state}")
+                    # what hangs in its kernel is told there
+                    guest.wrong.append(
+                        f"silent during {guest.state}, its console ends:\n"
+                        + self.machine.console()
+                    )
                 elif at_stake:
                     self.machine.disk.freeze(STAKE_LIMIT)
                 lost = self.machine.cut()

@@ -207,6 +207,7 @@ def qemu(
     emulated = "kvm" not in accelerated
     words = (
         "root=/dev/vda rw console=ttyS0 quiet init=/sbin/guest-init panic=-1"
+        " sysctl.kernel.hung_task_timeout_secs=60"
     )
     if emulated:
         words += f" {EMULATED}"
