@@ -96,15 +96,18 @@ class ZfsEncryptedPool(ZfsPool):
         self.key.watch()
         await super().first_use()
 
-    async def unlock(self, qube: str | None = None, app: Any = None) -> None:
+    async def unlock(
+        self, qube: str | None = None, app: Any = None, verb: bool = True
+    ) -> None:
         """Have the key loaded, by asking a person if it is not.
 
         :param qube: for which, to find the GUI domain
+        :param verb: for a verb that begins now; else for the qube's start
         :raises NotAsked: if nobody answered
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
         """
         prompt = ask.prompt(self.name, self.ask_password_domain, qube, app)
-        await self.key.unlock(prompt)
+        await self.key.unlock(prompt, verb)
 
     async def must_be_unlocked(self) -> None:
         if (await keys.state(self.container)).locked:
@@ -224,6 +227,7 @@ class ZfsEncryptedPool(ZfsPool):
         except Busy as exc:
             who = "; ".join(exc.holders) or "something"
             LOG.warning("%s stays unlocked: %s", self.container, who)
+        self.key.retire()
 
 
 def pools_of(qube: Any) -> list[ZfsEncryptedPool]:

@@ -44,7 +44,7 @@ class KeyExtension(qubes.ext.Extension):  # type: ignore[misc]
             for pool in pools_of(qube):
                 pool.key.expect(qube.name)
                 try:
-                    await pool.unlock(qube.name, qube.app)
+                    await pool.unlock(qube.name, qube.app, verb=False)
                 except BaseException:
                     pool.key.left(qube.name)
                     raise

@@ -80,16 +80,18 @@ class Key:
 
     # --- asking
 
-    async def unlock(self, prompt: keys.Prompt) -> None:
+    async def unlock(self, prompt: keys.Prompt, verb: bool = True) -> None:
         """Have the key loaded; one prompt for all that wait for it.
 
         If all of them were cancelled the prompt is closed.
 
+        :param verb: it is for a verb that begins now; else see expect()
         :raises NotAsked: if nobody answered
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
         """
         self.watch()
-        self.begin()
+        begin = self.begin if verb else self.used
+        begin()
         if (await keys.state(self.root)).loaded:
             return
         task = self._asking
@@ -99,6 +101,7 @@ class Key:
         self._waiting += 1
         try:
             await asyncio.shield(task)
+            begin()
         finally:
             self._waiting -= 1
             if not self._waiting and not task.done():
@@ -107,7 +110,7 @@ class Key:
 
     async def _ask(self, prompt: keys.Prompt) -> None:
         await keys.load(self.root, prompt)
-        self.begin()
+        self.used()
         LOG.info("pool %s: unlocked", self.pool)
 
     # --- using
@@ -145,6 +148,14 @@ class Key:
         if task is None or task.done() or task.get_loop() is not loop:
             self._wake = asyncio.Event()
             self._watch = loop.create_task(self._look_always())
+
+    def retire(self) -> None:
+        """The pool was removed: its key is nobody's business here."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._known.pop(self.root, None)
+        with contextlib.suppress(OSError):
+            self._word.unlink()
 
     async def _look_always(self) -> None:
         while True:
@@ -209,11 +220,14 @@ class Key:
         if due == self._told:
             return
         self._told = due
-        path = RUN_DIR / f"{self.pool}.json"
         try:
             RUN_DIR.mkdir(mode=0o755, exist_ok=True)
-            temporary = path.with_suffix(".new")
+            temporary = self._word.with_name(f".{self.pool}")
             temporary.write_text(json.dumps({"root": self.root, "due": due}))
-            os.replace(temporary, path)
+            os.replace(temporary, self._word)
         except OSError as exc:
-            LOG.debug("%s: %s", path, exc)
+            LOG.debug("%s: %s", self._word, exc)
+
+    @property
+    def _word(self) -> Path:
+        return RUN_DIR / f"{self.pool}.json"

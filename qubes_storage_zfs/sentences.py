@@ -39,9 +39,10 @@ LOCKED = (
     "the encryption key of {dataset} is not loaded; start a qube in its pool,"
     " or run 'qvm-zfs unlock' in a terminal of dom0"
 )
-WRONG_PASSPHRASE = (
-    "none of the answers was the passphrase, or no two of them were the same"
-    " and of 8 to 512 bytes"
+WRONG_PASSPHRASE = "none of the answers was the passphrase"
+NO_NEW_PASSPHRASE = (
+    "no two answers were the same and of 8 to 512 bytes, as a new passphrase"
+    " must be"
 )
 BAD_ANSWER = (
     "what answered the passphrase prompt was no person: no single line of text"
@@ -119,13 +120,15 @@ def reason(exc: zfs.ZfsError) -> str:
         return " ".join(line.strip() for line in lines if "'-f'" not in line)
     elif exc.code == errno.ENAMETOOLONG:
         template = NAME_TOO_LONG
+    elif isinstance(exc, zfs.WrongPassphrase):
+        new = exc.call.startswith("new")
+        template = NO_NEW_PASSPHRASE if new else WRONG_PASSPHRASE
     else:
         for kind, sentence in (
             (zfs.NoModule, NO_MODULE),
             (zfs.PoolAbsent, POOL_ABSENT),
             (zfs.NoSpace, NO_SPACE),
             (zfs.Locked, LOCKED),
-            (zfs.WrongPassphrase, WRONG_PASSPHRASE),
             (zfs.BadAnswer, BAD_ANSWER),
             (zfs.NoDevice, NO_DEVICE),
             (zfs.NotFound, NOT_FOUND),

@@ -29,7 +29,7 @@ import qubes.ext
 def person(monkeypatch, tmp_path):
     monkeypatch.setattr(key, "RUN_DIR", tmp_path / "run")
     monkeypatch.setattr(key, "LOOK_EVERY", 0.2)
-    monkeypatch.setattr(key, "VERB_LIMIT", 1.0)
+    monkeypatch.setattr(key, "VERB_LIMIT", 8.0)
     person = Person()
     monkeypatch.setattr(ask, "prompt", person.prompt)
     return person
