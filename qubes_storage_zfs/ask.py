@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import subprocess
-from typing import Any
+from typing import Any, cast
 
 import qubes.exc
 
@@ -99,8 +99,8 @@ class Asker:
             raise NobodyToAsk(self._why(NOBODY))
 
     async def _end_of(self, process: asyncio.subprocess.Process) -> int:
-        assert process.stdin is not None
-        process.stdin.write(f"{self.pool} {LIMIT}\n".encode())
+        stdin = cast(asyncio.StreamWriter, process.stdin)
+        stdin.write(f"{self.pool} {LIMIT}\n".encode())
         try:
             return await asyncio.wait_for(process.wait(), LIMIT + GRACE)
         except TimeoutError as exc:

@@ -14,7 +14,8 @@ from typing import Any
 from .. import layout
 from ..key import RUN_DIR, now
 from ..zfs import keys, native
-from ..zfs.keyholder import LONGEST, wipe
+from ..zfs.keyholder import LONGEST
+from ..zfs.native import wipe
 
 ENCRYPTED = "zfs_encrypted"
 DRIVERS = ("zfs_zvol", ENCRYPTED)

@@ -17,12 +17,10 @@ OPTIONS is JSON: iterations (of PBKDF2), and for create the properties.
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import hashlib
 import json
 import os
-import resource
 import secrets
 import struct
 import sys
@@ -31,6 +29,7 @@ from typing import Any
 
 from . import core, native
 from .errors import Busy, CommandFailed, Exists, Locked, ZfsError
+from .native import keep_to_itself, wipe
 
 #: bytes; what zfs(8) takes as a passphrase
 SHORTEST, LONGEST = 8, 512
@@ -39,8 +38,6 @@ AES_256_GCM = 8
 PASSPHRASE = 3
 
 KEY_LENGTH = 32  # bytes
-_PR_SET_DUMPABLE = 4
-_MCL_CURRENT_AND_FUTURE = 3
 
 
 class Garbage(Exception):
@@ -75,15 +72,6 @@ def read_answer() -> bytearray:
         wipe(answer)
         raise Garbage
     return answer
-
-
-def wipe(secret: bytearray | bytes) -> None:
-    """Overwrite it in memory; bytes too, which nothing may use any more."""
-    if isinstance(secret, bytearray):
-        secret[:] = bytes(len(secret))
-    elif secret:
-        header = bytes.__basicsize__ - 1
-        ctypes.memset(id(secret) + header, 0, len(secret))
 
 
 @contextlib.contextmanager
@@ -200,19 +188,10 @@ def change(root: str, options: Mapping[str, Any]) -> None:
                 asyncio.run(core.unload_key(root))
 
 
-def keep_to_yourself() -> None:
-    """No swap, no core dump, no other process' eyes; as far as possible."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        libc.mlockall(_MCL_CURRENT_AND_FUTURE)
-
-
 def main(arguments: Sequence[str]) -> int:
     verb, root, *more = arguments
     options = json.loads(more[0]) if more else {}
-    keep_to_yourself()
+    keep_to_itself()
     try:
         if verb == "load":
             present_passphrase(root)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from . import core, device, errors, native
 
@@ -176,8 +177,7 @@ async def _keyholder(
         finally:
             os.close(theirs)
         try:
-            assert process.stdout is not None
-            yield process.stdout, ours
+            yield cast(asyncio.StreamReader, process.stdout), ours
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
