@@ -349,7 +349,8 @@ class ZfsVolume(Transfer):
             if size != before:
                 dataset = self.where.generation(state.current)
                 await native.set_property(dataset, "volsize", str(size))
+            # it has that size, even if it cannot be committed now
+            self._size = size
             if halted and keep >= 0:
                 await self.generations.commit(keep)
-            self._size = size
         return self
