@@ -22,13 +22,19 @@ class BadOption(ValueError):
     """An option has a value it cannot have; the text is a sentence."""
 
 
-def parse_revisions(value: Any) -> int:
-    """:raises BadOption: unless it is a whole number from -1 on"""
+def _whole(value: Any, least: int, most: int) -> int | None:
+    """*value* as a whole number within the bounds; None if it is none."""
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
-        number = -2
-    if not -1 <= number <= 10000:
+        return None
+    return number if least <= number <= most else None
+
+
+def parse_revisions(value: Any) -> int:
+    """:raises BadOption: unless it is a whole number from -1 on"""
+    number = _whole(value, -1, 10000)
+    if number is None:
         raise BadOption(
             f"revisions_to_keep must be a number from -1 on, not {value!r}"
         )
@@ -40,11 +46,8 @@ def parse_timeout(value: Any) -> int:
 
     :raises BadOption: unless it is a whole number from -1 on
     """
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = -2
-    if not -1 <= number <= 1 << 31:
+    number = _whole(value, -1, 1 << 31)
+    if number is None:
         raise BadOption(
             "unload_timeout must be a number of seconds, 0 for at once or -1"
             f" for never, not {value!r}"
@@ -54,11 +57,8 @@ def parse_timeout(value: Any) -> int:
 
 def parse_iterations(value: Any) -> int:
     """:raises BadOption: unless ZFS takes so many"""
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = 0
-    if not 100_000 <= number <= 100_000_000:
+    number = _whole(value, 100_000, 100_000_000)
+    if number is None:
         raise BadOption(
             f"pbkdf2iters must be a number from 100000 on, not {value!r}"
         )

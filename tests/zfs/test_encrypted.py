@@ -366,8 +366,7 @@ def test_clones_never_cross_the_border(zpool, safe, make_lab):
     plain = make_lab()
     inside = safe.private("in", b"secret")
     outside = plain.private("out", b"public")
-    moves = [(plain, safe, outside, ""), (safe, plain, inside, "")]
-    for _, there, source, _ in moves:
+    for there, source in (safe, outside), (plain, inside):
         target = there.private("copy")
         there.run(target.import_volume(source))
         assert there.content(target) == there.content(source)
@@ -407,14 +406,6 @@ def test_opaque_names_tell_nothing(zpool, person):
 
 
 # --- forgetting
-
-
-async def until(condition, seconds=20):
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return True
-        await asyncio.sleep(0.05)
-    return False
 
 
 def forgotten(lab):

@@ -60,7 +60,7 @@ class Keeper:
 
 
 @pytest.fixture
-def keeper(zpool, tmp_path, request):
+def keeper(zpool, tmp_path):
     name = "leaks" + str(time.monotonic_ns())
     keeper = Keeper(zpool, name, tmp_path)
     yield keeper
