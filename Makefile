@@ -20,13 +20,23 @@ ZFS_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
 CUTS ?= 100
 SEED ?=
 
+# what the long model test does, and what seeds it
+MODEL_EXAMPLES ?= 50
+MODEL_STEPS ?= 40
+MODEL_SEED ?= $(shell echo $$RANDOM)
+
+MODEL_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
+    MODEL_EXAMPLES=$(MODEL_EXAMPLES) MODEL_STEPS=$(MODEL_STEPS) \
+    MODEL_SEED=$(MODEL_SEED) && exec python3 -m pytest -v -s \
+    -p no:cacheprovider tests/zfs/test_model.py $(ARGS)
+
 # a python in the guest that finds qubes, the real one if it is given
 GUEST_PYTHON = $(GUEST) PYTHONPATH=$(if \
     $(QUBES_CORE_ADMIN),/core-admin:/core-admin/test-packages:)tests/host \
     exec python3 -u
 
-.PHONY: help demo test lint unit zfs-test test-crash test-power test-teeth \
-    prepare vm-image clean
+.PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
+    test-teeth prepare vm-image clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
@@ -34,6 +44,7 @@ help:
 	@echo '             ARGS="-k revert" selects, ZFS_SUITE=2.4 chooses OpenZFS'
 	@echo 'make test-crash    qubesd stopped at every point; ARGS="--depth 1"'
 	@echo 'make test-teeth    do the tests notice deliberate faults'
+	@echo 'make test-model    verbs by chance; MODEL_EXAMPLES, _STEPS, _SEED'
 	@echo 'make test-power    100 power cuts while qubes live; CUTS=3, SEED=n'
 	@echo 'make lint | unit | zfs-test    the parts of it'
 
@@ -63,6 +74,9 @@ zfs-test: vm-image
 
 test-crash: vm-image
 	@$(VM) run -- '$(GUEST_PYTHON) -m tests.crash $(ARGS)'
+
+test-model: vm-image
+	@$(VM) run -- '$(MODEL_TEST)'
 
 test-teeth: vm-image
 	@$(VM) run -- '$(GUEST_PYTHON) -m tests.teeth $(ARGS)'

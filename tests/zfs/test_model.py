@@ -1,8 +1,7 @@
 """Any verbs in any order, with an admin's hand between: a model says what
 must come out.
 
-    MODEL_EXAMPLES=50 MODEL_STEPS=40 MODEL_SEED=7 python3 -m pytest -v \
-        tests/zfs/test_model.py
+    make test-model MODEL_EXAMPLES=50 MODEL_STEPS=40 MODEL_SEED=7
 
 Without these it is short, and the same each time.
 """
@@ -288,6 +287,7 @@ class Qubes(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.life is not None:
             Qubes.refused += self.life.refused
+            print(f"model: {self.steps} steps", flush=True)
             self.life.end()
             self.runner.close()
 
