@@ -162,13 +162,20 @@ def _decode(value: Any) -> Any:
     return value
 
 
-@functools.cache
-def _program(name: str) -> bytes:
-    """Text of a channel program; constant, names are passed as arguments."""
+def _programs() -> dict[str, bytes]:
+    """Texts of the channel programs; constant, names are arguments."""
     folder = importlib.resources.files(__package__) / "programs"
-    return (folder / "common.lua").read_bytes() + (
-        folder / f"{name}.lua"
-    ).read_bytes()
+    texts = {
+        file.name.removesuffix(".lua"): file.read_bytes()
+        for file in folder.iterdir()
+        if file.name.endswith(".lua")
+    }
+    common = texts.pop("common")
+    return {name: common + text for name, text in texts.items()}
+
+
+#: all of one version, even if the package is upgraded while qubesd runs
+_PROGRAMS = _programs()
 
 
 def _run(name: str, dataset: str, arguments: Data, sync: bool) -> Any:
@@ -179,7 +186,7 @@ def _run(name: str, dataset: str, arguments: Data, sync: bool) -> Any:
         what,
         dataset,
         zpool.encode(),
-        _program(name),
+        _PROGRAMS[name],
         INSTRUCTION_LIMIT,
         MEMORY_LIMIT,
         _encode(arguments),

@@ -1,6 +1,7 @@
 """What holds where neither ZFS nor pyzfs is installed."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,41 @@ def test_it_imports_without_pyzfs_and_loads_nothing_of_zfs():
         "qubes_storage_zfs.ZfsZvolPool(name='p', container='tank/q')\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_all_that_qubesd_runs_is_loaded_when_it_starts(tmp_path):
+    """Else an upgrade of the package would mix two versions in one qubesd."""
+    package = ROOT / "qubes_storage_zfs"
+    script = (
+        "import shutil, sys\n"
+        f"sys.path[:0] = [{str(tmp_path)!r}]\n"
+        f"sys.path.append({str(ROOT / 'tests/host')!r})\n"
+        "import qubes_storage_zfs.extension\n"
+        f"shutil.rmtree({str(tmp_path / package.name)!r})\n"
+        "from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool\n"
+        "from qubes_storage_zfs.zfs import core\n"
+        "print(*core._PROGRAMS)\n"
+        "print(*(name for name in sys.modules))\n"
+    )
+    shutil.copytree(package, tmp_path / package.name)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    programs, modules = (
+        set(line.split()) for line in done.stdout.split("\n")[:2]
+    )
+    assert programs | {"common"} == {
+        path.stem for path in package.rglob("*.lua")
+    }
+    # those of the tool, and of the process that holds a key, are not qubesd's
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if not name.startswith("tools") and name != "zfs.keyholder":
+            assert f"{package.name}.{name}".rstrip(".") in modules, name
 
 
 def test_qvm_pool_lists_the_options():
