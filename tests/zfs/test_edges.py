@@ -425,6 +425,30 @@ def test_no_space_is_a_sentence(away):
     assert away.content(volume) == b"one"
 
 
+def test_resize_that_cannot_be_committed_has_resized(away):
+    """A volsize finds the space that a commit after it does not."""
+    volume = away.private(content=b"one", size=16 * MIB)
+    sh("zfs", "create", "away/filler")
+    free = int(sh("zfs", "get", "-Hpo", "value", "available", "away"))
+    resized = 0
+    for left in range(0, 512 << 10, 64 << 10):
+        before, refused = volume.size, False
+        sh("zfs", "set", f"reservation={free - left}", "away/filler")
+        try:
+            away.run(volume.resize(before - (64 << 10)))
+        except StoragePoolException as exc:
+            assert "no space left" in str(exc)
+            refused = True
+        dataset = volume.dataset
+        on_disk = int(sh("zfs", "get", "-Hpo", "value", "volsize", dataset))
+        assert volume.size == on_disk, left
+        resized += refused and on_disk < before
+        sh("zfs", "set", "reservation=none", "away/filler")
+        away.run(volume.stop())
+    assert resized
+    assert away.content(volume) == b"one"
+
+
 def test_busy_names_the_holder(lab):
     volume = lab.private(content=b"data")
     clone = volume.where.generation(1)
