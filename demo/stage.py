@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import qubes.exc
 import qubes.storage
 import qubes.vm.kinds
 
-from qubes_storage_zfs import ZfsZvolPool
+from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool
 from qubes_storage_zfs.container import Container
 
 # 64 MiB instead of 2 GiB, which would only take longer to compare
@@ -67,6 +68,7 @@ class Dom0:
     def __init__(self, folder):
         os.makedirs(qubes.storage.VOLUME_STATE_DIR, exist_ok=True)
         hostapi.register_driver("zfs_zvol", ZfsZvolPool)
+        hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
         self.app = hostapi.new_app(folder / "qubes.xml", hold_devices=True)
         self._wait = asyncio.Runner().run
 
@@ -94,9 +96,13 @@ class Dom0:
     def __call__(self, line):
         """Do what this line does in dom0; a refusal is shown and given."""
         print(f"# {line}")
-        words, options, rest = [], {"-P": None}, iter(line.split())
+        words, rest = [], iter(shlex.split(line))
+        options = {"-C": "AppVM", "-l": "red", "-P": None, "-o": {}}
         for word in rest:
-            if word in ("-C", "-l", "-t", "-P", "-o"):
+            if word == "-o":
+                name, _, value = next(rest).partition("=")
+                options["-o"][name] = value
+            elif word in ("-C", "-l", "-t", "-P"):
                 options[word] = next(rest)
             elif not word.startswith("-"):
                 words.append(word)
@@ -121,14 +127,23 @@ class Dom0:
     async def _call(self, words, given):
         app = self.app
         match words:
-            case "qubes-prefs", "default_pool", pool:
-                app.default_pool = pool
+            case "qubes-prefs", name, pool:
+                setattr(app, name, pool)
                 app.save()
             case "qvm-pool", "add", name, driver:
-                more = dict([given["-o"].split("=")])
-                await hostapi.add_pool(app, name, driver, **more)
+                await hostapi.add_pool(app, name, driver, **given["-o"])
             case "qvm-pool", "remove", name:
                 await hostapi.remove_pool(app, name)
+            case "qvm-pool", "list":
+                for name, pool in app.pools.items():
+                    print(f"{name:20}{pool.config.get('driver')}")
+            case "qvm-pool", "info", name:
+                for key, value in hostapi.pool_info(app, name).items():
+                    print(f"{key:24}{value}")
+            case "qvm-pool", "set", name:
+                keep = given["-o"]["revisions_to_keep"]
+                app.pools[name].revisions_to_keep = int(keep)
+                app.save()
             case "qvm-create", name:
                 more = {"template": given["-t"]} if "-t" in given else {}
                 args = given["-C"], name, given["-l"], given["-P"]
@@ -137,8 +152,13 @@ class Dom0:
                 await app.domains[name].start()
             case "qvm-shutdown", name:
                 await app.domains[name].shutdown()
+            case "qvm-kill", name:
+                await app.domains[name].kill()
+            case "qvm-prefs", name, "template", template:
+                app.domains[name].template = template
+                app.save()
             case "qvm-clone", name, copy:
-                await hostapi.clone_vm(app.domains[name], copy)
+                await hostapi.clone_vm(app.domains[name], copy, given["-P"])
             case "qvm-remove", name:
                 await hostapi.remove_vm(app.domains[name])
             case "qvm-volume", verb, target, *more:
@@ -147,12 +167,22 @@ class Dom0:
             case _:
                 raise ValueError(words)
 
-    async def _volume(self, verb, vm, name, what=None):
+    async def _volume(self, verb, vm, name, what=None, value=None):
         if verb == "import":
             size = os.path.getsize(what)
             await hostapi.import_file(vm, name, what, size)
         elif verb == "revert":
-            await hostapi.revert(vm, name, what)
+            last = list(hostapi.list_snapshots(vm, name))[-1:]
+            await hostapi.revert(vm, name, what or last[0])
+        elif verb == "resize":
+            number, unit = what[:-3], {"MiB": 20, "GiB": 30}[what[-3:]]
+            await hostapi.resize(vm, name, int(number) << unit)
+        elif verb == "config":
+            change = {
+                "revisions_to_keep": hostapi.set_revisions_to_keep,
+                "ephemeral": hostapi.set_ephemeral,
+            }[what]
+            change(vm, name, value)
         elif verb == "info":
             known = hostapi.volume_info(vm, name)
             for key in "vid", "size", "usage":

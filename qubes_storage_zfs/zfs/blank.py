@@ -309,8 +309,9 @@ async def _obstacle_inside(device: _Device) -> str | None:
     if not zero:
         return (
             "is not empty: it holds data that is not recognised, perhaps"
-            " encrypted; name another device, or, if nothing on it is needed,"
-            " overwrite its first and last MiB with zeroes"
+            " encrypted (a LUKS device just made looks like that inside); name"
+            " another device, or, if nothing on it is needed, overwrite its"
+            " first and last MiB with zeroes"
         )
     return None
 

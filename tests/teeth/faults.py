@@ -250,4 +250,17 @@ FAULTS = (
         '_VOLUME = re.compile(r"[a-z0-9].*\\Z")',
         ("tests/unit/test_layout.py",),
     ),
+    Fault(
+        "a resize that cannot be committed forgets the new size",
+        "volume.py",
+        """            self._size = size
+            if halted and keep >= 0:
+                await self.generations.commit(keep)
+""",
+        """            if halted and keep >= 0:
+                await self.generations.commit(keep)
+            self._size = size
+""",
+        _zfs("edges", "resize_that_cannot_be_committed_has_resized"),
+    ),
 )

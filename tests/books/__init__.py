@@ -1,0 +1,1 @@
+"""The books' commands, run; see page.py for how they are marked."""

@@ -1,0 +1,143 @@
+"""Runs the commands of pages, as a reader in dom0 would.
+
+    python3 -m tests.books doc/pools.md
+
+dom0's tools are those of the demo, everything else is bash.  For the VM, as
+root.  Afterwards zpools that a page made are gone.
+"""
+
+import contextlib
+import io
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from demo import stage
+from qubes_storage_zfs import ask
+
+from ..zfs.answers import PASSPHRASE, Person
+from .page import ROOT, Block, blocks
+
+DISKS = ("/dev/vdb", "/dev/vdc", "/dev/vdd", "/dev/vde")
+ANSWERS = "\n".join([PASSPHRASE.decode()] * 3)
+QVM_ZFS = f"""#!/bin/sh
+cd {ROOT} && exec {sys.executable} -m qubes_storage_zfs.tools.main "$@"
+"""
+
+
+class Failed(Exception):
+    """A command did not do what its page says."""
+
+
+class Reader:
+    """A person in dom0 who types what a page says."""
+
+    def __init__(self, folder: Path) -> None:
+        ask.prompt = Person().prompt
+        self.folder = folder
+        self.dom0 = stage.Dom0(folder)
+        tool = folder / "qvm-zfs"
+        tool.write_text(QVM_ZFS)
+        tool.chmod(0o755)
+
+    def block(self, block: Block) -> None:
+        """:raises Failed: if it did not do what its marks say"""
+        marks, printed = block.marks, ""
+        for number, line in enumerate(block.lines, 1):
+            refused, text = self.line(line, marks.get("input", ANSWERS) + "\n")
+            print(text, end="", flush=True)
+            printed += text
+            last = number == len(block.lines)
+            if refused != (last and "refused" in marks):
+                raise Failed(f"{block.place}: {line}")
+        told = " ".join(printed.split())
+        for kind in "refused", "prints":
+            if kind in marks and marks[kind] not in told:
+                raise Failed(f"{block.place}: no {marks[kind]!r}")
+
+    def line(self, line: str, answers: str) -> tuple[bool, str]:
+        """Whether it was refused, and what it printed."""
+        words = shlex.split(line, comments=True)
+        if words[0] == "sudo":
+            words.pop(0)
+        if words == ["systemctl", "restart", "qubesd"]:
+            self.dom0.kill_qubesd()
+        elif words[0].startswith(("qvm-", "qubes-")) and words[0] != "qvm-zfs":
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                told = self.dom0(shlex.join(words))
+            refused = isinstance(told, str) and ": error: " in told
+            return refused, printed.getvalue()
+        else:
+            return self._shell(line, answers)
+        return False, ""
+
+    def _shell(self, line: str, answers: str) -> tuple[bool, str]:
+        # a person types more slowly than udev makes links
+        subprocess.run(["udevadm", "settle"], check=True)
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line.removeprefix("sudo ")],
+            input=answers,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            cwd=self.folder,
+            env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"},
+        )
+        return bool(done.returncode), f"$ {line}\n{done.stdout}"
+
+
+def zpools() -> set[str]:
+    command = ["zpool", "list", "-H", "-o", "name"]
+    return set(
+        subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
+def tidy(before: set[str]) -> None:
+    """The disks are as empty as they were."""
+    for zpool in zpools() - before:
+        subprocess.run(["zpool", "destroy", "-f", zpool], check=True)
+    for opened in Path("/dev/mapper").glob("luks-*"):
+        subprocess.run(["cryptsetup", "close", opened.name], check=True)
+    for disk in DISKS:
+        subprocess.run(["blkdiscard", "-q", "-f", "-z", disk], check=True)
+
+
+def read(name: str) -> tuple[int, int]:
+    """Run a page; how many command lines ran, and how many did not."""
+    ran, left = 0, 0
+    before = zpools()
+    with tempfile.TemporaryDirectory() as folder:
+        reader = Reader(Path(folder))
+        try:
+            for block in blocks((ROOT / name).read_text("utf-8"), name):
+                if why := block.marks.get("not run"):
+                    left += len(block.lines)
+                    print(f"not run ({why}): {'; '.join(block.lines)}")
+                    continue
+                reader.block(block)
+                ran += 0 if block.prepares else len(block.lines)
+        finally:
+            tidy(before)
+    return ran, left
+
+
+def main() -> int:
+    for name in sys.argv[1:]:
+        try:
+            ran, left = read(name)
+        except Failed as exc:
+            print(f"books: {exc}")
+            return 1
+        print(f"books: {name}: {ran} commands ran, {left} did not")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The books: their links lead somewhere, their commands are marked."""
+
+import pytest
+
+from tests.books.page import (
+    ROOT,
+    BadPage,
+    blocks,
+    headings,
+    links,
+    pages,
+)
+
+names = [str(path.relative_to(ROOT)) for path in pages()]
+
+
+@pytest.mark.parametrize("name", names)
+def test_links_lead_somewhere(name):
+    for link in links((ROOT / name).read_text()):
+        if link.startswith("https://"):
+            continue
+        file, _, heading = link.partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), link
+        if heading:
+            assert heading in headings(target.read_text()), link
+
+
+def test_every_book_is_linked_from_the_readme():
+    readme = ROOT / "README.md"
+    linked = {(ROOT / link).resolve() for link in links(readme.read_text())}
+    books = {path.resolve() for path in ROOT.glob("doc/**/*.*")}
+    assert books - linked == set()
+
+
+@pytest.mark.parametrize("name", names)
+def test_every_command_is_marked(name):
+    for block in blocks((ROOT / name).read_text(), name):
+        assert block.lines, block.place
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("```\nls\n```", "a block of what"),
+        ("    zfs list\n", "without a mark"),
+        ("<!-- not run: no disk -->\ntext", "of no command"),
+        ("<!-- not run: no disk -->\n```text\nx\n```", "of no command"),
+        ("<!-- not run: -->\n```sh\nls\n```", "what does this comment say"),
+        ("<!-- maybe: x -->\n```sh\nls\n```", "what does this comment say"),
+    ],
+)
+def test_a_page_that_breaks_the_rules(text, why):
+    with pytest.raises(BadPage, match=why):
+        blocks(text, "page")
+
+
+def test_what_a_page_says():
+    text = (
+        "# Title, one\n\n<!-- prepare\nmkdir x\ntouch y\n-->\n"
+        "- item\n\n    more of it\n\n<!-- not run: asks -->\n"
+        "```sh\nzfs list \\\n    tank   # comment\n# remark\n```\n"
+        "See [there](#title-one) and `[not](this)`.\n"
+    )
+    first, second = blocks(text, "page")
+    assert first.prepares and first.lines == ["mkdir x", "touch y"]
+    assert second.lines == ["zfs list tank # comment"]
+    assert second.marks == {"not run": "asks"} and not second.prepares
+    assert second.place == "page:12"
+    assert links(text) == ["#title-one"] and headings(text) == {"title-one"}
