@@ -23,7 +23,7 @@ packages=(
     lvm2 thin-provisioning-tools cryptsetup-bin mdadm
     xfsprogs btrfs-progs e2fsprogs
     python3-yaml python3-jinja2 python3-docutils python3-inotify
-    python3-setuptools python3-tqdm scrypt
+    python3-setuptools python3-tqdm scrypt openssh-server
 )
 
 # The mirror is the one the host already trusts; a host that is no Debian
@@ -100,7 +100,6 @@ if ! ls "$root/lib/modules/$kernel/updates/dkms"/zfs.ko* >/dev/null 2>&1; then
 fi
 # The tests are put where the image looks for them at boot.
 install -m 755 "$(dirname "$0")/guest-init" "$root/sbin/guest-init"
-mkdir -p "$root/src" "$root/out" "$root/core-admin"
 chroot "$root" groupadd -f -g 98 qubes
 chroot "$root" useradd -m -u 1000 -G qubes user
 chroot "$root" update-initramfs -u -k "$kernel"

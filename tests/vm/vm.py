@@ -7,7 +7,7 @@
                                 the same guest, kept running between commands
 
 ZFS_SUITE=2.3|2.4 chooses the guest.  The project is at /src in it (read
-only), QUBES_CORE_ADMIN at /core-admin if that is set, and what a command
+only), checkouts that variables name (CHECKOUTS) beside it, and what a command
 leaves in /out is in $VM_OUT afterwards.
 """
 
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
@@ -32,6 +33,13 @@ CACHE = (
     / "qubes-storage-zfs"
 )
 SUITE = os.environ.get("ZFS_SUITE", "2.3")
+
+#: variables that may name a checkout, and where it is in the guest
+CHECKOUTS = {
+    "QUBES_CORE_ADMIN": "core-admin",
+    "QUBES_CORE_ADMIN_LINUX": "core-admin-linux",
+    "QUBES_LINUX_UTILS": "linux-utils",
+}
 
 #: sizes of the empty disks /dev/vdb, /dev/vdc, ... (MiB, sparse)
 DISKS = (4096, 4096, 512, 512)
@@ -194,13 +202,18 @@ def qemu(
     shared: Path,
     root: str | None = None,
     disks: Sequence[int] = DISKS,
+    devices: Sequence[str] = ("-net", "none"),
+    console: str | None = None,
 ) -> list[str]:
     """The command line; *work* holds sockets, disks and the console's log.
 
     :param root: QEMU's options for the root disk; None: the image, with what
         is written to it forgotten
     :param disks: sizes of the empty disks
+    :param devices: QEMU's options for more of them
+    :param console: where it goes, as QEMU says it; None: to the log
     """
+    console = console or f"file:{work / 'console'}"
     if root is None:
         root = f"file={place / 'root.img'},format=raw,snapshot=on"
     accelerated = accelerator(place)
@@ -214,9 +227,8 @@ def qemu(
     command = [
         *("qemu-system-x86_64", *accelerated, "-machine", "q35"),
         *("-smp", PROCESSORS if emulated else "2"),
-        *("-m", str(MEMORY_MIB), "-no-reboot", "-net", "none"),
-        *("-display", "none", "-monitor", "none"),
-        *("-serial", f"file:{work / 'console'}"),
+        *("-m", str(MEMORY_MIB), "-no-reboot", *devices),
+        *("-display", "none", "-monitor", "none", "-serial", console),
         *("-kernel", str(place / "vmlinuz"), "-initrd", str(place / "initrd")),
         *("-append", words),
         "-drive",
@@ -237,8 +249,9 @@ def qemu(
             *("-device", f"virtio-blk-pci,drive=d{number},serial=disk{number}"),
         ]
     folders = {"src": PROJECT, "out": shared}
-    if "QUBES_CORE_ADMIN" in os.environ:
-        folders["core-admin"] = Path(os.environ["QUBES_CORE_ADMIN"]).resolve()
+    for variable, tag in CHECKOUTS.items():
+        if variable in os.environ:
+            folders[tag] = Path(os.environ[variable]).resolve()
     for tag, folder in folders.items():
         mode = "" if tag == "out" else ",readonly=on"
         command += [
@@ -271,7 +284,7 @@ def connect(
     raise Failed("QEMU did not start:\n" + console_end(work))
 
 
-def lines_of(port: socket.socket, limit: float) -> Iterator[str]:
+def lines_of(port: socket.socket, limit: float | None) -> Iterator[str]:
     """What the guest writes, by lines, until *limit* seconds of silence."""
     port.settimeout(limit)
     rest = b""
@@ -279,7 +292,7 @@ def lines_of(port: socket.socket, limit: float) -> Iterator[str]:
         try:
             data = port.recv(65536)
         except TimeoutError as exc:
-            raise Failed(f"the guest was silent for {limit:.0f} s") from exc
+            raise Failed(f"the guest was silent for {limit} s") from exc
         if not data:
             raise Failed("the guest went away")
         *whole, rest = (rest + data).split(b"\n")
@@ -304,12 +317,17 @@ def wait_for_boot(port: socket.socket) -> None:
             return
 
 
-def execute(port: socket.socket, command: str) -> int:
-    """Run *command* in the guest, its output here; its exit status."""
+def execute(
+    port: socket.socket, command: str, limit: float | None = SILENCE_LIMIT
+) -> int:
+    """Run *command* in the guest, its output here; its exit status.
+
+    :param limit: seconds that it may be silent; None: for ever
+    """
     if "\n" in command:
         raise Failed("a command is one line")
     port.sendall(command.encode() + b"\n")
-    for line in lines_of(port, SILENCE_LIMIT):
+    for line in lines_of(port, limit):
         if line.startswith("guest-exit "):
             return int(line.split()[1])
         print(line, flush=True)
@@ -338,14 +356,15 @@ def start(work: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
 
 
 def boot(
-    place: Path, work: Path
+    place: Path, work: Path, **options: Any
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    """*options* are those of qemu(); with a console QEMU gets the terminal."""
     begin = time.monotonic()
     with open(work / "qemu.log", "wb") as log:
         process = subprocess.Popen(
-            qemu(place, work, out_folder()),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
+            qemu(place, work, out_folder(), **options),
+            stdin=None if "console" in options else subprocess.DEVNULL,
+            stdout=None if "console" in options else log,
             stderr=log,
             start_new_session=True,
         )

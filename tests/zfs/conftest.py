@@ -100,11 +100,16 @@ def pytest_runtest_logreport(report):
 def pytest_terminal_summary(terminalreporter):
     version = Path("/sys/module/zfs/version")
     say = terminalreporter.write_line
+    core_admin = Path(qubes.storage.__file__).parents[2] / "version"
     say(
         "OpenZFS "
         + (version.read_text().strip() if version.exists() else "none")
         + f", kernel {platform.release()}, Python {platform.python_version()},"
-        f" qubes from {os.path.dirname(qubes.storage.__file__)}"
+        + (
+            f" core-admin {core_admin.read_text().strip()}"
+            if core_admin.exists()
+            else " our stand-in for core-admin"
+        )
     )
     skipped = terminalreporter.stats.get("skipped", [])
     say(f"tests run on real ZFS: {ran['zfs']}, skipped: {len(skipped)}")
