@@ -116,9 +116,9 @@ class Key:
     # --- using
 
     def begin(self) -> None:
-        """A verb begins that needs the key."""
-        self.used()
-        self._not_before = now() + VERB_LIMIT
+        """A verb begins that needs the key; nothing is due any sooner."""
+        self._last_use = now()
+        self._not_before = self._last_use + VERB_LIMIT
 
     def used(self) -> None:
         """Something was done with the pool just now."""
