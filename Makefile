@@ -13,7 +13,9 @@ GUEST = mkdir -p /root/src && \
 
 # make joins these into the one line that the guest takes
 ZFS_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
-    $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) && \
+    $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) \
+    $(if $(QUBES_CORE_ADMIN_LINUX),QUBES_CORE_ADMIN_LINUX=/core-admin-linux) \
+    $(if $(QUBES_LINUX_UTILS),QUBES_LINUX_UTILS=/linux-utils) && \
     exec python3 -m pytest -v -p no:cacheprovider --durations=15 tests/zfs $(ARGS)
 
 # power cuts, and what seeds them (a new number each time if not given)
@@ -35,8 +37,32 @@ GUEST_PYTHON = $(GUEST) PYTHONPATH=$(if \
     $(QUBES_CORE_ADMIN),/core-admin:/core-admin/test-packages:)tests/host \
     exec python3 -u
 
+# what is installed, with what, and where to
+PYTHON ?= python3
+DESTDIR ?=
+UNITDIR ?= /usr/lib/systemd/system
+MODULESLOADDIR ?= /usr/lib/modules-load.d
+MANDIR ?= /usr/share/man
+COMPLETIONS = /usr/share/bash-completion/completions
+# where the sources and packages that are made go
+DIST ?= dist
+
+NAME = qubes-storage-zfs
+RELEASE = $(NAME)-$(shell cat version)
+# the same sources make the same wheel: the time of their commit, which
+# "make dist" gives to the files of a tarball
+SOURCES_TIME = $(shell if [ -e .git ]; then git log -1 --format=%ct; \
+    else stat -c %Y version; fi)
+
+# commands on qubes are in section 1 of the manual, all else in 7
+PAGES = $(basename $(notdir $(wildcard doc/manpages/*.rst)))
+MANUAL = $(patsubst %,build/man1/%.1,$(filter qvm-%,$(PAGES))) \
+    $(patsubst %,build/man7/%.7,$(filter-out qvm-%,$(PAGES)))
+RST2MAN = mkdir -p $(@D) && \
+    $(PYTHON) -m docutils --writer=manpage --halt=warning
+
 .PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
-    test-teeth prepare vm-image clean
+    test-teeth test-rpm prepare vm-image vm build install dist rpm clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
@@ -46,13 +72,20 @@ help:
 	@echo 'make test-teeth    do the tests notice deliberate faults'
 	@echo 'make test-model    verbs by chance; MODEL_EXAMPLES, _STEPS, _SEED'
 	@echo 'make test-power    100 power cuts while qubes live; CUTS=3, SEED=n'
+	@echo 'make vm      a root shell in the VM; SSH=1: by ssh'
 	@echo 'make lint | unit | zfs-test    the parts of it'
+	@echo 'make test-rpm      the packages built, installed and removed again'
+	@echo 'make rpm           the packages, in dist; make dist: the sources'
+	@echo 'make install DESTDIR=... PYTHON=...    as the packages do it'
 
 prepare:
 	@tests/vm/prepare
 
 vm-image: prepare
 	@$(VM) image >/dev/null
+
+vm: vm-image
+	@python3 tests/vm/shell.py $(if $(SSH),--ssh)
 
 demo: vm-image
 	@$(VM) run -- '$(GUEST) exec python3 -u -m demo'
@@ -84,6 +117,59 @@ test-teeth: vm-image
 test-power: vm-image
 	@tests/vm/prepare power
 	@python3 -m tests.power --cuts $(CUTS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+test-rpm: prepare
+	@tests/vm/prepare rpm
+	@$$(tests/vm/venv)/bin/python -m pytest -q -p no:cacheprovider \
+	    tests/rpm $(ARGS)
+
+build/man1/%.1: doc/manpages/%.rst
+	@$(RST2MAN) $< $@
+
+build/man7/%.7: doc/manpages/%.rst
+	@$(RST2MAN) $< $@
+
+# a module that is gone from the sources must not come from an older build
+build: $(MANUAL)
+	@rm -rf build/lib build/bdist.* build/wheel *.egg-info
+	@umask 022 && \
+	    export SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$(SOURCES_TIME)} && \
+	    $(PYTHON) -m pip wheel -q --disable-pip-version-check --no-cache-dir \
+	    --no-index --no-deps --no-build-isolation -w build/wheel .
+
+# The package manager knows the files: without RECORD, pip leaves them alone.
+# Bytecode is left to rpm.  Root's Python imports nothing of a user's.
+install: build
+	@$(PYTHON) -m pip install -q --disable-pip-version-check --no-cache-dir \
+	    --no-index --no-deps --no-compile --no-warn-script-location \
+	    --ignore-installed --root-user-action=ignore --root "$(DESTDIR)/" \
+	    --prefix /usr --find-links build/wheel $(NAME)
+	@sed -i '1s,.*,#!/usr/bin/python3 -I,' $(DESTDIR)/usr/bin/qvm-zfs
+	@cd $(DESTDIR)/usr/lib/python3*/site-packages/ && \
+	    rm -f qubes_storage_zfs-*.dist-info/{INSTALLER,RECORD,REQUESTED}
+	@install -D -m 0755 -t $(DESTDIR)/etc/qubes-rpc dom0/qubes-rpc/*
+	@install -D -m 0664 -t $(DESTDIR)/etc/qubes/policy.d dom0/policy.d/*
+	@install -D -m 0644 -t $(DESTDIR)$(MODULESLOADDIR) dom0/modules-load.d/*
+	@install -D -m 0644 -t $(DESTDIR)$(UNITDIR)/qubesd.service.d \
+	    dom0/systemd/qubesd.service.d/*
+	@install -D -m 0644 -t $(DESTDIR)$(COMPLETIONS) dom0/bash-completion/*
+	@for page in $(MANUAL); do install -D -m 0644 -t \
+	    $(DESTDIR)$(MANDIR)/$$(basename $$(dirname $$page)) $$page; done
+
+# the files as they are, not yet committed ones too, whatever the umask
+dist:
+	@mkdir -p $(DIST)
+	@set -o pipefail && \
+	    git ls-files -z --cached --others --exclude-standard | \
+	    LC_ALL=C sort -zu | tar --create --no-recursion \
+	    --transform='s,^,$(RELEASE)/,' --owner=0 --group=0 --numeric-owner \
+	    --mode=u=rwX,go=rX --mtime=@$(SOURCES_TIME) \
+	    --null --files-from=- | \
+	    gzip -n >$(DIST)/$(RELEASE).tar.gz
+	@touch -d @$(SOURCES_TIME) $(DIST)/$(RELEASE).tar.gz
+
+rpm: dist
+	@rpm_spec/build $(DIST)/$(RELEASE).tar.gz $(DIST)
 
 clean:
 	rm -rf build dist *.egg-info

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A root shell in the test guest, to look around in it.
 
-    shell.py            at the guest's console; the guest ends with the shell
-    shell.py --ssh      by ssh, so that there can be more than one
+shell.py            at the guest's console; the guest ends with the shell
+shell.py --ssh      by ssh, so that there can be more than one
 """
 
 import argparse
@@ -72,7 +72,12 @@ def by_ssh(work: Path) -> int:
     )
     ssh = [
         *("ssh", "-i", str(key), "-p", number, "-o", "LogLevel=ERROR"),
-        *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+        *(
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+        ),
         "root@127.0.0.1",
     ]
     try:

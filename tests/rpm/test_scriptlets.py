@@ -1,0 +1,129 @@
+"""What installation, upgrade and removal say and do, or refuse."""
+
+import pytest
+
+from .conftest import NEWER, ours
+from .world import NAME, QUBES_XML, SITE, Root, dom0
+
+POLICY = "/etc/qubes/policy.d/30-qubes-storage-zfs.policy"
+
+USED = (
+    "<qubes><pools>"
+    '<pool driver="zfs_zvol" name="tank" container="tank/qubes"/>'
+    "</pools></qubes>"
+)
+
+
+@pytest.fixture
+def root(installed, packages) -> Root:
+    """dom0 with this version of our packages, and no qubes.xml."""
+    if not installed.has(NAME):
+        installed.rpm("-U", "--replacepkgs", *ours(packages))
+    (installed / QUBES_XML).unlink(missing_ok=True)
+    return installed
+
+
+def test_the_first_installation(installed) -> None:
+    assert installed.first.splitlines() == [
+        "qubes-storage-zfs: qubesd has the drivers after",
+        "    sudo modprobe zfs && sudo systemctl restart qubesd",
+        "Running qubes go on meanwhile.",
+    ]
+    assert installed.ran() == []
+
+
+def test_an_upgrade(packages, newer, empty) -> None:
+    """It leaves pools, what a person changed and qubesd alone."""
+    empty.rpm("-i", *dom0(), *ours(packages))
+    empty.write(QUBES_XML, USED)
+    empty.write(POLICY, "# mine\n")
+    said = empty.rpm("-U", *ours(newer))
+    assert [line for line in said.splitlines() if "rpmnew" not in line] == [
+        "qubes-storage-zfs: qubesd has the new version from its next start:",
+        "    sudo systemctl restart qubesd",
+        "Running qubes go on meanwhile.",
+    ]
+    assert empty.ran() == []
+    assert empty.rpm("-q", "--qf", "%{VERSION}\n", NAME) == f"{NEWER}\n"
+    assert (empty / QUBES_XML).read_text() == USED
+    assert (empty / POLICY).read_text() == "# mine\n"
+    infos = list((empty / SITE).glob("*.dist-info"))
+    assert [info.name for info in infos] == [
+        f"qubes_storage_zfs-{NEWER}.dist-info"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, pools",
+    [
+        (USED, "tank"),
+        (USED.replace('"', "'"), "tank"),
+        (USED.replace("zfs_zvol", "zfs_encrypted"), "tank"),
+        (USED.replace("=", " = ").replace(" ", "\n\t"), "tank"),
+        ("<pool name='a' driver=\"zfs_zvol\" x=''></pool>", "a"),
+        ("<!-- a -->\n<pool name='a' driver='zfs_zvol'/><!-- b -->", "a"),
+        ("<pool zpool_name='b' driver='zfs_encrypted' name='a'/>\n", "a"),
+        ("<pool driver='zfs_zvol' name='a'/>" * 2 + USED, "a a tank"),
+        ("<pool driver='zfs_zvol'/>", "<pool driver='zfs_zvol'/>"),
+        ("\xff" + USED, "tank"),
+    ],
+)
+def test_removal_is_refused_while_a_pool_needs_it(text, pools, root) -> None:
+    root.write(QUBES_XML, text)
+    before = root.files()
+    done = root.attempt("-e", NAME)
+    assert done.returncode != 0
+    lines = done.stdout.splitlines()
+    assert lines[:3] == [
+        "qubes-storage-zfs stays: /var/lib/qubes/qubes.xml names pools that"
+        f" need its drivers: {pools}",
+        "Move or remove their qubes, run 'qvm-pool remove POOL' for each, then"
+        " remove the package.",
+        "Without the driver of a pool that a qube uses, qubesd does not start;"
+        " a pool that none uses, it drops.",
+    ]
+    assert root.has(NAME) and root.files() == before
+    assert root.rpm("-V", NAME) == ""
+    assert root.ran() == []
+
+
+def test_removal_is_refused_if_nobody_can_tell(root) -> None:
+    place = root / QUBES_XML
+    place.mkdir()
+    done = root.attempt("-e", NAME)
+    place.rmdir()
+    assert done.returncode != 0 and root.has(NAME)
+    assert "which tells whether a pool needs it, cannot be read" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        USED.replace("zfs_zvol", "zfs"),
+        USED.replace("zfs_zvol", "zfs_zvol2"),
+        USED.replace("zfs_zvol", "my_zfs_zvol"),
+        f"<qubes><!-- {USED}\n{USED} --></qubes>",
+        "<pool driver='file' name='zfs_zvol' dir_path='/zfs_encrypted'/>",
+        "<property name='x'>driver='zfs_zvol'</property>",
+        "<pools driver='zfs_zvol'/>",
+    ],
+)
+def test_removal(text, root) -> None:
+    """Nothing of the package is left, and all else is."""
+    others = root.files() - set(root.rpm("-ql", NAME).splitlines())
+    if text is not None:
+        root.write(QUBES_XML, text)
+        others.add(f"/{QUBES_XML}")
+    assert root.rpm("-e", NAME) == ""
+    assert not root.has(NAME)
+    assert root.files() == others
+    assert root.ran() == []
+
+
+def test_the_prompt_is_not_removed_alone(root) -> None:
+    done = root.attempt("-e", f"{NAME}-askpassword")
+    assert done.returncode != 0 and "is needed by" in done.stdout
+    root.rpm("-e", NAME, f"{NAME}-askpassword")
+    assert not root.has(f"{NAME}-askpassword")

@@ -1,0 +1,101 @@
+"""What is made of the sources without rpm, and that it is the same twice."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .world import NAME, PROJECT, attempt, run
+
+
+def _names(tarball: Path) -> set[str]:
+    listing = run("tar", "-tzf", tarball).stdout
+    return {name.partition("/")[2] for name in listing.splitlines()}
+
+
+def test_the_tarball_is_the_tree(tarball) -> None:
+    listed = run("git", "-C", PROJECT, "ls-files", "-z").stdout.split("\0")
+    names = _names(tarball)
+    for name in filter(None, listed):
+        assert name in names or not (PROJECT / name).exists(), name
+    assert not [name for name in names if name.startswith(("dist/", ".git/"))]
+    version = (PROJECT / "version").read_text().strip()
+    assert tarball.name == f"{NAME}-{version}.tar.gz"
+
+
+def _wheel(tarball: Path, folder: Path, umask: int, spoil: bool) -> Path:
+    folder.mkdir()
+    run("tar", "-xzf", tarball, "-C", folder, umask=umask)
+    (tree,) = folder.iterdir()
+    if spoil:
+        old = tree / "build/lib/qubes_storage_zfs/gone.py"
+        old.parent.mkdir(parents=True)
+        old.touch()
+        for path in (tree / "qubes_storage_zfs").rglob("*.py"):
+            os.utime(path)
+    environ = {**os.environ, "PYTHON": sys.executable}
+    environ.pop("SOURCE_DATE_EPOCH", None)
+    run("make", "-s", "-C", tree, "build", env=environ, umask=umask)
+    (wheel,) = (tree / "build/wheel").glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_is_the_same_twice(tarball, tmp_path) -> None:
+    """Elsewhere, at another time, for somebody else, after another build."""
+    one = _wheel(tarball, tmp_path / "one", 0o022, spoil=False)
+    two = _wheel(tarball, tmp_path / "other-name", 0o077, spoil=True)
+    assert one.name == two.name
+    assert one.read_bytes() == two.read_bytes()
+    with zipfile.ZipFile(one) as archive:
+        tops = {name.partition("/")[0] for name in archive.namelist()}
+    version = (PROJECT / "version").read_text().strip()
+    assert tops == {
+        "qubes_storage_zfs",
+        f"qubes_storage_zfs-{version}.dist-info",
+    }
+
+
+PAGES = sorted(path.stem for path in PROJECT.glob("doc/manpages/*.rst"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_of_the_manual(page, tmp_path) -> None:
+    section = "1" if page.startswith("qvm-") else "7"
+    made = f"build/man{section}/{page}.{section}"
+    folder = tmp_path / "doc/manpages"
+    folder.mkdir(parents=True)
+    source = (PROJECT / f"doc/manpages/{page}.rst").read_text()
+    (folder / f"{page}.rst").write_text(source)
+    (tmp_path / "version").write_text("0\n")
+    make = ["make", "-s", "-C", tmp_path, "-f", PROJECT / "Makefile", made]
+    assert run(*make, f"PYTHON={sys.executable}").stdout == ""
+    titles = re.findall(r"^\.TH (.*)$", (tmp_path / made).read_text(), re.M)
+    assert [title.split()[:2] for title in titles] == [
+        [f'"{page.upper()}"', f'"{section}"']
+    ]
+    environ = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
+    man = ["man", "--warnings", "-l", tmp_path / made]
+    shown = run(*man, env=environ, stderr=subprocess.PIPE)
+    assert shown.stderr == ""
+    assert f"\n       {page} - " in shown.stdout
+
+    (folder / f"{page}.rst").write_text(source + "\n.. nonsense::\n")
+    assert attempt(*make, f"PYTHON={sys.executable}").returncode != 0
+
+
+def test_there_is_a_page_for_the_command() -> None:
+    assert "qvm-zfs" in PAGES
+
+
+def test_both_package_sets_are_built_from_the_spec() -> None:
+    import yaml
+
+    listed = yaml.safe_load((PROJECT / ".qubesbuilder").read_text())
+    assert sorted(listed) == ["host", "vm"]
+    for wanted in listed.values():
+        (spec,) = wanted["rpm"]["build"]
+        assert (PROJECT / f"{spec}.in").is_file()
