@@ -97,7 +97,7 @@ class Dom0:
         """Do what this line does in dom0; a refusal is shown and given."""
         print(f"# {line}")
         words, rest = [], iter(shlex.split(line))
-        options = {"-C": "AppVM", "-l": "red", "-P": None, "-o": {}}
+        options = {"-C": "AppVM", "-P": None, "-o": {}}
         for word in rest:
             if word == "-o":
                 name, _, value = next(rest).partition("=")
@@ -144,6 +144,8 @@ class Dom0:
                 keep = given["-o"]["revisions_to_keep"]
                 app.pools[name].revisions_to_keep = int(keep)
                 app.save()
+            case "qvm-create", _ if "-l" not in given:
+                raise qubes.exc.QubesException("--label option is mandatory")
             case "qvm-create", name:
                 more = {"template": given["-t"]} if "-t" in given else {}
                 args = given["-C"], name, given["-l"], given["-P"]
@@ -182,7 +184,7 @@ class Dom0:
                 "revisions_to_keep": hostapi.set_revisions_to_keep,
                 "ephemeral": hostapi.set_ephemeral,
             }[what]
-            change(vm, name, value)
+            change(vm, name, int(value) if value.isdecimal() else value)
         elif verb == "info":
             known = hostapi.volume_info(vm, name)
             for key in "vid", "size", "usage":

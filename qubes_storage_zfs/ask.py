@@ -31,7 +31,7 @@ NOT_RUNNING = (
 )
 NOBODY = "nobody can be asked for the passphrase in {domain}; {instead}"
 #: what is done where nobody can be asked
-UNLOCK_BY_HAND = "run 'qvm-zfs unlock {pool}' in a terminal of dom0"
+UNLOCK_BY_HAND = "run 'sudo qvm-zfs unlock {pool}' in a terminal of dom0"
 
 #: exit status of the service -> what it means
 _ENDS = {1: CANCELLED, 4: SILENT}

@@ -11,19 +11,19 @@ from .zfs.blank import DeviceRefused
 
 NO_MODULE = (
     "the zfs kernel module or python3-pyzfs is missing in dom0;"
-    " run 'modprobe zfs' (after a kernel update 'dkms status' tells whether"
+    " run 'sudo modprobe zfs' (after a kernel update 'dkms status' tells whether"
     " the module was built for the new one)"
 )
 POOL_ABSENT = (
     "the zpool {dataset} is not imported; connect its disk and run"
-    " 'zpool import {dataset}' in dom0"
+    " 'sudo zpool import {dataset}' in dom0"
 )
 CONTAINER_MISSING = (
     "the dataset {dataset} does not exist; was it renamed or destroyed?"
 )
 CONTAINER_CLAIMED = (
     "the dataset {dataset} belongs to the pool {owner}; if that pool is gone"
-    " for good, run 'zfs inherit {property} {dataset}' in dom0"
+    " for good, run 'sudo zfs inherit {property} {dataset}' in dom0"
 )
 CONTAINER_UNMARKED = (
     "the dataset {dataset} is not marked as this pool's; remove the pool and"
@@ -37,7 +37,7 @@ BUSY = "{dataset} is in use by {holders}; end that and try again"
 BUSY_NOBODY = "{dataset} was busy for too long; try again"
 LOCKED = (
     "the encryption key of {dataset} is not loaded; start a qube in its pool,"
-    " or run 'qvm-zfs unlock' in a terminal of dom0"
+    " or run 'sudo qvm-zfs unlock' in a terminal of dom0"
 )
 WRONG_PASSPHRASE = "none of the answers was the passphrase"
 NO_NEW_PASSPHRASE = (
@@ -63,7 +63,7 @@ NOT_A_ROOT = (
 FOREIGN_ROOT = "{dataset} exists and is not this driver's; choose another name"
 NO_DEVICE = (
     "the device of {dataset} did not appear; is systemd-udevd running?"
-    " 'udevadm trigger --subsystem-match=block' in dom0 makes it look again"
+    " 'sudo udevadm trigger --subsystem-match=block' in dom0 makes it look again"
 )
 NOT_FOUND = "{dataset} does not exist (any more)"
 EXISTS = "{dataset} exists already"
@@ -78,7 +78,7 @@ MISSING_SOURCE = "its source {source} is missing on disk"
 VOLUME_EXISTS = (
     "there is a volume of that name already, left by a qube that was removed"
     " while the pool was away; choose another name, or look at {dataset} in"
-    " dom0 and run 'zfs destroy -r {dataset}' if nothing in it is needed"
+    " dom0 and run 'sudo zfs destroy -r {dataset}' if nothing in it is needed"
 )
 RUNNING = "the qube is running; shut it down first"
 SHRINK_RUNNING = "a volume cannot be made smaller while its qube runs"

@@ -194,7 +194,7 @@ def _users(device: _Device) -> Iterator[str]:
 
 def _erase(device: _Device) -> str:
     return (
-        f"or, if nothing on it is needed, run 'wipefs --all {device.path}'"
+        f"or, if nothing on it is needed, run 'sudo wipefs --all {device.path}'"
         " and overwrite its first and last MiB with zeroes"
     )
 

@@ -84,7 +84,6 @@ class Reader:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            cwd=self.folder,
             env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"},
         )
         return bool(done.returncode), f"$ {line}\n{done.stdout}"
@@ -113,7 +112,7 @@ def read(name: str) -> tuple[int, int]:
     """Run a page; how many command lines ran, and how many did not."""
     ran, left = 0, 0
     before = zpools()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         reader = Reader(Path(folder))
         try:
             for block in blocks((ROOT / name).read_text("utf-8"), name):

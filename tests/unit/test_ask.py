@@ -63,7 +63,11 @@ def test_answer_goes_into_the_pipe():
         ("exit 1", ask.NotAsked, "prompt was cancelled"),
         ("exit 4", ask.NotAsked, "nobody answered .* in sys-gui for 120"),
         ("exit 2", ask.NobodyToAsk, "nobody can be asked .* in sys-gui; run"),
-        ("exit 127", ask.NobodyToAsk, "'qvm-zfs unlock work' in a terminal"),
+        (
+            "exit 127",
+            ask.NobodyToAsk,
+            "'sudo qvm-zfs unlock work' in a terminal",
+        ),
         ("kill -9 $$", ask.NobodyToAsk, "nobody can be asked"),
         (
             qubes.exc.QubesVMNotRunningError(types.SimpleNamespace(name="x")),
@@ -131,5 +135,5 @@ def test_where_to_ask():
     # a pool is added: no qube yet
     assert find(None, None, app) is gui
     assert find(None, None, None) is None
-    with pytest.raises(ask.NobodyToAsk, match="run 'qvm-zfs unlock p'"):
+    with pytest.raises(ask.NobodyToAsk, match="run 'sudo qvm-zfs unlock p'"):
         answer(None, "p")

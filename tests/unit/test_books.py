@@ -39,6 +39,26 @@ def test_every_command_is_marked(name):
         assert block.lines, block.place
 
 
+#: what a user of dom0 who is not root may do with ZFS
+READS = {
+    "zfs": {"get", "list", "version"},
+    "zpool": {"get", "list", "status", "version"},
+}
+ROOT_ONLY = {"blkdiscard", "cryptsetup", "dnf", "dracut", "modprobe"}
+
+
+@pytest.mark.parametrize("name", names)
+def test_what_only_root_can_do_says_sudo(name):
+    for block in blocks((ROOT / name).read_text(), name):
+        for line in block.lines:
+            if not block.prepares:
+                for command in line.split(" | "):
+                    tool, *words = command.split()
+                    reads = READS.get(tool, {words[0]} if words else set())
+                    assert words == [] or words[0] in reads, line
+                    assert tool not in ROOT_ONLY, line
+
+
 @pytest.mark.parametrize(
     "text, why",
     [

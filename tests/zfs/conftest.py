@@ -23,6 +23,7 @@ from qubes_storage_zfs.zfs import core, device, keyholder
 from .answers import PASSPHRASE
 
 ZPOOL = "tank"
+DISK = Path("/tmp/tank.img")
 MIB = 1 << 20
 _numbers = itertools.count(1)
 ran = {"zfs": 0}
@@ -80,6 +81,8 @@ def _outcome(*command):
 
 def pytest_collection_modifyitems(config, items):
     here = Path(__file__).parent
+    # the books have a zpool of the same name
+    items.sort(key=lambda item: "test_books" not in item.nodeid)
     if os.access("/dev/zfs", os.R_OK | os.W_OK):
         return
     if os.environ.get("ZFS_TESTS_REQUIRED"):
@@ -137,17 +140,21 @@ def sectors():
     return "-o", f"ashift={9 if version.startswith('2.3.') else 12}"
 
 
+def clear():
+    """No zpool in memory is left by an earlier run in this guest."""
+    if DISK.exists():
+        sh("timeout", "60", "zpool", "destroy", "-f", ZPOOL)
+        DISK.unlink()
+
+
 @pytest.fixture(scope="session")
 def zpool():
     """A zpool in memory; the guest's end is its end, for destroying a zpool
     waits for ever if a failed test left one of its zvols open."""
-    disk = Path("/tmp/tank.img")
-    if disk.exists():
-        sh("timeout", "60", "zpool", "destroy", "-f", ZPOOL)
-        disk.unlink()
-    with open(disk, "wb") as file:
+    clear()
+    with open(DISK, "wb") as file:
         file.truncate(1536 * MIB)
-    sh("zpool", "create", *sectors(), "-m", "none", ZPOOL, str(disk))
+    sh("zpool", "create", *sectors(), "-m", "none", ZPOOL, str(DISK))
     return ZPOOL
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ..books.page import ROOT, blocks, pages
-from .conftest import said
+from .conftest import clear, said
 
 names = [
     str(path.relative_to(ROOT))
@@ -17,6 +17,7 @@ names = [
 
 @pytest.mark.parametrize("name", names)
 def test_commands_of_a_book(name):
+    clear()
     done = subprocess.run(
         [sys.executable, "-m", "tests.books", name],
         cwd=ROOT,

@@ -146,7 +146,7 @@ def refused(device: str, words: str, *, given=(), live=False) -> str:
 
 def follow(sentence: str, device: str) -> None:
     """Do what the sentence tells to do when nothing on it is needed."""
-    if "run 'wipefs" in sentence:
+    if "run 'sudo wipefs" in sentence:
         sh(*sentence.partition("run '")[2].partition("'")[0].split())
     assert "overwrite its first and last MiB with zeroes" in sentence
     for offset in (0, 511 * MIB):
