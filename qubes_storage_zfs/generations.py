@@ -50,24 +50,29 @@ class Generations:
             program, self.where.dataset, self._argv(**more)
         )
 
-    async def state(self, *want: str, revisions: bool = False) -> State:
+    async def state(
+        self, *want: str, revisions: bool = False, counted: bool = False
+    ) -> State:
         """:raises ZfsError: if ZFS cannot be asked"""
-        return await self.store.state(self.where, want, revisions)
+        return await self.store.state(self.where, want, revisions, counted)
 
     # --- making
 
     async def build(
-        self, make: Callable[[int, str], Awaitable[None]], first: int = 0
+        self,
+        make: Callable[[int, str], Awaitable[None]],
+        state: State,
+        first: int = 0,
     ) -> tuple[int, str]:
         """Make a new generation; it stays in hand.  Number and dataset.
 
+        :param state: of the volume, with the numbers of its generations
         :param make: given number and dataset; run again if a name or an
             origin went away under it
         :param first: the lowest number; 1 for clones, which the janitor
             tells from somebody else's by their number
         """
         for attempt in range(1, TRIES + 1):
-            state = await self.store.state(self.where, counted=True)
             number = self.store.take(self.where, state.numbers, first)
             dataset = self.where.generation(number)
             try:
@@ -80,28 +85,31 @@ class Generations:
                 self.store.release(dataset)
                 if attempt == TRIES:
                     raise
+                state = await self.state(counted=True)
             except BaseException:
                 await self._discard_unless_current(number, dataset)
                 raise
         raise AssertionError("unreachable")
 
-    async def blank(self, size: int, blocksize: int) -> tuple[int, str]:
+    async def blank(
+        self, size: int, blocksize: int, state: State
+    ) -> tuple[int, str]:
         """An empty generation of *size* bytes, in hand."""
 
         async def make(_: int, dataset: str) -> None:
             await core.create_volume(dataset, size, blocksize, holder_mark())
             await self.store.measure(dataset)
 
-        return await self.build(make)
+        return await self.build(make, state)
 
-    async def clone(self, origin: Origin) -> tuple[int, str]:
+    async def clone(self, origin: Origin, state: State) -> tuple[int, str]:
         """A generation that is a clone of a snapshot, in hand."""
 
         async def make(_: int, dataset: str) -> None:
             async with origin() as snapshot:
                 await core.clone(dataset, snapshot, holder_mark())
 
-        return await self.build(make, first=1)
+        return await self.build(make, state, first=1)
 
     # --- moving the pointer
 
@@ -132,7 +140,7 @@ class Generations:
     async def _discard_unless_current(self, number: int, dataset: str) -> None:
         """A cancelled program may have run to its end all the same."""
         try:
-            state = await self.store.state(self.where, counted=True)
+            state = await self.state(counted=True)
         except BaseException:
             # the janitor will know
             self.store.release(dataset)
@@ -142,16 +150,18 @@ class Generations:
         else:
             await self.store.discard(dataset)
 
-    async def adopt_clone(self, origin: Origin, **more: Any) -> None:
-        """A clone of a snapshot becomes the current generation.
+    async def adopt_clone(
+        self, origin: Origin, state: State, **more: Any
+    ) -> int:
+        """A clone of a snapshot becomes the current generation; its number.
 
         OpenZFS 2.4 clones within the program that moves the pointer; before
         2.4 the clone is a transaction group of its own.
         """
         if not await core.clones_in_programs(self.zpool):
-            number, _ = await self.clone(origin)
+            number, _ = await self.clone(origin, state)
             await self.adopt(number, **more)
-            return
+            return number
 
         left: Left = {}
 
@@ -160,9 +170,10 @@ class Generations:
             async with origin() as snapshot:
                 left = await self._move_pointer(number, origin=snapshot, **more)
 
-        _, dataset = await self.build(make, first=1)
+        number, dataset = await self.build(make, state, first=1)
         self.store.release(dataset)
         await self._tidy(left)
+        return number
 
     # --- committing
 

@@ -63,13 +63,18 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         await self.pool.unlock(self.qube, self.app)
         await self.pool.first_use()
 
-    async def _state(self, *want: str, revisions: bool = False) -> State:
+    async def _state(
+        self, *want: str, revisions: bool = False, counted: bool = False
+    ) -> State:
         """Ask ZFS, and make sure that the answer is about our container.
 
+        :param counted: a generation is going to be made
         :raises StoragePoolException: if the container is not there or not
             this pool's
         """
-        state = await self.generations.state(*want, revisions=revisions)
+        state = await self.generations.state(
+            *want, revisions=revisions, counted=counted
+        )
         self.pool.check_container(state)
         return state
 
@@ -137,8 +142,8 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
 
         with told(what):
             await self._begin()
-            await self._state()
-            _, dataset = await self.generations.clone(self.committed)
+            state = await self._state(counted=True)
+            _, dataset = await self.generations.clone(self.committed, state)
             try:
                 path = await device.wait_for_link(dataset)
             except BaseException:
@@ -160,9 +165,11 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
 
     # --- data in
 
-    async def _blank(self, size: Any, what: str) -> tuple[int, str]:
+    async def _blank(
+        self, size: Any, what: str, state: State
+    ) -> tuple[int, str]:
         return await self.generations.blank(
-            self._rounded(size, what), self.pool.blocksize
+            self._rounded(size, what), self.pool.blocksize, state
         )
 
     @locked
@@ -182,8 +189,9 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             await self._begin()
             replaces = self._import is not None
             await self._end_abandoned_import(what)
-            self._must_exist(await self._state(), what)
-            _, self._import = await self._blank(size, what)
+            state = await self._state(counted=True)
+            self._must_exist(state, what)
+            _, self._import = await self._blank(size, what, state)
             self._import_replaces = replaces
             try:
                 return await device.wait_for_link(self._import)
@@ -273,13 +281,14 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             if src_volume.snapshots_disabled and src_volume.is_running():
                 raise refusal(what, sentences.SNAPSHOTS_DISABLED)
             await self._begin()
-            self._must_exist(await self._state(), what)
+            state = await self._state(counted=True)
+            self._must_exist(state, what)
             if await self._clonable(src_volume):
                 await self.generations.adopt_clone(
-                    src_volume.committed, keep=self.revisions_to_keep
+                    src_volume.committed, state, keep=self.revisions_to_keep
                 )
             else:
-                await self._copy_from(src_volume, what)
+                await self._copy_from(src_volume, what, state)
             await self._learn_size()
         return self
 
@@ -292,7 +301,9 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             == await self.pool.encryption_root()
         )
 
-    async def _copy_from(self, source: qubes.storage.Volume, what: str) -> None:
+    async def _copy_from(
+        self, source: qubes.storage.Volume, what: str, state: State
+    ) -> None:
         # another driver's properties may be for the event loop's thread only
         needed = (
             await core.in_thread(lambda: int(source.usage))
@@ -307,7 +318,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             raise refusal(what, why)
         path = await qubes.utils.coro_maybe(source.export())
         try:
-            number, dataset = await self._blank(source.size, what)
+            number, dataset = await self._blank(source.size, what, state)
             try:
                 target = await device.wait_for_link(dataset)
                 await copy.sparse_copy(path, target)

@@ -187,13 +187,14 @@ class ZfsVolume(Transfer):
             if state.blank:
                 # qubesd was killed after this, before it wrote qubes.xml
                 await self.generations.forget()
+                state = await self._state(counted=True)
             elif state.current is not None:
                 # qubesd now stops and removes what it could not create
                 self._not_ours = True
                 dataset = self.where.dataset
                 why = sentences.VOLUME_EXISTS.format(dataset=dataset)
                 raise refusal(what, why)
-            number, _ = await self._blank(self._size, what)
+            number, _ = await self._blank(self._size, what, state)
             await self.generations.adopt(number, keep=self.revisions_to_keep)
             self._size = self._rounded(self._size, what)
         return self
@@ -216,22 +217,27 @@ class ZfsVolume(Transfer):
             await self.pool.first_use()
             await self.pool.must_be_unlocked()
             await self._end_abandoned_import(what)
-            if self.source is not None:
-                await self._state()
-                await self.generations.adopt_clone(
-                    self.source.committed, scratch=True
-                )
-            elif not self.save_on_stop:
-                await self._state()
-                number, _ = await self._blank(self._size, what)
-                await self.generations.adopt(number, scratch=True)
-            state = await self._state("volsize")
-            current = self._must_exist(state, what)
-            self._size = int(state.properties["volsize"])
             if self.save_on_stop:
+                state = await self._state("volsize")
+                current = self._must_exist(state, what)
+                self._size = int(state.properties["volsize"])
                 await self.generations.mark_started()
+            else:
+                current = await self._start_scratch(what)
             await device.wait_for_link(self.where.generation(current))
         return self
+
+    async def _start_scratch(self, what: str) -> int:
+        """A generation whose content nobody keeps; its number."""
+        state = await self._state(counted=True)
+        if self.source is not None:
+            return await self.generations.adopt_clone(
+                self.source.committed, state, scratch=True
+            )
+        number, _ = await self._blank(self._size, what, state)
+        await self.generations.adopt(number, scratch=True)
+        self._size = self._rounded(self._size, what)
+        return number
 
     @locked
     async def stop(self) -> "ZfsVolume":
@@ -315,7 +321,7 @@ class ZfsVolume(Transfer):
                 raise refusal(what, why)
             snapshot = older[revision].snapshot
             await self.generations.adopt_clone(
-                lambda: contextlib.nullcontext(snapshot), promote=True
+                lambda: contextlib.nullcontext(snapshot), state, promote=True
             )
             await self._learn_size()
         return self

@@ -132,8 +132,8 @@ FAULTS = (
     Fault(
         "a revert prunes what it reverts from",
         "volume.py",
-        "lambda: contextlib.nullcontext(snapshot), promote=True",
-        "lambda: contextlib.nullcontext(snapshot), promote=True, keep=0",
+        "lambda: contextlib.nullcontext(snapshot), state, promote=True",
+        "lambda: contextlib.nullcontext(snapshot), state, promote=True, keep=0",
         _zfs("life", "revert_and_its_undo"),
     ),
     Fault(

@@ -119,7 +119,9 @@ def test_what_was_kept_for_another_pools_clone_goes_with_it(lab, make_lab, how):
     source = lab.private("source", b"data")
     other = make_lab()
     target = other.private("target")
-    _, clone = other.run(target.generations.clone(source.committed))
+    generations = target.generations
+    state = other.run(generations.state(counted=True))
+    _, clone = other.run(generations.clone(source.committed, state))
     lab.run(source.remove())
     assert lab.datasets("volume") == ["vm/source/private"]
     store = other.pool.store
