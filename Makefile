@@ -37,6 +37,15 @@ GUEST_PYTHON = $(GUEST) PYTHONPATH=$(if \
     $(QUBES_CORE_ADMIN),/core-admin:/core-admin/test-packages:)tests/host \
     exec python3 -u
 
+# rounds of the benchmarks, each with all verbs of all contenders
+ROUNDS ?= 5
+BENCH_DISKS = 2048 2048 2048 2048 2048 2048 2048 2048 2048
+BENCH = $(GUEST) $(if \
+    $(QUBES_CORE_ADMIN),export QUBES_CORE_ADMIN=/core-admin &&) \
+    VM_CLOCK=$(VM_CLOCK) PYTHONPATH=$(if \
+    $(QUBES_CORE_ADMIN),/core-admin:/core-admin/test-packages:)tests/host \
+    exec python3 -u -m benchmarks
+
 # what is installed, with what, and where to
 PYTHON ?= python3
 DESTDIR ?=
@@ -62,7 +71,7 @@ RST2MAN = mkdir -p $(@D) && \
     $(PYTHON) -m docutils --writer=manpage --halt=warning
 
 .PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
-    test-teeth test-rpm prepare vm-image vm build install dist rpm clean
+    test-teeth test-rpm bench bench-smoke prepare vm-image vm build install dist rpm clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
@@ -75,7 +84,8 @@ help:
 	@echo 'make vm      a root shell in the VM; SSH=1: by ssh'
 	@echo 'make lint | unit | zfs-test    the parts of it'
 	@echo 'make test-rpm      the packages built, installed and removed again'
-	@echo 'make rpm           the packages, in dist; make dist: the sources'
+	@echo 'make rpm           the packages, in dist (tests/vm/prepare rpm first)'
+	@echo 'make dist          their sources'
 	@echo 'make install DESTDIR=... PYTHON=...    as the packages do it'
 
 prepare:
@@ -87,7 +97,9 @@ vm-image: prepare
 vm: vm-image
 	@python3 tests/vm/shell.py $(if $(SSH),--ssh)
 
+# what the tests need is fetched as well, so that they too work offline then
 demo: vm-image
+	@tests/vm/venv >/dev/null
 	@$(VM) run -- '$(GUEST) exec python3 -u -m demo'
 
 test: lint unit zfs-test
@@ -117,6 +129,16 @@ test-teeth: vm-image
 test-power: vm-image
 	@tests/vm/prepare power
 	@python3 -m tests.power --cuts $(CUTS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# a disk for each contender, and a clock that counts work
+bench: vm-image
+	@VM_CLOCK=work VM_DISKS="$(BENCH_DISKS)" VM_OUT=build/bench \
+	    $(VM) run -- '$(BENCH) --rounds $(ROUNDS)'
+	@python3 -m benchmarks.table build/bench/bench.json
+
+bench-smoke: vm-image
+	@VM_DISKS="$(BENCH_DISKS)" VM_OUT=build/bench \
+	    $(VM) run -- '$(BENCH) --rounds 1'
 
 test-rpm: prepare
 	@tests/vm/prepare rpm

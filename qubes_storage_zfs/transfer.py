@@ -294,9 +294,12 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
 
     async def _clonable(self, source: qubes.storage.Volume) -> bool:
         """A clone has its origin's key for ever, or none if that has none."""
+        if not isinstance(source, Transfer):
+            return False
+        if source.store is self.store:
+            return True
         return (
-            isinstance(source, Transfer)
-            and source.pool.zpool == self.pool.zpool
+            source.pool.zpool == self.pool.zpool
             and await source.pool.encryption_root()
             == await self.pool.encryption_root()
         )

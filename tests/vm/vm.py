@@ -42,7 +42,7 @@ CHECKOUTS = {
 }
 
 #: sizes of the empty disks /dev/vdb, /dev/vdc, ... (MiB, sparse)
-DISKS = (4096, 4096, 512, 512)
+DISKS = tuple(map(int, os.environ.get("VM_DISKS", "4096 4096 512 512").split()))
 MEMORY_MIB = 3072
 #: seconds
 BOOT_LIMIT = 300
@@ -93,11 +93,19 @@ def image() -> Path:
     return place
 
 
+#: what mmdebstrap says while most of the time passes
+_MEANING = {
+    "I: installing remaining packages inside the chroot...": (
+        "installing packages; zfs is being compiled"
+    )
+}
+
+
 def build(place: Path) -> None:
     """Only a whole image gets the name that image() looks for."""
     say(
         f"building the guest image for OpenZFS {SUITE}"
-        " (once; some 5 to 10 minutes, most of it DKMS compiling zfs)"
+        " (once; 5 to 15 minutes, most of it DKMS compiling zfs)"
     )
     for old in CACHE.glob(f"zfs-{SUITE}-*"):
         remove_tree(old)
@@ -118,7 +126,8 @@ def build(place: Path) -> None:
                 read.seek(max(0, log.stat().st_size - 400))
                 last = read.read().decode(errors="replace").split("\n")
             line = next((s for s in reversed(last) if s.strip()), "")
-            say(f"{time.monotonic() - start:5.0f} s  {line.strip()[:60]}")
+            doing = _MEANING.get(line.strip(), line.strip()[:60])
+            say(f"{time.monotonic() - start:5.0f} s  {doing}")
     if status:
         tail = log.read_text(errors="replace").split("\n")[-25:]
         remove_tree(partial)
@@ -171,6 +180,7 @@ def accelerator(place: Path) -> list[str]:
         answer = known.read_text("ascii").split()
         if len(answer) == 2 and answer[0] == boot_id:
             return kvm if answer[1] == "kvm" else tcg
+    say(f"does KVM work here? (at most {KVM_PROBE_LIMIT} s)")
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "console")
         with subprocess.Popen(

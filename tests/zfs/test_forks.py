@@ -1,53 +1,12 @@
 """No process is started on the hot path, counted by the kernel."""
 
 import os
-import socket
-import struct
 import time
 
 import pytest
 
+from ..counting import Forks
 from .conftest import write
-
-NETLINK_CONNECTOR = 11
-CN_IDX_PROC = 1
-PROC_EVENT_FORK = 1
-
-
-class Forks:
-    """Counts children that this process (its threads included) starts.
-
-    From the kernel's process connector; a new thread is no new process.
-    """
-
-    def __enter__(self):
-        self.socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR
-        )
-        self.socket.bind((0, CN_IDX_PROC))
-        self.socket.settimeout(0.5)
-        body = struct.pack("=IIIIHHI", CN_IDX_PROC, 1, 0, 0, 4, 0, 1)
-        self.socket.send(
-            struct.pack("=IHHII", 16 + len(body), 3, 0, 0, os.getpid()) + body
-        )
-        time.sleep(0.1)
-        self.count = None
-        return self
-
-    def __exit__(self, *_):
-        self.count = 0
-        while True:
-            try:
-                message = self.socket.recv(4096)
-            except TimeoutError:
-                break
-            (what,) = struct.unpack_from("=I", message, 36)
-            if what == PROC_EVENT_FORK:
-                fields = struct.unpack_from("=IIII", message, 52)
-                parent_tgid, child_pid, child_tgid = fields[1:]
-                if parent_tgid == os.getpid() and child_pid == child_tgid:
-                    self.count += 1
-        self.socket.close()
 
 
 def test_the_counter_counts():

@@ -1,0 +1,115 @@
+"""What a verb costs: processes, calls of ZFS, transaction groups waited for.
+
+Counts are the same on a slow machine and a fast one.
+"""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qubes_storage_zfs.zfs import core
+
+NETLINK_CONNECTOR = 11
+CN_IDX_PROC = 1
+PROC_EVENT_FORK = 1
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+RECEIVED = 64 << 20  # bytes
+
+#: seconds between transaction groups that nobody waits for: none comes while
+#: something is counted
+TXG_TIMEOUT = Path("/sys/module/zfs/parameters/zfs_txg_timeout")
+
+
+class Forks:
+    """Counts children that this process (its threads included) starts.
+
+    From the kernel's process connector; a new thread is no new process.
+
+    :ivar count: known when the block is left
+    """
+
+    count: int | None = None
+
+    def __enter__(self) -> "Forks":
+        self.socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR
+        )
+        # events of all processes come here, and none may be lost
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVED)
+        self.socket.bind((0, CN_IDX_PROC))
+        self.socket.settimeout(0.5)
+        body = struct.pack("=IIIIHHI", CN_IDX_PROC, 1, 0, 0, 4, 0, 1)
+        self.socket.send(
+            struct.pack("=IHHII", 16 + len(body), 3, 0, 0, os.getpid()) + body
+        )
+        time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.count = 0
+        while True:
+            try:
+                message = self.socket.recv(4096)
+            except TimeoutError:
+                break
+            (what,) = struct.unpack_from("=I", message, 36)
+            if what == PROC_EVENT_FORK:
+                fields = struct.unpack_from("=IIII", message, 52)
+                parent_tgid, child_pid, child_tgid = fields[1:]
+                if parent_tgid == os.getpid() and child_pid == child_tgid:
+                    self.count += 1
+        self.socket.close()
+
+
+@contextmanager
+def calls() -> Iterator[list[str]]:
+    """Calls of libzfs_core, each one ioctl on /dev/zfs: what was called, of
+    a channel program its name."""
+    made: list[str] = []
+    call = core._call
+    programs = {text: name for name, text in core._PROGRAMS.items()}
+
+    def counted(what: str, subject: str, *args: Any) -> Any:
+        program = next((programs[a] for a in args[1:2] if a in programs), None)
+        made.append(program or what)
+        return call(what, subject, *args)
+
+    core._call = counted
+    try:
+        yield made
+    finally:
+        core._call = call
+
+
+def txg(zpool: str) -> int:
+    """The transaction group that is open now."""
+    lines = Path(f"/proc/spl/kstat/zfs/{zpool}/txgs").read_text().split("\n")
+    return int([line for line in lines if line.strip()][-1].split()[0])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No transaction group ends but those that somebody waits for."""
+    before = TXG_TIMEOUT.read_text()
+    TXG_TIMEOUT.write_text("3600")
+    try:
+        yield
+    finally:
+        TXG_TIMEOUT.write_text(before)
+
+
+def settled(zpool: str) -> int:
+    """As txg(), once nothing goes on any more: ZFS frees what was destroyed
+    over some transaction groups afterwards."""
+    last, since = txg(zpool), time.monotonic()
+    while time.monotonic() - since < 0.5:
+        time.sleep(0.05)
+        now = txg(zpool)
+        if now != last:
+            last, since = now, time.monotonic()
+    return last

@@ -1,0 +1,143 @@
+"""What each verb costs, in counts: a guard against costing more."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from qubes_storage_zfs.zfs import core
+
+from ..counting import calls, quiet, settled, txg
+from .conftest import MIB, said, sh, write
+
+#: calls of libzfs_core, each one ioctl, by their programs' names; "clone" is
+#: a call of its own before OpenZFS 2.4
+CALLS = {
+    "start": "state*4 mark create clone adopt*2",
+    "stop": "state*3 commit forget*2 garbage",
+    "revisions": "state",
+    "usage": "state",
+    "pool": "space*2",
+    "revert": "state*2 clone adopt",
+    "clone": "state*3 clone adopt",
+    "export": "state*2 clone",
+    "export_end": "discard",
+    "import": "state create",
+    "import_end": "adopt state",
+    "create": "state create*2 adopt",
+    "create another": "state create adopt",
+    "resize": "state commit",
+    "remove": "state forget",
+}
+#: at most so many transaction groups end meanwhile; one more where two calls
+#: fall into two
+TXGS = {
+    "start": 8,
+    "stop": 8,
+    "revisions": 0,
+    "usage": 0,
+    "pool": 0,
+    "revert": 4,
+    "clone": 4,
+    "export": 3,
+    "export_end": 3,
+    "import": 3,
+    "import_end": 6,
+    "create": 6,
+    "create another": 4,
+    "resize": 3,
+    "remove": 2,
+}
+
+
+def listed(text):
+    """The calls, in order of their names."""
+    made = []
+    for word in text.split():
+        name, _, times = word.partition("*")
+        made += [name] * int(times or 1)
+    if _clones_in_programs():
+        made = [name for name in made if name != "clone"]
+    return sorted(made)
+
+
+def _clones_in_programs():
+    return core.version_numbers() >= (2, 4)
+
+
+class Counter:
+    """Runs verbs, and notes what each cost.
+
+    :ivar made: calls, by the verb's name
+    :ivar txgs: transaction groups that ended meanwhile
+    """
+
+    def __init__(self, zpool):
+        self.zpool = zpool
+        self.made, self.txgs = {}, {}
+
+    def __call__(self, name, *verbs):
+        async def together():
+            return await asyncio.gather(*(verb() for verb in verbs))
+
+        sh("udevadm", "settle")
+        before = settled(self.zpool)
+        with calls() as made:
+            results = asyncio.run(together())
+        self.made[name] = sorted(made)
+        self.txgs[name] = txg(self.zpool) - before
+        return results[0]
+
+
+@pytest.fixture
+def counted(zpool):
+    with quiet():
+        yield Counter(zpool)
+
+
+def now(function):
+    """A property of the API, as a verb."""
+
+    async def verb():
+        return function()
+
+    return verb
+
+
+def test_calls_of_each_verb(lab, counted):
+    root = lab.private("tmpl", b"v1", name="root")
+    private = lab.private("app", b"data", revisions_to_keep=3)
+    app, volatile = lab.clone_of(root), lab.volatile("app")
+    copy = lab.private("copy")
+    lab.run(core.clones_in_programs(lab.pool.zpool))
+    qube = app, volatile, private
+
+    counted("start", *(volume.start for volume in qube))
+    for volume in qube:
+        Path(volume.state_file).touch()
+    write(private.path, os.urandom(MIB))
+    counted("stop", *(volume.stop for volume in qube))
+    for volume in qube:
+        Path(volume.state_file).unlink()
+    counted("revisions", now(lambda: private.revisions))
+    counted("usage", now(lambda: private.usage))
+    counted("pool", now(lambda: (lab.pool.size, lab.pool.usage)))
+    counted("revert", private.revert)
+    counted("clone", lambda: copy.import_volume(private))
+    path = counted("export", private.export)
+    counted("export_end", lambda: private.export_end(path))
+    path = counted("import", lambda: private.import_data(4 * MIB))
+    write(path, b"new")
+    counted("import_end", lambda: private.import_data_end(True))
+    counted("create", lab.volume("new", save_on_stop=True).create)
+    another = lab.volume("new", "root", save_on_stop=True)
+    counted("create another", another.create)
+    counted("resize", lambda: private.resize(8 * MIB))
+    counted("remove", another.remove)
+
+    waited = ", ".join(f"{name} {n}" for name, n in counted.txgs.items())
+    said.append(f"transaction groups waited for: {waited}")
+    assert counted.made == {name: listed(text) for name, text in CALLS.items()}
+    for name, most in TXGS.items():
+        assert counted.txgs[name] <= most, name
