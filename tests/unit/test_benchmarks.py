@@ -1,0 +1,62 @@
+"""The tables are made from what was measured, and from nothing else."""
+
+import json
+
+from benchmarks import table
+
+MEASURED = {
+    "machine": {
+        "openzfs": "2.9.1-0+x",
+        "kernel": "6.0",
+        "python": "3.13.0",
+        "core-admin": "",
+        "clock": "work",
+    },
+    "verbs": {
+        "zfs_zvol": {
+            "create": {
+                "times": [0.01, 0.03, 0.02],
+                "forks": [0, 0, 0],
+                "txgs": [2, 3, 2],
+                "calls": ["adopt", "create"],
+            }
+        },
+        "others": {
+            "create": {
+                "times": [0.05, 0.07, 0.06],
+                "forks": [4, 5, 4],
+                "txgs": [],
+                "calls": [],
+            }
+        },
+    },
+}
+
+
+def test_table_of_what_was_measured(tmp_path, monkeypatch):
+    page, kept = tmp_path / "page.md", tmp_path / "results"
+    page.write_text(f"# Page\n{table.BEGIN}old\n{table.END}rest\n")
+    measured = tmp_path / "bench.json"
+    measured.write_text(json.dumps(MEASURED))
+    monkeypatch.setattr(table, "PAGE", page)
+    monkeypatch.setattr(table, "KEPT", kept)
+    monkeypatch.setattr("sys.argv", ["table", str(measured)])
+    assert table.main() == 0
+    text = page.read_text()
+    assert "| create | 20.0 (10.0 to 30.0) | 2/3 | 0 | 2 |" in text
+    assert "| create | 60.0 ms, 3 x, 4/5 |" in text
+    assert "emulated CPU" in text and "Medians of 3 rounds" in text
+    assert "old" not in text and text.endswith("rest\n")
+    assert json.loads((kept / "2.9.1-work.json").read_text()) == MEASURED
+
+
+def test_the_page_is_as_the_tables_make_it(tmp_path, monkeypatch):
+    """Nobody wrote into it by hand, and nobody forgot to."""
+    page = tmp_path / "page.md"
+    page.write_text(table.PAGE.read_text())
+    monkeypatch.setattr(table, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["table"])
+    assert table.main() == 0
+    assert (
+        page.read_text() == (table.ROOT / "doc" / "performance.md").read_text()
+    )
