@@ -263,4 +263,11 @@ FAULTS = (
 """,
         _zfs("edges", "resize_that_cannot_be_committed_has_resized"),
     ),
+    Fault(
+        "what dom0's page cache holds is not committed",
+        "zfs/device.py",
+        "            _write_out(fd)\n",
+        "            pass\n",
+        _zfs("edges", "stop_commits_what_is_in_the_page_cache"),
+    ),
 )

@@ -33,8 +33,8 @@ CALLS = {
 #: at most so many transaction groups end meanwhile; one more where two calls
 #: fall into two
 TXGS = {
-    "start": 8,
-    "stop": 8,
+    "start": 7,
+    "stop": 4,
     "revisions": 0,
     "usage": 0,
     "pool": 0,
@@ -43,7 +43,7 @@ TXGS = {
     "export": 3,
     "export_end": 3,
     "import": 3,
-    "import_end": 6,
+    "import_end": 2,
     "create": 6,
     "create another": 4,
     "resize": 3,

@@ -12,7 +12,7 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs import layout
 from qubes_storage_zfs.zfs import core, device
 
-from .conftest import MIB, export_zpool, read, sh, write
+from .conftest import MIB, export_zpool, open_device, read, sh, write
 
 
 def test_stop_is_harmless_for_volumes_that_never_were(lab):
@@ -447,6 +447,17 @@ def test_resize_that_cannot_be_committed_has_resized(away):
         away.run(volume.stop())
     assert resized
     assert away.content(volume) == b"one"
+
+
+def test_stop_commits_what_is_in_the_page_cache(lab):
+    """Somebody in dom0 wrote, did not flush, and has not closed it yet."""
+    volume = lab.private(content=b"old")
+    lab.start(volume)
+    with open_device(volume.path, os.O_RDWR) as opened:
+        opened.write(b"new".ljust(4096, b"\0"))
+        opened.flush()
+        lab.stop(volume)
+        assert lab.content(volume) == b"new"
 
 
 def test_busy_names_the_holder(lab):
