@@ -33,8 +33,8 @@ CALLS = {
 #: at most so many transaction groups end meanwhile; one more where two calls
 #: fall into two
 TXGS = {
-    "start": 7,
-    "stop": 4,
+    "start": 8,
+    "stop": 5,
     "revisions": 0,
     "usage": 0,
     "pool": 0,

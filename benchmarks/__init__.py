@@ -1,0 +1,1 @@
+"""What the verbs of a qube cost, here and in the other drivers."""

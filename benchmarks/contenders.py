@@ -1,0 +1,236 @@
+"""Who is measured: drivers, through the API that qubesd uses.
+
+A contender keeps qubes as qubesd does: a template with a root, and qubes with
+a root that is a copy of the template's, a private volume and a volatile one.
+"""
+
+import asyncio
+import itertools
+import os
+import subprocess
+import types
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+ROOT, PRIVATE, VOLATILE = 256 * MIB, 64 * MIB, 128 * MIB
+#: bytes in the template's root
+FILLED = 32 * MIB
+
+_numbers = itertools.count(1)
+
+
+def sh(*command: str) -> str:
+    """Run a command of the preparation."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
+    return done.stdout.strip()
+
+
+def fill(path: str) -> None:
+    """Random data at the beginning, on disk when this returns."""
+    with open(path, "r+b") as file:
+        for _ in range(FILLED // MIB):
+            file.write(os.urandom(MIB))
+        os.fsync(file)
+
+
+class Contender(ABC):
+    """One way to keep qubes.
+
+    :ivar name: in tables
+    :ivar zpool: its zpool, if it has one; for counting
+    """
+
+    name: str
+    zpool: str | None = None
+
+    @abstractmethod
+    async def setup(self, disk: str) -> None:
+        """Take *disk*, an empty one, and make the template."""
+
+    @abstractmethod
+    async def create(self, qube: str) -> None:
+        """A new private volume, empty."""
+
+    @abstractmethod
+    async def start(self, qube: str) -> None:
+        """Root, private and volatile; ready when this returns."""
+
+    @abstractmethod
+    async def stop(self, qube: str) -> None:
+        """Private is committed, the others are thrown away."""
+
+    @abstractmethod
+    def private(self, qube: str) -> str:
+        """Path of the private volume, to be written to."""
+
+    @abstractmethod
+    async def revisions(self, qube: str) -> None:
+        """List the revisions of the private volume."""
+
+    @abstractmethod
+    async def usage(self, qube: str) -> None:
+        """How much is in the private volume."""
+
+    @abstractmethod
+    async def pool(self) -> None:
+        """Size and usage of it all."""
+
+    @abstractmethod
+    async def revert(self, qube: str) -> None:
+        """The private volume goes back to its newest revision."""
+
+    @abstractmethod
+    async def clone(self, qube: str, copy: str) -> None:
+        """The private volume of *copy*, which exists, becomes this one."""
+
+    @abstractmethod
+    async def export(self, qube: str) -> None:
+        """The private volume can be read for a backup, and was."""
+
+    @abstractmethod
+    async def remove(self, qube: str) -> None:
+        """The private volume and all its revisions."""
+
+
+class Driver(Contender):
+    """A pool driver."""
+
+    def __init__(self, name: str, kind: type, options: dict[str, Any]) -> None:
+        self.name, self.kind, self.options = name, kind, options
+        self.qubes: dict[str, dict[str, Any]] = {}
+
+    async def setup(self, disk: str) -> None:
+        self.prepare(disk)
+        self.store = self.kind(name=f"bench{next(_numbers)}", **self.options)
+        await self.store.setup()
+        self.root = self._volume(
+            "template", "root", ROOT, save_on_stop=True, prefix="vm-templates"
+        )
+        await self.root.create()
+        fill(await self.root.import_data(ROOT))
+        await self.root.import_data_end(True)
+
+    def prepare(self, disk: str) -> None:
+        """Make of the disk what the driver's options name."""
+        raise NotImplementedError
+
+    def _volume(
+        self,
+        qube: str,
+        name: str,
+        size: int,
+        prefix: str = "appvms",
+        **more: Any,
+    ) -> Any:
+        vm = types.SimpleNamespace(name=qube, dir_path_prefix=prefix, app=None)
+        config = {
+            "name": name,
+            "pool": self.store.name,
+            "size": size,
+            "rw": True,
+            "snap_on_start": False,
+            "save_on_stop": False,
+            **more,
+        }
+        return self.store.init_volume(vm, config)
+
+    async def create(self, qube: str) -> None:
+        self.qubes[qube] = {
+            "root": self._volume(
+                qube, "root", ROOT, snap_on_start=True, source=self.root
+            ),
+            "private": self._volume(
+                qube, "private", PRIVATE, save_on_stop=True
+            ),
+            "volatile": self._volume(qube, "volatile", VOLATILE),
+        }
+        for volume in self.qubes[qube].values():
+            await volume.create()
+
+    async def start(self, qube: str) -> None:
+        volumes = self.qubes[qube].values()
+        await asyncio.gather(*(volume.start() for volume in volumes))
+        for volume in volumes:
+            _state_file(volume).touch()
+
+    async def stop(self, qube: str) -> None:
+        volumes = self.qubes[qube].values()
+        await asyncio.gather(*(volume.stop() for volume in volumes))
+        for volume in volumes:
+            _state_file(volume).unlink(missing_ok=True)
+
+    def private(self, qube: str) -> str:
+        volume = self.qubes[qube]["private"]
+        return str(volume.path or f"/dev/zvol/{volume.volume}")
+
+    async def revisions(self, qube: str) -> None:
+        assert self.qubes[qube]["private"].revisions
+
+    async def usage(self, qube: str) -> None:
+        assert self.qubes[qube]["private"].usage >= 0
+
+    async def pool(self) -> None:
+        assert self.store.size > 0
+        assert self.store.usage >= 0
+
+    async def revert(self, qube: str) -> None:
+        await self.qubes[qube]["private"].revert()
+
+    async def clone(self, qube: str, copy: str) -> None:
+        source = self.qubes[qube]["private"]
+        await self.qubes[copy]["private"].import_volume(source)
+
+    async def export(self, qube: str) -> None:
+        volume = self.qubes[qube]["private"]
+        await volume.export_end(await volume.export())
+
+    async def remove(self, qube: str) -> None:
+        for volume in self.qubes.pop(qube).values():
+            await volume.remove()
+
+
+def _state_file(volume: Any) -> Path:
+    path = Path(volume.state_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class OnZpool(Driver):
+    """A driver that is given a dataset in a zpool."""
+
+    def prepare(self, disk: str) -> None:
+        self.zpool = self.options["container"].partition("/")[0]
+        sh(
+            *("zpool", "create", "-f", "-o", "ashift=12", "-m", "none"),
+            *(self.zpool, disk),
+        )
+
+
+class OnThinPool(Driver):
+    """lvm_thin."""
+
+    def prepare(self, disk: str) -> None:
+        group = self.options["volume_group"]
+        sh("vgcreate", "-y", "-f", group, disk)
+        sh(
+            *("lvcreate", "-y", "-q", "--type", "thin-pool", "-l", "90%FREE"),
+            *("-n", self.options["thin_pool"], group),
+        )
+
+
+class OnFiles(Driver):
+    """file-reflink."""
+
+    def prepare(self, disk: str) -> None:
+        place = self.options["dir_path"]
+        os.makedirs(place, exist_ok=True)
+        sh(f"mkfs.{self.file_system}", "-f", disk)
+        sh("mount", disk, place)
+
+    def __init__(self, name: str, kind: type, file_system: str) -> None:
+        self.file_system = file_system
+        super().__init__(name, kind, {"dir_path": f"/mnt/{file_system}"})

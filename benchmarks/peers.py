@@ -1,0 +1,455 @@
+"""Peers' ways to do the same, as far as their commands go, for where their
+drivers are not at hand.
+
+What is kept is which program is run in which order and what is waited for,
+not a line of their code.  Where a driver's cache saves a command, it is
+saved here.
+"""
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+
+from .contenders import (
+    PRIVATE,
+    ROOT,
+    VOLATILE,
+    Contender,
+    fill,
+    sh,
+)
+
+FICLONE = 0x40049409  # linux/fs.h
+
+
+async def run(*command: str) -> str:
+    """Fork it, as the drivers do."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, errors = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{command}: {errors.decode()}")
+    return out.decode()
+
+
+async def appears(path: str) -> None:
+    """Looked for every hundredth of a second."""
+    while not os.path.exists(path):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+class ZfsCommands(Contender):
+    """Upstream's zfs: a `zfs` for everything, one at a time."""
+
+    name = "zfs commands"
+    DIRTY = "org.qubes:dirty"
+
+    def __init__(self, zpool: str) -> None:
+        self.zpool = zpool
+        self.lock = asyncio.Lock()
+        self.number = 0
+
+    def _dataset(self, qube: str, name: str) -> str:
+        return f"{self.zpool}/{qube}/{name}"
+
+    def _device(self, dataset: str) -> str:
+        return f"/dev/zvol/{dataset}"
+
+    async def _list(self, dataset: str) -> str:
+        columns = "name,creation,readonly,volsize,org.qubes:dirty"
+        return await run("zfs", "list", "-Hp", "-o", columns, dataset)
+
+    async def _snapshot(self, dataset: str, cause: str) -> str:
+        self.number += 1
+        snapshot = f"{dataset}@qubes-{cause}-{self.number}"
+        await run("zfs", "snapshot", snapshot)
+        return snapshot
+
+    async def _set(self, dataset: str, name: str, value: str) -> None:
+        await run("zfs", "set", f"{name}={value}", dataset)
+
+    async def _new(self, dataset: str, size: int) -> None:
+        await run("zfs", "create", "-p", "-s", "-V", str(size), dataset)
+        await appears(self._device(dataset))
+
+    async def setup(self, disk: str) -> None:
+        assert self.zpool
+        create = "zpool", "create", "-f", "-o", "ashift=12", "-m", "none"
+        sh(*create, self.zpool, disk)
+        sh("zfs", "set", "volmode=dev", "snapdev=hidden", self.zpool)
+        sh("zfs", "set", "org.qubes-os:part-of-qvm-pool=true", self.zpool)
+        root = self._dataset("template", "root")
+        await self._new(root, ROOT)
+        fill(self._device(root))
+        self.clean = await self._snapshot(root, "clean")
+        self.newest: dict[str, str] = {}
+
+    async def create(self, qube: str) -> None:
+        dataset = self._dataset(qube, "private")
+        async with self.lock:
+            await self._new(dataset, PRIVATE)
+            self.newest[dataset] = await self._snapshot(dataset, "create")
+            await self._snapshot(dataset, "clean")
+
+    async def _start_root(self, qube: str) -> None:
+        dataset = self._dataset(qube, "root")
+        async with self.lock:
+            await run("zfs", "clone", "-p", self.clean, dataset)
+            await appears(self._device(dataset))
+            await self._set(dataset, self.DIRTY, "on")
+            await self._set(dataset, "readonly", "off")
+
+    async def _start_private(self, qube: str) -> None:
+        dataset = self._dataset(qube, "private")
+        async with self.lock:
+            await self._list(dataset)
+            self.newest[dataset] = await self._snapshot(dataset, "start")
+            await self._set(dataset, self.DIRTY, "on")
+            await self._set(dataset, "readonly", "off")
+
+    async def _start_volatile(self, qube: str) -> None:
+        dataset = self._dataset(qube, "volatile")
+        async with self.lock:
+            await self._new(dataset, VOLATILE)
+            await self._set(dataset, "readonly", "off")
+
+    async def start(self, qube: str) -> None:
+        await asyncio.gather(
+            self._start_root(qube),
+            self._start_private(qube),
+            self._start_volatile(qube),
+        )
+
+    async def _drop(self, dataset: str) -> None:
+        async with self.lock:
+            for _ in range(80):
+                try:
+                    await run("zfs", "destroy", "-r", dataset)
+                    return
+                except RuntimeError:
+                    await asyncio.sleep(0.25)
+            raise RuntimeError(f"{dataset} stays busy")
+
+    async def _stop_private(self, qube: str) -> None:
+        dataset = self._dataset(qube, "private")
+        async with self.lock:
+            await self._set(dataset, self.DIRTY, "off")
+            await self._snapshot(dataset, "clean")
+
+    async def stop(self, qube: str) -> None:
+        await asyncio.gather(
+            self._drop(self._dataset(qube, "root")),
+            self._stop_private(qube),
+            self._drop(self._dataset(qube, "volatile")),
+        )
+
+    def private(self, qube: str) -> str:
+        return self._device(self._dataset(qube, "private"))
+
+    async def revisions(self, qube: str) -> None:
+        dataset = self._dataset(qube, "private")
+        await run(*"zfs list -Hp -t snapshot -o name,creation".split(), dataset)
+
+    async def usage(self, qube: str) -> None:
+        dataset = self._dataset(qube, "private")
+        await run(*"zfs list -Hp -o name,logicalreferenced".split(), dataset)
+
+    async def pool(self) -> None:
+        for column in "size", "allocated":
+            await run("zpool", "list", "-Hp", "-o", column, str(self.zpool))
+
+    async def revert(self, qube: str) -> None:
+        dataset = self._dataset(qube, "private")
+        async with self.lock:
+            await self.revisions(qube)
+            await run("zfs", "rollback", "-r", self.newest[dataset])
+            await self._snapshot(dataset, "clean")
+
+    async def clone(self, qube: str, copy: str) -> None:
+        source = self._dataset(qube, "private")
+        target = self._dataset(copy, "private")
+        async with self.lock:
+            snapshot = await self._snapshot(source, "clone")
+            await run("zfs", "clone", "-p", snapshot, target + "-new")
+            await appears(self._device(target + "-new"))
+            await run("zfs", "destroy", "-r", target)
+            await run("zfs", "rename", target + "-new", target)
+            await appears(self._device(target))
+            await self._snapshot(target, "clean")
+
+    async def export(self, qube: str) -> None:
+        source = self._dataset(qube, "private")
+        export = source + "-export"
+        async with self.lock:
+            self.newest[source] = await self._snapshot(source, "export")
+            await run("zfs", "clone", self.newest[source], export)
+            await appears(self._device(export))
+        await self._drop(export)
+
+    async def remove(self, qube: str) -> None:
+        async with self.lock:
+            dataset = self._dataset(qube, "private")
+            await run("zfs", "destroy", "-R", dataset)
+
+
+class ThinCommands(Contender):
+    """lvm_thin: an `lvm` for everything."""
+
+    name = "lvm commands"
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self.number = 0
+        #: the revisions of each qube
+        self.kept: dict[str, list[str]] = {}
+
+    def _device(self, volume: str) -> str:
+        return f"/dev/{self.group}/{volume}"
+
+    async def _lvm(self, *words: str) -> str:
+        return await run("lvm", *words)
+
+    async def _new(self, volume: str, size: int) -> None:
+        await self._lvm(
+            *("lvcreate", "-q", "-kn", "-ay", "-V", f"{size}B"),
+            *("-T", f"{self.group}/pool", "-n", volume),
+        )
+
+    async def _snapshot(self, source: str, volume: str) -> None:
+        await self._lvm(
+            *("lvcreate", "-q", "-kn", "-ay", "-s"),
+            *(f"{self.group}/{source}", "-n", volume),
+        )
+
+    async def _drop(self, volume: str) -> None:
+        await self._lvm("lvremove", "-q", "-f", f"{self.group}/{volume}")
+
+    async def _rename(self, old: str, new: str) -> None:
+        await self._lvm("lvrename", "-q", self.group, old, new)
+
+    async def _look(self) -> None:
+        """What it knows of all volumes is read anew after each change."""
+        columns = "vg_name,pool_lv,name,lv_size,data_percent,lv_attr,origin"
+        await self._lvm(
+            *("lvs", "--noheadings", "-o", columns, "--units", "b"),
+            *("--separator", ";", self.group),
+        )
+
+    async def setup(self, disk: str) -> None:
+        sh("vgcreate", "-y", "-f", self.group, disk)
+        thin = "lvcreate", "-y", "-q", "--type", "thin-pool", "-l", "90%FREE"
+        sh(*thin, "-n", "pool", self.group)
+        await self._new("template-root", ROOT)
+        fill(self._device("template-root"))
+
+    async def create(self, qube: str) -> None:
+        await self._new(f"{qube}-private", PRIVATE)
+        await self._look()
+
+    async def start(self, qube: str) -> None:
+        async def root() -> None:
+            await self._snapshot("template-root", f"{qube}-root-snap")
+            await self._look()
+
+        async def private() -> None:
+            await self._snapshot(f"{qube}-private", f"{qube}-private-snap")
+            await self._look()
+
+        async def volatile() -> None:
+            await self._new(f"{qube}-volatile", VOLATILE)
+            await self._look()
+
+        await asyncio.gather(root(), private(), volatile())
+
+    async def stop(self, qube: str) -> None:
+        async def drop(volume: str) -> None:
+            await self._drop(volume)
+            await self._look()
+
+        async def private() -> None:
+            self.number += 1
+            back = f"{qube}-private-{self.number}-back"
+            await self._rename(f"{qube}-private", back)
+            await self._rename(f"{qube}-private-snap", f"{qube}-private")
+            await self._look()
+            kept = self.kept.setdefault(qube, [])
+            kept.append(back)
+            if len(kept) > 2:
+                await self._drop(kept.pop(0))
+                await self._look()
+
+        await asyncio.gather(
+            drop(f"{qube}-root-snap"), private(), drop(f"{qube}-volatile")
+        )
+
+    def private(self, qube: str) -> str:
+        return self._device(f"{qube}-private-snap")
+
+    async def revisions(self, qube: str) -> None:
+        """In its cache."""
+
+    async def usage(self, qube: str) -> None:
+        """In its cache."""
+
+    async def pool(self) -> None:
+        """In its cache."""
+
+    async def revert(self, qube: str) -> None:
+        await self._drop(f"{qube}-private")
+        await self._snapshot(self.kept[qube][-1], f"{qube}-private")
+        await self._look()
+
+    async def clone(self, qube: str, copy: str) -> None:
+        await self._snapshot(f"{qube}-private", f"{copy}-private-import")
+        await self._look()
+        self.number += 1
+        back = f"{copy}-private-{self.number}-back"
+        await self._rename(f"{copy}-private", back)
+        await self._rename(f"{copy}-private-import", f"{copy}-private")
+        await self._look()
+
+    async def export(self, qube: str) -> None:
+        """The volume itself is read, from a device that is there."""
+
+    async def remove(self, qube: str) -> None:
+        volumes = [
+            path.name
+            for path in Path(f"/dev/{self.group}").glob(f"{qube}-private*")
+        ]
+        for volume in volumes:
+            await self._drop(volume)
+        await self._look()
+
+
+class Files(Contender):
+    """file-reflink: files that share their blocks."""
+
+    def __init__(self, file_system: str) -> None:
+        self.file_system = file_system
+        self.name = f"files on {file_system}"
+        self.place = Path(f"/mnt/{file_system}-files")
+        self.number = 0
+
+    def _path(self, qube: str, name: str) -> Path:
+        return self.place / qube / f"{name}.img"
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        temporary = target.with_name(target.name + "~")
+        with open(source, "rb") as old, open(temporary, "wb") as new:
+            fcntl.ioctl(new, FICLONE, old.fileno())
+            os.fsync(new)
+        _rename(temporary, target)
+
+    @staticmethod
+    def _new(path: Path, size: int) -> None:
+        with open(path, "wb") as file:
+            file.truncate(size)
+
+    async def setup(self, disk: str) -> None:
+        self.place.mkdir(parents=True, exist_ok=True)
+        sh(f"mkfs.{self.file_system}", "-f", disk)
+        sh("mount", disk, str(self.place))
+        (self.place / "template").mkdir()
+        root = self._path("template", "root")
+        self._new(root, ROOT)
+        fill(str(root))
+
+    async def create(self, qube: str) -> None:
+        def work() -> None:
+            (self.place / qube).mkdir()
+            self._new(self._path(qube, "private"), PRIVATE)
+
+        await asyncio.to_thread(work)
+
+    async def start(self, qube: str) -> None:
+        await asyncio.gather(
+            asyncio.to_thread(
+                self._copy,
+                self._path("template", "root"),
+                self._path(qube, "root-dirty"),
+            ),
+            asyncio.to_thread(
+                self._copy,
+                self._path(qube, "private"),
+                self._path(qube, "private-dirty"),
+            ),
+            asyncio.to_thread(
+                self._new, self._path(qube, "volatile"), VOLATILE
+            ),
+        )
+
+    async def stop(self, qube: str) -> None:
+        def private() -> None:
+            self.number += 1
+            clean = self._path(qube, "private")
+            old = clean.with_name(f"private.img@{self.number}")
+            self._copy(clean, old)
+            _rename(self._path(qube, "private-dirty"), clean)
+            kept = sorted(
+                clean.parent.glob("private.img@*"),
+                key=lambda path: int(path.name.rpartition("@")[2]),
+            )
+            for path in kept[:-2]:
+                path.unlink()
+
+        await asyncio.gather(
+            asyncio.to_thread(private),
+            asyncio.to_thread(self._path(qube, "root-dirty").unlink),
+            asyncio.to_thread(self._path(qube, "volatile").unlink),
+        )
+
+    def private(self, qube: str) -> str:
+        return str(self._path(qube, "private-dirty"))
+
+    async def revisions(self, qube: str) -> None:
+        assert list((self.place / qube).glob("private.img@*"))
+
+    async def usage(self, qube: str) -> None:
+        assert self._path(qube, "private").stat().st_blocks >= 0
+
+    async def pool(self) -> None:
+        assert os.statvfs(self.place).f_blocks
+
+    async def revert(self, qube: str) -> None:
+        def work() -> None:
+            clean = self._path(qube, "private")
+            newest = max(
+                clean.parent.glob("private.img@*"),
+                key=lambda path: int(path.name.rpartition("@")[2]),
+            )
+            self.number += 1
+            self._copy(clean, clean.with_name(f"private.img@{self.number}"))
+            self._copy(newest, clean)
+
+        await asyncio.to_thread(work)
+
+    async def clone(self, qube: str, copy: str) -> None:
+        await asyncio.to_thread(
+            self._copy, self._path(qube, "private"), self._path(copy, "private")
+        )
+
+    async def export(self, qube: str) -> None:
+        """The file itself is read."""
+
+    async def remove(self, qube: str) -> None:
+        def work() -> None:
+            for path in (self.place / qube).iterdir():
+                path.unlink()
+
+        await asyncio.to_thread(work)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """On disk when it returns, as that driver has it."""
+    folder = os.open(new.parent, os.O_RDONLY)
+    try:
+        os.rename(old, new)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
