@@ -81,6 +81,8 @@ help:
 	@echo 'make test-teeth    do the tests notice deliberate faults'
 	@echo 'make test-model    verbs by chance; MODEL_EXAMPLES, _STEPS, _SEED'
 	@echo 'make test-power    100 power cuts while qubes live; CUTS=3, SEED=n'
+	@echo 'make bench         what each verb costs, here and elsewhere; ROUNDS=5'
+	@echo '                   bench-smoke: only whether it runs'
 	@echo 'make vm      a root shell in the VM; SSH=1: by ssh'
 	@echo 'make lint | unit | zfs-test    the parts of it'
 	@echo 'make test-rpm      the packages built, installed and removed again'
