@@ -194,6 +194,39 @@ def killed(_):
     check(not dom0.volume(HOME).is_dirty(), "and committed")
 
 
+def key(_):
+    """A pool with a key of its own"""
+    say(
+        "What is in it can be read only while its key is loaded. A process of"
+        " its own deals with each passphrase, and qubesd starts others to"
+        " encrypt the volatile volume; they are not counted below."
+    )
+    programs = stage.programs.copy()
+    person = stage.person()
+    dom0("qvm-pool add -o zpool_name=archive private zfs_encrypted")
+    check(person.asked == ["new", "new-again"], "a passphrase was chosen")
+    dom0("qvm-create -C AppVM -l black -t debian -P private diary")
+    dom0("qvm-start diary")
+    write("diary:private", "echo dear diary")
+    dom0("qvm-shutdown --wait diary")
+    dom0.qvm_zfs("lock private")
+    check("locked" in dom0.qvm_zfs("status"), "the key is forgotten")
+    node = Path(f"/dev/zvol/{dom0.volume('diary:private').dataset}")
+    sh("udevadm settle")
+    check(not node.exists(), "there is not even a device to read")
+    asked = len(person.asked)
+    dom0("qvm-start diary")
+    check(person.asked[asked:] == ["unlock"], "its start asks for it, once")
+    text = sh(f"head -n 1 {path('diary:private')}")
+    check(text == "dear diary", "and all is there again")
+    dom0("qvm-shutdown --wait diary")
+    dom0("qvm-remove -f diary")
+    dom0("qvm-pool remove private")
+    stage.programs.clear()
+    stage.programs.update(programs)
+    check(names("archive/encryption") != [], "a removed pool's dataset stays")
+
+
 def removal(_):
     """Nothing is left"""
     say("A qube can be removed although another one is a clone of it.")
@@ -230,7 +263,10 @@ def main():
         " enters in dom0; the driver, ZFS and the disks are real, qubesd is"
         " the stand-in of the tests, and a qube that runs is its open devices."
     )
-    parts = pools, qubes, session, accident, clone, backup, killed, removal
+    parts = (
+        *(pools, qubes, session, accident, clone, backup, killed, key),
+        removal,
+    )
     for number, part in enumerate(parts, 1):
         print(f"\n=== {number}. {part.__doc__}")
         good = part(good) or good

@@ -13,11 +13,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "host"))
 
 import hostapi
 import qubes.exc
+import qubes.ext
 import qubes.storage
 import qubes.vm.kinds
 
-from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool
+from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool, ask
 from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.extension import KeyExtension
+from tests.zfs.answers import Person
 
 # 64 MiB instead of 2 GiB, which would only take longer to compare
 qubes.vm.kinds.AppVM.default_volume_config["private"]["size"] = 64 << 20
@@ -62,6 +65,13 @@ def sh(command):
     return done.stdout.strip()
 
 
+def person():
+    """Somebody answers each prompt from now on; who, and what was asked."""
+    somebody = Person()
+    ask.prompt = somebody.prompt
+    return somebody
+
+
 class Dom0:
     """A dom0 with its qubesd, and the tools that talk to it."""
 
@@ -69,6 +79,7 @@ class Dom0:
         os.makedirs(qubes.storage.VOLUME_STATE_DIR, exist_ok=True)
         hostapi.register_driver("zfs_zvol", ZfsZvolPool)
         hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
+        qubes.ext.register_extension(KeyExtension)
         self.app = hostapi.new_app(folder / "qubes.xml", hold_devices=True)
         self._wait = asyncio.Runner().run
 
@@ -114,6 +125,20 @@ class Dom0:
             text = f"{words[0]}: error: {str(exc) % ()}"
             print(textwrap.fill(text, 78, break_on_hyphens=False))
             return text
+
+    def qvm_zfs(self, words):
+        """Run the tool, and show it; gives what it printed."""
+        print(f"# sudo qvm-zfs {words}")
+        tool = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
+        done = subprocess.run(
+            [*tool, *words.split()],
+            cwd=Path(__file__).resolve().parents[1],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        print(done.stdout + done.stderr, end="")
+        return done.stdout
 
     def _run(self, tool, call):
         global _tool
@@ -186,9 +211,12 @@ class Dom0:
             }[what]
             change(vm, name, int(value) if value.isdecimal() else value)
         elif verb == "info":
-            known = hostapi.volume_info(vm, name)
-            for key in "vid", "size", "usage":
-                print(f"{key:8}{known[key]}")
+            for key, known in hostapi.volume_info(vm, name).items():
+                if key != "path":
+                    print(f"{key:18}{known}")
             revisions = hostapi.list_snapshots(vm, name)
-            print("Available revisions (for revert):", *revisions)
+            none = "" if revisions else " none"
+            print(f"List of available revisions (for revert):{none}")
+            for revision in revisions:
+                print(f"  {revision}")
             return revisions

@@ -11,7 +11,7 @@ from .common import ENCRYPTED, Pool, all_pools, due, qubesd
 
 OUTSIDE = (
     "{qube}: its {volume} volume is written to the pool {pool}, which its"
-    " key does not encrypt; see doc/encryption.md"
+    " key does not encrypt; see encryption.md in the package's documentation"
 )
 
 

@@ -16,9 +16,8 @@ import tempfile
 from pathlib import Path
 
 from demo import stage
-from qubes_storage_zfs import ask
 
-from ..zfs.answers import PASSPHRASE, Person
+from ..zfs.answers import PASSPHRASE
 from .page import ROOT, Block, blocks
 
 DISKS = ("/dev/vdb", "/dev/vdc", "/dev/vdd", "/dev/vde")
@@ -36,7 +35,7 @@ class Reader:
     """A person in dom0 who types what a page says."""
 
     def __init__(self, folder: Path) -> None:
-        ask.prompt = Person().prompt
+        stage.person()
         self.folder = folder
         self.dom0 = stage.Dom0(folder)
         tool = folder / "qvm-zfs"

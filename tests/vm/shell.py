@@ -32,6 +32,9 @@ def at_the_console(work: Path) -> int:
     shell = (
         f"{PREPARE}; stty rows {size.lines} cols {size.columns} </dev/ttyS0;"
         f" export TERM={shlex.quote(os.environ.get('TERM', 'linux'))};"
+        # what was typed before there was a shell is not for it
+        " python3 -c 'import os, termios as t;"
+        ' t.tcflush(os.open("/dev/ttyS0", os.O_RDWR), t.TCIFLUSH)\';'
         f" echo {shlex.quote(HINT)} >/dev/ttyS0;"
         " exec setsid -c bash -l </dev/ttyS0 >/dev/ttyS0 2>&1"
     )
