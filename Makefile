@@ -40,11 +40,8 @@ GUEST_PYTHON = $(GUEST) PYTHONPATH=$(if \
 # rounds of the benchmarks, each with all verbs of all contenders
 ROUNDS ?= 5
 BENCH_DISKS = 2048 2048 2048 2048 2048 2048 2048 2048 2048
-BENCH = $(GUEST) $(if \
-    $(QUBES_CORE_ADMIN),export QUBES_CORE_ADMIN=/core-admin &&) \
-    VM_CLOCK=$(VM_CLOCK) PYTHONPATH=$(if \
-    $(QUBES_CORE_ADMIN),/core-admin:/core-admin/test-packages:)tests/host \
-    exec python3 -u -m benchmarks
+BENCH_VM = VM_DISKS="$(BENCH_DISKS)" VM_OUT=build/bench $(VM)
+BENCH = $(GUEST_PYTHON) -m benchmarks
 
 # what is installed, with what, and where to
 PYTHON ?= python3
@@ -71,7 +68,8 @@ RST2MAN = mkdir -p $(@D) && \
     $(PYTHON) -m docutils --writer=manpage --halt=warning
 
 .PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
-    test-teeth test-rpm bench bench-smoke prepare vm-image vm build install dist rpm clean
+    test-teeth test-rpm bench bench-smoke prepare vm-image vm build install \
+    dist rpm clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
@@ -134,13 +132,12 @@ test-power: vm-image
 
 # a disk for each contender, and a clock that counts work
 bench: vm-image
-	@VM_CLOCK=work VM_DISKS="$(BENCH_DISKS)" VM_OUT=build/bench \
-	    $(VM) run -- '$(BENCH) --rounds $(ROUNDS)'
+	@VM_CLOCK=work $(BENCH_VM) run -- \
+	    '$(BENCH) --clock work --rounds $(ROUNDS)'
 	@python3 -m benchmarks.table build/bench/bench.json
 
 bench-smoke: vm-image
-	@VM_DISKS="$(BENCH_DISKS)" VM_OUT=build/bench \
-	    $(VM) run -- '$(BENCH) --rounds 1'
+	@$(BENCH_VM) run -- '$(BENCH) --rounds 1'
 
 test-rpm: prepare
 	@tests/vm/prepare rpm

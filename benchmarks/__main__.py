@@ -1,6 +1,6 @@
 """Measures all contenders, in the guest; what came out goes to a file.
 
-    python3 -m benchmarks [--rounds N] [--out FILE]
+    python3 -m benchmarks [--rounds N] [--clock CLOCK] [--out FILE]
 
 Each round runs each verb once for each contender, one contender after the
 other, so that whatever the machine does meanwhile meets all of them alike.
@@ -13,19 +13,18 @@ import importlib
 import json
 import os
 import platform
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import qubes.storage
 
 from qubes_storage_zfs import ZfsZvolPool
-from tests.counting import Forks, calls, quiet, settled, txg
+from qubes_storage_zfs.zfs import core
+from tests.counting import Forks, cost, quiet, rest
+from tests.zfs.conftest import core_admin_version
 
 from .contenders import MIB, Contender, Driver, OnFiles, OnThinPool, OnZpool
 from .peers import Files, ThinCommands, ZfsCommands
@@ -43,7 +42,7 @@ def contenders() -> list[Contender]:
         Files("xfs"),
         Files("btrfs"),
     ]
-    if "QUBES_CORE_ADMIN" in os.environ:
+    if core_admin_version():
         every += real_peers()
     return every
 
@@ -73,30 +72,19 @@ class Measured:
         self.calls: list[str] = []
 
 
-def rest(contender: Contender) -> None:
-    """Until udev and ZFS have nothing to do any more."""
-    subprocess.run(["udevadm", "settle"], check=True)
-    if contender.zpool:
-        settled(contender.zpool)
-
-
 async def measure(
     contender: Contender, work: Callable[[], Awaitable[None]], into: Measured
 ) -> None:
-    rest(contender)
-    with ExitStack() as stack:
-        forks = stack.enter_context(Forks())
-        made = stack.enter_context(calls())
-        before = txg(contender.zpool) if contender.zpool else 0
-        begin = time.monotonic()
+    rest(contender.zpool)
+    with Forks() as forks, cost(contender.zpool) as spent:
         await work()
-        into.times.append(time.monotonic() - begin)
-        if contender.zpool:
-            into.txgs.append(txg(contender.zpool) - before)
     assert forks.count is not None
     into.forks.append(forks.count)
-    into.calls = sorted(made)
-    rest(contender)
+    into.times.append(spent.seconds)
+    if spent.txgs is not None:
+        into.txgs.append(spent.txgs)
+    into.calls = spent.calls
+    rest(contender.zpool)
 
 
 def write(path: str) -> None:
@@ -150,30 +138,28 @@ async def run(rounds: int) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, str]:
-    version = Path("/sys/module/zfs/version").read_text("ascii").strip()
-    core_admin = Path(qubes.storage.__file__).parents[2] / "version"
+def machine(clock: str) -> dict[str, str | None]:
     return {
-        "openzfs": version,
+        "openzfs": core.module_version(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "core-admin": (
-            core_admin.read_text("ascii").strip() if core_admin.exists() else ""
-        ),
-        "clock": os.environ.get("VM_CLOCK", "wall"),
-        "cpu": os.environ.get("VM_CPU", ""),
+        "core-admin": core_admin_version(),
+        "clock": clock,
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", default="wall", choices=["wall", "work"])
     parser.add_argument("--out", default="/out/bench.json")
     given = parser.parse_args()
     qubes.storage.VOLUME_STATE_DIR = "/run/qubes/storage"
     with quiet():
         found = asyncio.run(run(given.rounds))
-    text = json.dumps({"machine": machine(), "verbs": found}, indent=1)
+    text = json.dumps(
+        {"machine": machine(given.clock), "verbs": found}, indent=1
+    )
     Path(given.out).write_text(text + "\n", "ascii")
     return 0
 

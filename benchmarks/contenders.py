@@ -7,11 +7,12 @@ a root that is a copy of the template's, a private volume and a volatile one.
 import asyncio
 import itertools
 import os
-import subprocess
 import types
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
+
+from tests.zfs.conftest import sh
 
 MIB = 1 << 20
 ROOT, PRIVATE, VOLATILE = 256 * MIB, 64 * MIB, 128 * MIB
@@ -21,12 +22,21 @@ FILLED = 32 * MIB
 _numbers = itertools.count(1)
 
 
-def sh(*command: str) -> str:
-    """Run a command of the preparation."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
-    return done.stdout.strip()
+def make_zpool(name: str, disk: str) -> None:
+    sh("zpool", "create", "-f", "-o", "ashift=12", "-m", "none", name, disk)
+
+
+def make_thin_pool(group: str, name: str, disk: str) -> None:
+    sh("vgcreate", "-y", "-f", group, disk)
+    thin = "lvcreate", "-y", "-q", "--type", "thin-pool", "-l", "90%FREE"
+    sh(*thin, "-n", name, group)
+
+
+def make_file_system(kind: str, disk: str, place: str) -> None:
+    """*place* is where it is mounted."""
+    os.makedirs(place, exist_ok=True)
+    sh(f"mkfs.{kind}", "-f", disk)
+    sh("mount", disk, place)
 
 
 def fill(path: str) -> None:
@@ -204,33 +214,23 @@ class OnZpool(Driver):
 
     def prepare(self, disk: str) -> None:
         self.zpool = self.options["container"].partition("/")[0]
-        sh(
-            *("zpool", "create", "-f", "-o", "ashift=12", "-m", "none"),
-            *(self.zpool, disk),
-        )
+        make_zpool(self.zpool, disk)
 
 
 class OnThinPool(Driver):
     """lvm_thin."""
 
     def prepare(self, disk: str) -> None:
-        group = self.options["volume_group"]
-        sh("vgcreate", "-y", "-f", group, disk)
-        sh(
-            *("lvcreate", "-y", "-q", "--type", "thin-pool", "-l", "90%FREE"),
-            *("-n", self.options["thin_pool"], group),
-        )
+        options = self.options
+        make_thin_pool(options["volume_group"], options["thin_pool"], disk)
 
 
 class OnFiles(Driver):
     """file-reflink."""
 
-    def prepare(self, disk: str) -> None:
-        place = self.options["dir_path"]
-        os.makedirs(place, exist_ok=True)
-        sh(f"mkfs.{self.file_system}", "-f", disk)
-        sh("mount", disk, place)
-
     def __init__(self, name: str, kind: type, file_system: str) -> None:
         self.file_system = file_system
         super().__init__(name, kind, {"dir_path": f"/mnt/{file_system}"})
+
+    def prepare(self, disk: str) -> None:
+        make_file_system(self.file_system, disk, self.options["dir_path"])

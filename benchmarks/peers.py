@@ -11,13 +11,17 @@ import fcntl
 import os
 from pathlib import Path
 
+from tests.zfs.conftest import sh
+
 from .contenders import (
     PRIVATE,
     ROOT,
     VOLATILE,
     Contender,
     fill,
-    sh,
+    make_file_system,
+    make_thin_pool,
+    make_zpool,
 )
 
 FICLONE = 0x40049409  # linux/fs.h
@@ -49,10 +53,14 @@ class ZfsCommands(Contender):
     name = "zfs commands"
     DIRTY = "org.qubes:dirty"
 
+    zpool: str
+
     def __init__(self, zpool: str) -> None:
         self.zpool = zpool
         self.lock = asyncio.Lock()
         self.number = 0
+        #: the newest revision of each private volume
+        self.newest: dict[str, str] = {}
 
     def _dataset(self, qube: str, name: str) -> str:
         return f"{self.zpool}/{qube}/{name}"
@@ -78,16 +86,13 @@ class ZfsCommands(Contender):
         await appears(self._device(dataset))
 
     async def setup(self, disk: str) -> None:
-        assert self.zpool
-        create = "zpool", "create", "-f", "-o", "ashift=12", "-m", "none"
-        sh(*create, self.zpool, disk)
+        make_zpool(self.zpool, disk)
         sh("zfs", "set", "volmode=dev", "snapdev=hidden", self.zpool)
         sh("zfs", "set", "org.qubes-os:part-of-qvm-pool=true", self.zpool)
         root = self._dataset("template", "root")
         await self._new(root, ROOT)
         fill(self._device(root))
         self.clean = await self._snapshot(root, "clean")
-        self.newest: dict[str, str] = {}
 
     async def create(self, qube: str) -> None:
         dataset = self._dataset(qube, "private")
@@ -161,7 +166,7 @@ class ZfsCommands(Contender):
 
     async def pool(self) -> None:
         for column in "size", "allocated":
-            await run("zpool", "list", "-Hp", "-o", column, str(self.zpool))
+            await run("zpool", "list", "-Hp", "-o", column, self.zpool)
 
     async def revert(self, qube: str) -> None:
         dataset = self._dataset(qube, "private")
@@ -232,6 +237,16 @@ class ThinCommands(Contender):
     async def _rename(self, old: str, new: str) -> None:
         await self._lvm("lvrename", "-q", self.group, old, new)
 
+    async def _replace(self, qube: str, new: str) -> str:
+        """*new* becomes the private volume; what that was becomes a revision,
+        whose name this gives."""
+        self.number += 1
+        back = f"{qube}-private-{self.number}-back"
+        await self._rename(f"{qube}-private", back)
+        await self._rename(new, f"{qube}-private")
+        await self._look()
+        return back
+
     async def _look(self) -> None:
         """What it knows of all volumes is read anew after each change."""
         columns = "vg_name,pool_lv,name,lv_size,data_percent,lv_attr,origin"
@@ -241,9 +256,7 @@ class ThinCommands(Contender):
         )
 
     async def setup(self, disk: str) -> None:
-        sh("vgcreate", "-y", "-f", self.group, disk)
-        thin = "lvcreate", "-y", "-q", "--type", "thin-pool", "-l", "90%FREE"
-        sh(*thin, "-n", "pool", self.group)
+        make_thin_pool(self.group, "pool", disk)
         await self._new("template-root", ROOT)
         fill(self._device("template-root"))
 
@@ -272,13 +285,8 @@ class ThinCommands(Contender):
             await self._look()
 
         async def private() -> None:
-            self.number += 1
-            back = f"{qube}-private-{self.number}-back"
-            await self._rename(f"{qube}-private", back)
-            await self._rename(f"{qube}-private-snap", f"{qube}-private")
-            await self._look()
             kept = self.kept.setdefault(qube, [])
-            kept.append(back)
+            kept.append(await self._replace(qube, f"{qube}-private-snap"))
             if len(kept) > 2:
                 await self._drop(kept.pop(0))
                 await self._look()
@@ -307,11 +315,7 @@ class ThinCommands(Contender):
     async def clone(self, qube: str, copy: str) -> None:
         await self._snapshot(f"{qube}-private", f"{copy}-private-import")
         await self._look()
-        self.number += 1
-        back = f"{copy}-private-{self.number}-back"
-        await self._rename(f"{copy}-private", back)
-        await self._rename(f"{copy}-private-import", f"{copy}-private")
-        await self._look()
+        await self._replace(copy, f"{copy}-private-import")
 
     async def export(self, qube: str) -> None:
         """The volume itself is read, from a device that is there."""
@@ -351,10 +355,21 @@ class Files(Contender):
         with open(path, "wb") as file:
             file.truncate(size)
 
+    def _kept(self, qube: str) -> list[Path]:
+        """The revisions, oldest first."""
+        return sorted(
+            (self.place / qube).glob("private.img@*"),
+            key=lambda path: int(path.name.rpartition("@")[2]),
+        )
+
+    def _keep(self, qube: str) -> None:
+        """The private volume as it is becomes a revision."""
+        self.number += 1
+        clean = self._path(qube, "private")
+        self._copy(clean, clean.with_name(f"private.img@{self.number}"))
+
     async def setup(self, disk: str) -> None:
-        self.place.mkdir(parents=True, exist_ok=True)
-        sh(f"mkfs.{self.file_system}", "-f", disk)
-        sh("mount", disk, str(self.place))
+        make_file_system(self.file_system, disk, str(self.place))
         (self.place / "template").mkdir()
         root = self._path("template", "root")
         self._new(root, ROOT)
@@ -386,16 +401,10 @@ class Files(Contender):
 
     async def stop(self, qube: str) -> None:
         def private() -> None:
-            self.number += 1
-            clean = self._path(qube, "private")
-            old = clean.with_name(f"private.img@{self.number}")
-            self._copy(clean, old)
-            _rename(self._path(qube, "private-dirty"), clean)
-            kept = sorted(
-                clean.parent.glob("private.img@*"),
-                key=lambda path: int(path.name.rpartition("@")[2]),
-            )
-            for path in kept[:-2]:
+            self._keep(qube)
+            dirty = self._path(qube, "private-dirty")
+            _rename(dirty, self._path(qube, "private"))
+            for path in self._kept(qube)[:-2]:
                 path.unlink()
 
         await asyncio.gather(
@@ -408,7 +417,7 @@ class Files(Contender):
         return str(self._path(qube, "private-dirty"))
 
     async def revisions(self, qube: str) -> None:
-        assert list((self.place / qube).glob("private.img@*"))
+        assert self._kept(qube)
 
     async def usage(self, qube: str) -> None:
         assert self._path(qube, "private").stat().st_blocks >= 0
@@ -418,14 +427,9 @@ class Files(Contender):
 
     async def revert(self, qube: str) -> None:
         def work() -> None:
-            clean = self._path(qube, "private")
-            newest = max(
-                clean.parent.glob("private.img@*"),
-                key=lambda path: int(path.name.rpartition("@")[2]),
-            )
-            self.number += 1
-            self._copy(clean, clean.with_name(f"private.img@{self.number}"))
-            self._copy(newest, clean)
+            newest = self._kept(qube)[-1]
+            self._keep(qube)
+            self._copy(newest, self._path(qube, "private"))
 
         await asyncio.to_thread(work)
 

@@ -28,7 +28,7 @@ def spread(times: list[float]) -> str:
 
 
 def counts(numbers: list[int]) -> str:
-    """How often each came, if not always the same."""
+    """The different ones, the least first."""
     if not numbers:
         return ""
     return "/".join(str(number) for number in sorted(set(numbers)))

@@ -210,7 +210,8 @@ def key(_):
     write("diary:private", "echo dear diary")
     dom0("qvm-shutdown --wait diary")
     dom0.qvm_zfs("lock private")
-    check("locked" in dom0.qvm_zfs("status"), "the key is forgotten")
+    status = dom0.qvm_zfs("status").stdout
+    check("locked" in status, "the key is forgotten")
     node = Path(f"/dev/zvol/{dom0.volume('diary:private').dataset}")
     sh("udevadm settle")
     check(not node.exists(), "there is not even a device to read")

@@ -126,19 +126,20 @@ class Dom0:
             print(textwrap.fill(text, 78, break_on_hyphens=False))
             return text
 
-    def qvm_zfs(self, words):
-        """Run the tool, and show it; gives what it printed."""
+    def qvm_zfs(self, words, answers=""):
+        """Run the tool, and show it; gives the process, which has ended."""
         print(f"# sudo qvm-zfs {words}")
         tool = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
         done = subprocess.run(
             [*tool, *words.split()],
+            input=answers,
             cwd=Path(__file__).resolve().parents[1],
             capture_output=True,
             text=True,
             check=False,
         )
         print(done.stdout + done.stderr, end="")
-        return done.stdout
+        return done
 
     def _run(self, tool, call):
         global _tool

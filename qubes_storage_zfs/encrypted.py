@@ -21,13 +21,13 @@ LOG = logging.getLogger("qubes.storage.zfs")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 ADD_BY_HAND = (
-    "create the encrypted dataset in a terminal of dom0, with 'sudo zfs create -o"
-    " encryption=aes-256-gcm -o keyformat=passphrase -o mountpoint=none"
+    "create the encrypted dataset in a terminal of dom0, with 'sudo zfs create"
+    " -o encryption=aes-256-gcm -o keyformat=passphrase -o mountpoint=none"
     " {dataset}', and add the pool again"
 )
 ADOPT_BY_HAND = (
-    "load its key in a terminal of dom0, with 'sudo zfs load-key {dataset}', and"
-    " add the pool again"
+    "load its key in a terminal of dom0, with 'sudo zfs load-key {dataset}',"
+    " and add the pool again"
 )
 #: of a root that somebody else made; what our own have from the beginning
 _ROOT_SETTINGS = {

@@ -15,7 +15,8 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 OUTSIDE = (
     "qube %s: %s of it is written to the pool %s, which is not encrypted by"
-    " the key of its other volumes; see encryption.md in the package's documentation"
+    " the key of its other volumes; see encryption.md in the package's"
+    " documentation"
 )
 
 

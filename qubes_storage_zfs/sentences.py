@@ -11,8 +11,8 @@ from .zfs.blank import DeviceRefused
 
 NO_MODULE = (
     "the zfs kernel module or python3-pyzfs is missing in dom0;"
-    " run 'sudo modprobe zfs' (after a kernel update 'dkms status' tells whether"
-    " the module was built for the new one)"
+    " run 'sudo modprobe zfs' (after a kernel update 'dkms status' tells"
+    " whether the module was built for the new one)"
 )
 POOL_ABSENT = (
     "the zpool {dataset} is not imported; connect its disk and run"
@@ -63,7 +63,8 @@ NOT_A_ROOT = (
 FOREIGN_ROOT = "{dataset} exists and is not this driver's; choose another name"
 NO_DEVICE = (
     "the device of {dataset} did not appear; is systemd-udevd running?"
-    " 'sudo udevadm trigger --subsystem-match=block' in dom0 makes it look again"
+    " 'sudo udevadm trigger --subsystem-match=block' in dom0 makes it look"
+    " again"
 )
 NOT_FOUND = "{dataset} does not exist (any more)"
 EXISTS = "{dataset} exists already"

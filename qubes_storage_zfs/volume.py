@@ -194,10 +194,18 @@ class ZfsVolume(Transfer):
                 dataset = self.where.dataset
                 why = sentences.VOLUME_EXISTS.format(dataset=dataset)
                 raise refusal(what, why)
-            number, _ = await self._blank(self._size, what, state)
-            await self.generations.adopt(number, keep=self.revisions_to_keep)
-            self._size = self._rounded(self._size, what)
+            await self._adopt_blank(what, state, keep=self.revisions_to_keep)
         return self
+
+    async def _adopt_blank(self, what: str, state: State, **how: Any) -> int:
+        """An empty generation becomes the current one; its number.
+
+        :param how: as Generations.adopt() takes it
+        """
+        number, _ = await self._blank(self._size, what, state)
+        await self.generations.adopt(number, **how)
+        self._size = self._rounded(self._size, what)
+        return number
 
     @locked
     async def remove(self) -> "ZfsVolume":
@@ -234,10 +242,7 @@ class ZfsVolume(Transfer):
             return await self.generations.adopt_clone(
                 self.source.committed, state, scratch=True
             )
-        number, _ = await self._blank(self._size, what, state)
-        await self.generations.adopt(number, scratch=True)
-        self._size = self._rounded(self._size, what)
-        return number
+        return await self._adopt_blank(what, state, scratch=True)
 
     @locked
     async def stop(self) -> "ZfsVolume":

@@ -6,9 +6,11 @@ Counts are the same on a slow machine and a fast one.
 import os
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,8 @@ def calls() -> Iterator[list[str]]:
     programs = {text: name for name, text in core._PROGRAMS.items()}
 
     def counted(what: str, subject: str, *args: Any) -> Any:
-        program = next((programs[a] for a in args[1:2] if a in programs), None)
-        made.append(program or what)
+        is_program = what.startswith("channel_program")
+        made.append(programs[args[1]] if is_program else what)
         return call(what, subject, *args)
 
     core._call = counted
@@ -113,3 +115,38 @@ def settled(zpool: str) -> int:
         if now != last:
             last, since = now, time.monotonic()
     return last
+
+
+def rest(zpool: str | None) -> None:
+    """Until udev and ZFS have nothing to do any more."""
+    subprocess.run(["udevadm", "settle"], check=True)
+    if zpool:
+        settled(zpool)
+
+
+@dataclass
+class Cost:
+    """Of what was done meanwhile; known when it is over.
+
+    :ivar seconds: it took
+    :ivar calls: of libzfs_core, sorted
+    :ivar txgs: transaction groups that ended; None: there is no zpool
+    """
+
+    seconds: float = 0.0
+    calls: list[str] = field(default_factory=list)
+    txgs: int | None = None
+
+
+@contextmanager
+def cost(zpool: str | None) -> Iterator[Cost]:
+    """Count; after a rest(), and while it is quiet()."""
+    spent = Cost()
+    with calls() as made:
+        before = txg(zpool) if zpool else 0
+        begin = time.monotonic()
+        yield spent
+        spent.seconds = time.monotonic() - begin
+        if zpool:
+            spent.txgs = txg(zpool) - before
+    spent.calls = sorted(made)

@@ -46,6 +46,8 @@ BUSY_LIMIT = 6.0
 _WRITE_AND_WAIT = 1 | 2 | 4
 _IN_EVENTS = 0x100 | 0x80 | 0x4  # IN_CREATE | IN_MOVED_TO | IN_ATTRIB
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 def link(dataset: str) -> str:
     """Where udev puts the node of *dataset*."""
@@ -150,8 +152,7 @@ class _Watch:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd: int = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self._event = asyncio.Event()
         if self._fd >= 0:
             asyncio.get_running_loop().add_reader(self._fd, self._drain)
@@ -167,7 +168,7 @@ class _Watch:
         folder = os.path.dirname(self._path)
         while folder.startswith("/dev"):
             # adding a watch that is there already changes nothing
-            self._libc.inotify_add_watch(
+            _libc.inotify_add_watch(
                 self._fd, folder.encode(), ctypes.c_uint32(_IN_EVENTS)
             )
             folder = os.path.dirname(folder)
@@ -240,9 +241,8 @@ def flush(dataset: str) -> None:
 
 def _write_out(fd: int) -> None:
     """sync_file_range(2), all of it, and waited for."""
-    libc = ctypes.CDLL(None, use_errno=True)
     whole = ctypes.c_int64(0), ctypes.c_int64(0)
-    if libc.sync_file_range(fd, *whole, ctypes.c_uint(_WRITE_AND_WAIT)):
+    if _libc.sync_file_range(fd, *whole, ctypes.c_uint(_WRITE_AND_WAIT)):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

@@ -8,7 +8,6 @@ root.  Afterwards zpools that a page made are gone.
 
 import contextlib
 import io
-import os
 import shlex
 import subprocess
 import sys
@@ -22,9 +21,6 @@ from .page import ROOT, Block, blocks
 
 DISKS = ("/dev/vdb", "/dev/vdc", "/dev/vdd", "/dev/vde")
 ANSWERS = "\n".join([PASSPHRASE.decode()] * 3)
-QVM_ZFS = f"""#!/bin/sh
-cd {ROOT} && exec {sys.executable} -m qubes_storage_zfs.tools.main "$@"
-"""
 
 
 class Failed(Exception):
@@ -36,11 +32,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         stage.person()
-        self.folder = folder
         self.dom0 = stage.Dom0(folder)
-        tool = folder / "qvm-zfs"
-        tool.write_text(QVM_ZFS)
-        tool.chmod(0o755)
 
     def block(self, block: Block) -> None:
         """:raises Failed: if it did not do what its marks say"""
@@ -62,16 +54,22 @@ class Reader:
         words = shlex.split(line, comments=True)
         if words[0] == "sudo":
             words.pop(0)
+        if not words[0].startswith(("qvm-", "qubes-", "systemctl")):
+            return self._shell(line, answers)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            refused = self._tool(words, answers)
+        return refused, printed.getvalue()
+
+    def _tool(self, words: list[str], answers: str) -> bool:
+        """Whether it refused."""
         if words == ["systemctl", "restart", "qubesd"]:
             self.dom0.kill_qubesd()
-        elif words[0].startswith(("qvm-", "qubes-")) and words[0] != "qvm-zfs":
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                told = self.dom0(shlex.join(words))
-            refused = isinstance(told, str) and ": error: " in told
-            return refused, printed.getvalue()
-        else:
-            return self._shell(line, answers)
-        return False, ""
+            return False
+        if words[0] == "qvm-zfs":
+            done = self.dom0.qvm_zfs(shlex.join(words[1:]), answers)
+            return bool(done.returncode)
+        told = self.dom0(shlex.join(words))
+        return isinstance(told, str) and ": error: " in told
 
     def _shell(self, line: str, answers: str) -> tuple[bool, str]:
         # a person types more slowly than udev makes links
@@ -83,7 +81,6 @@ class Reader:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"},
         )
         return bool(done.returncode), f"$ {line}\n{done.stdout}"
 

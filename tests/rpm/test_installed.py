@@ -13,6 +13,7 @@ from .conftest import ours
 from .world import (
     AS_ROOT,
     NAME,
+    POLICY,
     PROJECT,
     QUBES,
     QUBES_XML,
@@ -26,7 +27,6 @@ from .world import (
     stub,
 )
 
-POLICY = "/etc/qubes/policy.d/30-qubes-storage-zfs.policy"
 SERVICE = "/etc/qubes-rpc/qubes.AskPassword"
 DROP_IN = "/usr/lib/systemd/system/qubesd.service.d/30-qubes-storage-zfs.conf"
 DOC = f"/usr/share/doc/{NAME}"

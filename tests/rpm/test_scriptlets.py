@@ -3,9 +3,7 @@
 import pytest
 
 from .conftest import NEWER, ours
-from .world import NAME, QUBES_XML, SITE, Root, dom0
-
-POLICY = "/etc/qubes/policy.d/30-qubes-storage-zfs.policy"
+from .world import NAME, POLICY, QUBES_XML, SITE, Root, dom0
 
 USED = (
     "<qubes><pools>"

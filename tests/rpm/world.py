@@ -16,6 +16,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "qubes-storage-zfs"
 SITE = "/usr/lib/python{}.{}/site-packages".format(*sys.version_info[:2])
+POLICY = "/etc/qubes/policy.d/30-qubes-storage-zfs.policy"
 QUBES_XML = "var/lib/qubes/qubes.xml"
 #: gid of the group qubes in roots; any but root's
 QUBES = 98

@@ -9,6 +9,7 @@ import argparse
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ PREPARE = f"cp -a /src {FOLDER}"
 HINT = "try: cd src && python3 -m pytest -k revert tests/zfs"
 
 
-def at_the_console(work: Path) -> int:
+def at_the_console(work: Path) -> None:
     """The terminal is the guest's until the shell ends."""
     if not sys.stdin.isatty():
         raise vm.Failed("this wants a terminal")
@@ -39,34 +40,23 @@ def at_the_console(work: Path) -> int:
         " exec setsid -c bash -l </dev/ttyS0 >/dev/ttyS0 2>&1"
     )
     before = termios.tcgetattr(sys.stdin)
-    process, port = vm.boot(
-        vm.image(),
-        work,
-        devices=("-net", "none", "-chardev", "stdio,id=tty,signal=off"),
-        console="chardev:tty",
-    )
+    terminal = "-net", "none", "-chardev", "stdio,id=tty,signal=off"
     try:
-        tty.setraw(sys.stdin)
-        vm.execute(port, shell, limit=None)
-        return 0
+        with vm.guest(work, devices=terminal, console="chardev:tty") as port:
+            tty.setraw(sys.stdin)
+            vm.execute(port, shell, limit=None)
     finally:
-        process.kill()
-        process.wait()
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def by_ssh(work: Path) -> int:
+def by_ssh(work: Path) -> None:
     """Until the first session ends; its command is printed for others."""
     key, number = work / "key", str(free_port())
     run = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
     subprocess.run(run, check=True)
     public = shlex.quote(key.with_suffix(".pub").read_text("ascii").strip())
     forward = f"hostfwd=tcp:127.0.0.1:{number}-:22"
-    process, port = vm.boot(
-        vm.image(),
-        work,
-        devices=("-nic", f"user,restrict=on,model=virtio-net-pci,{forward}"),
-    )
+    card = "-nic", f"user,restrict=on,model=virtio-net-pci,{forward}"
     serve = (
         f"{PREPARE}; modprobe virtio_net; udevadm settle;"
         " card=$(ls /sys/class/net | grep -v lo); ip link set $card up;"
@@ -76,28 +66,19 @@ def by_ssh(work: Path) -> int:
     )
     ssh = [
         *("ssh", "-i", str(key), "-p", number, "-o", "LogLevel=ERROR"),
-        *(
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-        ),
-        "root@127.0.0.1",
+        *("-o", "StrictHostKeyChecking=no"),
+        *("-o", "UserKnownHostsFile=/dev/null", "root@127.0.0.1"),
     ]
-    try:
+    with vm.guest(work, devices=card) as port:
         if vm.execute(port, serve):
             raise vm.Failed("the guest's sshd did not start")
         vm.say(f"for another shell: {shlex.join(ssh)}")
         vm.say(HINT)
         subprocess.run(ssh, check=False)
-        return 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def free_port() -> int:
-    with vm.socket.socket() as probe:
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
@@ -111,7 +92,8 @@ def main() -> int:
         if ssh and missing:
             raise vm.Failed(f"{missing[0]} is not installed here")
         with tempfile.TemporaryDirectory(prefix="qz-vm-") as folder:
-            return (by_ssh if ssh else at_the_console)(Path(folder))
+            (by_ssh if ssh else at_the_console)(Path(folder))
+            return 0
     except vm.Failed as exc:
         vm.say(str(exc))
         return 1

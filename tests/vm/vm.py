@@ -350,7 +350,9 @@ def out_folder() -> Path:
     return place
 
 
-def start(work: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+def start(
+    work: Path, **options: Any
+) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """Boot a guest; gives its process and the port that takes commands.
 
     One that panics while it boots is booted once more: emulated processors
@@ -359,10 +361,10 @@ def start(work: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """
     place = image()
     try:
-        return boot(place, work)
+        return boot(place, work, **options)
     except Panicked as exc:
         say(f"{exc}\nbooting once more")
-        return boot(place, work)
+        return boot(place, work, **options)
 
 
 def boot(
@@ -397,19 +399,27 @@ def boot(
     return process, port
 
 
+@contextlib.contextmanager
+def guest(work: Path, **options: Any) -> Iterator[socket.socket]:
+    """A guest that ends with the block; *options* are those of boot()."""
+    process, port = start(work, **options)
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
 def run(command: str) -> int:
     with tempfile.TemporaryDirectory(prefix="qz-vm-") as folder:
         work = Path(folder)
-        process, port = start(work)
-        try:
-            return execute(port, command)
-        except Failed as exc:
-            raise Failed(
-                f"{exc}: killed. Its console ends:\n{console_end(work)}"
-            ) from exc
-        finally:
-            process.kill()
-            process.wait()
+        with guest(work) as port:
+            try:
+                return execute(port, command)
+            except Failed as exc:
+                raise Failed(
+                    f"{exc}: killed. Its console ends:\n{console_end(work)}"
+                ) from exc
 
 
 # --- a guest that stays -----------------------------------------------------

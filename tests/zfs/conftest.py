@@ -100,19 +100,19 @@ def pytest_runtest_logreport(report):
             ran["zfs"] += 1
 
 
+def core_admin_version():
+    """None: the stand-in is used, which has no version."""
+    version = Path(qubes.storage.__file__).parents[2] / "version"
+    return version.read_text("ascii").strip() if version.exists() else None
+
+
 def pytest_terminal_summary(terminalreporter):
-    version = Path("/sys/module/zfs/version")
     say = terminalreporter.write_line
-    core_admin = Path(qubes.storage.__file__).parents[2] / "version"
+    real = core_admin_version()
     say(
-        "OpenZFS "
-        + (version.read_text().strip() if version.exists() else "none")
-        + f", kernel {platform.release()}, Python {platform.python_version()},"
-        + (
-            f" core-admin {core_admin.read_text().strip()}"
-            if core_admin.exists()
-            else " our stand-in for core-admin"
-        )
+        f"OpenZFS {core.module_version() or 'none'},"
+        f" kernel {platform.release()}, Python {platform.python_version()}, "
+        + (f"core-admin {real}" if real else "our stand-in for core-admin")
     )
     skipped = terminalreporter.stats.get("skipped", [])
     say(f"tests run on real ZFS: {ran['zfs']}, skipped: {len(skipped)}")
@@ -136,8 +136,7 @@ def state_dir(tmp_path_factory):
 def sectors():
     """Options of zpool create: 512 bytes on OpenZFS 2.3, and 4 KiB, as most
     disks have, on others; what ZFS itself takes for a volume depends on it."""
-    version = Path("/sys/module/zfs/version").read_text("ascii")
-    return "-o", f"ashift={9 if version.startswith('2.3.') else 12}"
+    return "-o", f"ashift={9 if core.version_numbers() < (2, 4) else 12}"
 
 
 def clear():

@@ -8,8 +8,8 @@ import pytest
 
 from qubes_storage_zfs.zfs import core
 
-from ..counting import calls, quiet, settled, txg
-from .conftest import MIB, said, sh, write
+from ..counting import cost, quiet, rest
+from .conftest import MIB, said, write
 
 #: calls of libzfs_core, each one ioctl, by their programs' names; "old-clone":
 #: before OpenZFS 2.4, which clones in the program
@@ -77,12 +77,10 @@ class Counter:
         async def together():
             return await asyncio.gather(*(verb() for verb in verbs))
 
-        sh("udevadm", "settle")
-        before = settled(self.zpool)
-        with calls() as made:
+        rest(self.zpool)
+        with cost(self.zpool) as spent:
             results = asyncio.run(together())
-        self.made[name] = sorted(made)
-        self.txgs[name] = txg(self.zpool) - before
+        self.made[name], self.txgs[name] = spent.calls, spent.txgs
         return results[0]
 
 

@@ -4,12 +4,15 @@ With the rules of ``tests/host/udev``, or with dom0's own where checkouts of
 qubes-core-admin-linux and qubes-linux-utils are given.
 """
 
+import asyncio
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from qubes_storage_zfs.zfs import core, device
 
 from .conftest import MIB, sh
 
@@ -33,7 +36,7 @@ def source(variable, name, folder):
 
 
 def settle():
-    subprocess.run(["udevadm", "settle"], check=True)
+    sh("udevadm", "settle")
 
 
 def properties(node):
@@ -49,7 +52,7 @@ def reads(node):
 @pytest.fixture
 def dom0_rules():
     """udev as in dom0."""
-    put = {
+    files = {
         RULES
         / "11-qubes-ignore-zvol-devices.rules": source(
             "QUBES_CORE_ADMIN_LINUX",
@@ -67,7 +70,7 @@ def dom0_rules():
             "QUBES_LINUX_UTILS", "udev-block-add-change", "udev"
         ),
     }
-    for place, file in put.items():
+    for place, file in files.items():
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, place)
     for program in PROGRAMS:
@@ -78,7 +81,7 @@ def dom0_rules():
     sh("udevadm", "control", "--reload")
     yield
     settle()
-    for place in (*put, WRITER):
+    for place in (*files, WRITER):
         place.unlink()
     sh("udevadm", "control", "--reload")
 
@@ -132,7 +135,7 @@ def test_dom0_looks_into_a_zvol_that_is_no_qubes(zpool, dom0_rules, table):
     found = looked_into(path)
     assert {"read", "listed", f"{path.resolve().name}p1"} <= set(found)
     assert "ID_PART_TABLE_TYPE" in found
-    sh("timeout", "60", "bash", "-c", f"until zfs destroy {name}; do :; done")
+    asyncio.run(device.retry_busy(name, lambda: core.destroy(name), 60))
 
 
 def test_dom0_looks_into_no_volume(lab, dom0_rules, table):
