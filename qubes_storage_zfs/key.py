@@ -57,6 +57,7 @@ class Key:
         #: qubes that were let through to their start, and until when
         self._starting: dict[str, float] = {}
         self._asking: asyncio.Task[None] | None = None
+        self._forgetting: asyncio.Task[None] | None = None
         self._waiting = 0
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -92,6 +93,9 @@ class Key:
         self.watch()
         begin = self.begin if verb else self.used
         begin()
+        if self._forgetting is not None and not self._forgetting.done():
+            # it is loaded still, and will not be
+            await asyncio.wait([self._forgetting])
         if (await keys.state(self.root)).loaded:
             return
         task = self._asking
@@ -197,8 +201,9 @@ class Key:
 
     async def forget(self) -> bool:
         """Unload the key unless something uses it; whether it is gone."""
+        self._forgetting = asyncio.ensure_future(core.unload_key(self.root))
         try:
-            await core.unload_key(self.root)
+            await self._forgetting
         except Busy:
             # in use: it has its time from when that ends, which the next
             # look finds out if nobody says so
