@@ -6,7 +6,7 @@ from typing import Any
 
 from . import layout, sentences
 from .errors import refusal
-from .zfs import core, native
+from .zfs import channel, core, native
 from .zfs.errors import Busy, Exists, NotFound
 
 #: of the dataset that holds the qubes' datasets, set in the call that makes
@@ -60,7 +60,9 @@ async def look(container: str, home: str) -> Mapping[str, Any]:
         "flag": layout.UDEV_FLAG,
         "prefix": layout.PREFIX,
     }
-    found: Mapping[str, Any] = await core.read("container", container, question)
+    found: Mapping[str, Any] = await channel.read(
+        "container", container, question
+    )
     return found
 
 
@@ -86,7 +88,7 @@ async def claim(container: str, name: str, release: bool = False) -> None:
         "pool": name,
         "release": release,
     }
-    owner = await core.change("claim", container, question)
+    owner = await channel.change("claim", container, question)
     if owner is not None:
         raise refusal(
             f"Cannot claim {container}",

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from . import layout
 from .layout import VolumeName
-from .zfs import core, device, errors
+from .zfs import channel, core, device, errors
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -26,12 +26,47 @@ class Revision:
 
     number: int
     snapshot: str
-    #: seconds since the epoch
+    #: seconds since the epoch; 0 if not asked for
     creation: int
 
     @property
     def id(self) -> str:
         return f"r{self.number}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask about a volume, besides what is always told.
+
+    :ivar want: native properties of its current generation
+    :ivar revisions: what was committed, and what follows from it
+    :ivar dates: when that was, instead of what follows
+    :ivar counted: the numbers of its generations, if one is to be made
+    :ivar size: bytes, of a volume that nobody keeps, if it is made now
+    :ivar source: of such a one: the volume that it is cloned from
+    """
+
+    want: Sequence[str] = ()
+    revisions: bool = False
+    dates: bool = False
+    counted: bool = False
+    size: int | None = None
+    source: VolumeName | None = None
+
+    def made_from(self) -> dict[str, Any]:
+        """Size and source, as the programs take them."""
+        arguments: dict[str, Any] = {}
+        if self.size is not None:
+            arguments["size"] = str(self.size)
+        if self.source is not None:
+            arguments["source"] = {
+                "qube": self.source.dataset,
+                "committed": self.source.committed,
+            }
+        return arguments
+
+
+NOTHING_MORE = Question()
 
 
 @dataclass(frozen=True)
@@ -43,29 +78,31 @@ class State:
     owner: str | None
     #: whether the qube's dataset exists
     qube: bool
-    #: of all generations, if asked for
+    #: of all generations, if asked for and one is to be made
     numbers: Sequence[int]
     #: number of the current generation; None if there is no such volume
     current: int | None
     #: whether nobody keeps the content of the current generation
     scratch: bool = False
+    #: whether it can be taken back to what would be made now
+    usable: bool = False
+    #: whether it must be; what was written lately may not count yet
+    touched: bool = False
+    #: whether it is a clone of the source's committed state, if there is one
+    fresh: bool | None = None
+    #: the snapshot that is the committed state
+    committed: str | None = None
     #: oldest first; the last is the committed state
     revisions: Sequence[Revision] = ()
-    committed_guid: int | None = None
-    #: whether it is as create() made it: never started, never written to
+    #: whether it is as create() made it: never written to
     blank: bool = False
-    #: whether the current content differs from the committed state
+    #: whether the current content differs from the committed state; what was
+    #: written lately may not count yet
     dirty: bool = False
     #: whether what only an export or clone needed was left by a crash
     frozen: bool = False
-    origin_guid: int | None = None
     #: native properties of the current generation, as asked for
     properties: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def committed(self) -> str | None:
-        """The snapshot that is the newest committed state."""
-        return self.revisions[-1].snapshot if self.revisions else None
 
 
 @functools.cache
@@ -132,51 +169,36 @@ class Container:
 
     # --- reading
 
-    def _question(
-        self,
-        name: VolumeName,
-        want: Iterable[str],
-        revisions: bool,
-        counted: bool = False,
-    ) -> dict[str, Any]:
+    def _arguments(self, name: VolumeName, asked: Question) -> dict[str, Any]:
         return {
             "container": self.dataset,
             "owner": layout.OWNER,
             "qube": name.dataset,
             "volume": name.volume,
             "pointer": name.pointer,
-            "started": name.started,
+            "committed": name.committed,
             "blank": layout.BLANK,
-            "want": list(want),
-            "revisions": revisions,
-            "counted": counted,
+            "want": list(asked.want),
+            "revisions": asked.revisions,
+            "dates": asked.dates,
+            "counted": asked.counted,
+            **asked.made_from(),
         }
 
     async def state(
-        self,
-        name: VolumeName,
-        want: Iterable[str] = (),
-        revisions: bool = False,
-        counted: bool = False,
+        self, name: VolumeName, asked: Question = NOTHING_MORE
     ) -> State:
         """Ask ZFS about a volume.
 
-        :param want: native properties of its current generation
-        :param counted: whether State.numbers is needed
         :raises ZfsError: NoModule or PoolAbsent, mostly
         """
-        question = self._question(name, want, revisions, counted)
-        return _state(await core.read("state", self.home, question))
+        arguments = self._arguments(name, asked)
+        return _state(await channel.read("state", self.home, arguments))
 
-    def state_now(
-        self,
-        name: VolumeName,
-        want: Iterable[str] = (),
-        revisions: bool = False,
-    ) -> State:
+    def state_now(self, name: VolumeName, asked: Question) -> State:
         """As state(), for a synchronous property of the API."""
-        question = self._question(name, want, revisions)
-        return _state(core.ask("state", self.home, question))
+        arguments = self._arguments(name, asked)
+        return _state(channel.ask("state", self.home, arguments))
 
     # --- making and keeping
 
@@ -206,8 +228,10 @@ class Container:
             "home": self.home,
             "blank": layout.BLANK,
         }
-        if not await core.read("measure", dataset, question):
-            await core.change("measure", dataset, {**question, "write": True})
+        if not await channel.read("measure", dataset, question):
+            await channel.change(
+                "measure", dataset, {**question, "write": True}
+            )
         self._measured = True
 
     def release(self, dataset: str) -> None:
@@ -220,7 +244,9 @@ class Container:
         try:
             left = await device.retry_busy(
                 dataset,
-                lambda: core.change("discard", dataset, {"dataset": dataset}),
+                lambda: channel.change(
+                    "discard", dataset, {"dataset": dataset}
+                ),
             )
             await self.sweep_again(left.values())
         except errors.NotFound:
@@ -238,6 +264,8 @@ class Container:
             return
         self._swept = True
         try:
+            # what anybody wrote before counts as written from here on
+            await core.sync(self.home)
             await self.sweep()
         except errors.ZfsError as exc:
             self._swept = False
@@ -261,7 +289,7 @@ class Container:
         }
         if qube is not None:
             question["qube"] = qube
-        found = await core.read("garbage", self.home, question)
+        found = await channel.read("garbage", self.home, question)
         items = [
             {"name": item["name"], "guid": item["guid"]}
             for item in found["datasets"].values()
@@ -270,7 +298,7 @@ class Container:
         empty = list(found["empty"].values())
         if not items and not empty:
             return []
-        done = await core.change(
+        done = await channel.change(
             "sweep",
             self.home,
             {
@@ -330,17 +358,19 @@ def _state(answer: Mapping[str, Any]) -> State:
         numbers=list(answer.get("numbers", {}).values()),
         current=answer.get("current"),
         scratch=bool(answer.get("scratch")),
+        usable=bool(answer.get("usable")),
+        committed=answer.get("committed"),
+        touched=bool(answer.get("touched")),
+        fresh=answer.get("fresh"),
         revisions=[
-            Revision(item["number"], item["snapshot"], item["creation"])
+            Revision(item["number"], item["snapshot"], item.get("creation", 0))
             for _, item in sorted(
                 answer.get("revisions", {}).items(),
                 key=lambda pair: int(pair[0]),
             )
         ],
-        committed_guid=answer.get("committed_guid"),
         blank=bool(answer.get("blank")),
         dirty=bool(answer.get("dirty")),
         frozen=bool(answer.get("frozen")),
-        origin_guid=answer.get("origin_guid"),
         properties=answer.get("properties", {}),
     )

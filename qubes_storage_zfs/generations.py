@@ -10,9 +10,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from . import layout
-from .container import LOG, Container, State, holder_mark
+from .container import LOG, Container, Question, State, holder_mark
 from .layout import VolumeName
-from .zfs import core, device
+from .zfs import channel, core, device
 from .zfs.errors import Busy, Exists, NotFound, ZfsError
 
 #: how often a lost race for a name or an origin is run again
@@ -40,21 +40,23 @@ class Generations:
             "qube": self.where.dataset,
             "volume": self.where.volume,
             "pointer": self.where.pointer,
-            "started": self.where.started,
+            "committed": self.where.committed,
             "blank": layout.BLANK,
             **more,
         }
 
     async def _change(self, program: str, **more: Any) -> Any:
-        return await core.change(
+        return await channel.change(
             program, self.where.dataset, self._argv(**more)
         )
 
-    async def state(
-        self, *want: str, revisions: bool = False, counted: bool = False
-    ) -> State:
-        """:raises ZfsError: if ZFS cannot be asked"""
-        return await self.store.state(self.where, want, revisions, counted)
+    async def state(self, *want: str, **asked: Any) -> State:
+        """Ask ZFS about the volume.
+
+        :param asked: as Question has it
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        return await self.store.state(self.where, Question(want, **asked))
 
     # --- making
 
@@ -92,22 +94,33 @@ class Generations:
         raise AssertionError("unreachable")
 
     async def blank(
-        self, size: int, blocksize: int, state: State
+        self, size: int, blocksize: int, state: State, lasting: bool
     ) -> tuple[int, str]:
-        """An empty generation of *size* bytes, in hand."""
+        """An empty generation of *size* bytes, in hand.
+
+        :param lasting: it is in hand for long, and bears its mark from the
+            beginning; else adopt() sets that, a transaction group less
+        """
 
         async def make(_: int, dataset: str) -> None:
-            await core.create_volume(dataset, size, blocksize, holder_mark())
+            mark = holder_mark() if lasting else {}
+            await core.create_volume(dataset, size, blocksize, mark)
             await self.store.measure(dataset)
 
         return await self.build(make, state)
 
-    async def clone(self, origin: Origin, state: State) -> tuple[int, str]:
-        """A generation that is a clone of a snapshot, in hand."""
+    async def clone(
+        self, origin: Origin, state: State, lasting: bool
+    ) -> tuple[int, str]:
+        """A generation that is a clone of a snapshot, in hand.
+
+        :param lasting: as for blank()
+        """
 
         async def make(_: int, dataset: str) -> None:
             async with origin() as snapshot:
-                await core.clone(dataset, snapshot, holder_mark())
+                mark = holder_mark() if lasting else {}
+                await core.clone(dataset, snapshot, mark)
 
         return await self.build(make, state, first=1)
 
@@ -126,7 +139,7 @@ class Generations:
     async def adopt(self, number: int, **more: Any) -> None:
         """Generation *number*, which is in hand, becomes the current one.
 
-        :param more: scratch, keep, promote; see adopt.lua
+        :param more: scratch, size, keep, promote; see adopt.lua
         """
         dataset = self.where.generation(number)
         try:
@@ -158,8 +171,8 @@ class Generations:
         OpenZFS 2.4 clones within the program that moves the pointer; before
         2.4 the clone is a transaction group of its own.
         """
-        if not await core.clones_in_programs(self.zpool):
-            number, _ = await self.clone(origin, state)
+        if not await channel.clones_in_programs(self.zpool):
+            number, _ = await self.clone(origin, state, lasting=False)
             await self.adopt(number, **more)
             return number
 
@@ -177,13 +190,23 @@ class Generations:
 
     # --- committing
 
-    async def mark_started(self) -> None:
-        """From here on the content may differ from what is committed."""
-        await self._change("mark")
-
-    async def commit(self, keep: int, always: bool = False) -> None:
+    async def commit(self, keep: int) -> None:
         """What changed becomes a revision; older ones are pruned."""
-        await self._tidy(await self._change("commit", keep=keep, always=always))
+        await self._tidy(await self._change("commit", keep=keep))
+
+    async def reset(self, size: int, source: VolumeName | None) -> None:
+        """The current generation becomes again what adopt() made it.
+
+        :param size: bytes; with *source*: what would be made now
+        :raises Busy: if somebody has it open
+        :raises NotFound: if it is none that can be that
+        """
+        made_from = Question(size=size, source=source).made_from()
+        await device.retry_busy(
+            self.where.dataset,
+            lambda: self._change("reset", **made_from),
+            device.GLANCE_LIMIT,
+        )
 
     async def _tidy(self, left: Left) -> None:
         """What a change left goes now: else it would take its space until
@@ -199,7 +222,7 @@ class Generations:
         """A passing snapshot of a volume that keeps no revisions."""
         made: list[str] = []
         try:
-            yield await core.change(
+            yield await channel.change(
                 "freeze", self.where.dataset, self._argv(), made.append
             )
         finally:

@@ -15,9 +15,9 @@ OWNER = PREFIX + "pool"
 #: on a qube's dataset, with a volume's name behind it: which generation of
 #: the volume is current
 POINTER = PREFIX + "current."
-#: on a qube's dataset, with a volume's name behind it: the volume was handed
-#: to a running qube and not committed since
-STARTED = PREFIX + "started."
+#: on a qube's dataset, with a volume's name behind it: the snapshot that is
+#: the volume's committed state, without the qube's dataset
+COMMITTED = PREFIX + "committed."
 #: on every zvol of ours: the process that made it
 HOLDER = PREFIX + "holder"
 #: on the dataset below which the qubes' are: bytes that ZFS says a volume
@@ -71,9 +71,9 @@ class VolumeName:
         return POINTER + self.volume
 
     @property
-    def started(self) -> str:
-        """The user property that is there from start() until a commit."""
-        return STARTED + self.volume
+    def committed(self) -> str:
+        """The user property naming the snapshot that is the committed state."""
+        return COMMITTED + self.volume
 
     def generation(self, number: int) -> str:
         """Name of the zvol that is the *number*-th generation."""

@@ -18,7 +18,7 @@ from .container import Container, State
 from .errors import refusal, told
 from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from .volume import ZfsVolume
-from .zfs import blank, core, keys, native
+from .zfs import blank, channel, core, keys, native
 from .zfs.errors import ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -181,6 +181,14 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self._volumes[volume.vid] = volume
         return volume
 
+    def clones_of(self, volume: ZfsVolume) -> list[ZfsVolume]:
+        """The volumes that are clones of *volume* while their qubes run."""
+        return [
+            each
+            for each in self._volumes.values()
+            if each.source is not None and each.source.vid == volume.vid
+        ]
+
     def unlist(self, volume: ZfsVolume) -> None:
         """*volume* was removed."""
         self._volumes.pop(volume.vid, None)
@@ -188,7 +196,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     def _on_disk(self) -> dict[str, str]:
         """vid -> value of the pointer, for every volume there is."""
         question = {"home": self.home, "prefix": layout.POINTER}
-        answer: dict[str, str] = core.ask("volumes", self.home, question)
+        answer: dict[str, str] = channel.ask("volumes", self.home, question)
         return answer or {}
 
     def list_volumes(self) -> list[ZfsVolume]:
@@ -220,7 +228,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
                 "name": vid.rpartition("/")[2],
                 "vid": vid,
                 "rw": True,
-                "save_on_stop": not pointer.endswith("scratch"),
+                "save_on_stop": " scratch" not in pointer,
             }
         )
 
@@ -228,7 +236,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     def _space(self) -> dict[str, int]:
         try:
-            answer: dict[str, int] = core.ask(
+            answer: dict[str, int] = channel.ask(
                 "space", self.home, {"home": self.home}
             )
         except ZfsError:

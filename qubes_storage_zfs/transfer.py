@@ -63,18 +63,14 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         await self.pool.unlock(self.qube, self.app)
         await self.pool.first_use()
 
-    async def _state(
-        self, *want: str, revisions: bool = False, counted: bool = False
-    ) -> State:
+    async def _state(self, *want: str, **asked: Any) -> State:
         """Ask ZFS, and make sure that the answer is about our container.
 
-        :param counted: a generation is going to be made
+        :param asked: as Question has it
         :raises StoragePoolException: if the container is not there or not
             this pool's
         """
-        state = await self.generations.state(
-            *want, revisions=revisions, counted=counted
-        )
+        state = await self.generations.state(*want, **asked)
         self.pool.check_container(state)
         return state
 
@@ -85,20 +81,28 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             raise refusal(what, why)
         return state.current
 
-    def _rounded(self, size: Any, what: str) -> int:
-        """*size* in bytes, rounded up to whole blocks."""
+    def _in_blocks(self, size: int) -> int:
+        """*size* in bytes, rounded up to whole blocks, one at least."""
         block = self.pool.blocksize
+        return max(1, -(-size // block)) * block
+
+    def _rounded(self, size: Any, what: str) -> int:
+        """As _in_blocks(), of what somebody else gave."""
         try:
             number = int(size)
         except (TypeError, ValueError, OverflowError):
             number = -1
         if not 0 <= number <= 1 << 60:
             raise refusal(what, sentences.BAD_SIZE.format(size=size))
-        return max(1, -(-number // block)) * block
+        return self._in_blocks(number)
 
     async def _learn_size(self) -> None:
         state = await self._state("volsize")
         self._size = int(state.properties["volsize"])
+
+    async def _outdate_clones(self) -> None:
+        """What is committed has become another state; see ZfsVolume."""
+        raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def committed(self) -> AsyncIterator[str]:
@@ -109,7 +113,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         what = self._cannot("read")
         async with contextlib.AsyncExitStack() as stack:
             with told(what):
-                state = await self._state(revisions=True)
+                state = await self._state()
                 self._must_exist(state, what)
                 snapshot = state.committed
                 if self.snapshots_disabled:
@@ -119,11 +123,19 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                         self.generations.frozen()
                     )
                 elif snapshot is None:
-                    await self.generations.commit(self.revisions_to_keep, True)
-                    snapshot = (await self._state(revisions=True)).committed
+                    snapshot = await self._newest_revision()
             if snapshot is None:
                 raise refusal(what, sentences.NO_REVISIONS)
             yield snapshot
+
+    async def _newest_revision(self) -> str | None:
+        """By looking for it: what was committed is not written down, or was
+        destroyed by somebody else."""
+        state = await self._state(revisions=True)
+        if not state.revisions:
+            await self.generations.commit(self.revisions_to_keep)
+            state = await self._state(revisions=True)
+        return state.revisions[-1].snapshot if state.revisions else None
 
     # --- data out
 
@@ -143,7 +155,9 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         with told(what):
             await self._begin()
             state = await self._state(counted=True)
-            _, dataset = await self.generations.clone(self.committed, state)
+            _, dataset = await self.generations.clone(
+                self.committed, state, lasting=True
+            )
             try:
                 path = await device.wait_for_link(dataset)
             except BaseException:
@@ -166,10 +180,10 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     # --- data in
 
     async def _blank(
-        self, size: Any, what: str, state: State
+        self, size: Any, what: str, state: State, lasting: bool
     ) -> tuple[int, str]:
         return await self.generations.blank(
-            self._rounded(size, what), self.pool.blocksize, state
+            self._rounded(size, what), self.pool.blocksize, state, lasting
         )
 
     @locked
@@ -191,7 +205,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             await self._end_abandoned_import(what)
             state = await self._state(counted=True)
             self._must_exist(state, what)
-            _, self._import = await self._blank(size, what, state)
+            _, self._import = await self._blank(size, what, state, True)
             self._import_replaces = replaces
             try:
                 return await device.wait_for_link(self._import)
@@ -224,7 +238,8 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                 raise refusal(what, sentences.RUNNING)
             dataset, self._import = self._import, None
             try:
-                await core.in_thread(device.flush, dataset)
+                async with device.flushed(dataset):
+                    pass
             except BaseException:
                 await self.store.discard(dataset)
                 raise
@@ -237,6 +252,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             except Unwritten as exc:
                 raise refusal(what, sentences.IMPORT_REPLACED) from exc
             await self._learn_size()
+            await self._outdate_clones()
         return self
 
     async def _drop_import(self) -> None:
@@ -290,6 +306,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             else:
                 await self._copy_from(src_volume, what, state)
             await self._learn_size()
+            await self._outdate_clones()
         return self
 
     async def _clonable(self, source: qubes.storage.Volume) -> bool:
@@ -321,7 +338,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             raise refusal(what, why)
         path = await qubes.utils.coro_maybe(source.export())
         try:
-            number, dataset = await self._blank(source.size, what, state)
+            number, dataset = await self._blank(source.size, what, state, True)
             try:
                 target = await device.wait_for_link(dataset)
                 await copy.sparse_copy(path, target)

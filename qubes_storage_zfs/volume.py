@@ -15,10 +15,11 @@ import qubes.exc
 import qubes.storage
 
 from . import errors, layout, options, sentences
-from .container import State
-from .errors import refusal, sentence, told
-from .transfer import Transfer, locked
-from .zfs import core, device, native
+from .container import Question, State
+from .errors import refusal, told
+from .session import Session
+from .transfer import locked
+from .zfs import channel, device, native
 from .zfs.errors import ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -32,16 +33,17 @@ _BASE_OPTIONS = frozenset(
 )
 
 
-class ZfsVolume(Transfer):
+class ZfsVolume(Session):
     """One volume of a qube, on zvols.
 
     =========  ======================  ==================  =================
     verb       volatile                private             root of an AppVM
     =========  ======================  ==================  =================
     create     nothing                 zvol and @r1        nothing
-    start      fresh zvol              waits for its node  clone of source
-    stop       gone                    next revision       gone
+    start      fresh zvol              nothing             clone of source
+    stop       taken back to @s1       next revision       taken back to @s1
     =========  ======================  ==================  =================
+
     """
 
     def __init__(
@@ -53,8 +55,6 @@ class ZfsVolume(Transfer):
             key: config[key] for key in config if key not in _BASE_OPTIONS
         }
         self.snap_on_start_forensics = snap_on_start_forensics
-        #: create() found a volume of another qube in its place
-        self._not_ours = False
         super().__init__(**base)
 
     # --- what and where
@@ -63,10 +63,10 @@ class ZfsVolume(Transfer):
     def persistent(self) -> bool:
         return bool(self.save_on_stop) and not self.snap_on_start
 
-    def _state_now(self, *want: str, revisions: bool = False) -> State | None:
+    def _state_now(self, *want: str, **asked: Any) -> State | None:
         """For synchronous properties: None if ZFS cannot be asked now."""
         try:
-            state = self.store.state_now(self.where, want, revisions)
+            state = self.store.state_now(self.where, Question(want, **asked))
         except (ZfsError, layout.BadName):
             return None
         return state if state.container else None
@@ -126,7 +126,7 @@ class ZfsVolume(Transfer):
         """Older committed states, oldest first: id -> ISO date (UTC)."""
         if not self.save_on_stop:
             return {}
-        state = self._state_now(revisions=True)
+        state = self._state_now(revisions=True, dates=True)
         return {
             revision.id: qubes.storage.isodate(revision.creation)
             for revision in (state.revisions[:-1] if state else ())
@@ -143,17 +143,11 @@ class ZfsVolume(Transfer):
         return state.dirty
 
     def is_outdated(self) -> bool:
-        """Whether the source was committed since this clone was made."""
-        if not self.snap_on_start:
+        """Whether the source was committed since the qube started."""
+        if not self.snap_on_start or not self._in_use():
             return False
-        state = self._state_now("origin")
-        # pylint: disable=protected-access
-        source = self.source._state_now(revisions=True)
-        if state is None or source is None or state.current is None:
-            return False
-        if source.committed_guid is None:
-            return False
-        return bool(state.origin_guid != source.committed_guid)
+        state = self._state_now(source=self._source)
+        return state is not None and state.fresh is False
 
     async def verify(self) -> bool:
         what = self._cannot("use")
@@ -184,7 +178,7 @@ class ZfsVolume(Transfer):
                 return self
             await self._begin()
             state = await self._state(revisions=True)
-            if state.blank:
+            if state.blank and not self.is_running():
                 # qubesd was killed after this, before it wrote qubes.xml
                 await self.generations.forget()
                 state = await self._state(counted=True)
@@ -197,107 +191,19 @@ class ZfsVolume(Transfer):
             await self._adopt_blank(what, state, keep=self.revisions_to_keep)
         return self
 
-    async def _adopt_blank(self, what: str, state: State, **how: Any) -> int:
-        """An empty generation becomes the current one; its number.
-
-        :param how: as Generations.adopt() takes it
-        """
-        number, _ = await self._blank(self._size, what, state)
-        await self.generations.adopt(number, **how)
-        self._size = self._rounded(self._size, what)
-        return number
-
     @locked
     async def remove(self) -> "ZfsVolume":
         with told(self._cannot("remove")):
-            await self.pool.first_use()
-            self._let_go_of_import()
-            state = await self._state()
-            if state.qube and self._owns(state):
-                await self.generations.forget()
+            with channel.together(self._qube_key):
+                await self.pool.first_use()
+                self._let_go_of_import()
+                state = await self._state()
+                self._ready, self._given = False, None
+                if state.qube and self._owns(state):
+                    await self.generations.forget()
+            await self._outdate_clones()
             self.pool.unlist(self)
         return self
-
-    @locked
-    async def start(self) -> "ZfsVolume":
-        what = self._cannot("start")
-        with told(what):
-            await self.pool.first_use()
-            await self.pool.must_be_unlocked()
-            await self._end_abandoned_import(what)
-            if self.save_on_stop:
-                state = await self._state("volsize")
-                current = self._must_exist(state, what)
-                self._size = int(state.properties["volsize"])
-                await self.generations.mark_started()
-            else:
-                current = await self._start_scratch(what)
-            await device.wait_for_link(self.where.generation(current))
-        return self
-
-    async def _start_scratch(self, what: str) -> int:
-        """A generation whose content nobody keeps; its number."""
-        state = await self._state(counted=True)
-        if self.source is not None:
-            return await self.generations.adopt_clone(
-                self.source.committed, state, scratch=True
-            )
-        return await self._adopt_blank(what, state, scratch=True)
-
-    @locked
-    async def stop(self) -> "ZfsVolume":
-        """Commit or discard; called for every halted qube at qubesd's start,
-        for volumes that never were and before every removal.
-
-        It does not raise what ZFS answers: an exception here would keep
-        qubesd from removing any volume of the qube, and would tell nobody.
-        Nothing is lost by it: what was not committed stays as it is, and the
-        next stop() or start() goes on from there.
-        """
-        try:
-            await self.pool.first_use()
-            state = await self.generations.state(revisions=self.save_on_stop)
-            if state.current is None or state.owner != self.pool.name:
-                return self
-            if not self._owns(state):
-                return self
-            if self.save_on_stop:
-                await self._stop_persistent(state)
-            elif not self._kept_for_forensics():
-                await self.generations.forget()
-        except (ZfsError, layout.BadName, OSError) as exc:
-            LOG.error("%s", sentence(self._cannot("stop"), exc))
-        return self
-
-    def _owns(self, state: State) -> bool:
-        """Whether what is on disk is this volume's, to commit or destroy.
-
-        A kept volume under the name of a scratch one, or one that create()
-        found in its place, is what a removed qube left.
-        """
-        if self._not_ours:
-            return False
-        return state.current is None or bool(self.save_on_stop or state.scratch)
-
-    async def _stop_persistent(self, state: State) -> None:
-        keep = self.revisions_to_keep
-        if keep < 0:
-            if self.is_running() or state.revisions or state.frozen:
-                await self.generations.commit(keep)
-        elif self.is_running() or state.dirty or state.frozen:
-            # each session is a revision, as with the other drivers; one that
-            # is committed already, by a stop() that was cut short, is not
-            # marked any more
-            dataset = self.where.generation(state.current or 0)
-            await core.in_thread(device.flush, dataset)
-            await self.generations.commit(keep, always=state.dirty)
-        elif len(state.revisions) - 1 > keep:
-            await self.generations.commit(keep)
-
-    def _kept_for_forensics(self) -> bool:
-        return bool(self.snap_on_start) and (
-            self.snap_on_start_forensics or self.pool.forensics
-        )
 
     # --- going back, and growing
 
@@ -329,6 +235,7 @@ class ZfsVolume(Transfer):
                 lambda: contextlib.nullcontext(snapshot), state, promote=True
             )
             await self._learn_size()
+            await self._outdate_clones()
         return self
 
     @locked
@@ -345,12 +252,13 @@ class ZfsVolume(Transfer):
             size = self._rounded(size, what)
             await self._begin()
             keep = self.revisions_to_keep
+            running = self._in_use()
             state = await self._state("volsize", revisions=True)
-            if state.current is None:
-                if self.save_on_stop:
-                    self._must_exist(state, what)
+            if not self.save_on_stop and (state.current is None or not running):
+                # the next start makes one of that size
                 self._size = size
                 return self
+            current = self._must_exist(state, what)
             before = int(state.properties["volsize"])
             if size < before and self.is_running():
                 raise refusal(what, sentences.SHRINK_RUNNING)
@@ -358,10 +266,11 @@ class ZfsVolume(Transfer):
             if size < before and halted and keep > 0:
                 await self.generations.commit(keep)
             if size != before:
-                dataset = self.where.generation(state.current)
+                dataset = self.where.generation(current)
                 await native.set_property(dataset, "volsize", str(size))
             # it has that size, even if it cannot be committed now
             self._size = size
             if halted and keep >= 0:
                 await self.generations.commit(keep)
+                await self._outdate_clones()
         return self

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qubes_storage_zfs.zfs import core
+from qubes_storage_zfs.zfs import channel, core
 
 NETLINK_CONNECTOR = 11
 CN_IDX_PROC = 1
@@ -69,23 +69,36 @@ class Forks:
 
 
 @contextmanager
-def calls() -> Iterator[list[str]]:
+def calls(
+    spans: list[tuple[float, float]] | None = None,
+) -> Iterator[list[str]]:
     """Calls of libzfs_core, each one ioctl on /dev/zfs: what was called, of
-    a channel program its name."""
+    channel programs the names, with a + between those that ran as one.
+
+    :param spans: begin and end of each are added to it
+    """
     made: list[str] = []
-    call = core._call
-    programs = {text: name for name, text in core._PROGRAMS.items()}
+    call, run = core.call, channel._run
 
     def counted(what: str, subject: str, *args: Any) -> Any:
-        is_program = what.startswith("channel_program")
-        made.append(programs[args[1]] if is_program else what)
-        return call(what, subject, *args)
+        if not what.startswith("channel_program"):
+            made.append(what)
+        begin = time.monotonic()
+        try:
+            return call(what, subject, *args)
+        finally:
+            if spans is not None:
+                spans.append((begin, time.monotonic()))
 
-    core._call = counted
+    def counted_run(programs: Any, sync: bool) -> Any:
+        made.append("+".join(sorted(each.name for each in programs)))
+        return run(programs, sync)
+
+    core.call, channel._run = counted, counted_run
     try:
         yield made
     finally:
-        core._call = call
+        core.call, channel._run = call, run
 
 
 def txg(zpool: str) -> int:
@@ -129,20 +142,31 @@ class Cost:
     """Of what was done meanwhile; known when it is over.
 
     :ivar seconds: it took
+    :ivar in_calls: seconds of these in which ZFS was called
     :ivar calls: of libzfs_core, sorted
     :ivar txgs: transaction groups that ended; None: there is no zpool
     """
 
     seconds: float = 0.0
+    in_calls: float = 0.0
     calls: list[str] = field(default_factory=list)
     txgs: int | None = None
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """How long at least one of them lasted."""
+    covered, reached = 0.0, 0.0
+    for begin, end in sorted(spans):
+        covered += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered
 
 
 @contextmanager
 def cost(zpool: str | None) -> Iterator[Cost]:
     """Count; after a rest(), and while it is quiet()."""
-    spent = Cost()
-    with calls() as made:
+    spent, spans = Cost(), list[tuple[float, float]]()
+    with calls(spans) as made:
         before = txg(zpool) if zpool else 0
         begin = time.monotonic()
         yield spent
@@ -150,3 +174,4 @@ def cost(zpool: str | None) -> Iterator[Cost]:
         if zpool:
             spent.txgs = txg(zpool) - before
     spent.calls = sorted(made)
+    spent.in_calls = _covered(spans)

@@ -7,15 +7,15 @@ import threading
 from . import core, device
 
 BLOCK = 1 << 20  # bytes
-#: bytes written between two flushes, which bounds what is dirty in memory
+#: bytes between two flushes, which bounds what is dirty in memory
 FLUSH_EVERY = 64 << 20
 
 
 async def sparse_copy(source: str, target: str) -> None:
     """Copy *source* to *target*, a device that reads as zeroes throughout.
 
-    All of it is on disk when this returns.  A cancelled copy stops at the
-    next block.
+    All of it was given to ZFS when this returns, so it is on disk when the
+    next transaction group is.  A cancelled copy stops at the next block.
 
     :raises OSError: if reading or writing fails
     """
@@ -54,7 +54,7 @@ def _write(writer: int, data: memoryview, offset: int) -> None:
 
 
 def _flush(reader: int, writer: int, offset: int, length: int) -> None:
-    os.fsync(writer)
+    device.write_out(writer, offset, length)
     for descriptor in (reader, writer):
         # a pipe has no page cache to be spared
         with contextlib.suppress(OSError):

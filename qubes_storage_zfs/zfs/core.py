@@ -13,9 +13,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
-import functools
 import importlib
-import importlib.resources
 import logging
 import os
 import re
@@ -31,8 +29,6 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 T = TypeVar("T")
 Value = str | int | bool | None
-#: what a channel program takes and gives
-Data = Mapping[str, Any]
 
 #: zfs_prop_t index values, which libzfs_core takes instead of words
 #: (zfs_prop.c; each was created and read back on 2.3.9)
@@ -46,16 +42,13 @@ _NAME = re.compile(
     r"(/(?!\.\.?(/|@|\Z))[A-Za-z0-9_.:-]+)*(@[A-Za-z0-9_.:-]+)?\Z"
 )
 
-MEMORY_LIMIT = 100 << 20  # bytes; the most ZFS allows, allocated as needed
-INSTRUCTION_LIMIT = 100_000_000  # the most ZFS allows
-
 _SIGNALS = signal.valid_signals()
 
-_threads = concurrent.futures.ThreadPoolExecutor(16, "zfs")
+workers = concurrent.futures.ThreadPoolExecutor(16, "zfs")
 #: A program that reads runs in its caller's thread, and the kernel does not
 #: interrupt it: a processor is left for the event loop.  But never one thread
 #: alone, for a zpool that hangs must not stop the reading of all others.
-_readers = concurrent.futures.ThreadPoolExecutor(
+readers = concurrent.futures.ThreadPoolExecutor(
     max(2, min(4, (os.cpu_count() or 1) - 1)), "zfs-read"
 )
 
@@ -64,7 +57,7 @@ async def in_thread(
     function: Callable[..., T],
     *args: Any,
     stop: threading.Event | None = None,
-    threads: concurrent.futures.Executor = _threads,
+    threads: concurrent.futures.Executor = workers,
 ) -> T:
     """Run *function* in a thread; if cancelled, wait for its end first.
 
@@ -77,24 +70,29 @@ async def in_thread(
     except asyncio.CancelledError:
         if stop is not None:
             stop.set()
-        while not future.done():
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError:
-                continue
-        if not future.cancelled():
-            future.exception()
+        await ended(future)
         raise
 
 
-def _library() -> Any:
+async def ended(future: asyncio.Future[Any]) -> None:
+    """Wait until it is, even if cancelled meanwhile; however it ended."""
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            continue
+    if not future.cancelled():
+        future.exception()
+
+
+def library() -> Any:
     try:
         return importlib.import_module("libzfs_core")
     except (ImportError, OSError) as exc:
         raise errors.NoModule("libzfs_core", call="import") from exc
 
 
-def _check_name(name: str, what: str) -> None:
+def check_name(name: str, what: str) -> None:
     """Stop what is no name: channel programs take anything.
 
     What a person gave was checked long before, with better words; this is
@@ -118,14 +116,14 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _call(what: str, subject: str, *args: Any) -> Any:
+def call(what: str, subject: str, *args: Any) -> Any:
     """Call ``lzc_<what>``; *subject* is what an exception will name."""
-    _check_name(subject, what)
-    library = _library()
-    exceptions = library.exceptions
+    check_name(subject, what)
+    lzc = library()
+    exceptions = lzc.exceptions
     try:
         with _undisturbed():
-            return getattr(library, "lzc_" + what)(*args)
+            return getattr(lzc, "lzc_" + what)(*args)
     except exceptions.ZFSInitializationFailed as exc:
         raise errors.NoModule(subject, exc.errno, what) from exc
     except exceptions.PoolNotFound as exc:
@@ -134,110 +132,8 @@ def _call(what: str, subject: str, *args: Any) -> Any:
         # a program that failed says where, which only a maintainer reads
         details = getattr(exc, "details", None)
         if details:
-            LOG.error("%s of %s: %s", what, subject, _decode(details))
+            LOG.error("%s of %s: %r", what, subject, details)
         raise errors.from_errno(exc.errno or 0, subject, what) from exc
-
-
-def _encode(value: Any) -> Any:
-    """str to bytes and int to int64, which is all that programs take."""
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, int):
-        return _library().ctypes.int64_t(value)
-    if isinstance(value, Mapping):
-        return {key.encode(): _encode(item) for key, item in value.items()}
-    return {
-        str(number).encode(): _encode(item)
-        for number, item in enumerate(value, 1)
-    }
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode(errors="surrogateescape")
-    if isinstance(value, dict):
-        return {_decode(key): _decode(item) for key, item in value.items()}
-    return value
-
-
-def _programs() -> dict[str, bytes]:
-    """Texts of the channel programs; constant, names are arguments."""
-    folder = importlib.resources.files(__package__) / "programs"
-    texts = {
-        file.name.removesuffix(".lua"): file.read_bytes()
-        for file in folder.iterdir()
-        if file.name.endswith(".lua")
-    }
-    common = texts.pop("common")
-    return {name: common + text for name, text in texts.items()}
-
-
-#: all of one version, even if the package is upgraded while qubesd runs
-_PROGRAMS = _programs()
-
-
-def _run(name: str, dataset: str, arguments: Data, sync: bool) -> Any:
-    what = "channel_program" if sync else "channel_program_nosync"
-    _check_name(dataset, what)
-    zpool = dataset.partition("/")[0]
-    result = _call(
-        what,
-        dataset,
-        zpool.encode(),
-        _PROGRAMS[name],
-        INSTRUCTION_LIMIT,
-        MEMORY_LIMIT,
-        _encode(arguments),
-    )
-    result = _decode(result)
-    if isinstance(result, dict) and "errno" in result:
-        raise errors.from_errno(
-            result["errno"], result.get("dataset", dataset), result["step"]
-        )
-    return result
-
-
-def ask(name: str, dataset: str, arguments: Data) -> Any:
-    """Run a read-only program now, in this thread.
-
-    For properties that the API wants synchronously.  It waits for no
-    transaction group and for no disk beyond cached metadata.
-
-    :raises ZfsError: if it fails
-    """
-    return _run(name, dataset, arguments, sync=False)
-
-
-async def read(name: str, dataset: str, arguments: Data) -> Any:
-    """As :py:func:`ask`, in a thread."""
-    return await in_thread(
-        _run, name, dataset, arguments, False, threads=_readers
-    )
-
-
-async def change(
-    name: str,
-    dataset: str,
-    arguments: Data,
-    note: Callable[[Any], None] = lambda _: None,
-) -> Any:
-    """Run a program that changes something: one transaction group.
-
-    All it did is on disk when this returns; after a crash, all or nothing.
-
-    :param note: is told the result even if the waiting task is cancelled
-    :raises ZfsError: if the program refused (then nothing was changed,
-        unless its header says otherwise) or failed
-    """
-
-    def run() -> Any:
-        result = _run(name, dataset, arguments, True)
-        note(result)
-        return result
-
-    return await in_thread(run)
 
 
 def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
@@ -256,7 +152,7 @@ async def create_filesystem(
     :raises Exists: if there is a dataset of that name
     """
     given = _properties({"canmount": CANMOUNT_OFF, **properties})
-    await in_thread(_call, "create", dataset, dataset.encode(), "zfs", given)
+    await in_thread(call, "create", dataset, dataset.encode(), "zfs", given)
 
 
 async def create_volume(
@@ -272,7 +168,7 @@ async def create_volume(
     given = _properties(
         {"volsize": size, "volblocksize": blocksize, **properties}
     )
-    await in_thread(_call, "create", dataset, dataset.encode(), "zvol", given)
+    await in_thread(call, "create", dataset, dataset.encode(), "zvol", given)
 
 
 async def clone(
@@ -283,7 +179,7 @@ async def clone(
     :raises Exists: if there is a dataset of that name
     """
     await in_thread(
-        _call,
+        call,
         "clone",
         dataset,
         dataset.encode(),
@@ -298,7 +194,16 @@ async def destroy(dataset: str) -> None:
     :raises NotFound: if it is not there
     :raises Busy: if it has some, or something holds it open
     """
-    await in_thread(_call, "destroy", dataset, dataset.encode())
+    await in_thread(call, "destroy", dataset, dataset.encode())
+
+
+async def sync(dataset: str) -> None:
+    """Wait until all that was written to its zpool is in a transaction group
+    that has ended.
+
+    :raises PoolAbsent: if it is not imported
+    """
+    await in_thread(call, "sync", dataset, dataset.partition("/")[0].encode())
 
 
 def create_root(
@@ -314,7 +219,7 @@ def create_root(
     :raises Exists: if there is a dataset of that name
     """
     given = _properties({"canmount": CANMOUNT_OFF, **properties})
-    _call("create", dataset, dataset.encode(), "zfs", given, key)
+    call("create", dataset, dataset.encode(), "zfs", given, key)
 
 
 def load_key(root: str, key: bytes, check_only: bool = False) -> None:
@@ -324,7 +229,7 @@ def load_key(root: str, key: bytes, check_only: bool = False) -> None:
     :raises Locked: if it is the wrong one
     :raises Exists: if it is loaded already
     """
-    _call("load_key", root, root.encode(), check_only, key)
+    call("load_key", root, root.encode(), check_only, key)
 
 
 def change_key(root: str, properties: Mapping[str, Value], key: bytes) -> None:
@@ -333,7 +238,7 @@ def change_key(root: str, properties: Mapping[str, Value], key: bytes) -> None:
     :raises Locked: if the present one is not loaded
     """
     given = _properties(properties)
-    _call("change_key", root, root.encode(), "new_key", given, key)
+    call("change_key", root, root.encode(), "new_key", given, key)
 
 
 async def unload_key(root: str) -> None:
@@ -342,7 +247,7 @@ async def unload_key(root: str) -> None:
     :raises Busy: while anything that it encrypts is open
     :raises Locked: if it is not loaded
     """
-    await in_thread(_call, "unload_key", root, root.encode())
+    await in_thread(call, "unload_key", root, root.encode())
 
 
 def module_version() -> str | None:
@@ -359,13 +264,3 @@ def version_numbers() -> tuple[int, ...] | None:
     if version is None:
         return None
     return tuple(map(int, re.findall(r"\d+", version)[:3]))
-
-
-async def clones_in_programs(zpool: str) -> bool:
-    """Whether channel programs can clone here (OpenZFS 2.4.0 and newer)."""
-    return await in_thread(lambda: _can_clone(zpool, module_version()))
-
-
-@functools.lru_cache(maxsize=4)
-def _can_clone(zpool: str, _version: str | None) -> bool:
-    return bool(_run("can_clone", zpool, {}, False))

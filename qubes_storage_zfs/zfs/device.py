@@ -14,7 +14,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +41,9 @@ NUDGE_AFTER = 5.0
 GLANCE_LIMIT = 2.0
 #: seconds for which "busy" is put down to udev's probing and tried again
 BUSY_LIMIT = 6.0
+
+#: nodes that are remembered
+SEEN_LIMIT = 4096
 
 #: SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
 _WRITE_AND_WAIT = 1 | 2 | 4
@@ -78,6 +81,16 @@ def open_node(path: str, flags: int) -> int:
             if exc.errno != ERESTARTSYS:
                 raise
     return os.open(path, flags | os.O_CLOEXEC)
+
+
+def size_of(path: str) -> int:
+    """Bytes, as the kernel knows it; the device is not opened.
+
+    :raises OSError: if it is not there
+    """
+    node = os.path.basename(os.path.realpath(path))
+    sectors = Path("/sys/class/block", node, "size").read_text("ascii")
+    return int(sectors) * 512
 
 
 def _name_of_open(fd: int) -> str | None:
@@ -183,13 +196,47 @@ class _Watch:
             os.close(self._fd)
 
 
+#: dataset -> its node, and which one of that name since the machine booted
+_seen: dict[str, tuple[str, str]] = {}
+
+
+def _which(path: str) -> tuple[str, str] | None:
+    """The node that *path* leads to, and the number that the kernel gives to
+    each disk there ever is, and to none twice (diskseq)."""
+    node = os.path.realpath(path)
+    try:
+        return node, Path(
+            "/sys/class/block", os.path.basename(node), "diskseq"
+        ).read_text("ascii")
+    except OSError:
+        return None
+
+
+def _leads_to(path: str, dataset: str) -> bool:
+    """Whether *path* leads to the node of *dataset*.
+
+    Asked of the zvol itself, which must be opened for it; once for each node
+    that a dataset has.
+    """
+    which = _which(path)
+    if which is not None and _seen.get(dataset) == which:
+        return True
+    if name_of_node(path) != dataset:
+        return False
+    if which is not None and _which(path) == which:
+        if len(_seen) >= SEEN_LIMIT:
+            _seen.clear()
+        _seen[dataset] = which
+    return True
+
+
 async def wait_for_link(dataset: str) -> str:
     """Wait until the link of *dataset* leads to its node; give the link.
 
     :raises NoDevice: if it does not within :py:data:`LINK_LIMIT` seconds
     """
     path = link(dataset)
-    if await core.in_thread(name_of_node, path) == dataset:
+    if await core.in_thread(_leads_to, path, dataset):
         return path
     loop = asyncio.get_running_loop()
     begin = loop.time()
@@ -201,7 +248,7 @@ async def wait_for_link(dataset: str) -> str:
             # before the look, so that the last one is after the last wait
             passed = loop.time() - begin
             watch.arm()
-            if await core.in_thread(name_of_node, path) == dataset:
+            if await core.in_thread(_leads_to, path, dataset):
                 return path
             if passed >= LINK_LIMIT:
                 raise NoDevice(dataset, errno.ENODEV, "wait for the device of")
@@ -211,7 +258,8 @@ async def wait_for_link(dataset: str) -> str:
             await watch.wait(1.0)
 
 
-def flush(dataset: str) -> None:
+@contextlib.asynccontextmanager
+async def flushed(dataset: str) -> AsyncIterator[None]:
     """Write what dom0's page cache holds of the zvol, if it has a node.
 
     A snapshot does not contain buffered writes that ZFS was not given.  What
@@ -219,8 +267,21 @@ def flush(dataset: str) -> None:
     earlier one; fsync() would have it in the intent log as well, which takes
     four transaction groups to open and close (counted on 2.4.4).
 
+    The zvol is kept open within this: else ZFS opens it anew for each of its
+    snapshots that a program lists, and for each of its properties.
+
     :raises OSError: if the data could not be written
     """
+    held = contextlib.ExitStack()
+    try:
+        await core.in_thread(_flush, dataset, held)
+        yield
+    finally:
+        await core.in_thread(held.close)
+
+
+def _flush(dataset: str, held: contextlib.ExitStack) -> None:
+    """Until *held* is closed the zvol is open, if it has a node."""
     try:
         fd = open_node(link(dataset), os.O_RDONLY)
     except OSError as exc:
@@ -232,17 +293,19 @@ def flush(dataset: str) -> None:
         ):
             return
         raise
-    try:
-        if _name_of_open(fd) == dataset:
-            _write_out(fd)
-    finally:
-        os.close(fd)
+    held.callback(os.close, fd)
+    if _name_of_open(fd) == dataset:
+        write_out(fd)
 
 
-def _write_out(fd: int) -> None:
-    """sync_file_range(2), all of it, and waited for."""
-    whole = ctypes.c_int64(0), ctypes.c_int64(0)
-    if _libc.sync_file_range(fd, *whole, ctypes.c_uint(_WRITE_AND_WAIT)):
+def write_out(fd: int, offset: int = 0, length: int = 0) -> None:
+    """Write what the page cache holds of *length* bytes, 0 for all there are
+    from *offset* on, and wait for it; see flushed().
+
+    :raises OSError: if it could not be written
+    """
+    part = ctypes.c_int64(offset), ctypes.c_int64(length)
+    if _libc.sync_file_range(fd, *part, ctypes.c_uint(_WRITE_AND_WAIT)):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

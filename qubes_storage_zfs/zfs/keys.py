@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from . import core, device, errors, native
+from . import channel, core, device, errors, native
 
 #: has a person asked: what for (a word of keyholder.py), and the file
 #: descriptor that the answer is to be written to
@@ -52,7 +52,7 @@ class KeyState:
 
 async def state(dataset: str) -> KeyState:
     """:raises ZfsError: if ZFS cannot be asked"""
-    answer = await core.read("key", dataset, {"dataset": dataset}) or {}
+    answer = await channel.read("key", dataset, {"dataset": dataset}) or {}
     return KeyState(
         exists=bool(answer.get("exists")),
         root=answer.get("root"),

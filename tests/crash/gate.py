@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qubes_storage_zfs import layout
-from qubes_storage_zfs.zfs import core, device, native
+from qubes_storage_zfs.zfs import channel, core, device, native
 
 #: dataset -> its guid, its own properties, snapshots, ...; see parsed()
 Dump = dict[str, dict[str, Any]]
@@ -131,14 +131,14 @@ class Door:
 
     def __init__(self) -> None:
         self.gates: dict[str, Gate] = {}
-        self._call, self._run = core._call, native.run
+        self._call, self._run = core.call, native.run
 
     def __enter__(self) -> "Door":
-        core._call, native.run = self.call, self.run
+        core.call, native.run = self.call, self.run
         return self
 
     def __exit__(self, *_: object) -> None:
-        core._call, native.run = self._call, self._run
+        core.call, native.run = self._call, self._run
 
     def _gate(self, dataset: str) -> Gate | None:
         return self.gates.get("/".join(dataset.split("/")[:2]))
@@ -147,7 +147,7 @@ class Door:
         gate = self._gate(subject)
         if gate is None:
             return self._call(what, subject, *args)
-        if what == "channel_program_nosync":
+        if what in ("channel_program_nosync", "sync"):
             if gate.dead:
                 raise Stopped
             return self._call(what, subject, *args)
@@ -177,7 +177,7 @@ class Door:
         """A program is ended at any hundredth instruction if its caller is
         killed; ZFS looks at its limit of instructions there, too."""
         zpool, program, _, memory, argument, place = args
-        library = core._library()
+        library = core.library()
 
         def over(run: Callable[..., Any], limit: int) -> Any:
             with contextlib.suppress(library.exceptions.ZCPTimeout):
@@ -219,11 +219,11 @@ class Door:
                 container,
                 container.partition("/")[0].encode(),
                 DUMP,
-                core.INSTRUCTION_LIMIT,
-                core.MEMORY_LIMIT,
-                core._encode(argument),
+                channel.INSTRUCTION_LIMIT,
+                channel.MEMORY_LIMIT,
+                channel._encode(argument),
             )
-        return parsed(core._decode(found))
+        return parsed(channel._decode(found))
 
     async def run(self, program: str, *arguments: str, **more: Any) -> Any:
         gate = self._gate(arguments[-1])

@@ -70,7 +70,7 @@ class Life(Admin):
         await volume.start()
         await self.write("app/private", tag)
         await volume.stop()
-        now = self.model["app/private"].begun().written(tag)
+        now = self.model["app/private"].written(tag)
         self.model["app/private"] = now.stopped()
         self.disturb()
         await self.check()
@@ -114,7 +114,7 @@ class Life(Admin):
         if volume.size != now.current.size:
             raise Violated(f"{vid} says {volume.size}, not {now}")
         dirty = vid.split("/")[0] in self.running or (
-            now.keep >= 0 and (now.started or now.current != now.committed)
+            now.keep >= 0 and now.current != now.committed
         )
         if volume.is_dirty() != dirty:
             raise Violated(f"{vid} is dirty: {not dirty}, and {now}")
@@ -182,8 +182,7 @@ class Life(Admin):
         now = self.model[kept]
         root = self.model["tmpl/root"].committed if qube == "app" else None
         self.imports.pop(kept, None)
-        begun = now.begun()
-        self._may_be[kept] = (begun,)
+        self._may_be[kept] = (now,)
         try:
             for vid in self.of(qube):
                 await self.pool.unlock()
@@ -195,9 +194,8 @@ class Life(Admin):
             self.relieve()
             for vid in self.of(qube):
                 await self.volumes[vid].stop()
-            self._may_be[kept] = (now.stopped(), begun.stopped())
+            self._may_be[kept] = (now.stopped(),)
             return
-        self.model[kept] = begun
         self.volatile = ""
         self.mark_running(qube, root)
 
@@ -288,22 +286,18 @@ class Life(Admin):
             same = size == now.current.size
             bases = self._bases(vid) if shrinks or same else [now.states]
             after = [
-                replace(
-                    resized._pruned(
-                        replace(
-                            resized,
-                            states=base if same else (*base, resized.current),
-                        )
-                    ),
-                    started=False,
+                resized._pruned(
+                    replace(
+                        resized,
+                        states=base if same else (*base, resized.current),
+                    )
                 )
                 for base in bases
             ]
             for base in bases:
                 # committed before it shrinks, or resized and not committed
                 was = now._pruned(replace(now, states=base))
-                partly += [replace(was, started=False)]
-                partly += [replace(was.resized(size), started=False)]
+                partly += [was, was.resized(size)]
         await self.attempt(
             vid, lambda: volume.resize(size), *after, refused=tuple(partly)
         )

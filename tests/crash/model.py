@@ -18,13 +18,11 @@ class Kept:
 
     :ivar current: what its device shows
     :ivar states: what was committed and is kept, oldest first
-    :ivar started: whether it may have been written to since
     """
 
     keep: int
     current: Content | None = None
     states: tuple[Content, ...] = ()
-    started: bool = False
 
     @property
     def committed(self) -> Content | None:
@@ -37,9 +35,6 @@ class Kept:
     def removed(self) -> "Kept":
         return Kept(self.keep)
 
-    def begun(self) -> "Kept":
-        return replace(self, started=True)
-
     def written(self, tag: str) -> "Kept":
         return replace(self, current=Content(tag, self.current.size))
 
@@ -47,9 +42,9 @@ class Kept:
         """stop(), after a session or after a crash."""
         if self.current is None:
             return self
-        changed = self.started or self.current != self.committed
+        changed = self.current != self.committed
         states = self.states + ((self.current,) if changed else ())
-        return self._pruned(replace(self, states=states, started=False))
+        return self._pruned(replace(self, states=states))
 
     def imported(self, content: Content) -> "Kept":
         states = self.states
@@ -66,7 +61,7 @@ class Kept:
         return replace(self, current=Content(self.current.tag, size))
 
     def _became(self, content: Content, states: tuple[Content, ...]) -> "Kept":
-        return self._pruned(Kept(self.keep, content, (*states, content), False))
+        return self._pruned(Kept(self.keep, content, (*states, content)))
 
     def _pruned(self, volume: "Kept") -> "Kept":
         if self.keep < 0:

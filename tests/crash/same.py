@@ -11,7 +11,7 @@ from typing import Any
 from qubes_storage_zfs import layout
 
 from .gate import Dump
-from .world import SNAPSHOT_OF_ADMIN, UNTOUCHED, VOLUMES, World
+from .world import BEGINNING, SNAPSHOT_OF_ADMIN, UNTOUCHED, VOLUMES, World
 
 Shape = tuple[Any, ...]
 
@@ -55,7 +55,8 @@ def _places(world: World, dump: Dump) -> dict[str, Shape]:
                     found = layout.revision_number(short)
                     revisions.append((found, rank, f"{name}@{short}"))
                 else:
-                    kind = "admin" if short == SNAPSHOT_OF_ADMIN else "other"
+                    kinds = {SNAPSHOT_OF_ADMIN: "admin", BEGINNING: "beginning"}
+                    kind = kinds.get(short, "other")
                     places[f"{name}@{short}"] = (vid, rank, kind)
         for order, (_, rank, snapshot) in enumerate(sorted(revisions)):
             places[snapshot] = (vid, rank, f"{order:03}")

@@ -35,8 +35,7 @@ async def _session(world: World, vid: str) -> None:
 
 
 async def _begin(world: World, vid: str) -> None:
-    volume, now = world.volumes[vid], world.model[vid]
-    await _step(world, vid, now.begun(), volume.start)
+    await _step(world, vid, world.model[vid], world.volumes[vid].start)
 
 
 async def _write(world: World, vid: str) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +31,8 @@ TAG_AT = (0, MIB)  # bytes; where a volume's tag stands
 #: bytes; what a clone's first opening writes, less than any write of data
 UNTOUCHED = 8192
 SNAPSHOT_OF_ADMIN = "admin"
+#: the snapshot that a volume which nobody keeps is taken back to
+BEGINNING = "s1"
 
 #: vid -> whether it is saved on stop
 VOLUMES = {
@@ -288,7 +289,6 @@ class World:
             keep,
             content,
             tuple(self.contents[states[number]] for number in sorted(states)),
-            where.started in dump[where.dataset]["own"],
         )
 
     def guids(self, vid: str) -> set[int]:
@@ -337,10 +337,6 @@ class World:
     async def _check_volume(self, dump: Dump, vid: str, stopped: bool) -> None:
         model, legal = self.model[vid], self.legal(vid, stopped)
         seen = await self.observe(dump, vid)
-        if vid == "app/private" and seen.keep < 0:
-            # without revisions nobody asks whether it was started
-            seen = replace(seen, started=model.started)
-            legal = [replace(x, started=model.started) for x in legal]
         if seen not in legal:
             raise Violated(f"{vid} is {seen}, not {legal}")
         self.model[vid] = seen
@@ -356,16 +352,39 @@ class World:
             pointer = self.pointer(dump, vid)
             if "app" not in self.running:
                 if pointer is not None:
-                    raise Violated(f"{vid} is there and its qube is not")
+                    self._check_ready(dump, vid, pointer)
                 continue
             if pointer is None:
                 raise Violated(f"{vid} is gone under a running qube")
             where = layout.volume_name(self.pool.home, vid)
-            number = int(pointer.removesuffix(" scratch"))
+            number = int(pointer.split()[0])
             path = await device.wait_for_link(where.generation(number))
             seen = await self.read(path)
             if seen != content:
                 raise Violated(f"{vid} shows {seen}, not {content}")
+
+    def _check_ready(self, dump: Dump, vid: str, pointer: str) -> None:
+        """What a stop left for the next start: nothing but a beginning."""
+        number = int(pointer.split()[0])
+        item = self.generations(dump, vid).get(number)
+        if item is None:
+            raise Violated(f"{vid} points to nothing")
+        if list(item["snapshots"]) != [BEGINNING]:
+            raise Violated(f"{vid} has the snapshots {item['snapshots']}")
+        if item["written"] > UNTOUCHED:
+            raise Violated(f"{vid} holds what its last session wrote")
+        if vid == "app/root":
+            source = self.generations(dump, "tmpl/root")
+            names = {
+                (layout.revision_number(short), number, short)
+                for number, each in source.items()
+                for short, snapshot in each["snapshots"].items()
+                if short[0] == "r" and not snapshot["leaving"]
+            }
+            where = layout.volume_name(self.pool.home, "tmpl/root")
+            _, number, short = max(names)
+            if item["origin"] != f"{where.generation(number)}@{short}":
+                raise Violated(f"{vid} is ready, but a clone of the past")
 
     def _check_garbage(self, dump: Dump) -> None:
         """Nothing is there without a reason."""
@@ -387,7 +406,7 @@ class World:
                     if f"{name}@{short}" in origins:
                         reasons = True
                     elif short == SNAPSHOT_OF_ADMIN or (
-                        pointer and short[0] == "r"
+                        pointer and short[0] in "rs"
                     ):
                         reasons = True
                     else:

@@ -13,6 +13,7 @@ from typing import Any
 import libzfs_core
 
 from qubes_storage_zfs import layout
+from qubes_storage_zfs.container import Question
 from qubes_storage_zfs.zfs import device
 
 from ..zfs.conftest import open_device
@@ -22,6 +23,8 @@ from .guest import NAME, SIZE, House, sh
 HOME = f"{NAME}/vm"
 #: seconds
 NODE_LIMIT = 60.0
+#: what a volume that nobody keeps is taken back to
+BEGINNING = "s1"
 
 _EVERYTHING = b"""
 local out = {}
@@ -82,7 +85,7 @@ def differences(first: Things, second: Things) -> list[str]:
 
 
 def leftovers(things: Things) -> list[str]:
-    """What nothing needs, and marks that no halted volume has."""
+    """What nothing needs."""
     wrong, volumes, needed = [], set(), {HOME}
     for dataset, thing in things.items():
         for name, value in thing.get("mine", {}).items():
@@ -93,10 +96,10 @@ def leftovers(things: Things) -> list[str]:
                 zvol = f"{dataset}/{volume}{suffix}"
                 volumes.add((dataset, volume))
                 needed |= {dataset, zvol}
-                if zvol not in things or value.endswith("scratch"):
+                if zvol not in things:
                     wrong.append(f"{dataset}: pointer {name}={value}")
-            elif name.startswith(layout.STARTED):
-                wrong.append(f"{dataset}: {name} is still set")
+                if " scratch" in value:
+                    needed.add(f"{zvol}@{BEGINNING}")
     for name, thing in things.items():
         zvol, _, snapshot = name.partition("@")
         dataset, _, last = zvol.rpartition("/")
@@ -173,7 +176,10 @@ async def found(house: House) -> dict[str, Any]:
     names = {}
     answer: dict[str, Any] = {"volumes": {}, "current": {}}
     for volume in house.pool.list_volumes():
-        state = await volume.store.state(volume.where, revisions=True)
+        if not volume.save_on_stop:
+            continue
+        asked = Question(revisions=True)
+        state = await volume.store.state(volume.where, asked)
         names[volume.vid] = [item.snapshot for item in state.revisions]
         answer["current"][volume.vid] = await read(volume.path)
     every = {name for snapshots in names.values() for name in snapshots}

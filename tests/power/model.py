@@ -24,13 +24,11 @@ class Volume:
     :ivar states: committed contents, oldest first; the last is *the* one
     :ivar current: what a running qube reads
     :ivar unsure: block -> names that a cut may bring back
-    :ivar started: handed to a qube and not committed since
     """
 
     states: tuple[Content, ...]
     current: Content
     unsure: dict[int, frozenset[str]] = field(default_factory=dict)
-    started: bool = False
 
     @property
     def committed(self) -> Content:
@@ -45,9 +43,11 @@ def _whole(*states: Content) -> Volume:
     return Volume(states, states[-1])
 
 
-def _committed(volume: Volume) -> Volume:
-    states = (*volume.states, volume.current)[-KEEP - 1 :]
-    return Volume(states, volume.current, volume.unsure)
+def _stopped(volume: Volume) -> Volume:
+    """What was written is a state; where nothing was, there is none more."""
+    changed = volume.current != volume.committed
+    states = (*volume.states, *([volume.current] if changed else []))
+    return Volume(states[-KEEP - 1 :], volume.current, volume.unsure)
 
 
 def _replaced(volume: Volume, content: Content, prune: bool) -> list[Volume]:
@@ -89,13 +89,13 @@ def outcomes(volume: Maybe, begin: dict[str, Any]) -> list[Maybe]:
         return [None]
     assert volume is not None, f"{verb} of a volume that is not there"
     if verb == "start":
-        return [replace(volume, started=True)]
+        return [volume]
     if verb == "write":
         return [written(volume, begin)]
     if verb == "sync":
         return [replace(volume, unsure={})]
     if verb == "stop":
-        return [replace(_committed(volume), unsure={})]
+        return [replace(_stopped(volume), unsure={})]
     if verb == "import":
         return [*_replaced(volume, (begin["content"],) * begin["blocks"], True)]
     if verb == "give up import":
@@ -112,13 +112,21 @@ def outcomes(volume: Maybe, begin: dict[str, Any]) -> list[Maybe]:
     raise KeyError(verb)
 
 
-def recovered(volume: Maybe) -> Maybe:
+def recovered(volume: Maybe) -> list[Maybe]:
     """After qubesd's start: stop() for every halted qube."""
     if volume is None:
-        return None
-    if volume.started:
-        return _committed(volume)
-    return replace(volume, states=volume.states[-KEEP - 1 :])
+        return [None]
+    outcomes: list[Maybe] = [_stopped(volume)]
+    lost = all(
+        now == before or before in volume.unsure.get(block, ())
+        for block, (now, before) in enumerate(
+            zip(volume.current, volume.committed, strict=False)
+        )
+    )
+    if lost and len(volume.current) == len(volume.committed):
+        # all that was written may have been lost with the power
+        outcomes.append(_stopped(replace(volume, current=volume.committed)))
+    return outcomes
 
 
 def differs(volume: Maybe, found: list[Content] | None) -> str | None:
@@ -254,7 +262,11 @@ class World:
                 ]
             have = found.get(vid)
             self.blocks += sum(map(len, have or ()))
-            wrong = [differs(recovered(each), have) for each in possible]
+            wrong = [
+                differs(after, have)
+                for each in possible
+                for after in recovered(each)
+            ]
             if all(wrong):
                 verb = f" during {begin['verb']}" if begin else ""
                 self.violations.append(

@@ -29,10 +29,10 @@ _LUA = "zfs/programs/"
 
 FAULTS = (
     Fault(
-        "a commit leaves the mark of the session",
+        "what did not change is committed again",
         _LUA + "commit.lua",
-        "clear_started(changes, qube, argv.started)",
-        "",
+        "if argv.keep >= 0 and changed_since(newest, ds, current) then",
+        "if argv.keep >= 0 then",
         _zfs("edges", "stop_twice_commits_once"),
     ),
     Fault(
@@ -50,10 +50,10 @@ FAULTS = (
         _zfs("life", "revert_and_its_undo"),
     ),
     Fault(
-        "the oldest revision is taken for the committed state",
-        "container.py",
-        "self.revisions[-1].snapshot",
-        "self.revisions[0].snapshot",
+        "an older revision is taken for the committed state",
+        _LUA + "commit.lua",
+        "    note_committed(changes, qube, argv.committed, snapshot)\n",
+        "",
         _zfs("life", "export_while_running_is_the_committed_state"),
     ),
     Fault(
@@ -66,7 +66,7 @@ FAULTS = (
     Fault(
         "changes are counted from somebody else's snapshot",
         _LUA + "common.lua",
-        'return (zfs.get_prop(ds, "written@" .. short)) > UNTOUCHED',
+        'return (zfs.get_prop(ds, "written@" .. short)) > most_untouched(ds)',
         'return (zfs.get_prop(ds, "written")) > 0',
         _zfs("kept", "import_over_what_was_not_committed_keeps_it"),
     ),
@@ -108,7 +108,7 @@ FAULTS = (
     Fault(
         "a clone without its mark stays for ever",
         _LUA + "garbage.lua",
-        'return (zfs.get_prop(ds, "written")) <= UNTOUCHED',
+        'return (zfs.get_prop(ds, "written")) <= most_untouched(ds)',
         'return (zfs.get_prop(ds, "written")) <= 0',
         _zfs(
             "edges",
@@ -139,7 +139,7 @@ FAULTS = (
     Fault(
         "a volume that is there is created anew",
         "volume.py",
-        "if state.blank:",
+        "if state.blank and not self.is_running():",
         "if state.current is not None:",
         _zfs("edges", "name_of_a_volume_that_is_left_is_refused"),
     ),
@@ -160,8 +160,8 @@ FAULTS = (
     Fault(
         "a link to another volume is believed",
         "zfs/device.py",
-        "if await core.in_thread(name_of_node, path) == dataset:\n                return path",
-        "if os.path.exists(path):\n                return path",
+        "if name_of_node(path) != dataset:\n        return False",
+        "if not os.path.exists(path):\n        return False",
         _zfs("edges", "link_to_another_volume_is_not_believed"),
     ),
     Fault(
@@ -264,10 +264,59 @@ FAULTS = (
         _zfs("edges", "resize_that_cannot_be_committed_has_resized"),
     ),
     Fault(
+        "what a session wrote is there in the next",
+        _LUA + "reset.lua",
+        "if is_touched(ds, beginning(ds)) then\n    local errno",
+        "if false then\n    local errno",
+        _zfs("ready", "what_was_written_is_gone_when_stop_ends"),
+    ),
+    Fault(
+        "a clone of the past is used again",
+        _LUA + "common.lua",
+        "return is_fresh(ds) == true",
+        "return true",
+        _zfs("ready", "a_clone_of_the_past_is_not_used_by_a_new_qubesd"),
+    ),
+    Fault(
+        "clones made ready keep what their source has no more",
+        "session.py",
+        "clones = [each for each in self.pool.clones_of(self) if each._ready]",
+        "clones: list[ZfsVolume] = []",
+        _zfs("ready", "committed_source_frees_its_old_state"),
+    ),
+    Fault(
+        "a source that is committed meanwhile is not noticed",
+        "session.py",
+        "if times != self._source_times():",
+        "if False:",
+        _zfs("ready", "source_committed_while_its_clone_stops"),
+    ),
+    Fault(
+        "somebody else's snapshot is gone back to",
+        _LUA + "reset.lua",
+        "    if is_touched(ds, beginning(ds)) then\n        return refuse",
+        "    if false then\n        return refuse",
+        _zfs("ready", "somebody_elses_snapshot_is_not_gone_back_to"),
+    ),
+    Fault(
+        "each volume of a qube waits for a transaction group of its own",
+        "zfs/channel.py",
+        "if self._waiting and len(self._waiting) >= self.members:",
+        "if self._waiting:",
+        _zfs("counts", "calls_of_each_verb"),
+    ),
+    Fault(
+        "a verb goes on with a key that is being forgotten",
+        "key.py",
+        "await asyncio.wait([self._forgetting])",
+        "pass",
+        _zfs("encrypted", "verb_that_begins_while_the_key_goes_asks"),
+    ),
+    Fault(
         "what dom0's page cache holds is not committed",
         "zfs/device.py",
-        "            _write_out(fd)\n",
-        "            pass\n",
+        "        write_out(fd)\n",
+        "        pass\n",
         _zfs("edges", "stop_commits_what_is_in_the_page_cache"),
     ),
 )

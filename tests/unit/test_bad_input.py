@@ -14,7 +14,7 @@ from qubes_storage_zfs import options
 from qubes_storage_zfs.errors import refusal
 from qubes_storage_zfs.options import BadOption
 from qubes_storage_zfs.pool import ZfsZvolPool
-from qubes_storage_zfs.zfs import core
+from qubes_storage_zfs.zfs import channel, core
 from qubes_storage_zfs.zfs.errors import ZfsError
 
 #: with what has a meaning somewhere on the way, and lone surrogates
@@ -169,14 +169,14 @@ def test_no_name_of_any_kind_reaches_zfs(name):
     """A pool in qubes.xml is asked for its volumes without setup()."""
     assume(not NAME.fullmatch(name))
     with pytest.raises(ZfsError) as caught:
-        core.ask("space", name, {})
+        channel.ask("space", name, {})
     assert caught.value.code == errno.EINVAL
     pool = ZfsZvolPool(name="x", container=name)
     assert pool.list_volumes() == [] and pool.size is None
 
 
 def test_longest_name_that_reaches_zfs(monkeypatch):
-    monkeypatch.setattr(core, "_library", lambda: 1 / 0)
+    monkeypatch.setattr(core, "library", lambda: 1 / 0)
     for name in "tank/" + "x" * 250, "t/a.b/x:y-z_0@r1":
         with pytest.raises(ZeroDivisionError):
-            core.ask("space", name, {})
+            channel.ask("space", name, {})

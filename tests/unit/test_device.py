@@ -1,5 +1,6 @@
 """Device nodes: the parts that need no device."""
 
+import asyncio
 import os
 
 import pytest
@@ -43,8 +44,13 @@ def test_a_refusal_is_one(monkeypatch) -> None:
 
 def test_a_volume_that_cannot_be_flushed_is_told(monkeypatch) -> None:
     """Only one that has no node has nothing to be flushed."""
+
+    async def flush() -> None:
+        async with device.flushed("tank/vm/work/private"):
+            pass
+
     _answers(monkeypatch, 5)
     with pytest.raises(OSError):
-        device.flush("tank/vm/work/private")
+        asyncio.run(flush())
     _answers(monkeypatch, 2)
-    device.flush("tank/vm/work/private")
+    asyncio.run(flush())

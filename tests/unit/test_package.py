@@ -38,8 +38,8 @@ def test_all_that_qubesd_runs_is_loaded_when_it_starts(tmp_path):
         "import qubes_storage_zfs.extension\n"
         f"shutil.rmtree({str(tmp_path / package.name)!r})\n"
         "from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool\n"
-        "from qubes_storage_zfs.zfs import core\n"
-        "print(*core._PROGRAMS)\n"
+        "from qubes_storage_zfs.zfs import channel\n"
+        "print(*channel._PROGRAMS)\n"
         "print(*(name for name in sys.modules))\n"
     )
     shutil.copytree(package, tmp_path / package.name)
@@ -52,9 +52,7 @@ def test_all_that_qubesd_runs_is_loaded_when_it_starts(tmp_path):
     programs, modules = (
         set(line.split()) for line in done.stdout.split("\n")[:2]
     )
-    assert programs | {"common"} == {
-        path.stem for path in package.rglob("*.lua")
-    }
+    assert programs == {path.stem for path in package.rglob("*.lua")}
     # those of the tool, and of the process that holds a key, are not qubesd's
     for path in package.rglob("*.py"):
         parts = path.relative_to(package).with_suffix("").parts

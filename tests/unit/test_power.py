@@ -84,15 +84,18 @@ def test_synced_block_is_new(world, found, wrong):
     assert bool(violations(world, *states)) == wrong
 
 
-def test_running_volume_is_committed_by_the_recovery(world):
+@pytest.mark.parametrize("states", [["one"], ["one", "two"]])
+def test_what_was_written_is_committed_by_the_recovery(world, states):
     done(world, "start", 1)
-    assert violations(world, of("one"))
+    write(world, "two", [[0, BLOCKS]])
+    done(world, "sync", 1)
+    assert bool(violations(world, *map(of, states))) == (states == ["one"])
 
 
 @pytest.mark.parametrize("states", [1, 2])
-def test_start_in_flight_is_committed_or_not(world, states):
-    begin(world, "start")
-    assert not violations(world, *[of("one")] * states)
+def test_session_without_a_write_is_no_revision(world, states):
+    done(world, "start", 1)
+    assert bool(violations(world, *[of("one")] * states)) == (states == 2)
 
 
 @pytest.mark.parametrize(

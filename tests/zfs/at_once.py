@@ -75,7 +75,7 @@ async def end(volume):
 
 async def seen(volume):
     """Content, size and revisions on disk; None if there is no volume."""
-    state = await volume.store.state(volume.where, ["volsize"], True)
+    state = await volume.generations.state("volsize", revisions=True)
     if state.current is None:
         return None
     dataset = volume.where.generation(state.current)

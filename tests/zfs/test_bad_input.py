@@ -88,7 +88,7 @@ class World:
         self.loop = asyncio.new_event_loop()
         self.calls = Counter()
         self.tried = Counter()
-        call, run = core._call, native.run
+        call, run = core.call, native.run
 
         def spy(what, subject, *args):
             names = [part for arg in args[:1] for part in texts_in(arg)]
@@ -97,7 +97,10 @@ class World:
                 self.check_name(text)
             result = call(what, subject, *args)
             # what ZFS or a program refuses changes nothing
-            refused = isinstance(result, dict) and b"errno" in result
+            refused = isinstance(result, dict) and all(
+                isinstance(each, dict) and b"errno" in each
+                for each in result.values()
+            )
             read_only = what in READS or refused
             self.calls["reads" if read_only else "changes"] += 1
             return result
@@ -108,7 +111,7 @@ class World:
                 self.check_name(text)
             return await run(program, *arguments, **more)
 
-        patch.setattr(core, "_call", spy)
+        patch.setattr(core, "call", spy)
         patch.setattr(native, "run", spy_run)
 
     def check_name(self, text):

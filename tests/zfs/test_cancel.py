@@ -215,7 +215,7 @@ class Scratch(Private):
 
     async def go_on(self, outcome):
         await end(self.volume)
-        assert await seen(self.volume) is None
+        assert await seen(self.volume) in (None, (self.content, 4 * MIB, ()))
         await begin(self.volume)
         assert (await seen(self.volume))[0] == self.content
         await end(self.volume)
@@ -260,7 +260,7 @@ class StopVolatile(StopRoot):
 #: each verb, and whether what it does is seen in the volume
 VERBS = [
     (Create, True),
-    (Start, True),
+    (Start, False),
     (Stop, False),
     (StopWithoutRevisions, False),
     (Export, False),

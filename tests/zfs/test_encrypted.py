@@ -273,6 +273,25 @@ def test_one_prompt_for_all_that_wait(safe, person):
         safe.run(volume.export_end(path))
 
 
+def test_verb_that_begins_while_the_key_goes_asks(safe, person, monkeypatch):
+    volume = safe.private(content=b"one")
+    unload = core.unload_key
+
+    async def slowly(root):
+        await asyncio.sleep(0.5)
+        await unload(root)
+
+    async def both():
+        forgotten = asyncio.create_task(safe.pool.key.forget())
+        await asyncio.sleep(0.1)
+        await volume.resize(8 * MIB)
+        return await forgotten
+
+    monkeypatch.setattr(core, "unload_key", slowly)
+    assert safe.run(both())
+    assert person.asked == ["unlock"] and volume.size == 8 * MIB
+
+
 def test_prompt_is_closed_when_all_that_wait_are_gone(safe, person):
     volume = safe.private(content=b"one")
     lock(safe)

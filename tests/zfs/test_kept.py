@@ -121,7 +121,9 @@ def test_what_was_kept_for_another_pools_clone_goes_with_it(lab, make_lab, how):
     target = other.private("target")
     generations = target.generations
     state = other.run(generations.state(counted=True))
-    _, clone = other.run(generations.clone(source.committed, state))
+    _, clone = other.run(
+        generations.clone(source.committed, state, lasting=True)
+    )
     lab.run(source.remove())
     assert lab.datasets("volume") == ["vm/source/private"]
     store = other.pool.store

@@ -8,7 +8,7 @@ import pytest
 from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.zfs import core, device
+from qubes_storage_zfs.zfs import channel, device
 
 from .conftest import MIB, export_zpool, read, sh, write
 
@@ -19,14 +19,14 @@ class Died(BaseException):
 
 def die_before(monkeypatch, program):
     """qubesd is killed when it is about to run a channel program."""
-    run = core._run
+    run = channel._run
 
-    def dying(name, *args):
-        if name == program:
+    def dying(programs, sync):
+        if program in (each.name for each in programs):
             raise Died
-        return run(name, *args)
+        return run(programs, sync)
 
-    monkeypatch.setattr(core, "_run", dying)
+    monkeypatch.setattr(channel, "_run", dying)
 
 
 def die_at_adopt(lab, monkeypatch, verb):
@@ -241,6 +241,7 @@ def test_one_busy_volume_delays_no_other(lab, monkeypatch):
     """The peer's lock is the pool's: a busy device stopped every qube."""
     busy, other = lab.volatile("busy"), lab.private("other", b"x")
     lab.start(busy)
+    write(busy.path, b"x")
     times = {}
 
     async def both():

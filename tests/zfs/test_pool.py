@@ -262,7 +262,7 @@ def test_init_touches_no_zfs(monkeypatch, lab):
         raise RuntimeError("ZFS was asked")
 
     volume = lab.private()
-    monkeypatch.setattr(core, "_call", fail)
+    monkeypatch.setattr(core, "call", fail)
     Container.forget_all()
     pool = ZfsZvolPool(
         name="p",

@@ -1,15 +1,16 @@
 -- A generation becomes the current one of its volume: the pointer moves.
 --
--- argv: qube, volume, pointer, started, blank (property), number (of the new
---         generation)
---       scratch: its content is kept by nobody: no revision is made, and the
---         generation that was current, which must be such a one too, is
---         destroyed
+-- argv: qube, volume, pointer, committed, blank (properties), number (of the
+--         new generation)
+--       holder, mark: property that says it is ours, and its value
+--       scratch: its content is kept by nobody: no revision is made, but a
+--         snapshot to take it back to, and the generation that was current,
+--         which must be such a one too, is destroyed
+--       size: what was asked for, if scratch; a string
 --       keep: old revisions to keep, -1 for no revisions at all; absent: prune
 --         nothing
 --       touched: refuse a generation that was never written to
---       origin: clone this snapshot to make the generation (OpenZFS >= 2.4);
---         holder, mark: property that says it is ours, and its value
+--       origin: clone this snapshot to make the generation (OpenZFS >= 2.4)
 --       promote: take over the origin's revisions, if that is the same
 --         volume's and no other snapshot would move with them
 -- gives: list of datasets for the janitor to look at
@@ -68,21 +69,24 @@ end
 local changes = {}
 if argv.origin then
     changes[1] = {zfs.sync.clone, argv.origin, new}
-    changes[2] = {zfs.sync.set_prop, new, argv.holder, argv.mark}
 end
+changes[#changes + 1] = {zfs.sync.set_prop, new, argv.holder, argv.mark}
 if first ~= nil then
     changes[#changes + 1] = {zfs.sync.snapshot, first}
 end
 if commits then
     local second = new .. "@r" .. string.format("%d", highest + 1)
     changes[#changes + 1] = {zfs.sync.snapshot, second}
+    note_committed(changes, qube, argv.committed, second)
+else
+    note_committed(changes, qube, argv.committed, nil)
 end
 local value = string.format("%d", argv.number)
 if argv.scratch then
-    value = value .. " scratch"
+    changes[#changes + 1] = {zfs.sync.snapshot, beginning(new)}
+    value = value .. " scratch " .. argv.size
 end
 changes[#changes + 1] = {zfs.sync.set_prop, qube, argv.pointer, value}
-clear_started(changes, qube, argv.started)
 -- the blank state that create() left, and nothing was done with, is none to
 -- go back to
 if keep ~= nil and first == nil and #list == 1
@@ -121,7 +125,7 @@ if argv.promote and origin ~= nil then
     end
 end
 if old ~= nil and argv.scratch then
-    zfs.sync.destroy(old)
+    destroy_generation(old, left)
 end
 if keep ~= nil and not argv.scratch then
     local now, _, frozen =

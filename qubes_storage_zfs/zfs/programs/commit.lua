@@ -1,7 +1,7 @@
 -- The current content of a volume becomes its newest revision.
 --
--- argv: qube, volume, pointer, started, keep (old revisions to keep; -1: no
---       revisions at all), always (commit also what has not changed)
+-- argv: qube, volume, pointer, committed, blank (properties), keep (old
+--       revisions to keep; -1: no revisions at all)
 -- gives: list of datasets for the janitor to look at
 --
 -- One transaction group: the snapshot is there and old ones are pruned, or
@@ -22,17 +22,20 @@ local list, highest, frozen =
     revisions(qube, volume, generations(qube, volume))
 local newest = list[#list]
 local changes = {}
-if argv.keep >= 0
-    and (argv.always or changed_since(newest, ds, current)) then
+if argv.keep >= 0 and changed_since(newest, ds, current) then
     local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
     local errno = zfs.check.snapshot(snapshot)
     if errno ~= 0 then
         return refuse(errno, "check snapshot", snapshot)
     end
     changes[1] = {zfs.sync.snapshot, snapshot}
+    note_committed(changes, qube, argv.committed, snapshot)
     list[#list + 1] = {generation = current, snapshot = snapshot}
+elseif argv.keep < 0 then
+    note_committed(changes, qube, argv.committed, nil)
+elseif noted_committed(qube, argv.committed) ~= newest.snapshot then
+    note_committed(changes, qube, argv.committed, newest.snapshot)
 end
-clear_started(changes, qube, argv.started)
 local errno = all_or_none(changes)
 if errno ~= 0 then
     return refuse(errno, "commit", ds)

@@ -8,7 +8,8 @@
 -- by then.  So a program makes the changes that belong together by
 -- all_or_none(), and after them only such as may be missing for a while.
 
-local argv = (...).argv
+-- of the program that runs; several may run as one, see channel.py
+local argv
 
 local function refuse(errno, step, dataset)
     return {errno = errno, step = step, dataset = dataset}
@@ -23,15 +24,17 @@ local function own_property(ds, name)
     return nil
 end
 
--- Number of the current generation of a volume, nil if it has none; and
--- whether that is one whose content nobody keeps.
+-- Number of the current generation of a volume, nil if it has none; whether
+-- that is one whose content nobody keeps; and what was asked for when such a
+-- one was made, its size in bytes as a string.
 local function current_number(qube, pointer)
     local value = own_property(qube, pointer)
     if value == nil then
         return nil, false
     end
     return tonumber(string.match(value, "^(%d+)")),
-        string.match(value, " scratch$") ~= nil
+        string.match(value, " scratch") ~= nil,
+        string.match(value, " scratch (%d+)$")
 end
 
 local function generation_name(qube, volume, number)
@@ -96,21 +99,67 @@ local function revisions(qube, volume, numbers)
     return found, highest, frozen
 end
 
--- Whether a zvol or a snapshot of one was never written to.  What its own
--- objects take, measure.lua has written down for the dataset of all qubes.
-local function is_unwritten(ds)
+-- What a zvol takes that nothing was written to, as measure.lua has written it
+-- down for the dataset of all qubes: its own objects, as "logicalreferenced"
+-- and as "referenced" say it; nil if nobody did.
+local function blank_size(ds)
     local home = string.match(ds, "^(.*)/[^/]*/[^/]*$")
     local blank = own_property(home, argv.blank)
+    if blank == nil then
+        return nil, nil
+    end
+    local logical, referenced = string.match(blank, "^(%d+) ?(%d*)$")
+    return tonumber(logical), tonumber(referenced)
+end
+
+-- What is committed of a volume is written down beside its pointer, by what
+-- makes it so, for those that ask whether they are clones of it: to list
+-- snapshots is dear.  Changes to be made.
+local function note_committed(changes, qube, property, snapshot)
+    if snapshot ~= nil then
+        local last = string.match(snapshot, "/([^/]*)$")
+        changes[#changes + 1] = {zfs.sync.set_prop, qube, property, last}
+    elseif own_property(qube, property) ~= nil then
+        changes[#changes + 1] = {zfs.sync.inherit, qube, property}
+    end
+end
+
+-- That snapshot; nil if nothing is committed.
+local function noted_committed(qube, property)
+    local last = own_property(qube, property)
+    if last ~= nil and zfs.exists(qube .. "/" .. last) then
+        return qube .. "/" .. last
+    end
+    return nil
+end
+
+local function is_clone_of(ds, snapshot)
+    for clone in zfs.list.clones(snapshot) do
+        if clone == ds then
+            return true
+        end
+    end
+    return false
+end
+
+-- Whether a zvol or a snapshot of one was never written to.
+local function is_unwritten(ds)
+    local blank = blank_size(ds)
     return blank ~= nil
-        and (zfs.get_prop(ds, "logicalreferenced")) == tonumber(blank)
+        and (zfs.get_prop(ds, "logicalreferenced")) == blank
 end
 
 -- The most bytes that are written to a zvol which nothing was written to: its
 -- intent log is ended and begun anew when it is opened for the first time
--- after it was cloned or imported, or its key was loaded.  1024, or 8192 with
--- 4 KiB sectors or encrypted; the smallest write or discard makes 12288, or
--- 57344 and more (measured, 2.3.9 and 2.4.4).
-local UNTOUCHED = 8192
+-- after it was cloned or imported, or its key was loaded.  That writes one of
+-- the blocks that a blank zvol has, and the smallest change writes at least
+-- as many as it has: at most a sixth of what it refers to, and more than all
+-- of that (measured on 2.3.9: mirrors, raidz, draid, sectors of 512 to 8192
+-- bytes, encrypted or not, blocks of 4 to 128 KiB).
+local function most_untouched(ds)
+    local _, referenced = blank_size(ds)
+    return referenced ~= nil and referenced / 2 or 8192
+end
 
 -- Whether the current generation ds is another than the newest revision's,
 -- or of another size.
@@ -120,20 +169,53 @@ local function moved_since(newest, ds, current)
             ~= (zfs.get_prop(newest.snapshot, "volsize"))
 end
 
--- Whether its content may differ, too.  Measured from that very snapshot:
--- somebody else may have made newer ones, and "written" counts from the
--- newest of all.
-local function changed_since(newest, ds, current)
-    if moved_since(newest, ds, current) then
-        return true
-    end
-    local short = string.match(newest.snapshot, "@(.*)$")
-    return (zfs.get_prop(ds, "written@" .. short)) > UNTOUCHED
+-- Whether ds was written to since a snapshot of it.  Counted from that very
+-- one: somebody else may have made newer ones, and "written" counts from the
+-- newest of all.  What is not in a transaction group that has ended is only
+-- seen by a program that changes something.
+local function is_touched(ds, snapshot)
+    local short = string.match(snapshot, "@(.*)$")
+    return (zfs.get_prop(ds, "written@" .. short)) > most_untouched(ds)
 end
 
+local function changed_since(newest, ds, current)
+    return moved_since(newest, ds, current)
+        or is_touched(ds, newest.snapshot)
+end
+
+-- What a generation whose content nobody keeps was when it was made.
+local function beginning(ds)
+    return ds .. "@s1"
+end
+
+-- Whether it is a clone of what is committed of argv.source; nil if there is
+-- no such thing.
+local function is_fresh(ds)
+    local newest = argv.source
+        and noted_committed(argv.source.qube, argv.source.committed)
+    if newest then
+        return is_clone_of(ds, newest)
+    end
+    return nil
+end
+
+-- Whether it can be taken back to what would be made now, of argv.source or of
+-- argv.size, where it was made of `size`.
+local function is_usable(ds, size)
+    if not zfs.exists(beginning(ds)) then
+        return false
+    elseif argv.source then
+        return is_fresh(ds) == true
+    end
+    return argv.size == size
+end
+
+-- Whether there are snapshots besides its beginning, which goes with it.
 local function has_snapshots(ds)
-    for _ in zfs.list.snapshots(ds) do
-        return true
+    for snapshot in zfs.list.snapshots(ds) do
+        if snapshot ~= beginning(ds) or is_leaving(snapshot) then
+            return true
+        end
     end
     return false
 end
@@ -199,11 +281,13 @@ local function is_empty_qube(qube, prefix)
                 == (zfs.get_prop(home, "logicalreferenced")))
 end
 
--- The content is committed, or nobody's any more: a change to be made.
-local function clear_started(changes, qube, started)
-    if own_property(qube, started) ~= nil then
-        changes[#changes + 1] = {zfs.sync.inherit, qube, started}
+-- Destroy a generation without snapshots, or with its beginning alone.  Gives
+-- the errno.
+local function destroy_whole(ds)
+    if zfs.exists(beginning(ds)) then
+        drop_revision(beginning(ds))
     end
+    return (zfs.sync.destroy(ds))
 end
 
 -- Destroy a generation that nothing needs.  What the janitor must look at then
@@ -211,7 +295,7 @@ end
 -- was cloned from, if a snapshot was kept for it alone.  Gives the errno.
 local function destroy_generation(ds, left)
     local origin = (zfs.get_prop(ds, "origin"))
-    local errno = zfs.sync.destroy(ds)
+    local errno = destroy_whole(ds)
     if errno ~= 0 then
         left[#left + 1] = ds
     elseif origin ~= nil and not zfs.exists(origin) then

@@ -1,7 +1,7 @@
 -- A volume is removed: its pointer, its revisions and its generations.
 --
--- argv: qube, volume, pointer, started, prefix (of pointers), holder (property
---       that marks what is ours); busy (generations in use by an export, by
+-- argv: qube, volume, pointer, committed (properties), prefix (of pointers), holder (property that
+--       marks what is ours); busy (generations in use by an export, by
 --       name: left to it)
 -- gives: busy (a generation that somebody holds open, absent if none);
 --       stays (true if a clone elsewhere, a hold or a snapshot of somebody
@@ -36,7 +36,7 @@ local changes = {}
 if own_property(qube, argv.pointer) ~= nil then
     changes[1] = {zfs.sync.inherit, qube, argv.pointer}
 end
-clear_started(changes, qube, argv.started)
+note_committed(changes, qube, argv.committed, nil)
 local busy = argv.busy or {}
 local mine = {}
 for _, number in ipairs(generations(qube, volume)) do
@@ -61,7 +61,7 @@ while again do
     for _, ds in ipairs(mine) do
         if zfs.exists(ds) then
             local origin = (zfs.get_prop(ds, "origin"))
-            if not has_snapshots(ds) and zfs.sync.destroy(ds) == 0 then
+            if not has_snapshots(ds) and destroy_whole(ds) == 0 then
                 again = true
                 if origin ~= nil then
                     out.origins[#out.origins + 1] =

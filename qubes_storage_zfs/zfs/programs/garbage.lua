@@ -13,7 +13,7 @@ local out = {datasets = {}, empty = {}, stuck = 0}
 
 local function is_untouched_clone(ds)
     local origin = (zfs.get_prop(ds, "origin"))
-    return (zfs.get_prop(ds, "written")) <= UNTOUCHED
+    return (zfs.get_prop(ds, "written")) <= most_untouched(ds)
         and (zfs.get_prop(ds, "logicalreferenced"))
             == (zfs.get_prop(origin, "logicalreferenced"))
 end

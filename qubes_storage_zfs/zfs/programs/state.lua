@@ -1,17 +1,23 @@
 -- Everything the driver asks about one volume.  Read-only.
 --
 -- argv: container, owner (property), qube (dataset), volume, pointer,
---       started, blank (properties),
+--       committed, blank (properties),
 --       want (list of native properties of the current generation, each as
 --       dear as all the rest: the zvol is opened for it)
---       counted: give numbers; revisions: give these and what follows from
---       them
+--       counted: give numbers, unless what there is can be used again;
+--       revisions: give these and what follows from them; dates: give their
+--       creation instead of what follows; size (a string) or source (qube, and property that says
+--       what is committed there) of what nobody keeps, if it is made now
 -- gives: missing (if the container is); owner; current (number, absent if
---       there is no volume); scratch (whether nobody keeps its content);
---       numbers (of all generations); revisions (list of number, generation,
---       snapshot, creation); committed_guid; dirty; blank (as create() made
---       it); frozen (whether a crash left something of freeze.lua);
---       origin_guid; properties
+--       there is no volume); numbers (of all generations); properties
+--       of what nobody keeps: scratch (true); usable (whether it can be taken
+--       back to what would be made now); touched (whether it must be); fresh
+--       (whether it is a clone of the source's committed state, absent if that
+--       has none)
+--       of what is kept: committed (snapshot, absent if there is none);
+--       revisions (list of number, generation, snapshot, creation); dirty;
+--       blank (as create() made it); frozen (whether a crash left something of
+--       freeze.lua)
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
@@ -22,47 +28,48 @@ if not zfs.exists(qube) then
     return out
 end
 out.qube = true
+local current, scratch, size = current_number(qube, argv.pointer)
+local ds = current and generation_name(qube, volume, current)
+local there = ds and zfs.exists(ds)
+if there and scratch then
+    out.scratch = true
+    out.fresh = is_fresh(ds)
+    out.usable = is_usable(ds, size)
+    out.touched = out.usable and is_touched(ds, beginning(ds))
+end
 local numbers = {}
-if argv.counted or argv.revisions then
+if argv.counted and not out.usable or argv.revisions then
     numbers = generations(qube, volume)
     for index, number in ipairs(numbers) do
         out.numbers[index] = number
     end
 end
-local current, scratch = current_number(qube, argv.pointer)
-if current == nil then
-    return out
-end
-local ds = generation_name(qube, volume, current)
-if not zfs.exists(ds) then
+if not there then
     return out
 end
 out.current = current
-out.scratch = scratch
-if argv.revisions then
+if not scratch then
+    out.committed = noted_committed(qube, argv.committed)
+end
+if not scratch and argv.revisions then
     local list, _, frozen = revisions(qube, volume, numbers)
     out.frozen = #frozen > 0
     out.revisions = {}
     for index, revision in ipairs(list) do
-        revision.creation = (zfs.get_prop(revision.snapshot, "creation"))
+        if argv.dates then
+            revision.creation = (zfs.get_prop(revision.snapshot, "creation"))
+        end
         out.revisions[index] = revision
     end
-    local newest = list[#list]
-    local started = own_property(qube, argv.started) ~= nil
-    out.dirty = started or moved_since(newest, ds, current)
-    out.blank = not started
-        and #list < 2 and is_unwritten(ds)
-        and (newest == nil or is_unwritten(newest.snapshot))
-    if newest ~= nil then
-        out.committed_guid = (zfs.get_prop(newest.snapshot, "guid"))
+    if not argv.dates then
+        local newest = list[#list]
+        out.dirty = changed_since(newest, ds, current)
+        out.blank = #list < 2 and is_unwritten(ds)
+            and (newest == nil or is_unwritten(newest.snapshot))
     end
 end
 out.properties = {}
 for _, name in pairs(argv.want) do
     out.properties[name] = (zfs.get_prop(ds, name))
-end
-local origin = out.properties.origin
-if origin ~= nil then
-    out.origin_guid = (zfs.get_prop(origin, "guid"))
 end
 return out

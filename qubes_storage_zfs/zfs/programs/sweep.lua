@@ -29,7 +29,7 @@ end
 
 local function remove(ds)
     local origin = (zfs.get_prop(ds, "origin"))
-    if zfs.sync.destroy(ds) ~= 0 then
+    if destroy_whole(ds) ~= 0 then
         out.busy[#out.busy + 1] = ds
         return nil
     end

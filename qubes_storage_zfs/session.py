@@ -1,0 +1,232 @@
+"""A volume from its start to its stop: given to a qube, committed or discarded.
+
+What nobody keeps is taken back, when it stops, to what it was when it was
+made.  Then it is ready: the next start finds it as fresh as a new one, and
+waits for nothing.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from . import layout
+from .container import State
+from .errors import sentence, told
+from .layout import VolumeName
+from .transfer import Transfer, locked
+from .zfs import channel, core, device
+from .zfs.errors import Busy, NotFound, ZfsError
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+
+class Session(Transfer):
+    """The part of ZfsVolume that qubesd calls each time a qube runs.
+
+    :ivar _given: the number of the generation that start() gave, until stop()
+    :ivar _ready: it is as fresh as a new one, for the next start
+    :ivar _times_committed: by this object
+    :ivar _not_ours: create() found a volume of another qube in its place
+    """
+
+    _given: int | None = None
+    _ready = False
+    _times_committed = 0
+    _not_ours = False
+    snap_on_start_forensics: bool
+
+    @property
+    def _source(self) -> VolumeName | None:
+        return self.source.where if self.source is not None else None
+
+    @property
+    def _qube_key(self) -> str:
+        """The same for all volumes of a qube in a pool, whatever their names
+        on disk."""
+        return f"{self.pool.home} {self.qube or self.vid}"
+
+    def _in_use(self) -> bool:
+        return self._given is not None or bool(self.is_running())
+
+    async def _adopt_blank(self, what: str, state: State, **how: Any) -> int:
+        """An empty generation becomes the current one; its number.
+
+        :param how: as Generations.adopt() takes it
+        """
+        number, _ = await self._blank(self._size, what, state, False)
+        await self.generations.adopt(number, **how)
+        self._size = self._rounded(self._size, what)
+        return number
+
+    @locked
+    async def start(self) -> "Session":
+        what = self._cannot("start")
+        ready, self._ready = self._ready, False
+        with told(what):
+            with channel.together(self._qube_key):
+                await self.pool.first_use()
+                await self.pool.must_be_unlocked()
+                await self._end_abandoned_import(what)
+                if self.save_on_stop:
+                    current = self._must_exist(await self._state(), what)
+                else:
+                    current = await self._start_scratch(what, ready)
+            self._given = current
+            path = await device.wait_for_link(self.where.generation(current))
+            if self.save_on_stop:
+                self._size = await core.in_thread(device.size_of, path)
+        return self
+
+    async def _start_scratch(self, what: str, ready: bool) -> int:
+        """A generation whose content nobody keeps; its number.
+
+        :param ready: the last stop() took the current one back
+        """
+        size = self._rounded(self.size, what)
+        asked = {"counted": True, "size": size, "source": self._source}
+        state = await self._state(**asked)
+        if state.usable and state.current is not None:
+            try:
+                if not ready or state.touched:
+                    await self._reset()
+                return state.current
+            except (Busy, NotFound) as exc:
+                LOG.info("%s is made anew: %s", self.vid, exc)
+                state = await self._state(counted=True)
+        how = {"scratch": True, "size": str(size)}
+        if self.source is not None:
+            origin = self.source.committed
+            return await self.generations.adopt_clone(origin, state, **how)
+        return await self._adopt_blank(what, state, **how)
+
+    @locked
+    async def stop(self) -> "Session":
+        """Commit or discard; called for every halted qube at qubesd's start,
+        for volumes that never were and before every removal.
+
+        It does not raise what ZFS answers: an exception here would keep
+        qubesd from removing any volume of the qube, and would tell nobody.
+        Nothing is lost by it: what was not committed stays as it is, and the
+        next stop() or start() goes on from there.
+        """
+        try:
+            with channel.together(self._qube_key):
+                committed = await self._commit_or_discard()
+            self._given = None
+            if committed:
+                await self._outdate_clones()
+        except (ZfsError, layout.BadName, OSError) as exc:
+            LOG.error("%s", sentence(self._cannot("stop"), exc))
+        return self
+
+    async def _commit_or_discard(self) -> bool:
+        """Whether there may be a new revision."""
+        self._ready = False
+        await self.pool.first_use()
+        times = self._source_times()
+        current, needed = self._given, True
+        if current is None:
+            state = await self.generations.state(
+                revisions=self.save_on_stop,
+                size=self._in_blocks(self.size),
+                source=self._source,
+            )
+            if state.owner != self.pool.name or not self._owns(state):
+                return False
+            current = state.current
+            # what was written lately, ZFS may not tell yet
+            needed = self.is_running() or self._unfinished(state)
+        if current is None:
+            return False
+        if self.save_on_stop:
+            return needed and await self._commit(current)
+        if not self._kept_for_forensics():
+            if needed:
+                await self._discard()
+            self._ready = self._ready or not needed
+        if times != self._source_times():
+            # it was not ready yet when the source looked
+            await self._discard_if_ready()
+        return False
+
+    def _unfinished(self, state: State) -> bool:
+        """Whether a stop() has something to do, by what ZFS tells."""
+        if not self.save_on_stop:
+            return state.touched or not state.usable
+        keep = self.revisions_to_keep
+        surplus = len(state.revisions) - 1 > keep
+        return state.frozen or surplus or (keep >= 0 and state.dirty)
+
+    async def _commit(self, current: int) -> bool:
+        keep = self.revisions_to_keep
+        if keep < 0:
+            await self.generations.commit(keep)
+            return False
+        async with device.flushed(self.where.generation(current)):
+            await self.generations.commit(keep)
+        return True
+
+    async def _discard(self) -> None:
+        """Its content goes, and it is ready for the next start if it can be
+        as one that is made then."""
+        if not self._goes_with_its_qube():
+            try:
+                await self._reset()
+                self._ready = True
+                return
+            except (Busy, NotFound) as exc:
+                LOG.info("%s is destroyed: %s", self.vid, exc)
+        await self.generations.forget()
+
+    async def _reset(self) -> None:
+        size = self._in_blocks(self.size)
+        await self.generations.reset(size, self._source)
+
+    def _source_times(self) -> int:
+        return self.source._times_committed if self.source is not None else 0
+
+    def _goes_with_its_qube(self) -> bool:
+        """Whether qubesd removes the qube when it has stopped: a disposable."""
+        try:
+            return bool(self.app.domains[self.qube].auto_cleanup)
+        except (AttributeError, KeyError, TypeError):
+            return False
+
+    async def _outdate_clones(self) -> None:
+        """What is committed here has become another state.
+
+        Clones of an older one that were made ready will not be used, and
+        would keep what else is freed.
+        """
+        self._times_committed += 1
+        clones = [each for each in self.pool.clones_of(self) if each._ready]
+        await asyncio.gather(*(each._discard_ready() for each in clones))
+
+    @locked
+    async def _discard_ready(self) -> None:
+        try:
+            with channel.together(f"{self.source.vid} of {self.pool.home}"):
+                await self._discard_if_ready()
+        except ZfsError as exc:
+            # its next stop() finds what stays
+            LOG.warning("%s: %s", self.vid, exc)
+
+    async def _discard_if_ready(self) -> None:
+        if self._ready:
+            self._ready = False
+            await self.generations.forget()
+
+    def _owns(self, state: State) -> bool:
+        """Whether what is on disk is this volume's, to commit or destroy.
+
+        A kept volume under the name of a scratch one, or one that create()
+        found in its place, is what a removed qube left.
+        """
+        if self._not_ours:
+            return False
+        return state.current is None or bool(self.save_on_stop or state.scratch)
+
+    def _kept_for_forensics(self) -> bool:
+        return bool(self.snap_on_start) and (
+            self.snap_on_start_forensics or self.pool.forensics
+        )

@@ -1,0 +1,270 @@
+"""What a stop makes ready, the next start finds as fresh as a new one."""
+
+import asyncio
+import os
+import types
+
+import pytest
+
+from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.zfs import channel
+
+from ..counting import cost, quiet, rest
+from .conftest import MIB, open_device, read, sh, write
+
+
+@pytest.fixture
+def qube(lab):
+    """Root and volatile of a qube, and its template's root; it has run, and
+    written to both."""
+    template = lab.private("tmpl", b"v1", name="root", revisions_to_keep=0)
+    root, volatile = lab.clone_of(template), lab.volatile("app")
+    live(lab, root, volatile)
+    return root, volatile, template
+
+
+def live(lab, *volumes):
+    lab.start(*volumes)
+    for volume in volumes:
+        write(volume.path, b"session")
+    lab.stop(*volumes)
+
+
+async def together(*verbs):
+    await asyncio.gather(*(verb() for verb in verbs))
+
+
+def guids(lab, *volumes):
+    names = [volume.dataset for volume in volumes]
+    return sh("zfs", "get", "-Hpo", "value", "guid", *names).split()
+
+
+def test_a_ready_start_waits_for_nothing(lab, qube):
+    root, volatile, _ = qube
+    before = guids(lab, root, volatile)
+    with quiet():
+        rest(lab.pool.zpool)
+        with cost(lab.pool.zpool) as spent:
+            lab.run(together(root.start, volatile.start))
+    assert spent.calls == ["state+state"] and spent.txgs == 0
+    assert guids(lab, root, volatile) == before
+    assert read(root.path) == b"v1" and read(volatile.path) == b""
+    lab.stop(root, volatile)
+
+
+def test_what_was_written_is_gone_when_stop_ends(lab, qube):
+    for volume in qube[:2]:
+        name = volume.dataset
+        written = sh("zfs", "get", "-Hpo", "value", "written@s1", name)
+        assert int(written) == 0
+        with open_device(volume.path, os.O_RDONLY) as file:
+            assert b"session" not in file.read(4 * MIB)
+
+
+def test_committed_source_frees_its_old_state(lab, qube):
+    root, volatile, template = qube
+    lab.session(template, b"v2")
+    assert not any("app/root" in name for name in lab.datasets())
+    held = [name for name in lab.datasets("snapshot") if "tmpl" in name]
+    assert len(held) == 1
+    lab.start(root, volatile)
+    assert read(root.path) == b"v2"
+    lab.stop(root, volatile)
+
+
+@pytest.mark.parametrize("verb", ["import", "clone", "revert", "remove"])
+def test_replaced_source_frees_its_old_state(lab, qube, verb):
+    root, _, template = qube
+    if verb == "revert":
+        template.revisions_to_keep = 2
+        lab.session(template, b"v2")
+        live(lab, root)
+    assert any("app/root" in name for name in lab.datasets())
+    match verb:
+        case "import":
+            write(lab.run(template.import_data(MIB)), b"new")
+            lab.run(template.import_data_end(True))
+        case "clone":
+            other = lab.private("other", b"v3")
+            lab.run(template.import_volume(other))
+        case "revert":
+            lab.run(template.revert())
+        case "remove":
+            lab.run(template.remove())
+            assert not any("tmpl" in name for name in lab.datasets())
+    assert not any("app/root" in name for name in lab.datasets())
+
+
+def test_source_committed_while_its_clone_stops(lab, qube):
+    root, _, template = qube
+    lab.start(root)
+    lab.start(template)
+    write(template.path, b"v2")
+
+    lab.run(together(root.stop, template.stop))
+    held = [name for name in lab.datasets("snapshot") if "tmpl" in name]
+    assert len(held) == 1
+
+
+def test_a_clone_of_the_past_is_not_used_by_a_new_qubesd(
+    lab, qube, monkeypatch
+):
+    """qubesd dies when the template is committed."""
+    root, _, template = qube
+
+    async def dead():
+        pass
+
+    monkeypatch.setattr(template, "_outdate_clones", dead)
+    lab.session(template, b"v2")
+    assert any("app/root" in name for name in lab.datasets())
+    lab.restart()
+    root = lab.again(root)
+    lab.run(root.stop())
+    assert not any("app/root" in name for name in lab.datasets())
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_qubesd_that_died_in_a_session_gives_nothing_away(lab, qube, stopped):
+    root, volatile, _ = qube
+    lab.start(root, volatile)
+    write(root.path, b"secret")
+    write(volatile.path, b"secret")
+    lab.restart()
+    root = lab.again(root)
+    volatile = lab.again(volatile)
+    if stopped:
+        lab.run(root.stop())
+        lab.run(volatile.stop())
+    lab.start(root, volatile)
+    assert read(root.path) == b"v1" and read(volatile.path) == b""
+    lab.stop(root, volatile)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_size_of_the_next_start(lab, running):
+    volume = lab.volatile(size=4 * MIB + 1)
+    live(lab, volume)
+    name = volume.dataset
+    live(lab, volume)
+    assert volume.dataset == name
+    if running:
+        lab.start(volume)
+    lab.run(volume.resize(8 * MIB))
+    if running:
+        lab.stop(volume)
+    lab.start(volume)
+    with open_device(volume.path, os.O_RDONLY) as file:
+        assert file.seek(0, 2) == 8 * MIB
+    assert read(volume.path) == b""
+    lab.stop(volume)
+
+
+def test_somebody_elses_snapshot_is_not_gone_back_to(lab, qube):
+    _, volatile, _ = qube
+    lab.start(volatile)
+    write(volatile.path, b"secret")
+    sh("zfs", "snapshot", f"{volatile.dataset}@mine")
+    snapshot = f"{volatile.dataset}@mine"
+    lab.stop(volatile)
+    assert sh("zfs", "list", "-Ho", "name", snapshot).strip() == snapshot
+    lab.start(volatile)
+    assert read(volatile.path) == b""
+    lab.stop(volatile)
+    sh("zfs", "destroy", snapshot)
+    lab.run(lab.pool.store.sweep())
+    assert len([name for name in lab.datasets("volume") if "app" in name]) == 2
+
+
+def test_what_is_held_open_is_given_to_nobody(lab, qube):
+    _, volatile, _ = qube
+    lab.start(volatile)
+    write(volatile.path, b"secret")
+    path, name = volatile.path, volatile.dataset
+    with open_device(path, os.O_RDONLY):
+        lab.stop(volatile)
+        lab.start(volatile)
+        assert volatile.dataset != name
+        assert read(volatile.path) == b""
+    lab.stop(volatile)
+
+
+def test_kept_clone_is_not_ready(lab, qube):
+    _, _, template = qube
+    root = lab.clone_of(template, "other", snap_on_start_forensics=True)
+    lab.start(root)
+    write(root.path, b"traces")
+    lab.stop(root)
+    assert read(root.path) == b"traces"
+    lab.start(root)
+    assert read(root.path) == b"v1"
+    lab.stop(root)
+
+
+def test_disposable_leaves_nothing(lab, qube):
+    _, _, template = qube
+    disposable = types.SimpleNamespace(name="disp1", auto_cleanup=True)
+    app = types.SimpleNamespace(domains={"disp1": disposable})
+    root, volatile = lab.clone_of(template, "disp1"), lab.volatile("disp1")
+    root.app = volatile.app = app
+    live(lab, root, volatile)
+    assert not any("disp1" in name for name in lab.datasets())
+
+
+def test_another_source(lab, qube):
+    """qubesd makes a new object when a qube gets another template."""
+    lab.private("other", b"other", name="root")
+    other = lab.pool.get_volume("other/root")
+    root = lab.clone_of(other)
+    lab.start(root)
+    assert read(root.path) == b"other"
+    lab.stop(root)
+
+
+def test_nobody_waits_long_for_the_others(lab, monkeypatch):
+    """One of a qube's volumes takes its time; the rest goes on."""
+    first, second = lab.volatile(), lab.private()
+    times = {}
+
+    async def slowly():
+        with channel.together(first._qube_key):
+            await asyncio.sleep(channel.PATIENCE * 4)
+        times["slow"] = asyncio.get_running_loop().time()
+
+    async def starts():
+        await first.start()
+        times["first"] = asyncio.get_running_loop().time()
+
+    async def all_three():
+        await asyncio.gather(slowly(), starts(), second.verify())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(channel, "PATIENCE", 2.0)
+        lab.run(all_three())
+    assert times["first"] < times["slow"]
+    lab.stop(first)
+
+
+def test_who_is_cancelled_keeps_nobody_waiting(lab):
+    volumes = [lab.volatile(), lab.private()]
+
+    async def one_is_cancelled():
+        tasks = [asyncio.create_task(each.start()) for each in volumes]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    cancelled, started = lab.run(one_is_cancelled())
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert started is volumes[1]
+    assert not channel._parties
+    lab.stop(*volumes)
+
+
+def test_janitor_leaves_what_is_ready(lab, qube):
+    root, volatile, _ = qube
+    before = lab.datasets()
+    Container.forget_all()
+    lab.run(lab.pool.store.first_use())
+    assert lab.datasets() == before
+    assert guids(lab, root, volatile)
