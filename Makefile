@@ -39,6 +39,8 @@ GUEST_PYTHON = $(GUEST) PYTHONPATH=$(if \
 
 # rounds of the benchmarks, each with all verbs of all contenders
 ROUNDS ?= 5
+# beside which a qube is measured, each with ten revisions
+VOLUMES ?= 2000
 BENCH_DISKS = 2048 2048 2048 2048 2048 2048 2048 2048 2048
 BENCH_VM = VM_DISKS="$(BENCH_DISKS)" VM_OUT=build/bench $(VM)
 BENCH = $(GUEST_PYTHON) -m benchmarks
@@ -68,8 +70,8 @@ RST2MAN = mkdir -p $(@D) && \
     $(PYTHON) -m docutils --writer=manpage --halt=warning
 
 .PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
-    test-teeth test-rpm bench bench-smoke prepare vm-image vm build install \
-    dist rpm clean
+    test-teeth test-rpm bench bench-scale bench-bulk bench-smoke prepare vm-image vm \
+    build install dist rpm clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
@@ -80,7 +82,9 @@ help:
 	@echo 'make test-model    verbs by chance; MODEL_EXAMPLES, _STEPS, _SEED'
 	@echo 'make test-power    100 power cuts while qubes live; CUTS=3, SEED=n'
 	@echo 'make bench         what each verb costs, here and elsewhere; ROUNDS=5'
-	@echo '                   bench-smoke: only whether it runs'
+	@echo 'make bench-scale   the same beside VOLUMES=2000 others'
+	@echo 'make bench-bulk    copies between zpools, beside dd'
+	@echo '                   bench-smoke: only whether all of these run'
 	@echo 'make vm      a root shell in the VM; SSH=1: by ssh'
 	@echo 'make lint | unit | zfs-test    the parts of it'
 	@echo 'make test-rpm      the packages built, installed and removed again'
@@ -136,8 +140,18 @@ bench: vm-image
 	    '$(BENCH) --clock work --rounds $(ROUNDS)'
 	@python3 -m benchmarks.table build/bench/bench.json
 
+bench-scale: vm-image
+	@VM_OUT=build/bench $(VM) run -- '$(BENCH).scale --volumes $(VOLUMES)'
+	@python3 -m benchmarks.table build/bench/scale.json
+
+bench-bulk: vm-image
+	@VM_OUT=build/bench $(VM) run -- '$(BENCH).bulk --rounds $(ROUNDS)'
+	@python3 -m benchmarks.table build/bench/bulk.json
+
 bench-smoke: vm-image
-	@$(BENCH_VM) run -- '$(BENCH) --rounds 1'
+	@$(BENCH_VM) run -- '( $(BENCH) --rounds 0 ) \
+	    && ( $(BENCH).scale --volumes 20 --revisions 2 ) \
+	    && ( $(BENCH).bulk --size 128 --rounds 1 )'
 
 test-rpm: prepare
 	@tests/vm/prepare rpm

@@ -70,6 +70,7 @@ class Measured:
         self.forks: list[int] = []
         self.txgs: list[int] = []
         self.calls: list[str] = []
+        self.in_calls: list[float] = []
 
 
 async def measure(
@@ -84,6 +85,7 @@ async def measure(
     if spent.txgs is not None:
         into.txgs.append(spent.txgs)
     into.calls = spent.calls
+    into.in_calls.append(spent.in_calls)
     rest(contender.zpool)
 
 
@@ -104,9 +106,10 @@ async def life(
         await measure(contender, work, results[name])
 
     await verb("create", lambda: contender.create(qube))
-    for _ in range(2):
-        await verb("qube start", lambda: contender.start(qube))
-        write(contender.private(qube))
+    for start in "qube's first start", "qube start", "qube start":
+        await verb(start, lambda: contender.start(qube))
+        for path in contender.paths(qube):
+            write(path)
         await verb("qube stop", lambda: contender.stop(qube))
     await verb("revisions", lambda: contender.revisions(qube))
     await verb("usage", lambda: contender.usage(qube))

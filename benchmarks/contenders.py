@@ -74,8 +74,8 @@ class Contender(ABC):
         """Private is committed, the others are thrown away."""
 
     @abstractmethod
-    def private(self, qube: str) -> str:
-        """Path of the private volume, to be written to."""
+    def paths(self, qube: str) -> list[str]:
+        """Of private, root and volatile, to be written to."""
 
     @abstractmethod
     async def revisions(self, qube: str) -> None:
@@ -158,8 +158,8 @@ class Driver(Contender):
             ),
             "volatile": self._volume(qube, "volatile", VOLATILE),
         }
-        for volume in self.qubes[qube].values():
-            await volume.create()
+        volumes = self.qubes[qube].values()
+        await asyncio.gather(*(volume.create() for volume in volumes))
 
     async def start(self, qube: str) -> None:
         volumes = self.qubes[qube].values()
@@ -173,9 +173,11 @@ class Driver(Contender):
         for volume in volumes:
             _state_file(volume).unlink(missing_ok=True)
 
-    def private(self, qube: str) -> str:
-        volume = self.qubes[qube]["private"]
-        return str(volume.path or f"/dev/zvol/{volume.volume}")
+    def paths(self, qube: str) -> list[str]:
+        return [
+            str(volume.block_device().path)
+            for volume in self.qubes[qube].values()
+        ]
 
     async def revisions(self, qube: str) -> None:
         assert self.qubes[qube]["private"].revisions
@@ -199,8 +201,8 @@ class Driver(Contender):
         await volume.export_end(await volume.export())
 
     async def remove(self, qube: str) -> None:
-        for volume in self.qubes.pop(qube).values():
-            await volume.remove()
+        volumes = self.qubes.pop(qube).values()
+        await asyncio.gather(*(volume.remove() for volume in volumes))
 
 
 def _state_file(volume: Any) -> Path:

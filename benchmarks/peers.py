@@ -153,8 +153,11 @@ class ZfsCommands(Contender):
             self._drop(self._dataset(qube, "volatile")),
         )
 
-    def private(self, qube: str) -> str:
-        return self._device(self._dataset(qube, "private"))
+    def paths(self, qube: str) -> list[str]:
+        return [
+            self._device(self._dataset(qube, name))
+            for name in ("private", "root", "volatile")
+        ]
 
     async def revisions(self, qube: str) -> None:
         dataset = self._dataset(qube, "private")
@@ -295,8 +298,9 @@ class ThinCommands(Contender):
             drop(f"{qube}-root-snap"), private(), drop(f"{qube}-volatile")
         )
 
-    def private(self, qube: str) -> str:
-        return self._device(f"{qube}-private-snap")
+    def paths(self, qube: str) -> list[str]:
+        names = "private-snap", "root-snap", "volatile"
+        return [self._device(f"{qube}-{name}") for name in names]
 
     async def revisions(self, qube: str) -> None:
         """In its cache."""
@@ -413,8 +417,9 @@ class Files(Contender):
             asyncio.to_thread(self._path(qube, "volatile").unlink),
         )
 
-    def private(self, qube: str) -> str:
-        return str(self._path(qube, "private-dirty"))
+    def paths(self, qube: str) -> list[str]:
+        names = "private-dirty", "root-dirty", "volatile"
+        return [str(self._path(qube, name)) for name in names]
 
     async def revisions(self, qube: str) -> None:
         assert self._kept(qube)

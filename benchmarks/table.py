@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "doc" / "performance.md"
-BEGIN, END = "## Measured\n", "## What is not there yet\n"
+BEGIN, END = "## Measured\n", "## Taken\n"
 OURS = "zfs_zvol"
 
 
@@ -52,17 +52,24 @@ def about(machine: dict[str, str]) -> str:
     )
 
 
-def rows(verbs: dict[str, Any]) -> list[str]:
+def verbs_of(measured: dict[str, Any]) -> list[str]:
     """Ours in full, then the others' times and what they are to ours."""
+    verbs = measured["verbs"]
     ours = verbs[OURS]
+    rounds = len(ours["create"]["times"])
     lines = [
-        "| verb | ms (least to most) | txgs | processes | calls of ZFS |",
-        "|---|---|---|---|---|",
+        f"Medians of {rounds} rounds.",
+        "",
+        "| verb | ms (least to most) | of it in ZFS | txgs | processes"
+        " | calls of ZFS |",
+        "|---|---|---|---|---|---|",
     ]
     for verb, cost in ours.items():
         lines.append(
             f"| {verb} | {milliseconds(cost['times']):.1f}"
-            f" ({spread(cost['times'])}) | {counts(cost['txgs'])}"
+            f" ({spread(cost['times'])})"
+            f" | {milliseconds(cost['in_calls']):.1f}"
+            f" | {counts(cost['txgs'])}"
             f" | {counts(cost['forks'])} | {len(cost['calls'])} |"
         )
     others = [name for name in verbs if name != OURS]
@@ -85,25 +92,93 @@ def rows(verbs: dict[str, Any]) -> list[str]:
     return lines
 
 
+def scale_of(measured: dict[str, Any]) -> list[str]:
+    """A qube's verbs beside more and more volumes."""
+    sizes = measured["volumes"]
+    empty, *_ = sizes
+    *_, full = sizes
+    lines = [
+        f"Each of the volumes has {measured['revisions']} revisions.",
+        "",
+        "| beside so many volumes | " + " | ".join(sizes) + " |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    for verb in sizes[full]:
+        cells = []
+        for size, costs in sizes.items():
+            if verb not in costs:
+                cells.append("")
+                continue
+            cost = costs[verb]
+            cell = f"{cost['seconds'] * 1000:.1f} ms, {cost['calls']:.0f} calls"
+            first = sizes[empty].get(verb)
+            if first and size != empty:
+                cell += f", {cost['seconds'] / first['seconds']:.2g} x"
+            cells.append(cell)
+        lines.append(f"| {verb} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def bulk_of(measured: dict[str, Any]) -> list[str]:
+    """A copy between zpools beside dd's."""
+    lines = [
+        f"{measured['MiB']} MiB, half of it zeroes, from one zpool to another.",
+        "",
+        "| way | seconds (least to most) | to dd | a qube's start meanwhile"
+        " | the slowest | page cache that was kept |",
+        "|---|---|---|---|---|---|",
+    ]
+    ways = measured["ways"]
+
+    def middle(way: str, kind: str) -> float:
+        return statistics.median(each[kind] for each in ways[way])
+
+    for way, items in ways.items():
+        times = [each["seconds"] for each in items]
+        lines.append(
+            f"| {way} | {middle(way, 'seconds'):.1f}"
+            f" ({min(times):.1f} to {max(times):.1f})"
+            f" | {middle(way, 'seconds') / middle('dd', 'seconds'):.2f} x"
+            f" | {middle(way, 'start') * 1000:.0f} ms"
+            f" | {max(each['slowest start'] for each in items) * 1000:.0f} ms"
+            f" | {middle(way, 'cached'):.0%} |"
+        )
+    return lines
+
+
+#: what a measurement has in it: its name, and what makes a table of it
+KINDS = {
+    "verbs": ("verbs", verbs_of),
+    "volumes": ("scale", scale_of),
+    "ways": ("bulk", bulk_of),
+}
+
+
+def kind_of(measured: dict[str, Any]) -> str:
+    (kind,) = KINDS.keys() & measured.keys()
+    return kind
+
+
 def main() -> int:
     if len(sys.argv) > 1:
         KEPT.mkdir(exist_ok=True)
         measured = json.loads(Path(sys.argv[1]).read_text("ascii"))
         version = measured["machine"]["openzfs"].partition("-")[0]
         clock = measured["machine"]["clock"]
-        shutil.copy(sys.argv[1], KEPT / f"{version}-{clock}.json")
+        name, _ = KINDS[kind_of(measured)]
+        shutil.copy(sys.argv[1], KEPT / f"{name}-{version}-{clock}.json")
     text = PAGE.read_text("utf-8")
     before, rest = text.split(BEGIN)
     parts = []
-    for file in sorted(KEPT.glob("*.json")):
+    # the verbs first
+    for file in sorted(KEPT.glob("*.json"), reverse=True):
         measured = json.loads(file.read_text("ascii"))
-        rounds = len(measured["verbs"][OURS]["create"]["times"])
+        _, lines = KINDS[kind_of(measured)]
         parts += [
             f"### {file.stem}",
             "",
-            f"{about(measured['machine'])} Medians of {rounds} rounds.",
-            "",
-            *rows(measured["verbs"]),
+            f"{about(measured['machine'])}",
+            *lines(measured),
             "",
         ]
     after = rest.split(END)[1]

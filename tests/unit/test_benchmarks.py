@@ -18,6 +18,7 @@ MEASURED = {
                 "times": [0.01, 0.03, 0.02],
                 "forks": [0, 0, 0],
                 "txgs": [2, 3, 2],
+                "in_calls": [0.01, 0.02, 0.01],
                 "calls": ["adopt", "create"],
             }
         },
@@ -26,6 +27,7 @@ MEASURED = {
                 "times": [0.05, 0.07, 0.06],
                 "forks": [4, 5, 4],
                 "txgs": [],
+                "in_calls": [0, 0, 0],
                 "calls": [],
             }
         },
@@ -43,11 +45,11 @@ def test_table_of_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["table", str(measured)])
     assert table.main() == 0
     text = page.read_text()
-    assert "| create | 20.0 (10.0 to 30.0) | 2/3 | 0 | 2 |" in text
+    assert "| create | 20.0 (10.0 to 30.0) | 10.0 | 2/3 | 0 | 2 |" in text
     assert "| create | 60.0 ms, 3 x, 4/5 |" in text
     assert "emulated CPU" in text and "Medians of 3 rounds" in text
     assert "old" not in text and text.endswith("rest\n")
-    assert json.loads((kept / "2.9.1-work.json").read_text()) == MEASURED
+    assert json.loads((kept / "verbs-2.9.1-work.json").read_text()) == MEASURED
 
 
 def test_the_page_is_as_the_tables_make_it(tmp_path, monkeypatch):

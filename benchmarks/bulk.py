@@ -1,0 +1,159 @@
+"""Copying a volume from one zpool to another, beside dd.
+
+    python3 -m benchmarks.bulk [--size MIB] [--rounds N] [--clock CLOCK]
+                               [--out FILE]
+
+Half of what is copied is zeroes.  Meanwhile a qube is started and stopped,
+again and again; and something of dom0's is in the page cache.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import qubes.storage
+
+from qubes_storage_zfs import ZfsZvolPool
+from tests.counting import rest
+from tests.zfs.conftest import sh
+
+from .__main__ import DISKS, MIB, machine
+from .contenders import OnZpool
+from .peers import run as program
+
+RUN = 64 * MIB
+CACHED = Path("/root/cached")
+
+
+def fill(path: str, size: int) -> None:
+    """Runs of random data and runs of zeroes, in turn."""
+    with open(path, "r+b") as file:
+        for offset in range(0, size, 2 * RUN):
+            file.seek(offset)
+            for _ in range(RUN // MIB):
+                file.write(os.urandom(MIB))
+        os.fsync(file)
+
+
+def cached() -> float:
+    """How much of a file that was read before is still in memory."""
+    pages = sh("fincore", "-bno", "RES", str(CACHED))
+    return int(pages) / CACHED.stat().st_size
+
+
+class Bulk:
+    """Two pools, a volume in the first, a qube that starts beside it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.first = OnZpool("a", ZfsZvolPool, {"container": "first/qubes"})
+        self.second = OnZpool("b", ZfsZvolPool, {"container": "second/qubes"})
+        self.number = 0
+
+    async def setup(self) -> None:
+        await self.first.setup(DISKS[0])
+        await self.second.setup(DISKS[1])
+        await self.first.create("qube")
+        self.source = self.first._volume(
+            "big", "private", self.size, save_on_stop=True
+        )
+        await self.source.create()
+        fill(await self.source.import_data(self.size), self.size)
+        await self.source.import_data_end(True)
+
+    async def _target(self) -> Any:
+        self.number += 1
+        target = self.second._volume(
+            f"copy{self.number}", "private", MIB, save_on_stop=True
+        )
+        await target.create()
+        return target
+
+    async def ours(self) -> None:
+        target = await self._target()
+        await target.import_volume(self.source)
+        await target.remove()
+
+    async def dd(self, *nice: str) -> None:
+        """The same by the means of a qvm-volume import."""
+        target = await self._target()
+        source = await self.source.export()
+        path = await target.import_data(self.size)
+        await program(
+            *(*nice, "dd", f"if={source}", f"of={path}", "bs=64M"),
+            "conv=sparse,notrunc,nocreat,fdatasync",
+        )
+        await target.import_data_end(True)
+        await self.source.export_end(source)
+        await target.remove()
+
+    async def measure(
+        self, work: Callable[[], Awaitable[None]]
+    ) -> dict[str, Any]:
+        """How long it takes; starts beside it; what is left of the cache."""
+        rest("first")
+        rest("second")
+        CACHED.read_bytes()
+        begin = time.monotonic()
+        task = asyncio.ensure_future(work())
+        starts = []
+        while not task.done():
+            since = time.monotonic()
+            await self.first.start("qube")
+            starts.append(time.monotonic() - since)
+            await self.first.stop("qube")
+            await asyncio.wait([task], timeout=0.5)
+        await task
+        return {
+            "seconds": time.monotonic() - begin,
+            "start": statistics.median(starts),
+            "slowest start": max(starts),
+            "cached": cached(),
+        }
+
+
+async def measured(size: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    bulk = Bulk(size)
+    await bulk.setup()
+    CACHED.write_bytes(os.urandom(64 * MIB))
+    ways: dict[str, Callable[[], Awaitable[None]]] = {
+        "zfs_zvol": bulk.ours,
+        "dd": bulk.dd,
+        "ionice dd": lambda: bulk.dd("ionice", "-c3"),
+    }
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, way in ways.items():
+            results[name].append(await bulk.measure(way))
+            print(f"bulk: {number}, {name}: {results[name][-1]}", flush=True)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", default="wall", choices=["wall", "work"])
+    parser.add_argument("--out", default="/out/bulk.json")
+    given = parser.parse_args()
+    qubes.storage.VOLUME_STATE_DIR = "/run/qubes/storage"
+    found = asyncio.run(measured(given.size * MIB, given.rounds))
+    text = json.dumps(
+        {"machine": machine(given.clock), "MiB": given.size, "ways": found},
+        indent=1,
+    )
+    Path(given.out).write_text(text + "\n", "ascii")
+    for zpool in "first", "second":
+        sh("zpool", "destroy", "-f", zpool)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

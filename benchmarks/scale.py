@@ -1,0 +1,234 @@
+"""Whether a pool with many volumes is slower than an empty one.
+
+    python3 -m benchmarks.scale [--volumes N] [--revisions N] [--clock CLOCK]
+                                [--out FILE]
+
+A qube lives in an empty pool, in the same one with others beside it, and so
+on; what it costs is measured each time.  The others' volumes have no nodes:
+making those is udev's work and not what is measured.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+import types
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import libzfs_core
+import qubes.storage
+
+from qubes_storage_zfs import ZfsZvolPool, layout
+from qubes_storage_zfs.container import Container
+from tests.counting import cost, quiet, rest
+from tests.zfs.conftest import sh
+
+from .__main__ import DISKS, MIB, machine, write
+from .contenders import Driver, OnZpool
+
+ZPOOL = "ours"
+NONE = 3  # volmode, as libzfs_core takes it
+#: changes in one program, which holds up the transaction group it is in
+AT_ONCE = 200
+ROUNDS = 5
+
+_CHANGES = b"""
+local given = (...).argv
+for _, item in pairs(given.snapshots) do
+    assert(zfs.sync.snapshot(item) == 0)
+end
+for qube, value in pairs(given.pointers) do
+    assert(zfs.sync.set_prop(qube, given.property, value) == 0)
+end
+"""
+
+
+def _run(**arguments: Any) -> None:
+    libzfs_core.lzc_channel_program(
+        ZPOOL.encode(), _CHANGES, 100_000_000, 100 << 20, _bytes(arguments)
+    )
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_bytes(key): _bytes(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return {b"%d" % n: _bytes(each) for n, each in enumerate(value)}
+    return value.encode()
+
+
+def fill(home: str, first: int, last: int, revisions: int) -> None:
+    """Qubes with a private volume each, and what was committed of it."""
+    given = {b"volsize": 64 * MIB, b"volblocksize": 16384, b"volmode": NONE}
+
+    def make(number: int) -> str:
+        qube = f"{home}/other{number}"
+        volume = f"{qube}/private"
+        libzfs_core.lzc_create(qube.encode(), "zfs", {b"canmount": 0})
+        libzfs_core.lzc_create(volume.encode(), "zvol", given)
+        return volume
+
+    # many share a transaction group
+    with ThreadPoolExecutor(24) as threads:
+        volumes = list(threads.map(make, range(first, last)))
+    names = [
+        (volume, f"{volume}@r{revision}")
+        for revision in range(1, revisions + 1)
+        for volume in volumes
+    ]
+    # a volume gets one snapshot in a transaction group
+    step = min(AT_ONCE, len(volumes))
+    for at in range(0, len(names), step):
+        _run(
+            snapshots=[name for _, name in names[at : at + step]],
+            pointers={},
+            property="-",
+        )
+    for at in range(0, len(volumes), AT_ONCE):
+        some = volumes[at : at + AT_ONCE]
+        for name, value in (
+            (layout.POINTER, "0"),
+            (layout.COMMITTED, f"private@r{revisions}"),
+        ):
+            _run(
+                snapshots=[],
+                pointers={each.rpartition("/")[0]: value for each in some},
+                property=name + "private",
+            )
+
+
+async def timed(work: Callable[[], Awaitable[object]]) -> dict[str, Any]:
+    rest(ZPOOL)
+    with cost(ZPOOL) as spent:
+        await work()
+    return {
+        "seconds": spent.seconds,
+        "txgs": spent.txgs,
+        "calls": len(spent.calls),
+    }
+
+
+def now(function: Callable[[], object]) -> Callable[[], Awaitable[object]]:
+    async def verb() -> object:
+        return function()
+
+    return verb
+
+
+async def lives(contender: Driver) -> dict[str, Any]:
+    """Medians of what a qube's verbs take."""
+    found: dict[str, list[dict[str, Any]]] = {}
+
+    async def verb(name: str, work: Callable[[], Awaitable[object]]) -> None:
+        found.setdefault(name, []).append(await timed(work))
+
+    await contender.create("qube")
+    private = contender.qubes["qube"]["private"]
+    for number in range(ROUNDS + 1):
+        if number == 1:
+            # what was measured before was the first time, and is another
+            found.clear()
+        await verb("start", lambda: contender.start("qube"))
+        for path in contender.paths("qube"):
+            write(path)
+        await verb("stop", lambda: contender.stop("qube"))
+        await verb("revisions", now(lambda: private.revisions))
+        await verb("usage", now(lambda: private.usage))
+        await verb("revert", private.revert)
+        await private.stop()
+    store = contender.store
+    for _ in range(ROUNDS):
+        await verb("pool size and usage", contender.pool)
+        await verb("list all volumes", now(store.list_volumes))
+    await contender.remove("qube")
+    return {
+        name: {
+            kind: statistics.median(each[kind] for each in items)
+            for kind in items[0]
+        }
+        for name, items in found.items()
+    }
+
+
+async def begin(contender: Driver, volumes: int) -> dict[str, Any]:
+    """What qubesd does when it starts: all volumes are made, one is used."""
+    Container.forget_all()
+    pool = ZfsZvolPool(name=contender.store.name, **contender.options)
+    with cost(ZPOOL) as spent:
+        made = [
+            pool.init_volume(
+                types.SimpleNamespace(name=f"other{number}", app=None),
+                {
+                    "name": "private",
+                    "pool": pool.name,
+                    "vid": f"other{number}/private",
+                    "size": str(64 * MIB),
+                    "rw": True,
+                    "save_on_stop": True,
+                },
+            )
+            for number in range(volumes)
+        ]
+    first = await timed(lambda: pool.first_use())
+    one = await timed(made[0].stop)
+    return {
+        "init of all": {
+            "seconds": spent.seconds,
+            "txgs": spent.txgs,
+            "calls": len(spent.calls),
+        },
+        "first use": first,
+        "stop of one that did not run": one,
+    }
+
+
+async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
+    contender = OnZpool("zfs_zvol", ZfsZvolPool, {"container": "ours/qubes"})
+    await contender.setup(DISKS[0])
+    home = contender.store.home
+    results: dict[str, Any] = {}
+    there = 0
+    for size in sizes:
+        since = time.monotonic()
+        for at in range(there, size, 200):
+            fill(home, at, min(at + 200, size), revisions)
+        there = size
+        print(f"scale: {size} in {time.monotonic() - since:.0f} s", flush=True)
+        results[str(size)] = await lives(contender)
+        if size:
+            results[str(size)] |= await begin(contender, size)
+        print(f"scale: {size} volumes measured", flush=True)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--volumes", type=int, default=2000)
+    parser.add_argument("--revisions", type=int, default=10)
+    parser.add_argument("--clock", default="wall", choices=["wall", "work"])
+    parser.add_argument("--out", default="/out/scale.json")
+    given = parser.parse_args()
+    qubes.storage.VOLUME_STATE_DIR = "/run/qubes/storage"
+    sizes = [0, given.volumes // 10, given.volumes]
+    with quiet():
+        found = asyncio.run(run(sizes, given.revisions))
+    text = json.dumps(
+        {
+            "machine": machine(given.clock),
+            "revisions": given.revisions,
+            "volumes": found,
+        },
+        indent=1,
+    )
+    Path(given.out).write_text(text + "\n", "ascii")
+    sh("zpool", "destroy", "-f", ZPOOL)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
