@@ -53,7 +53,7 @@ class Qube:
 
     async def _states(self) -> int:
         volume = self.volume
-        state = await volume.store.state(volume.where, revisions=True)
+        state = await volume.generations.state(revisions=True)
         return len(state.revisions)
 
     async def verb(
