@@ -44,6 +44,9 @@ VOLUMES ?= 2000
 BENCH_DISKS = 2048 2048 2048 2048 2048 2048 2048 2048 2048
 BENCH_VM = VM_DISKS="$(BENCH_DISKS)" VM_OUT=build/bench $(VM)
 BENCH = $(GUEST_PYTHON) -m benchmarks
+SMOKE = ( $(BENCH) --rounds 0 ) && \
+    ( $(BENCH).scale --volumes 20 --revisions 2 ) && \
+    ( $(BENCH).bulk --size 128 --rounds 1 )
 
 # what is installed, with what, and where to
 PYTHON ?= python3
@@ -149,9 +152,7 @@ bench-bulk: vm-image
 	@python3 -m benchmarks.table build/bench/bulk.json
 
 bench-smoke: vm-image
-	@$(BENCH_VM) run -- '( $(BENCH) --rounds 0 ) \
-	    && ( $(BENCH).scale --volumes 20 --revisions 2 ) \
-	    && ( $(BENCH).bulk --size 128 --rounds 1 )'
+	@$(BENCH_VM) run -- '$(SMOKE)'
 
 test-rpm: prepare
 	@tests/vm/prepare rpm
