@@ -24,7 +24,7 @@ import qubes.storage
 from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.zfs import core
 from tests.counting import Forks, cost, quiet, rest
-from tests.zfs.conftest import core_admin_version
+from tests.zfs.conftest import core_admin_version, sh
 
 from .contenders import MIB, Contender, Driver, OnFiles, OnThinPool, OnZpool
 from .peers import Files, ThinCommands, ZfsCommands
@@ -135,6 +135,9 @@ async def run(rounds: int) -> dict[str, Any]:
             into = results[contender.name] if number else defaultdict(Measured)
             await life(contender, number, into)
         print(f"bench: round {number} of {rounds}", flush=True)
+    for contender in every:
+        if contender.zpool:
+            sh("zpool", "destroy", "-f", contender.zpool)
     return {
         name: {verb: vars(measured) for verb, measured in verbs.items()}
         for name, verbs in results.items()
