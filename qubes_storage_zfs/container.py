@@ -173,11 +173,7 @@ class Container:
         return {
             "container": self.dataset,
             "owner": layout.OWNER,
-            "qube": name.dataset,
-            "volume": name.volume,
-            "pointer": name.pointer,
-            "committed": name.committed,
-            "blank": layout.BLANK,
+            **name.arguments,
             "want": list(asked.want),
             "revisions": asked.revisions,
             "dates": asked.dates,

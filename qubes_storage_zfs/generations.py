@@ -35,19 +35,9 @@ class Generations:
         self.store = store
         self.zpool = zpool
 
-    def _argv(self, **more: Any) -> dict[str, Any]:
-        return {
-            "qube": self.where.dataset,
-            "volume": self.where.volume,
-            "pointer": self.where.pointer,
-            "committed": self.where.committed,
-            "blank": layout.BLANK,
-            **more,
-        }
-
     async def _change(self, program: str, **more: Any) -> Any:
         return await channel.change(
-            program, self.where.dataset, self._argv(**more)
+            program, self.where.dataset, {**self.where.arguments, **more}
         )
 
     async def state(self, *want: str, **asked: Any) -> State:
@@ -223,7 +213,10 @@ class Generations:
         made: list[str] = []
         try:
             yield await channel.change(
-                "freeze", self.where.dataset, self._argv(), made.append
+                "freeze",
+                self.where.dataset,
+                self.where.arguments,
+                made.append,
             )
         finally:
             for snapshot in made:

@@ -40,6 +40,11 @@ class Session(Transfer):
         return self.source.where if self.source is not None else None
 
     @property
+    def _made_from(self) -> dict[str, Any]:
+        """As Question has it: what nobody keeps, if it is made now."""
+        return {"size": self._in_blocks(self.size), "source": self._source}
+
+    @property
     def _qube_key(self) -> str:
         """The same for all volumes of a qube in a pool, whatever their names
         on disk."""
@@ -83,12 +88,11 @@ class Session(Transfer):
         :param ready: the last stop() took the current one back
         """
         size = self._rounded(self.size, what)
-        asked = {"counted": True, "size": size, "source": self._source}
-        state = await self._state(**asked)
+        state = await self._state(counted=True, **self._made_from)
         if state.usable and state.current is not None:
             try:
                 if not ready or state.touched:
-                    await self._reset()
+                    await self.generations.reset(**self._made_from)
                 return state.current
             except (Busy, NotFound) as exc:
                 LOG.info("%s is made anew: %s", self.vid, exc)
@@ -128,8 +132,7 @@ class Session(Transfer):
         if current is None:
             state = await self.generations.state(
                 revisions=self.save_on_stop,
-                size=self._in_blocks(self.size),
-                source=self._source,
+                **self._made_from,
             )
             if state.owner != self.pool.name or not self._owns(state):
                 return False
@@ -140,10 +143,12 @@ class Session(Transfer):
             return False
         if self.save_on_stop:
             return needed and await self._commit(current)
-        if not self._kept_for_forensics():
-            if needed:
-                await self._discard()
-            self._ready = self._ready or not needed
+        if self._kept_for_forensics():
+            return False
+        if needed:
+            await self._discard()
+        else:
+            self._ready = True
         if times != self._source_times():
             # it was not ready yet when the source looked
             await self._discard_if_ready()
@@ -171,16 +176,12 @@ class Session(Transfer):
         as one that is made then."""
         if not self._goes_with_its_qube():
             try:
-                await self._reset()
+                await self.generations.reset(**self._made_from)
                 self._ready = True
                 return
             except (Busy, NotFound) as exc:
                 LOG.info("%s is destroyed: %s", self.vid, exc)
         await self.generations.forget()
-
-    async def _reset(self) -> None:
-        size = self._in_blocks(self.size)
-        await self.generations.reset(size, self._source)
 
     def _source_times(self) -> int:
         return self.source._times_committed if self.source is not None else 0
@@ -230,3 +231,4 @@ class Session(Transfer):
         return bool(self.snap_on_start) and (
             self.snap_on_start_forensics or self.pool.forensics
         )
+

@@ -80,11 +80,15 @@ def _text(names: tuple[str, ...]) -> bytes:
 
 @dataclass(frozen=True)
 class _Program:
-    """One to be run, and for what."""
+    """One to be run, and for what.
+
+    :ivar note: is told what it gives, whoever still waits for that
+    """
 
     name: str
     dataset: str
     arguments: Data
+    note: Callable[[Any], None] = lambda _: None
 
 
 def _run(programs: Sequence[_Program], sync: bool) -> list[Any]:
@@ -117,18 +121,19 @@ def _result(program: _Program, result: Any) -> Any:
     if isinstance(result, dict) and "errno" in result:
         dataset = result.get("dataset", program.dataset)
         return errors.from_errno(result["errno"], dataset, result["step"])
+    program.note(result)
     return result
+
+
+async def _run_in_thread(programs: Sequence[_Program], sync: bool) -> list[Any]:
+    threads = core.workers if sync else core.readers
+    return await core.in_thread(_run, programs, sync, threads=threads)
 
 
 def _given(result: Any) -> Any:
     if isinstance(result, errors.ZfsError):
         raise result
     return result
-
-
-def _tell(note: Callable[[Any], None], result: Any) -> None:
-    if not isinstance(result, errors.ZfsError):
-        note(result)
 
 
 def ask(name: str, dataset: str, arguments: Data) -> Any:
@@ -161,25 +166,14 @@ async def change(
     :raises ZfsError: if the program refused (then nothing was changed,
         unless its header says otherwise) or failed
     """
-    return await _ask(_Program(name, dataset, arguments), True, note)
+    return await _ask(_Program(name, dataset, arguments, note), True)
 
 
-async def _ask(
-    program: _Program,
-    sync: bool,
-    note: Callable[[Any], None] = lambda _: None,
-) -> Any:
+async def _ask(program: _Program, sync: bool) -> Any:
     party = _party.get()
     if party is not None:
-        return _given(await party.ask(_Asked(program, sync, note)))
-
-    def run() -> Any:
-        result = _run([program], sync)[0]
-        _tell(note, result)
-        return result
-
-    threads = core.workers if sync else core.readers
-    return _given(await core.in_thread(run, threads=threads))
+        return _given(await party.ask(_Asked(program, sync)))
+    return _given((await _run_in_thread([program], sync))[0])
 
 
 @dataclass(eq=False)
@@ -188,7 +182,6 @@ class _Asked:
 
     program: _Program
     sync: bool
-    note: Callable[[Any], None]
     result: asyncio.Future[Any] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -252,18 +245,14 @@ class _Party:
 
     async def _serve(self, batch: list[_Asked], sync: bool) -> None:
         programs = [asked.program for asked in batch]
-        threads = core.workers if sync else core.readers
         try:
-            results = await core.in_thread(
-                _run, programs, sync, threads=threads
-            )
+            results = await _run_in_thread(programs, sync)
         except BaseException as exc:  # pylint: disable=broad-except
             for asked in batch:
                 if not asked.result.done():
                     asked.result.set_exception(exc)
             return
         for asked, result in zip(batch, results, strict=True):
-            _tell(asked.note, result)
             if not asked.result.done():
                 asked.result.set_result(result)
 
@@ -307,3 +296,4 @@ async def clones_in_programs(zpool: str) -> bool:
 @functools.lru_cache(maxsize=4)
 def _can_clone(zpool: str, _version: str | None) -> bool:
     return bool(ask("can_clone", zpool, {}))
+

@@ -88,9 +88,13 @@ def size_of(path: str) -> int:
 
     :raises OSError: if it is not there
     """
+    return int(_told_of(path, "size")) * 512
+
+
+def _told_of(path: str, what: str) -> str:
+    """What the kernel tells of the block device that *path* leads to."""
     node = os.path.basename(os.path.realpath(path))
-    sectors = Path("/sys/class/block", node, "size").read_text("ascii")
-    return int(sectors) * 512
+    return Path("/sys/class/block", node, what).read_text("ascii")
 
 
 def _name_of_open(fd: int) -> str | None:
@@ -205,9 +209,7 @@ def _which(path: str) -> tuple[str, str] | None:
     each disk there ever is, and to none twice (diskseq)."""
     node = os.path.realpath(path)
     try:
-        return node, Path(
-            "/sys/class/block", os.path.basename(node), "diskseq"
-        ).read_text("ascii")
+        return node, _told_of(node, "diskseq")
     except OSError:
         return None
 

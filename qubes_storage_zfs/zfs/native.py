@@ -14,6 +14,7 @@ import os
 import resource
 from collections.abc import Mapping, Sequence
 
+from . import core
 from .errors import CommandFailed
 
 #: where programs are looked for, and all of PATH that they see
@@ -92,13 +93,7 @@ async def run(
     try:
         status, output = await asyncio.shield(child)
     except asyncio.CancelledError:
-        while not child.done():
-            try:
-                await asyncio.wait([child])
-            except asyncio.CancelledError:
-                continue
-        if not child.cancelled():
-            child.exception()
+        await core.ended(child)
         raise
     except OSError as exc:
         raise CommandFailed(

@@ -52,7 +52,7 @@ FAULTS = (
     Fault(
         "an older revision is taken for the committed state",
         _LUA + "commit.lua",
-        "    note_committed(changes, qube, argv.committed, snapshot)\n",
+        "    committed = snapshot\n",
         "",
         _zfs("life", "export_while_running_is_the_committed_state"),
     ),
@@ -273,7 +273,7 @@ FAULTS = (
     Fault(
         "a clone of the past is used again",
         _LUA + "common.lua",
-        "return is_fresh(ds) == true",
+        "return fresh == true",
         "return true",
         _zfs("ready", "a_clone_of_the_past_is_not_used_by_a_new_qubesd"),
     ),

@@ -74,13 +74,12 @@ changes[#changes + 1] = {zfs.sync.set_prop, new, argv.holder, argv.mark}
 if first ~= nil then
     changes[#changes + 1] = {zfs.sync.snapshot, first}
 end
+local second = nil
 if commits then
-    local second = new .. "@r" .. string.format("%d", highest + 1)
+    second = new .. "@r" .. string.format("%d", highest + 1)
     changes[#changes + 1] = {zfs.sync.snapshot, second}
-    note_committed(changes, qube, argv.committed, second)
-else
-    note_committed(changes, qube, argv.committed, nil)
 end
+note_committed(changes, qube, argv.committed, second)
 local value = string.format("%d", argv.number)
 if argv.scratch then
     changes[#changes + 1] = {zfs.sync.snapshot, beginning(new)}

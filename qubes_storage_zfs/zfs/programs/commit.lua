@@ -21,6 +21,7 @@ local left = {}
 local list, highest, frozen =
     revisions(qube, volume, generations(qube, volume))
 local newest = list[#list]
+local committed = newest and newest.snapshot
 local changes = {}
 if argv.keep >= 0 and changed_since(newest, ds, current) then
     local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
@@ -29,13 +30,12 @@ if argv.keep >= 0 and changed_since(newest, ds, current) then
         return refuse(errno, "check snapshot", snapshot)
     end
     changes[1] = {zfs.sync.snapshot, snapshot}
-    note_committed(changes, qube, argv.committed, snapshot)
     list[#list + 1] = {generation = current, snapshot = snapshot}
+    committed = snapshot
 elseif argv.keep < 0 then
-    note_committed(changes, qube, argv.committed, nil)
-elseif noted_committed(qube, argv.committed) ~= newest.snapshot then
-    note_committed(changes, qube, argv.committed, newest.snapshot)
+    committed = nil
 end
+note_committed(changes, qube, argv.committed, committed)
 local errno = all_or_none(changes)
 if errno ~= 0 then
     return refuse(errno, "commit", ds)

@@ -114,12 +114,14 @@ end
 
 -- What is committed of a volume is written down beside its pointer, by what
 -- makes it so, for those that ask whether they are clones of it: to list
--- snapshots is dear.  Changes to be made.
+-- snapshots is dear.  A change to be made, if it is not so written.
 local function note_committed(changes, qube, property, snapshot)
-    if snapshot ~= nil then
-        local last = string.match(snapshot, "/([^/]*)$")
+    local last = snapshot and string.match(snapshot, "/([^/]*)$")
+    if last == own_property(qube, property) then
+        return
+    elseif last then
         changes[#changes + 1] = {zfs.sync.set_prop, qube, property, last}
-    elseif own_property(qube, property) ~= nil then
+    else
         changes[#changes + 1] = {zfs.sync.inherit, qube, property}
     end
 end
@@ -200,12 +202,12 @@ local function is_fresh(ds)
 end
 
 -- Whether it can be taken back to what would be made now, of argv.source or of
--- argv.size, where it was made of `size`.
-local function is_usable(ds, size)
+-- argv.size, where it was made of `size`; `fresh` is what is_fresh() says.
+local function is_usable(ds, size, fresh)
     if not zfs.exists(beginning(ds)) then
         return false
     elseif argv.source then
-        return is_fresh(ds) == true
+        return fresh == true
     end
     return argv.size == size
 end

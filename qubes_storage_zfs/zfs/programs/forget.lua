@@ -1,8 +1,8 @@
 -- A volume is removed: its pointer, its revisions and its generations.
 --
--- argv: qube, volume, pointer, committed (properties), prefix (of pointers), holder (property that
---       marks what is ours); busy (generations in use by an export, by
---       name: left to it)
+-- argv: qube, volume, pointer, committed (properties), prefix (of pointers),
+--       holder (property that marks what is ours); busy (generations in use
+--       by an export, by name: left to it)
 -- gives: busy (a generation that somebody holds open, absent if none);
 --       stays (true if a clone elsewhere, a hold or a snapshot of somebody
 --       else's keeps a generation); unfreed (such a one that could not be
@@ -87,3 +87,4 @@ if is_empty_qube(qube, argv.prefix) then
     zfs.sync.destroy(qube)
 end
 return out
+

@@ -12,7 +12,7 @@ if current == nil or not scratch then
     return refuse(2, "current", qube)
 end
 local ds = generation_name(qube, argv.volume, current)
-if not zfs.exists(ds) or not is_usable(ds, size) then
+if not zfs.exists(ds) or not is_usable(ds, size, is_fresh(ds)) then
     return refuse(2, "reset", ds)
 end
 if is_touched(ds, beginning(ds)) then

@@ -6,8 +6,9 @@
 --       dear as all the rest: the zvol is opened for it)
 --       counted: give numbers, unless what there is can be used again;
 --       revisions: give these and what follows from them; dates: give their
---       creation instead of what follows; size (a string) or source (qube, and property that says
---       what is committed there) of what nobody keeps, if it is made now
+--       creation instead of what follows; size (a string) or source (qube,
+--       and property that says what is committed there) of what nobody keeps,
+--       if it is made now
 -- gives: missing (if the container is); owner; current (number, absent if
 --       there is no volume); numbers (of all generations); properties
 --       of what nobody keeps: scratch (true); usable (whether it can be taken
@@ -34,7 +35,7 @@ local there = ds and zfs.exists(ds)
 if there and scratch then
     out.scratch = true
     out.fresh = is_fresh(ds)
-    out.usable = is_usable(ds, size)
+    out.usable = is_usable(ds, size, out.fresh)
     out.touched = out.usable and is_touched(ds, beginning(ds))
 end
 local numbers = {}
