@@ -44,7 +44,7 @@ class Forks:
         # events of all processes come here, and none may be lost
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVED)
         self.socket.bind((0, CN_IDX_PROC))
-        self.socket.settimeout(0.5)
+        self.socket.settimeout(30)
         body = struct.pack("=IIIIHHI", CN_IDX_PROC, 1, 0, 0, 4, 0, 1)
         self.socket.send(
             struct.pack("=IHHII", 16 + len(body), 3, 0, 0, os.getpid()) + body
@@ -53,19 +53,28 @@ class Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """All before a last child is counted: the kernel starts threads of
+        its own all the time."""
         self.count = 0
-        while True:
-            try:
-                message = self.socket.recv(4096)
-            except TimeoutError:
-                break
-            (what,) = struct.unpack_from("=I", message, 36)
-            if what == PROC_EVENT_FORK:
-                fields = struct.unpack_from("=IIII", message, 52)
-                parent_tgid, child_pid, child_tgid = fields[1:]
-                if parent_tgid == os.getpid() and child_pid == child_tgid:
-                    self.count += 1
+        with subprocess.Popen(["true"]) as last:
+            while (child := self._next_child()) != last.pid:
+                self.count += child is not None
         self.socket.close()
+
+    def _next_child(self) -> int | None:
+        """Of the next event of any process, if that is a new child of ours.
+
+        :raises TimeoutError: if there is none
+        """
+        message = self.socket.recv(4096)
+        (what,) = struct.unpack_from("=I", message, 36)
+        if what != PROC_EVENT_FORK:
+            return None
+        fields = struct.unpack_from("=IIII", message, 52)
+        parent_tgid, child_pid, child_tgid = fields[1:]
+        if parent_tgid == os.getpid() and child_pid == child_tgid:
+            return int(child_pid)
+        return None
 
 
 @contextmanager
