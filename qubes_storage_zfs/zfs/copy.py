@@ -7,8 +7,9 @@ import threading
 from . import core, device
 
 BLOCK = 1 << 20  # bytes
-#: bytes between two flushes, which bounds what is dirty in memory
-FLUSH_EVERY = 64 << 20
+#: bytes that are read while as many are written out, which bounds what is
+#: dirty in memory
+WINDOW = 32 << 20
 
 
 async def sparse_copy(source: str, target: str) -> None:
@@ -32,18 +33,22 @@ def _copy(source: str, target: str, stop: threading.Event) -> None:
         buffer = bytearray(BLOCK)
         view = memoryview(buffer)
         zeroes = bytes(BLOCK)
-        offset = flushed = 0
+        offset = begun = 0
+        under_way = (0, 0)
         while not stop.is_set():
             length = os.readv(reader, [buffer])
             if length == 0:
                 break
-            if view[:length] != zeroes[:length]:
+            # the whole buffer, for a view is compared byte by byte
+            if length < BLOCK or buffer != zeroes:
                 _write(writer, view[:length], offset)
             offset += length
-            if offset - flushed >= FLUSH_EVERY:
-                _flush(reader, writer, flushed, offset - flushed)
-                flushed = offset
-        _flush(reader, writer, flushed, offset - flushed)
+            if offset - begun >= WINDOW:
+                device.write_out(writer, begun, offset - begun, wait=False)
+                _flush(reader, writer, *under_way)
+                under_way, begun = (begun, offset - begun), offset
+        for first, size in under_way, (begun, offset - begun):
+            _flush(reader, writer, first, size)
 
 
 def _write(writer: int, data: memoryview, offset: int) -> None:
@@ -54,6 +59,8 @@ def _write(writer: int, data: memoryview, offset: int) -> None:
 
 
 def _flush(reader: int, writer: int, offset: int, length: int) -> None:
+    if not length:
+        return
     device.write_out(writer, offset, length)
     for descriptor in (reader, writer):
         # a pipe has no page cache to be spared

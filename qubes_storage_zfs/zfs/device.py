@@ -45,8 +45,8 @@ BUSY_LIMIT = 6.0
 #: nodes that are remembered
 SEEN_LIMIT = 4096
 
-#: SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
-_WRITE_AND_WAIT = 1 | 2 | 4
+_SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE
+_SYNC_AND_WAIT = 1 | 2 | 4  # _WAIT_BEFORE | _WRITE | _WAIT_AFTER
 _IN_EVENTS = 0x100 | 0x80 | 0x4  # IN_CREATE | IN_MOVED_TO | IN_ATTRIB
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -300,14 +300,18 @@ def _flush(dataset: str, held: contextlib.ExitStack) -> None:
         write_out(fd)
 
 
-def write_out(fd: int, offset: int = 0, length: int = 0) -> None:
+def write_out(
+    fd: int, offset: int = 0, length: int = 0, wait: bool = True
+) -> None:
     """Write what the page cache holds of *length* bytes, 0 for all there are
-    from *offset* on, and wait for it; see flushed().
+    from *offset* on; see flushed().
 
+    :param wait: until it is written; else it is only begun
     :raises OSError: if it could not be written
     """
     part = ctypes.c_int64(offset), ctypes.c_int64(length)
-    if _libc.sync_file_range(fd, *part, ctypes.c_uint(_WRITE_AND_WAIT)):
+    how = ctypes.c_uint(_SYNC_AND_WAIT if wait else _SYNC_WRITE)
+    if _libc.sync_file_range(fd, *part, how):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

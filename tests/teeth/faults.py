@@ -218,8 +218,8 @@ FAULTS = (
     Fault(
         "a copy stops at the first hole",
         "zfs/copy.py",
-        "if view[:length] != zeroes[:length]:\n                _write(writer, view[:length], offset)",
-        "if view[:length] == zeroes[:length]:\n                break\n            _write(writer, view[:length], offset)",
+        "if length < BLOCK or buffer != zeroes:\n                _write(writer, view[:length], offset)",
+        "if buffer == zeroes:\n                break\n            _write(writer, view[:length], offset)",
         _zfs("pool", "copy_between_zpools_is_sparse"),
     ),
     Fault(
@@ -268,7 +268,7 @@ FAULTS = (
         _LUA + "reset.lua",
         "if is_touched(ds, beginning(ds)) then\n    local errno",
         "if false then\n    local errno",
-        _zfs("ready", "what_was_written_is_gone_when_stop_ends"),
+        _zfs("ready", "what_was_written_is_gone_after_stop"),
     ),
     Fault(
         "a clone of the past is used again",
