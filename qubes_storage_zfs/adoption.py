@@ -10,8 +10,10 @@ from .zfs import channel, core, native
 from .zfs.errors import Busy, Exists, NotFound
 
 #: of the dataset that holds the qubes' datasets, set in the call that makes
-#: it: they keep dom0 from reading what qubes wrote
+#: it: they keep dom0 from reading what qubes wrote, and what is below from
+#: being mounted
 HOME_PROPERTIES: Mapping[str, core.Value] = {
+    "mountpoint": "none",
     "volmode": core.VOLMODE_DEV,
     "snapdev": core.SNAPDEV_HIDDEN,
     layout.UDEV_FLAG: "true",

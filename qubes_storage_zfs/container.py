@@ -75,9 +75,11 @@ class State:
 
     #: False if the container itself is missing
     container: bool
+    #: not told with dates
     owner: str | None
-    #: whether the qube's dataset exists
+    #: whether the qube's dataset exists; and whether ZFS would mount it
     qube: bool
+    mountable: bool
     #: of all generations, if asked for and one is to be made
     numbers: Sequence[int]
     #: number of the current generation; None if there is no such volume
@@ -351,6 +353,7 @@ def _state(answer: Mapping[str, Any]) -> State:
         container=not answer.get("missing"),
         owner=answer.get("owner"),
         qube=bool(answer.get("qube")),
+        mountable=bool(answer.get("mountable", True)),
         numbers=list(answer.get("numbers", {}).values()),
         current=answer.get("current"),
         scratch=bool(answer.get("scratch")),

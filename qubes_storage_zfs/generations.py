@@ -70,7 +70,9 @@ class Generations:
             try:
                 if not state.qube:
                     with contextlib.suppress(Exists):
-                        await core.create_filesystem(self.where.dataset, {})
+                        await core.create_filesystem(
+                            self.where.dataset, {}, state.mountable
+                        )
                 await make(number, dataset)
                 return number, dataset
             except (Exists, NotFound):

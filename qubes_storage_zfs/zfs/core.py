@@ -145,13 +145,16 @@ def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
 
 
 async def create_filesystem(
-    dataset: str, properties: Mapping[str, Value]
+    dataset: str, properties: Mapping[str, Value], mountable: bool = True
 ) -> None:
     """Create a filesystem that nothing mounts.
 
+    :param mountable: there it would be; else nothing need be set, which
+        saves a transaction group
     :raises Exists: if there is a dataset of that name
     """
-    given = _properties({"canmount": CANMOUNT_OFF, **properties})
+    unmounted = {"canmount": CANMOUNT_OFF} if mountable else {}
+    given = _properties({**unmounted, **properties})
     await in_thread(call, "create", dataset, dataset.encode(), "zfs", given)
 
 

@@ -76,7 +76,7 @@ def test_add_asks_twice_and_makes_a_root(zpool, person):
         "aes-256-gcm",
         "prompt",
         "100000",
-        f"/{lab.container}" if values[3] != "none" else "none",
+        "none",
         "off",
         "dev",
     ]

@@ -31,8 +31,8 @@ if zfs.exists(argv.home) then
     out.flag = (zfs.get_prop(argv.home, argv.flag))
     out.volmode = (zfs.get_prop(argv.home, "volmode"))
     for child in zfs.list.children(argv.home) do
-        local ours = (zfs.get_prop(child, "canmount")) == "off"
-            and is_empty_qube(child, argv.prefix)
+        local ours = is_empty_qube(child, argv.prefix) and (out.owner ~= nil
+            or (zfs.get_prop(child, "canmount")) == "off")
         for name, _, source in zfs.list.user_properties(child) do
             if source == child
                 and string.sub(name, 1, #argv.prefix) == argv.prefix then

@@ -9,23 +9,31 @@
 --       creation instead of what follows; size (a string) or source (qube,
 --       and property that says what is committed there) of what nobody keeps,
 --       if it is made now
--- gives: missing (if the container is); owner; current (number, absent if
---       there is no volume); numbers (of all generations); properties
+-- gives: missing (if the container is); owner (not with dates); qube (whether
+--       its dataset exists) or mountable (whether ZFS would mount it if it
+--       did); current (number, absent if there is no volume); numbers (of all
+--       generations); properties
 --       of what nobody keeps: scratch (true); usable (whether it can be taken
 --       back to what would be made now); touched (whether it must be); fresh
 --       (whether it is a clone of the source's committed state, absent if that
 --       has none)
---       of what is kept: committed (snapshot, absent if there is none);
---       revisions (list of number, generation, snapshot, creation); dirty;
---       blank (as create() made it); frozen (whether a crash left something of
---       freeze.lua)
+--       of what is kept: committed (snapshot, absent if there is none); or
+--       instead revisions (list of number, generation, snapshot, creation),
+--       dirty, blank (as create() made it), frozen (whether a crash left
+--       something of freeze.lua)
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
 end
-local out = {owner = own_property(argv.container, argv.owner), numbers = {}}
+local out = {numbers = {}}
+if not argv.dates then
+    out.owner = own_property(argv.container, argv.owner)
+end
 
 if not zfs.exists(qube) then
+    local home = string.match(qube, "^(.*)/[^/]*$")
+    out.mountable = not zfs.exists(home)
+        or (zfs.get_prop(home, "mountpoint")) ~= "none"
     return out
 end
 out.qube = true
@@ -49,7 +57,7 @@ if not there then
     return out
 end
 out.current = current
-if not scratch then
+if not scratch and not argv.revisions then
     out.committed = noted_committed(qube, argv.committed)
 end
 if not scratch and argv.revisions then
