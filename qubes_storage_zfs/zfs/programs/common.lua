@@ -54,16 +54,38 @@ local function parse_generation(dataset)
     return volume, tonumber(number)
 end
 
--- Numbers of the generations of one volume.
-local function generations(qube, volume)
+-- Numbers of the generations of one volume, of those in a list of datasets.
+local function numbers_among(datasets, volume)
     local found = {}
-    for child in zfs.list.children(qube) do
-        local name, number = parse_generation(child)
+    for _, dataset in ipairs(datasets) do
+        local name, number = parse_generation(dataset)
         if name == volume then
             found[#found + 1] = number
         end
     end
     return found
+end
+
+local function children(qube)
+    local found = {}
+    for child in zfs.list.children(qube) do
+        found[#found + 1] = child
+    end
+    return found
+end
+
+-- Numbers of the generations of one volume.
+local function generations(qube, volume)
+    return numbers_among(children(qube), volume)
+end
+
+-- The same as it was when first asked for any volume of the qube: for a
+-- program that changes no other volume's, and asks before it changes its own.
+-- To list is dear.
+local listed = {}
+local function generations_at_first(qube, volume)
+    listed[qube] = listed[qube] or children(qube)
+    return numbers_among(listed[qube], volume)
 end
 
 -- Whether a snapshot is on its way out: it is no revision any more, and goes
@@ -264,9 +286,9 @@ local function all_or_none(list)
     return coroutine.wrap(make_changes)(list)
 end
 
--- A qube's dataset that holds nothing and points to nothing.  Ours cannot be
--- mounted; if the machine stopped before that was set, which ZFS does a
--- transaction group later, nothing was put into it: it is as the one above.
+-- A qube's dataset that holds nothing and points to nothing.  Ours is never
+-- mounted, so that nothing is put into it: it is as the one above, if it is not
+-- one that cannot be mounted at all.
 local function is_empty_qube(qube, prefix)
     for _ in zfs.list.children(qube) do
         return false

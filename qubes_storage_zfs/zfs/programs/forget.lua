@@ -6,7 +6,8 @@
 -- gives: busy (a generation that somebody holds open, absent if none);
 --       stays (true if a clone elsewhere, a hold or a snapshot of somebody
 --       else's keeps a generation); unfreed (such a one that could not be
---       rolled back, because somebody has it open); origins (datasets cloned from)
+--       rolled back, because somebody has it open); origins (datasets that the
+--       janitor must look at: one of it was kept for a clone that is gone now)
 --
 -- One transaction group.  What cannot go is no volume's any more: no pointer
 -- names it and none of its revisions can be listed or reverted to.  What the
@@ -28,10 +29,11 @@ end
 
 local qube, volume = argv.qube, argv.volume
 local out = {origins = {}}
+local emptied = {}
 if not zfs.exists(qube) then
     return out
 end
-local current = current_number(qube, argv.pointer)
+local current, scratch = current_number(qube, argv.pointer)
 local changes = {}
 if own_property(qube, argv.pointer) ~= nil then
     changes[1] = {zfs.sync.inherit, qube, argv.pointer}
@@ -39,13 +41,16 @@ end
 note_committed(changes, qube, argv.committed, nil)
 local busy = argv.busy or {}
 local mine = {}
-for _, number in ipairs(generations(qube, volume)) do
+for _, number in ipairs(generations_at_first(qube, volume)) do
     local ds = generation_name(qube, volume, number)
-    if not busy[ds] and (number == current
+    if not busy[ds] and zfs.exists(ds) and (number == current
         or own_property(ds, argv.holder) ~= nil) then
         mine[#mine + 1] = ds
-        for _, snapshot in ipairs(snapshots_of_ours(ds)) do
-            changes[#changes + 1] = {drop_revision, snapshot}
+        -- of what nobody keeps there is its beginning alone
+        if not scratch or number ~= current then
+            for _, snapshot in ipairs(snapshots_of_ours(ds)) do
+                changes[#changes + 1] = {drop_revision, snapshot}
+            end
         end
     end
 end
@@ -61,11 +66,10 @@ while again do
     for _, ds in ipairs(mine) do
         if zfs.exists(ds) then
             local origin = (zfs.get_prop(ds, "origin"))
-            if not has_snapshots(ds) and destroy_whole(ds) == 0 then
+            if destroy_whole(ds) == 0 then
                 again = true
-                if origin ~= nil then
-                    out.origins[#out.origins + 1] =
-                        string.match(origin, "^(.*)@")
+                if origin ~= nil and not zfs.exists(origin) then
+                    emptied[#emptied + 1] = string.match(origin, "^(.*)@")
                 end
             end
         end
@@ -83,8 +87,12 @@ for _, ds in ipairs(mine) do
         end
     end
 end
+for _, ds in ipairs(emptied) do
+    if zfs.exists(ds) then
+        out.origins[#out.origins + 1] = ds
+    end
+end
 if is_empty_qube(qube, argv.prefix) then
     zfs.sync.destroy(qube)
 end
 return out
-
