@@ -23,6 +23,7 @@ import qubes.storage
 
 from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.zfs import core
+from tests.afterwards import afterwards
 from tests.counting import Forks, cost, quiet, rest
 from tests.zfs.conftest import core_admin_version, sh
 
@@ -111,6 +112,7 @@ async def life(
         for path in contender.paths(qube):
             write(path)
         await verb("qube stop", lambda: contender.stop(qube))
+        await verb("after a stop", afterwards)
     await verb("revisions", lambda: contender.revisions(qube))
     await verb("usage", lambda: contender.usage(qube))
     await verb("pool size and usage", contender.pool)

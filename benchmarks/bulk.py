@@ -23,6 +23,7 @@ from typing import Any
 import qubes.storage
 
 from qubes_storage_zfs import ZfsZvolPool
+from tests.afterwards import afterwards
 from tests.counting import rest
 from tests.zfs.conftest import sh
 
@@ -121,6 +122,7 @@ class Bulk:
             await self.first.start("qube")
             starts.append(time.monotonic() - since)
             await self.first.stop("qube")
+            await afterwards()
             await asyncio.wait([task], timeout=0.5)
         await task
         return {

@@ -10,10 +10,12 @@ making those is udev's work and not what is measured.
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import sys
 import time
+import tracemalloc
 import types
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ import qubes.storage
 
 from qubes_storage_zfs import ZfsZvolPool, layout
 from qubes_storage_zfs.container import Container
+from tests.afterwards import afterwards
 from tests.counting import cost, quiet, rest
 from tests.zfs.conftest import sh
 
@@ -36,6 +39,8 @@ NONE = 3  # volmode, as libzfs_core takes it
 #: changes in one program, which holds up the transaction group it is in
 AT_ONCE = 200
 ROUNDS = 5
+#: of many volumes, those whose verbs are called to see what memory it takes
+USED = 50
 
 _CHANGES = b"""
 local given = (...).argv
@@ -137,6 +142,7 @@ async def lives(contender: Driver) -> dict[str, Any]:
         for path in contender.paths("qube"):
             write(path)
         await verb("stop", lambda: contender.stop("qube"))
+        await verb("after a stop", afterwards)
         await verb("revisions", now(lambda: private.revisions))
         await verb("usage", now(lambda: private.usage))
         await verb("revert", private.revert)
@@ -155,27 +161,57 @@ async def lives(contender: Driver) -> dict[str, Any]:
     }
 
 
+def restarted(contender: Driver) -> ZfsZvolPool:
+    """The pool of a qubesd that has just begun."""
+    Container.forget_all()
+    return ZfsZvolPool(name=contender.store.name, **contender.options)
+
+
+def made(pool: ZfsZvolPool, volumes: int) -> list[Any]:
+    """What qubesd makes of qubes.xml when it starts."""
+    return [
+        pool.init_volume(
+            types.SimpleNamespace(name=f"other{number}", app=None),
+            {
+                "name": "private",
+                "pool": pool.name,
+                "vid": f"other{number}/private",
+                "size": str(64 * MIB),
+                "rw": True,
+                "save_on_stop": True,
+            },
+        )
+        for number in range(volumes)
+    ]
+
+
+async def memory(contender: Driver, volumes: int) -> dict[str, Any]:
+    """What the volumes' objects take, and what is added by using them."""
+    pool = restarted(contender)
+    tracemalloc.start()
+    every = made(pool, volumes)
+    gc.collect()
+    begun, _ = tracemalloc.get_traced_memory()
+    pool.list_volumes()
+    for volume in every[:USED]:
+        await volume.stop()
+        assert volume.revisions
+    gc.collect()
+    then, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {
+        "memory, all made": {"bytes": begun},
+        f"memory, then listed and {USED} stopped": {"bytes": then},
+    }
+
+
 async def begin(contender: Driver, volumes: int) -> dict[str, Any]:
     """What qubesd does when it starts: all volumes are made, one is used."""
-    Container.forget_all()
-    pool = ZfsZvolPool(name=contender.store.name, **contender.options)
+    pool = restarted(contender)
     with cost(ZPOOL) as spent:
-        made = [
-            pool.init_volume(
-                types.SimpleNamespace(name=f"other{number}", app=None),
-                {
-                    "name": "private",
-                    "pool": pool.name,
-                    "vid": f"other{number}/private",
-                    "size": str(64 * MIB),
-                    "rw": True,
-                    "save_on_stop": True,
-                },
-            )
-            for number in range(volumes)
-        ]
+        every = made(pool, volumes)
     first = await timed(lambda: pool.first_use())
-    one = await timed(made[0].stop)
+    one = await timed(every[0].stop)
     return {
         "init of all": {
             "seconds": spent.seconds,
@@ -184,6 +220,7 @@ async def begin(contender: Driver, volumes: int) -> dict[str, Any]:
         },
         "first use": first,
         "stop of one that did not run": one,
+        **await memory(contender, volumes),
     }
 
 

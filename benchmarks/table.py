@@ -110,6 +110,9 @@ def scale_of(measured: dict[str, Any]) -> list[str]:
                 cells.append("")
                 continue
             cost = costs[verb]
+            if "bytes" in cost:
+                cells.append(f"{cost['bytes'] / 1024:.0f} KiB")
+                continue
             cell = f"{cost['seconds'] * 1000:.1f} ms, {cost['calls']:.0f} calls"
             first = sizes[empty].get(verb)
             if first and size != empty:

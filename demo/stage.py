@@ -19,7 +19,8 @@ import qubes.vm.kinds
 
 from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool, ask
 from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.extension import KeyExtension
+from qubes_storage_zfs.extension import PoolExtension
+from tests.afterwards import afterwards
 from tests.zfs.answers import Person
 
 # 64 MiB instead of 2 GiB, which would only take longer to compare
@@ -79,9 +80,19 @@ class Dom0:
         os.makedirs(qubes.storage.VOLUME_STATE_DIR, exist_ok=True)
         hostapi.register_driver("zfs_zvol", ZfsZvolPool)
         hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
-        qubes.ext.register_extension(KeyExtension)
+        qubes.ext.register_extension(PoolExtension)
         self.app = hostapi.new_app(folder / "qubes.xml", hold_devices=True)
-        self._wait = asyncio.Runner().run
+        self._runner = asyncio.Runner()
+
+    def _wait(self, verb):
+        """qubesd does it; then a moment passes."""
+
+        async def done():
+            result = await verb
+            await afterwards()
+            return result
+
+        return self._runner.run(done())
 
     def volume(self, target):
         """The volume object of <qube>:<volume>."""

@@ -1,4 +1,5 @@
-"""What qubesd tells of qubes: keys are asked for before one starts."""
+"""What qubesd tells of qubes: keys are asked for before one starts, and what
+its first start needs is made when it is."""
 
 import logging
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import qubes.ext
 from . import ask
 from .encrypted import plain_volumes, pools_of
 from .errors import told
+from .volume import ZfsVolume
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -27,8 +29,8 @@ def _on(*events: str) -> Callable[[Handler], Handler]:
     return cast(Callable[[Handler], Handler], qubes.ext.handler(*events))
 
 
-class KeyExtension(qubes.ext.Extension):  # type: ignore[misc]
-    """Keys, from a qube's start to its end."""
+class PoolExtension(qubes.ext.Extension):  # type: ignore[misc]
+    """Keys from a qube's start to its end, and what its start needs."""
 
     @_on("domain-load")
     def on_load(self, qube: Any, _event: str) -> None:
@@ -78,5 +80,8 @@ class KeyExtension(qubes.ext.Extension):  # type: ignore[misc]
 
     @_on("domain-create-on-disk", "domain-clone-files")
     def on_create(self, qube: Any, _event: str, **_kwargs: Any) -> None:
+        for volume in qube.volumes.values():
+            if isinstance(volume, ZfsVolume):
+                volume.prepare()
         for volume in plain_volumes(qube):
             LOG.warning(OUTSIDE, qube.name, volume.name, volume.pool.name)

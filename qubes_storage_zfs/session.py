@@ -1,6 +1,6 @@
 """A volume from its start to its stop: given to a qube, committed or discarded.
 
-What nobody keeps is taken back, when it stops, to what it was when it was
+What nobody keeps is taken back, when it has stopped, to what it was when it was
 made.  Then it is ready: the next start finds it as fresh as a new one, and
 waits for nothing.
 """
@@ -8,6 +8,8 @@ waits for nothing.
 import asyncio
 import logging
 from typing import Any
+
+from qubes.storage import StoragePoolException
 
 from . import layout
 from .container import State
@@ -25,12 +27,15 @@ class Session(Transfer):
 
     :ivar _given: the number of the generation that start() gave, until stop()
     :ivar _ready: it is as fresh as a new one, for the next start
+    :ivar _due: it is to be made so, unless a verb comes first
     :ivar _times_committed: by this object
     :ivar _not_ours: create() found a volume of another qube in its place
     """
 
     _given: int | None = None
     _ready = False
+    _due = False
+    _preparing: asyncio.Task[None] | None = None
     _times_committed = 0
     _not_ours = False
     snap_on_start_forensics: bool
@@ -66,7 +71,7 @@ class Session(Transfer):
     @locked
     async def start(self) -> "Session":
         what = self._cannot("start")
-        ready, self._ready = self._ready, False
+        ready, self._ready, self._due = self._ready, False, False
         with told(what):
             with channel.together(self._qube_key):
                 await self.pool.first_use()
@@ -85,7 +90,7 @@ class Session(Transfer):
     async def _start_scratch(self, what: str, ready: bool) -> int:
         """A generation whose content nobody keeps; its number.
 
-        :param ready: the last stop() took the current one back
+        :param ready: the current one was taken back
         """
         size = self._rounded(self.size, what)
         state = await self._state(counted=True, **self._made_from)
@@ -112,6 +117,9 @@ class Session(Transfer):
         qubesd from removing any volume of the qube, and would tell nobody.
         Nothing is lost by it: what was not committed stays as it is, and the
         next stop() or start() goes on from there.
+
+        What was written to a volume that nobody keeps goes afterwards, and
+        is not waited for; see prepare().
         """
         try:
             with channel.together(self._qube_key):
@@ -121,11 +129,13 @@ class Session(Transfer):
                 await self._outdate_clones()
         except (ZfsError, layout.BadName, OSError) as exc:
             LOG.error("%s", sentence(self._cannot("stop"), exc))
+        if self._due:
+            self._prepare_later()
         return self
 
     async def _commit_or_discard(self) -> bool:
         """Whether there may be a new revision."""
-        self._ready = False
+        self._ready = self._due = False
         await self.pool.first_use()
         times = self._source_times()
         current, needed = self._given, True
@@ -145,13 +155,12 @@ class Session(Transfer):
             return needed and await self._commit(current)
         if self._kept_for_forensics():
             return False
-        if needed:
-            await self._discard()
+        if not self._has_next_start():
+            await self.generations.forget()
         else:
-            self._ready = True
-        if times != self._source_times():
-            # it was not ready yet when the source looked
-            await self._discard_if_ready()
+            # was it ready when the source looked?
+            self._ready = not needed and times == self._source_times()
+            self._due = not self._ready
         return False
 
     def _unfinished(self, state: State) -> bool:
@@ -171,20 +180,67 @@ class Session(Transfer):
             await self.generations.commit(keep)
         return True
 
-    async def _discard(self) -> None:
-        """Its content goes, and it is ready for the next start if it can be
-        as one that is made then."""
-        if not self._goes_with_its_qube():
-            try:
-                await self.generations.reset(**self._made_from)
-                self._ready = True
-                return
-            except (Busy, NotFound) as exc:
-                LOG.info("%s is destroyed: %s", self.vid, exc)
-        await self.generations.forget()
+    # --- between a stop and a start
+
+    def prepare(self) -> None:
+        """Have what the next start needs made, if nobody keeps the content.
+
+        It is made when what is asked of the qube's volumes now has ended, and
+        nobody waits for it.  A verb that comes first finds the volume as it
+        was.
+        """
+        kept = self.save_on_stop or self._kept_for_forensics()
+        if self._given is None and not kept and self._has_next_start():
+            self._due = True
+            self._prepare_later()
+
+    def _prepare_later(self) -> None:
+        # the loop alone would not keep it from being collected
+        self._preparing = asyncio.create_task(
+            self._prepare(), name=f"prepare {self.vid}"
+        )
+
+    async def _prepare(self) -> None:
+        await channel.over(self._qube_key)
+        with channel.together(f"next start of {self._qube_key}"):
+            await self._prepare_now()
+
+    @locked
+    async def _prepare_now(self) -> None:
+        due, self._due = self._due, False
+        if not due:
+            return
+        what = self._cannot("prepare")
+        try:
+            with told(what):
+                await self.pool.must_be_unlocked()
+                await self._make_next(what)
+        except StoragePoolException as exc:
+            LOG.warning("%s", exc)
+
+    async def _make_next(self, what: str) -> None:
+        times = self._source_times()
+        try:
+            current = await self._start_scratch(what, False)
+            await device.wait_for_link(self.where.generation(current))
+        except (ZfsError, OSError, StoragePoolException):
+            if self._owns(await self._state()):
+                await self.generations.forget()
+            raise
+        self._ready = True
+        if times != self._source_times():
+            # it was not ready yet when the source looked
+            await self._discard_if_ready()
 
     def _source_times(self) -> int:
         return self.source._times_committed if self.source is not None else 0
+
+    def _has_next_start(self) -> bool:
+        """Whether what is made now can be what the next start needs."""
+        if self.source is not None and self.source.snapshots_disabled:
+            # nothing says whether a clone is of its present content
+            return False
+        return not self._goes_with_its_qube()
 
     def _goes_with_its_qube(self) -> bool:
         """Whether qubesd removes the qube when it has stopped: a disposable."""
@@ -231,4 +287,3 @@ class Session(Transfer):
         return bool(self.snap_on_start) and (
             self.snap_on_start_forensics or self.pool.forensics
         )
-

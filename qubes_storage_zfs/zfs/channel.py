@@ -191,10 +191,12 @@ class _Party:
     """Tasks that go side by side; their programs run when all of them wait.
 
     :ivar members: how many tasks there are
+    :ivar over: set when there are none any more
     """
 
     def __init__(self) -> None:
         self.members = 0
+        self.over = asyncio.Event()
         self._waiting: list[_Asked] = []
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -283,7 +285,14 @@ def together(key: str) -> Iterator[None]:
         party.members -= 1
         if not party.members:
             _parties.pop(key, None)
+            party.over.set()
         party.look()
+
+
+async def over(key: str) -> None:
+    """Wait until no task is within together(*key*)."""
+    while (party := _parties.get(key)) is not None:
+        await party.over.wait()
 
 
 async def clones_in_programs(zpool: str) -> bool:
@@ -296,4 +305,3 @@ async def clones_in_programs(zpool: str) -> bool:
 @functools.lru_cache(maxsize=4)
 def _can_clone(zpool: str, _version: str | None) -> bool:
     return bool(ask("can_clone", zpool, {}))
-

@@ -15,6 +15,7 @@ from queue import Empty, Queue
 
 import qubes.storage
 
+from ..afterwards import abandoned, afterwards
 from .gate import Door, Dump, Stopped, Violated, names
 from .same import Shape, shape
 from .verbs import RULES, at_rest
@@ -221,8 +222,10 @@ class Enumerator:
         ended = True
         try:
             await RULES[name].verb(world)
+            await afterwards()
         except Stopped:
             ended = False
+            await abandoned()
         self.inside = place > 0 and world.gate.left == left
         self.tally.calls.update(world.gate.passed)
         world.gate.open()
@@ -260,6 +263,7 @@ class Enumerator:
             await world.recover()
         except Stopped:
             self.tally.twice += 1
+            await abandoned()
         world.gate.open()
         world.lose_memory(machine)
 

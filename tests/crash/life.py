@@ -15,6 +15,7 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.volume import ZfsVolume
 from qubes_storage_zfs.zfs import device
 
+from ..afterwards import abandoned
 from ..zfs.conftest import open_device, sh
 from .admin import Admin
 from .gate import Door, Dump, Violated
@@ -358,6 +359,7 @@ class Life(Admin):
         self.imports = {}
         for item in self.exports:
             item.orphan = True
+        await abandoned()
         self.lose_memory(False)
         for vid, now in self.model.items():
             if vid.split("/")[0] not in self.running:

@@ -16,6 +16,7 @@ from qubes_storage_zfs.volume import ZfsVolume
 from qubes_storage_zfs.zfs import device
 from qubes_storage_zfs.zfs.errors import Busy, Exists, Locked
 
+from ..afterwards import afterwards
 from ..zfs.answers import Person
 from ..zfs.conftest import (
     create_encrypted,
@@ -189,6 +190,7 @@ class World:
             if vid.split("/")[0] not in self.running:
                 await volume.stop()
                 Path(volume.state_file).unlink(missing_ok=True)
+        await afterwards()
         # the thread that makes links may have something open for a moment
         for _ in range(100):
             if not await self.pool.store.sweep():
@@ -320,6 +322,7 @@ class World:
             that was under way may have been done or not
         :raises Violated: if something does not hold
         """
+        await afterwards()
         dump = self.dump()
         for vid in self.model:
             await self._check_volume(dump, vid, stopped)

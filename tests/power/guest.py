@@ -22,6 +22,7 @@ import qubes.storage
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.pool import ZfsZvolPool
 
+from ..afterwards import afterwards
 from ..zfs.conftest import inherit_no_further
 
 NAME = "power"
@@ -80,6 +81,7 @@ class House:
     async def recover(self) -> None:
         """What qubesd does when it starts: it stops every halted qube."""
         await asyncio.gather(*(each.stop() for each in self.volumes.values()))
+        await afterwards()
         for _ in range(40):
             # udev may be probing one of them
             if not await self.pool.store.sweep():

@@ -230,7 +230,7 @@ def test_the_entry_points(installed) -> None:
     assert set(done.stdout.splitlines()) == {
         "zfs_zvol ZfsZvolPool",
         "zfs_encrypted ZfsEncryptedPool",
-        "qubes_storage_zfs KeyExtension",
+        "qubes_storage_zfs PoolExtension",
         "qvm-zfs main",
     }
 

@@ -20,6 +20,7 @@ from qubes_storage_zfs.key import Key
 from qubes_storage_zfs.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import core, device, keyholder
 
+from ..afterwards import afterwards
 from .answers import PASSPHRASE
 
 ZPOOL = "tank"
@@ -326,7 +327,9 @@ def known_key():
 
 
 async def _await(awaitable):
-    return await awaitable
+    result = await awaitable
+    await afterwards()
+    return result
 
 
 def open_device(path, flags):

@@ -16,6 +16,7 @@ import pytest
 from qubes_storage_zfs.transfer import Transfer
 from qubes_storage_zfs.zfs import device
 
+from ..afterwards import afterwards
 from .at_once import Cut, begin, end, never, seen
 from .conftest import MIB, Lab, read, write
 
@@ -211,10 +212,12 @@ class Scratch(Private):
         pass
 
     async def settle(self):
+        await afterwards()
         return await seen(self.volume)
 
     async def go_on(self, outcome):
         await end(self.volume)
+        await afterwards()
         assert await seen(self.volume) in (None, (self.content, 4 * MIB, ()))
         await begin(self.volume)
         assert (await seen(self.volume))[0] == self.content

@@ -8,6 +8,7 @@ import pytest
 
 from qubes_storage_zfs.zfs import channel, core
 
+from ..afterwards import afterwards
 from ..counting import cost, quiet, rest
 from .conftest import MIB, said, write
 
@@ -16,9 +17,12 @@ from .conftest import MIB, said, write
 #: in the program
 CALLS = {
     "start": "state+state+state state create old-clone adopt+adopt",
-    "stop": "commit+reset+reset",
+    "stop": "commit",
+    "after stop": "state+state reset+reset",
     "start ready": "state+state+state",
-    "stop again": "commit+reset+reset",
+    "stop again": "commit",
+    "after stop again": "state+state reset+reset",
+    "start of a changed template": "state+state+state state old-clone adopt",
     "revisions": "state",
     "usage": "state",
     "pool": "space*2",
@@ -38,8 +42,11 @@ CALLS = {
 TXGS = {
     "start": 3,
     "stop": 2,
+    "after stop": 2,
     "start ready": 0,
     "stop again": 2,
+    "after stop again": 2,
+    "start of a changed template": 3,
     "revisions": 0,
     "usage": 0,
     "pool": 0,
@@ -49,7 +56,7 @@ TXGS = {
     "export_end": 3,
     "import": 3,
     "import_end": 2,
-    "create": 5,
+    "create": 4,
     "create another": 3,
     "resize": 3,
     "remove": 2,
@@ -82,11 +89,21 @@ class Counter:
         async def together():
             return await asyncio.gather(*(verb() for verb in verbs))
 
+        async def all_of_it():
+            results = await self._count(name, together)
+            if name.startswith("stop"):
+                await self._count(f"after {name}", afterwards)
+            await afterwards()
+            return results
+
+        return asyncio.run(all_of_it())[0]
+
+    async def _count(self, name, work):
         rest(self.zpool)
         with cost(self.zpool) as spent:
-            results = asyncio.run(together())
+            results = await work()
         self.made[name], self.txgs[name] = spent.calls, spent.txgs
-        return results[0]
+        return results
 
 
 @pytest.fixture
@@ -120,6 +137,9 @@ def test_calls_of_each_verb(lab, counted):
         counted(stop, *(volume.stop for volume in qube))
         for volume in qube:
             Path(volume.state_file).unlink()
+    lab.session(root, b"v2")
+    counted("start of a changed template", *(v.start for v in qube))
+    lab.stop(*qube)
     counted("revisions", now(lambda: private.revisions))
     counted("usage", now(lambda: private.usage))
     counted("pool", now(lambda: (lab.pool.size, lab.pool.usage)))

@@ -9,9 +9,10 @@ from qubes.exc import QubesException, StoragePoolException
 
 from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool, ask, key
 from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.extension import KeyExtension
+from qubes_storage_zfs.extension import PoolExtension
 from qubes_storage_zfs.zfs import keys
 
+from ..afterwards import afterwards
 from .answers import Person, cancelled
 from .conftest import read, sh, write
 
@@ -39,7 +40,7 @@ def person(monkeypatch, tmp_path):
 def app(person, zpool, tmp_path):
     hostapi.register_driver("zfs_zvol", ZfsZvolPool)
     hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
-    qubes.ext.register_extension(KeyExtension)
+    qubes.ext.register_extension(PoolExtension)
     return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)
 
 
@@ -179,5 +180,21 @@ def test_volumes_outside_are_told_of(app, person, zpool, caplog):
         assert "qube work: root of it is written to the pool plain" in text
         assert "volatile" in text and "private" not in text
         assert safe.included_in(app) is None
+
+    asyncio.run(story())
+
+
+def test_what_the_first_start_needs_is_made_with_the_qube(app, person, zpool):
+    async def story():
+        await two_pools(app, zpool, 1200)
+        await afterwards()
+        work = app.domains["work"]
+        made = {
+            name: work.volumes[name].dataset for name in ("root", "volatile")
+        }
+        sh("zfs", "list", *made.values())
+        await work.start()
+        assert {name: work.volumes[name].dataset for name in made} == made
+        await work.shutdown()
 
     asyncio.run(story())

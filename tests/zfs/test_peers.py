@@ -10,6 +10,7 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.zfs import channel, device
 
+from ..afterwards import afterwards
 from .conftest import MIB, export_zpool, read, sh, write
 
 
@@ -252,7 +253,7 @@ def test_one_busy_volume_delays_no_other(lab, monkeypatch):
             times[name] = time.monotonic() - begin
 
         await asyncio.gather(
-            timed("busy", [busy.stop]),
+            timed("busy", [busy.stop, afterwards]),
             timed("other", [other.start, other.stop]),
         )
 
@@ -260,7 +261,8 @@ def test_one_busy_volume_delays_no_other(lab, monkeypatch):
         asyncio.run(both())
     assert times["other"] < times["busy"]
     assert lab.sweep_until(
-        lambda: not any("busy" in name for name in lab.datasets())
+        lambda: [name for name in lab.datasets("volume") if "busy" in name]
+        == ["vm/busy/volatile.1"]
     )
 
 

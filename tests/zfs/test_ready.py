@@ -1,10 +1,11 @@
-"""What a stop makes ready, the next start finds as fresh as a new one."""
+"""What was made ready, the next start finds as fresh as a new one."""
 
 import asyncio
 import os
 import types
 
 import pytest
+from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.zfs import channel
@@ -52,7 +53,7 @@ def test_a_ready_start_waits_for_nothing(lab, qube):
     lab.stop(root, volatile)
 
 
-def test_what_was_written_is_gone_when_stop_ends(lab, qube):
+def test_what_was_written_is_gone_after_stop(lab, qube):
     for volume in qube[:2]:
         name = volume.dataset
         written = sh("zfs", "get", "-Hpo", "value", "written@s1", name)
@@ -121,6 +122,87 @@ def test_a_clone_of_the_past_is_not_used_by_a_new_qubesd(
     lab.restart()
     root = lab.again(root)
     lab.run(root.stop())
+    held = [name for name in lab.datasets("snapshot") if "tmpl" in name]
+    assert len(held) == 1
+    lab.start(root)
+    assert read(root.path) == b"v2"
+    lab.stop(root)
+
+
+def test_first_start_finds_what_was_prepared(lab, qube):
+    _, _, template = qube
+    root, volatile = lab.clone_of(template, "new"), lab.volatile("new")
+    private = lab.private("new")
+
+    async def prepared():
+        for volume in root, volatile, private:
+            volume.prepare()
+
+    lab.run(prepared())
+    before = guids(lab, root, volatile)
+    with quiet():
+        rest(lab.pool.zpool)
+        with cost(lab.pool.zpool) as spent:
+            lab.run(together(root.start, volatile.start, private.start))
+    assert spent.calls == ["state+state+state"] and spent.txgs == 0
+    assert guids(lab, root, volatile) == before
+    assert read(root.path) == b"v1" and read(volatile.path) == b""
+    lab.stop(root, volatile, private)
+
+
+@pytest.mark.parametrize("verb", ["start", "remove", "resize"])
+def test_verb_that_comes_before_the_preparation(lab, qube, verb):
+    root, volatile, _ = qube
+    lab.start(root, volatile)
+    for volume in root, volatile:
+        write(volume.path, b"secret")
+
+    async def at_once():
+        await together(root.stop, volatile.stop)
+        match verb:
+            case "start":
+                await together(root.start, volatile.start)
+            case "remove":
+                await together(root.remove, volatile.remove)
+            case "resize":
+                await volatile.resize(8 * MIB)
+
+    lab.run(at_once())
+    if verb == "remove":
+        assert not any("app" in name for name in lab.datasets())
+        return
+    if verb == "resize":
+        lab.start(root, volatile)
+        with open_device(volatile.path, os.O_RDONLY) as file:
+            assert file.seek(0, os.SEEK_END) == 8 * MIB
+    assert read(root.path) == b"v1" and read(volatile.path) == b""
+    lab.stop(root, volatile)
+
+
+def test_preparation_leaves_alone_what_a_removed_qube_left(lab, qube):
+    _, _, template = qube
+    left = lab.private("gone", b"data", name="root")
+    root = lab.clone_of(template, "gone")
+
+    async def prepared():
+        root.prepare()
+
+    lab.run(prepared())
+    with pytest.raises(StoragePoolException):
+        lab.run(root.start())
+    lab.run(root.stop())
+    assert lab.content(left) == b"data"
+
+
+def test_nothing_is_prepared_that_has_no_source(lab, qube):
+    root, _, template = qube
+    lab.run(root.remove())
+    lab.run(template.remove())
+
+    async def prepared():
+        root.prepare()
+
+    lab.run(prepared())
     assert not any("app/root" in name for name in lab.datasets())
 
 

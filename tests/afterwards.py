@@ -1,0 +1,30 @@
+"""What the driver does after a verb has ended, and nobody waits for."""
+
+import asyncio
+
+
+def _tasks() -> list[asyncio.Task[None]]:
+    return [
+        task
+        for task in asyncio.all_tasks()
+        if task.get_name().startswith("prepare ")
+    ]
+
+
+async def afterwards() -> None:
+    """Wait for it; the loop of a test ends sooner than that of qubesd.
+
+    :raises BaseException: what a test lets it run into
+    """
+    while tasks := _tasks():
+        done, _ = await asyncio.wait(tasks)
+        for task in done:
+            task.result()
+
+
+async def abandoned() -> None:
+    """qubesd died before it was done."""
+    while tasks := _tasks():
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
