@@ -234,8 +234,9 @@ async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
         since = time.monotonic()
         for at in range(there, size, 200):
             fill(home, at, min(at + 200, size), revisions)
+            took = time.monotonic() - since
+            print(f"scale: {at + 200} in {took:.0f} s", flush=True)
         there = size
-        print(f"scale: {size} in {time.monotonic() - since:.0f} s", flush=True)
         results[str(size)] = await lives(contender)
         if size:
             results[str(size)] |= await begin(contender, size)

@@ -5,10 +5,11 @@ speak of it (a backup builds a second set of them in qubesd).  What it holds
 in memory is only which datasets are in hand here; all else is read from ZFS.
 """
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -236,6 +237,15 @@ class Container:
         """It is in nobody's hand here any more."""
         self.in_hand.discard(dataset)
         self.exports.discard(dataset)
+
+    @contextlib.contextmanager
+    def held(self, dataset: str) -> Iterator[str]:
+        """It is in hand within this: no garbage, and its key is not idle."""
+        self.in_hand.add(dataset)
+        try:
+            yield dataset
+        finally:
+            self.release(dataset)
 
     async def discard(self, dataset: str) -> None:
         """Destroy what was in hand; what is busy is left to the janitor."""

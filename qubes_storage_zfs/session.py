@@ -222,7 +222,8 @@ class Session(Transfer):
         times = self._source_times()
         try:
             current = await self._start_scratch(what, False)
-            await device.wait_for_link(self.where.generation(current))
+            with self.store.held(self.where.generation(current)) as dataset:
+                await device.wait_for_link(dataset)
         except (ZfsError, OSError, StoragePoolException):
             if self._owns(await self._state()):
                 await self.generations.forget()

@@ -198,7 +198,7 @@ class ZfsVolume(Session):
                 await self.pool.first_use()
                 self._let_go_of_import()
                 state = await self._state()
-                self._ready, self._given = False, None
+                self._ready, self._due, self._given = False, False, None
                 if state.qube and self._owns(state):
                     await self.generations.forget()
             await self._outdate_clones()

@@ -313,6 +313,27 @@ FAULTS = (
         _zfs("encrypted", "verb_that_begins_while_the_key_goes_asks"),
     ),
     Fault(
+        "a volume is made ready though it was removed",
+        "volume.py",
+        "self._ready, self._due, self._given = False, False, None",
+        "self._ready, self._given = False, None",
+        _zfs("ready", "verb_that_comes_before_the_preparation"),
+    ),
+    Fault(
+        "a preparation that fails destroys what a removed qube left",
+        "session.py",
+        "if self._owns(await self._state()):",
+        "if True:",
+        _zfs("ready", "preparation_leaves_alone_what_a_removed_qube_left"),
+    ),
+    Fault(
+        "a stop forgets to make the next start ready",
+        "session.py",
+        "        if self._due:\n            self._prepare_later()",
+        "        if False:\n            self._prepare_later()",
+        _zfs("ready", "what_was_written_is_gone_after_stop"),
+    ),
+    Fault(
         "what dom0's page cache holds is not committed",
         "zfs/device.py",
         "        write_out(fd)\n",

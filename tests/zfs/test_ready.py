@@ -158,7 +158,19 @@ def test_verb_that_comes_before_the_preparation(lab, qube, verb):
         write(volume.path, b"secret")
 
     async def at_once():
+        over = asyncio.Event()
+        others = asyncio.create_task(take_their_time(over))
+        await asyncio.sleep(0)
         await together(root.stop, volatile.stop)
+        await verb_after()
+        over.set()
+        await others
+
+    async def take_their_time(over):
+        with channel.together(root._qube_key):
+            await over.wait()
+
+    async def verb_after():
         match verb:
             case "start":
                 await together(root.start, volatile.start)
