@@ -9,6 +9,7 @@ import json
 import shutil
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,24 @@ def counts(numbers: list[int]) -> str:
     if not numbers:
         return ""
     return "/".join(str(number) for number in sorted(set(numbers)))
+
+
+def how_often(numbers: list[int]) -> str:
+    """As counts(), with how many of them are such."""
+    if len(set(numbers)) < 2:
+        return counts(numbers)
+    return ", ".join(
+        f"{number} ({times} of {len(numbers)})"
+        for number, times in sorted(Counter(numbers).items())
+    )
+
+
+def names_of(calls: list[str]) -> str:
+    """Each with how often it was made."""
+    return ", ".join(
+        name if times == 1 else f"{name} ({times})"
+        for name, times in sorted(Counter(calls).items())
+    )
 
 
 def about(machine: dict[str, str]) -> str:
@@ -69,8 +88,8 @@ def verbs_of(measured: dict[str, Any]) -> list[str]:
             f"| {verb} | {milliseconds(cost['times']):.1f}"
             f" ({spread(cost['times'])})"
             f" | {milliseconds(cost['in_calls']):.1f}"
-            f" | {counts(cost['txgs'])}"
-            f" | {counts(cost['forks'])} | {len(cost['calls'])} |"
+            f" | {how_often(cost['txgs'])}"
+            f" | {counts(cost['forks'])} | {names_of(cost['calls'])} |"
         )
     others = [name for name in verbs if name != OURS]
     lines += [

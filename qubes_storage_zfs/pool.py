@@ -5,6 +5,8 @@ time for each backup; an exception then ends qubesd.  So nothing here touches
 ZFS or raises before setup() or the first use of a volume.
 """
 
+import asyncio
+import contextlib
 import logging
 import weakref
 from collections.abc import Mapping
@@ -38,6 +40,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     driver: str
     container: str
     home: str
+    #: until the event loop goes on
+    _known_space: dict[str, int] | None = None
 
     def __init__(self, *, name: str, given: Mapping[str, Any]) -> None:
         #: as given, to be written back; strings when read from qubes.xml
@@ -235,13 +239,22 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     # --- space
 
     def _space(self) -> dict[str, int]:
+        """What ZFS says; once for all that qubesd wants to know at a time."""
+        if self._known_space is not None:
+            return self._known_space
         try:
             answer: dict[str, int] = channel.ask(
                 "space", self.home, {"home": self.home}
             )
         except ZfsError:
             return {}
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_soon(self._forget_space)
+            self._known_space = answer
         return answer or {}
+
+    def _forget_space(self) -> None:
+        self._known_space = None
 
     def available(self) -> int | None:
         """Bytes that can still be written; None if unknown."""

@@ -19,7 +19,7 @@ MEASURED = {
                 "forks": [0, 0, 0],
                 "txgs": [2, 3, 2],
                 "in_calls": [0.01, 0.02, 0.01],
-                "calls": ["adopt", "create"],
+                "calls": ["create", "adopt", "create"],
             }
         },
         "others": {
@@ -45,7 +45,8 @@ def test_table_of_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["table", str(measured)])
     assert table.main() == 0
     text = page.read_text()
-    assert "| create | 20.0 (10.0 to 30.0) | 10.0 | 2/3 | 0 | 2 |" in text
+    row = "| create | 20.0 (10.0 to 30.0) | 10.0 |"
+    assert f"{row} 2 (2 of 3), 3 (1 of 3) | 0 | adopt, create (2) |" in text
     assert "| create | 60.0 ms, 3 x, 4/5 |" in text
     assert "emulated CPU" in text and "Medians of 3 rounds" in text
     assert "old" not in text and text.endswith("rest\n")

@@ -25,7 +25,7 @@ CALLS = {
     "start of a changed template": "state+state+state state old-clone adopt",
     "revisions": "state",
     "usage": "state",
-    "pool": "space*2",
+    "pool": "space",
     "revert": "state*2 old-clone adopt",
     "clone": "state*3 old-clone adopt",
     "export": "state*2 clone",
