@@ -205,7 +205,8 @@ def main() -> int:
         ]
     after = rest.split(END)[1]
     PAGE.write_text(
-        before + BEGIN + "\n" + "\n".join(parts) + END + after, "utf-8"
+        before + BEGIN + "\n" + "\n".join([*parts, ""]) + END + after,
+        "utf-8",
     )
     print(f"written: {PAGE}")
     return 0
