@@ -213,6 +213,7 @@ class Session(Transfer):
         what = self._cannot("prepare")
         try:
             with told(what):
+                await self.pool.first_use()
                 await self.pool.must_be_unlocked()
                 await self._make_next(what)
         except StoragePoolException as exc:
