@@ -7,31 +7,21 @@ other, so that whatever the machine does meanwhile meets all of them alike.
 Times are those of the guest's clock, see VM_CLOCK in doc/testing.md.
 """
 
-import argparse
 import asyncio
 import importlib
-import json
-import os
-import platform
 import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-import qubes.storage
-
 from qubes_storage_zfs import ZfsZvolPool
-from qubes_storage_zfs.zfs import core
 from tests.afterwards import afterwards
 from tests.counting import Forks, cost, quiet, rest
 from tests.zfs.conftest import core_admin_version, sh
 
-from .contenders import MIB, Contender, Driver, OnFiles, OnThinPool, OnZpool
+from .common import DISKS, begin, parser, save, write
+from .contenders import Contender, Driver, OnFiles, OnThinPool, OnZpool
 from .peers import Files, ThinCommands, ZfsCommands
-
-DISKS = [f"/dev/vd{letter}" for letter in "bcdefghijk"]
-WRITTEN = MIB
 
 
 def contenders() -> list[Contender]:
@@ -90,13 +80,6 @@ async def measure(
     rest(contender.zpool)
 
 
-def write(path: str) -> None:
-    """What a qube does, and what Xen does when it ends."""
-    with open(path, "r+b") as file:
-        file.write(os.urandom(WRITTEN))
-        os.fsync(file)
-
-
 async def life(
     contender: Contender, number: int, results: dict[str, Measured]
 ) -> None:
@@ -146,29 +129,12 @@ async def run(rounds: int) -> dict[str, Any]:
     }
 
 
-def machine(clock: str) -> dict[str, str | None]:
-    return {
-        "openzfs": core.module_version(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "core-admin": core_admin_version(),
-        "clock": clock,
-    }
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clock", default="wall", choices=["wall", "work"])
-    parser.add_argument("--out", default="/out/bench.json")
-    given = parser.parse_args()
-    qubes.storage.VOLUME_STATE_DIR = "/run/qubes/storage"
+    given = parser(__doc__, "bench", rounds=5).parse_args()
+    begin()
     with quiet():
         found = asyncio.run(run(given.rounds))
-    text = json.dumps(
-        {"machine": machine(given.clock), "verbs": found}, indent=1
-    )
-    Path(given.out).write_text(text + "\n", "ascii")
+    save(given, {"verbs": found})
     return 0
 
 

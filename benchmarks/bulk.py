@@ -7,10 +7,8 @@ Half of what is copied is zeroes.  Meanwhile a qube is started and stopped,
 again and again; and something of dom0's is in the page cache.
 """
 
-import argparse
 import asyncio
 import ctypes
-import json
 import mmap
 import os
 import statistics
@@ -20,14 +18,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import qubes.storage
-
 from qubes_storage_zfs import ZfsZvolPool
 from tests.afterwards import afterwards
 from tests.counting import rest
 from tests.zfs.conftest import sh
 
-from .__main__ import DISKS, MIB, machine
+from .common import DISKS, MIB, begin, parser, save
 from .contenders import OnZpool
 from .peers import run as program
 
@@ -151,19 +147,10 @@ async def measured(size: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clock", default="wall", choices=["wall", "work"])
-    parser.add_argument("--out", default="/out/bulk.json")
-    given = parser.parse_args()
-    qubes.storage.VOLUME_STATE_DIR = "/run/qubes/storage"
+    given = parser(__doc__, "bulk", size=2048, rounds=3).parse_args()
+    begin()
     found = asyncio.run(measured(given.size * MIB, given.rounds))
-    text = json.dumps(
-        {"machine": machine(given.clock), "MiB": given.size, "ways": found},
-        indent=1,
-    )
-    Path(given.out).write_text(text + "\n", "ascii")
+    save(given, {"MiB": given.size, "ways": found})
     for zpool in "first", "second":
         sh("zpool", "destroy", "-f", zpool)
     return 0

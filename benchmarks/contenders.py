@@ -14,7 +14,8 @@ from typing import Any
 
 from tests.zfs.conftest import sh
 
-MIB = 1 << 20
+from .common import MIB
+
 ROOT, PRIVATE, VOLATILE = 256 * MIB, 64 * MIB, 128 * MIB
 #: bytes in the template's root
 FILLED = 32 * MIB

@@ -8,10 +8,8 @@ on; what it costs is measured each time.  The others' volumes have no nodes:
 making those is udev's work and not what is measured.
 """
 
-import argparse
 import asyncio
 import gc
-import json
 import statistics
 import sys
 import time
@@ -19,19 +17,17 @@ import tracemalloc
 import types
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import libzfs_core
-import qubes.storage
 
 from qubes_storage_zfs import ZfsZvolPool, layout
 from qubes_storage_zfs.container import Container
 from tests.afterwards import afterwards
-from tests.counting import cost, quiet, rest
+from tests.counting import Cost, cost, now, quiet, rest
 from tests.zfs.conftest import sh
 
-from .__main__ import DISKS, MIB, machine, write
+from .common import DISKS, MIB, begin, parser, save, write
 from .contenders import Driver, OnZpool
 
 ZPOOL = "ours"
@@ -111,18 +107,15 @@ async def timed(work: Callable[[], Awaitable[object]]) -> dict[str, Any]:
     rest(ZPOOL)
     with cost(ZPOOL) as spent:
         await work()
+    return told(spent)
+
+
+def told(spent: Cost) -> dict[str, Any]:
     return {
         "seconds": spent.seconds,
         "txgs": spent.txgs,
         "calls": len(spent.calls),
     }
-
-
-def now(function: Callable[[], object]) -> Callable[[], Awaitable[object]]:
-    async def verb() -> object:
-        return function()
-
-    return verb
 
 
 async def lives(contender: Driver) -> dict[str, Any]:
@@ -205,7 +198,7 @@ async def memory(contender: Driver, volumes: int) -> dict[str, Any]:
     }
 
 
-async def begin(contender: Driver, volumes: int) -> dict[str, Any]:
+async def first_use(contender: Driver, volumes: int) -> dict[str, Any]:
     """What qubesd does when it starts: all volumes are made, one is used."""
     pool = restarted(contender)
     with cost(ZPOOL) as spent:
@@ -213,11 +206,7 @@ async def begin(contender: Driver, volumes: int) -> dict[str, Any]:
     first = await timed(lambda: pool.first_use())
     one = await timed(every[0].stop)
     return {
-        "init of all": {
-            "seconds": spent.seconds,
-            "txgs": spent.txgs,
-            "calls": len(spent.calls),
-        },
+        "init of all": told(spent),
         "first use": first,
         "stop of one that did not run": one,
         **await memory(contender, volumes),
@@ -239,31 +228,19 @@ async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
         there = size
         results[str(size)] = await lives(contender)
         if size:
-            results[str(size)] |= await begin(contender, size)
+            results[str(size)] |= await first_use(contender, size)
         print(f"scale: {size} volumes measured", flush=True)
     return results
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--volumes", type=int, default=2000)
-    parser.add_argument("--revisions", type=int, default=10)
-    parser.add_argument("--clock", default="wall", choices=["wall", "work"])
-    parser.add_argument("--out", default="/out/scale.json")
-    given = parser.parse_args()
-    qubes.storage.VOLUME_STATE_DIR = "/run/qubes/storage"
+    command = parser(__doc__, "scale", volumes=2000, revisions=10)
+    given = command.parse_args()
+    begin()
     sizes = [0, given.volumes // 10, given.volumes]
     with quiet():
         found = asyncio.run(run(sizes, given.revisions))
-    text = json.dumps(
-        {
-            "machine": machine(given.clock),
-            "revisions": given.revisions,
-            "volumes": found,
-        },
-        indent=1,
-    )
-    Path(given.out).write_text(text + "\n", "ascii")
+    save(given, {"revisions": given.revisions, "volumes": found})
     sh("zpool", "destroy", "-f", ZPOOL)
     return 0
 

@@ -8,7 +8,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +137,15 @@ def settled(zpool: str) -> int:
         if now != last:
             last, since = now, time.monotonic()
     return last
+
+
+def now(function: Callable[[], object]) -> Callable[[], Awaitable[object]]:
+    """A property of the API, as a verb."""
+
+    async def verb() -> object:
+        return function()
+
+    return verb
 
 
 def rest(zpool: str | None) -> None:

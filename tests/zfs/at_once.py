@@ -63,6 +63,11 @@ async def never(*_):
     return False
 
 
+async def together(*verbs):
+    """Side by side, as qubesd calls those of a qube's volumes."""
+    return await asyncio.gather(*(verb() for verb in verbs))
+
+
 async def begin(volume):
     await volume.start()
     Path(volume.state_file).touch()

@@ -9,7 +9,8 @@ import pytest
 from qubes_storage_zfs.zfs import channel, core
 
 from ..afterwards import afterwards
-from ..counting import cost, quiet, rest
+from ..counting import cost, now, quiet, rest
+from .at_once import together
 from .conftest import MIB, said, write
 
 #: calls of libzfs_core, each one ioctl, by their programs' names, with a +
@@ -86,11 +87,8 @@ class Counter:
         self.made, self.txgs = {}, {}
 
     def __call__(self, name, *verbs):
-        async def together():
-            return await asyncio.gather(*(verb() for verb in verbs))
-
         async def all_of_it():
-            results = await self._count(name, together)
+            results = await self._count(name, lambda: together(*verbs))
             if name.startswith("stop"):
                 await self._count(f"after {name}", afterwards)
             await afterwards()
@@ -110,15 +108,6 @@ class Counter:
 def counted(zpool):
     with quiet():
         yield Counter(zpool)
-
-
-def now(function):
-    """A property of the API, as a verb."""
-
-    async def verb():
-        return function()
-
-    return verb
 
 
 def test_calls_of_each_verb(lab, counted):

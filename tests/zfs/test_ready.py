@@ -11,6 +11,7 @@ from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.zfs import channel
 
 from ..counting import cost, quiet, rest
+from .at_once import together
 from .conftest import MIB, open_device, read, sh, write
 
 
@@ -29,10 +30,6 @@ def live(lab, *volumes):
     for volume in volumes:
         write(volume.path, b"session")
     lab.stop(*volumes)
-
-
-async def together(*verbs):
-    await asyncio.gather(*(verb() for verb in verbs))
 
 
 def guids(lab, *volumes):
