@@ -222,9 +222,10 @@ async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
     for size in sizes:
         since = time.monotonic()
         for at in range(there, size, 200):
-            fill(home, at, min(at + 200, size), revisions)
+            end = min(at + 200, size)
+            fill(home, at, end, revisions)
             took = time.monotonic() - since
-            print(f"scale: {at + 200} in {took:.0f} s", flush=True)
+            print(f"scale: {end} in {took:.0f} s", flush=True)
         there = size
         results[str(size)] = await lives(contender)
         if size:
