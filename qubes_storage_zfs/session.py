@@ -17,7 +17,7 @@ from .errors import sentence, told
 from .layout import VolumeName
 from .transfer import Transfer, locked
 from .zfs import channel, core, device
-from .zfs.errors import Busy, NotFound, ZfsError
+from .zfs.errors import Busy, Locked, NotFound, ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -214,10 +214,26 @@ class Session(Transfer):
         try:
             with told(what):
                 await self.pool.first_use()
-                await self.pool.must_be_unlocked()
-                await self._make_next(what)
+                try:
+                    await self.pool.must_be_unlocked()
+                except Locked:
+                    await self._discard()
+                else:
+                    await self._make_next(what)
         except StoragePoolException as exc:
             LOG.warning("%s", exc)
+
+    async def _discard(self) -> None:
+        """Its content goes; nothing can be made without the key, and no
+        person is asked for it."""
+        state = await self._state()
+        if state.current is None or not self._owns(state):
+            return
+        try:
+            await self.generations.reset(**self._made_from)
+        except (Busy, NotFound) as exc:
+            LOG.info("%s is destroyed: %s", self.vid, exc)
+            await self.generations.forget()
 
     async def _make_next(self, what: str) -> None:
         times = self._source_times()

@@ -194,6 +194,20 @@ def test_another_pools_root_is_refused(zpool, person, safe):
         safe.run(safe.restart().setup())
 
 
+def test_stop_without_the_key_gives_nothing_away(safe):
+    volume = safe.volatile()
+    safe.start(volume)
+    write(volume.path, b"secret")
+    name = volume.dataset
+    lock(safe)
+    safe.stop(volume)
+    assert sh("zfs", "get", "-Hpo", "value", "written@s1", name) == "0"
+    safe.run(safe.pool.unlock())
+    safe.start(volume)
+    assert volume.dataset == name and read(volume.path) == b""
+    safe.stop(volume)
+
+
 # --- when the key is asked for
 
 
