@@ -20,7 +20,7 @@ import qubes.vm.kinds
 from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool, ask
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.extension import PoolExtension
-from tests.afterwards import afterwards
+from tests.afterwards import settled
 from tests.zfs.answers import Person
 
 # 64 MiB instead of 2 GiB, which would only take longer to compare
@@ -85,14 +85,7 @@ class Dom0:
         self._runner = asyncio.Runner()
 
     def _wait(self, verb):
-        """qubesd does it; then a moment passes."""
-
-        async def done():
-            result = await verb
-            await afterwards()
-            return result
-
-        return self._runner.run(done())
+        return self._runner.run(settled(verb))
 
     def volume(self, target):
         """The volume object of <qube>:<volume>."""

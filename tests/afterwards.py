@@ -1,6 +1,10 @@
 """What the driver does after a verb has ended, and nobody waits for."""
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def _tasks() -> list[asyncio.Task[None]]:
@@ -20,6 +24,13 @@ async def afterwards() -> None:
         done, _ = await asyncio.wait(tasks)
         for task in done:
             task.result()
+
+
+async def settled(verb: Awaitable[T]) -> T:
+    """What the verb gives; then a moment passes."""
+    result = await verb
+    await afterwards()
+    return result
 
 
 async def abandoned() -> None:

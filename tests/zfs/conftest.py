@@ -20,7 +20,7 @@ from qubes_storage_zfs.key import Key
 from qubes_storage_zfs.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import core, device, keyholder
 
-from ..afterwards import afterwards
+from ..afterwards import settled
 from .answers import PASSPHRASE
 
 ZPOOL = "tank"
@@ -175,7 +175,7 @@ class Lab:
         return container, {"container": container}
 
     def run(self, awaitable):
-        return asyncio.run(_await(awaitable))
+        return asyncio.run(settled(awaitable))
 
     def add(self, name, **options):
         pool = self.kind(name=name, **options)
@@ -324,12 +324,6 @@ def create_encrypted(container, name):
 def known_key():
     """The key of all that create_encrypted() made."""
     return keyholder.wrapping_key(bytearray(PASSPHRASE), 1, 100_000)
-
-
-async def _await(awaitable):
-    result = await awaitable
-    await afterwards()
-    return result
 
 
 def open_device(path, flags):

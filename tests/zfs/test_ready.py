@@ -32,6 +32,14 @@ def live(lab, *volumes):
     lab.stop(*volumes)
 
 
+def prepare(lab, *volumes):
+    async def begun():
+        for volume in volumes:
+            volume.prepare()
+
+    lab.run(begun())
+
+
 def guids(lab, *volumes):
     names = [volume.dataset for volume in volumes]
     return sh("zfs", "get", "-Hpo", "value", "guid", *names).split()
@@ -131,11 +139,7 @@ def test_first_start_finds_what_was_prepared(lab, qube):
     root, volatile = lab.clone_of(template, "new"), lab.volatile("new")
     private = lab.private("new")
 
-    async def prepared():
-        for volume in root, volatile, private:
-            volume.prepare()
-
-    lab.run(prepared())
+    prepare(lab, root, volatile, private)
     before = guids(lab, root, volatile)
     with quiet():
         rest(lab.pool.zpool)
@@ -192,11 +196,7 @@ def test_preparation_leaves_alone_what_a_removed_qube_left(lab, qube):
     _, _, template = qube
     left = lab.private("gone", b"data", name="root")
     root = lab.clone_of(template, "gone")
-
-    async def prepared():
-        root.prepare()
-
-    lab.run(prepared())
+    prepare(lab, root)
     with pytest.raises(StoragePoolException):
         lab.run(root.start())
     lab.run(root.stop())
@@ -207,11 +207,7 @@ def test_nothing_is_prepared_that_has_no_source(lab, qube):
     root, _, template = qube
     lab.run(root.remove())
     lab.run(template.remove())
-
-    async def prepared():
-        root.prepare()
-
-    lab.run(prepared())
+    prepare(lab, root)
     assert not any("app/root" in name for name in lab.datasets())
 
 

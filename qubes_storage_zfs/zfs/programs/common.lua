@@ -37,6 +37,11 @@ local function current_number(qube, pointer)
         string.match(value, " scratch (%d+)$")
 end
 
+-- The dataset that this one is in.
+local function parent_of(ds)
+    return string.match(ds, "^(.*)/[^/]*$")
+end
+
 local function generation_name(qube, volume, number)
     if number == 0 then
         return qube .. "/" .. volume
@@ -298,7 +303,7 @@ local function is_empty_qube(qube, prefix)
             return false
         end
     end
-    local home = string.match(qube, "^(.*)/[^/]*$")
+    local home = parent_of(qube)
     return (zfs.get_prop(qube, "type")) == "filesystem"
         and ((zfs.get_prop(qube, "canmount")) == "off"
             or (zfs.get_prop(qube, "logicalreferenced"))

@@ -7,7 +7,7 @@
 --        foreign (a child of home that is not the dataset of a qube of ours,
 --        absent if there is none)
 local out = {}
-local parent = string.match(argv.container, "^(.*)/[^/]*$")
+local parent = parent_of(argv.container)
 out.parent = parent == nil or zfs.exists(parent)
 if not zfs.exists(argv.container) then
     if parent ~= nil and out.parent then

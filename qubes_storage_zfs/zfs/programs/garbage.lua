@@ -32,14 +32,11 @@ local function is_ours(ds, number, mark)
 end
 
 local function look(qube)
-    local children = {}
-    for child in zfs.list.children(qube) do
-        children[#children + 1] = child
-    end
-    if #children == 0 and is_empty_qube(qube, argv.prefix) then
+    local found = children(qube)
+    if #found == 0 and is_empty_qube(qube, argv.prefix) then
         out.empty[#out.empty + 1] = qube
     end
-    for _, child in ipairs(children) do
+    for _, child in ipairs(found) do
         local volume, number = parse_generation(child)
         local current = current_number(qube, argv.prefix .. volume)
         if number ~= current then

@@ -31,7 +31,7 @@ if not argv.dates then
 end
 
 if not zfs.exists(qube) then
-    local home = string.match(qube, "^(.*)/[^/]*$")
+    local home = parent_of(qube)
     out.mountable = not zfs.exists(home)
         or (zfs.get_prop(home, "mountpoint")) ~= "none"
     return out

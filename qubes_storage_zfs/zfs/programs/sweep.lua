@@ -13,7 +13,7 @@ local out = {gone = 0, busy = {}, left = {}}
 local emptied = {}
 
 local function unreachable(ds)
-    local qube = string.match(ds, "^(.*)/[^/]*$")
+    local qube = parent_of(ds)
     local volume, number = parse_generation(ds)
     return current_number(qube, argv.prefix .. volume) ~= number
         and not has_snapshots(ds)
@@ -34,7 +34,7 @@ local function remove(ds)
         return nil
     end
     out.gone = out.gone + 1
-    emptied[string.match(ds, "^(.*)/[^/]*$")] = true
+    emptied[parent_of(ds)] = true
     return origin
 end
 
