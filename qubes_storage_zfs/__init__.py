@@ -5,6 +5,7 @@ driver, and dies if one does not import.  The pools are imported when they are
 asked for, so that what speaks to ZFS alone does not import qubesd's modules.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,14 +14,19 @@ if TYPE_CHECKING:
 
 __all__ = ["ZfsEncryptedPool", "ZfsZvolPool"]
 
+#: class -> its module, and the driver that it is
+_POOLS = {
+    "ZfsZvolPool": ("pool", "zfs_zvol"),
+    "ZfsEncryptedPool": ("encrypted", "zfs_encrypted"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "ZfsZvolPool":
-        from .pool import ZfsZvolPool
-
-        return ZfsZvolPool
-    if name == "ZfsEncryptedPool":
-        from .encrypted import ZfsEncryptedPool
-
-        return ZfsEncryptedPool
-    raise AttributeError(name)
+    if name not in _POOLS:
+        raise AttributeError(name)
+    module, driver = _POOLS[name]
+    try:
+        return getattr(importlib.import_module(f".{module}", __name__), name)
+    except Exception as exc:  # whatever it is, qubesd must live
+        broken = importlib.import_module(".broken", __name__)
+        return broken.pool_class(driver, exc)

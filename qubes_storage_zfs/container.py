@@ -43,7 +43,9 @@ class Question:
     :ivar revisions: what was committed, and what follows from it
     :ivar dates: when that was, instead of what follows
     :ivar counted: the numbers of its generations, if one is to be made
-    :ivar size: bytes, of a volume that nobody keeps, if it is made now
+    :ivar tuned: what its qube's features set on the current one
+    :ivar size: of a volume that nobody keeps, if it is made now; text that
+        says all that a blank one is made by
     :ivar source: of such a one: the volume that it is cloned from
     """
 
@@ -51,14 +53,15 @@ class Question:
     revisions: bool = False
     dates: bool = False
     counted: bool = False
-    size: int | None = None
+    tuned: bool = False
+    size: str | None = None
     source: VolumeName | None = None
 
     def made_from(self) -> dict[str, Any]:
         """Size and source, as the programs take them."""
         arguments: dict[str, Any] = {}
         if self.size is not None:
-            arguments["size"] = str(self.size)
+            arguments["size"] = self.size
         if self.source is not None:
             arguments["source"] = {
                 "qube": self.source.dataset,
@@ -104,6 +107,12 @@ class State:
     dirty: bool = False
     #: whether what only an export or clone needed was left by a crash
     frozen: bool = False
+    #: what it was reset to when a qube started, and the number of the
+    #: revision that is no more than that; with revisions
+    begun_from: str | None = None
+    begun: int | None = None
+    #: what its qube's features set on the current generation, if asked for
+    tuned: str | None = None
     #: native properties of the current generation, as asked for
     properties: Mapping[str, Any] = field(default_factory=dict)
 
@@ -173,10 +182,12 @@ class Container:
     # --- reading
 
     def _arguments(self, name: VolumeName, asked: Question) -> dict[str, Any]:
+        tuned = {"tuned": layout.TUNED} if asked.tuned else {}
         return {
             "container": self.dataset,
             "owner": layout.OWNER,
             **name.arguments,
+            **tuned,
             "want": list(asked.want),
             "revisions": asked.revisions,
             "dates": asked.dates,
@@ -381,5 +392,8 @@ def _state(answer: Mapping[str, Any]) -> State:
         blank=bool(answer.get("blank")),
         dirty=bool(answer.get("dirty")),
         frozen=bool(answer.get("frozen")),
+        begun_from=answer.get("begun_from"),
+        begun=answer.get("begun"),
+        tuned=answer.get("tuned"),
         properties=answer.get("properties", {}),
     )

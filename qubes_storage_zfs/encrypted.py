@@ -58,6 +58,7 @@ class ZfsEncryptedPool(ZfsPool):
         volblocksize: str | None = None,
         compression: str | None = None,
         snap_on_start_forensics: Any = None,
+        tag_qubes: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -74,6 +75,7 @@ class ZfsEncryptedPool(ZfsPool):
                 "volblocksize": volblocksize,
                 "compression": compression,
                 "snap_on_start_forensics": snap_on_start_forensics,
+                "tag_qubes": tag_qubes,
             },
         )
         self.container = f"{zpool_name or name}/encryption/{name}"

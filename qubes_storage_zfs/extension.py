@@ -1,87 +1,109 @@
-"""What qubesd tells of qubes: keys are asked for before one starts, and what
-its first start needs is made when it is."""
+"""What qubesd tells of qubes, and that nothing of ours can stop it.
 
+qubesd ends if an extension cannot be imported, or if one fails while it
+starts.  So this needs no other module of the package, and what fails there is
+written to the log.
+"""
+
+import functools
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import qubes.exc
 import qubes.ext
-
-from . import ask
-from .encrypted import plain_volumes, pools_of
-from .errors import told
-from .volume import ZfsVolume
+import qubes.vm.qubesvm
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-OUTSIDE = (
-    "qube %s: %s of it is written to the pool %s, which is not encrypted by"
-    " the key of its other volumes; see encryption.md in the package's"
-    " documentation"
-)
-
+try:
+    from . import events
+except Exception:  # whatever it is, qubesd must live
+    LOG.exception("qubes-storage-zfs is broken; qubesd goes on without it")
+    events = None  # type: ignore[assignment]
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
-def _on(*events: str) -> Callable[[Handler], Handler]:
-    return cast(Callable[[Handler], Handler], qubes.ext.handler(*events))
+def _on(
+    *names: str, may_refuse: bool = False, **of: Any
+) -> Callable[[Handler], Handler]:
+    """A handler of these events, which fails alone.
+
+    :param may_refuse: a QubesException of it is what a person is told
+    :param of: as qubes.ext.handler() takes it
+    """
+    mark = cast(Callable[[Handler], Handler], qubes.ext.handler(*names, **of))
+
+    def _wrap(function: Handler) -> Handler:
+        def told(event: str, error: Exception) -> None:
+            if may_refuse and isinstance(error, qubes.exc.QubesException):
+                raise error
+            LOG.error("event %s", event, exc_info=error)
+
+        @functools.wraps(function)
+        def handle(self: Any, qube: Any, event: str, **kwargs: Any) -> None:
+            try:
+                function(self, qube, **kwargs)
+            except Exception as exc:  # see above
+                told(event, exc)
+
+        @functools.wraps(function)
+        async def handle_async(
+            self: Any, qube: Any, event: str, **kwargs: Any
+        ) -> None:
+            try:
+                await function(self, qube, **kwargs)
+            except Exception as exc:  # see above
+                told(event, exc)
+
+        waits = inspect.iscoroutinefunction(function)
+        return mark(cast(Handler, handle_async if waits else handle))
+
+    return _wrap
 
 
 class PoolExtension(qubes.ext.Extension):  # type: ignore[misc]
-    """Keys from a qube's start to its end, and what its start needs."""
+    """Keys from a qube's start to its end, what its start needs, its tags and
+    its features."""
+
+    # qubes get their volumes by a handler of QubesVM's own, which comes after
+    # those of all LocalVMs
+    @_on("domain-load", vm=qubes.vm.qubesvm.QubesVM)
+    def on_load(self, qube: Any, **_kwargs: Any) -> None:
+        events.loaded(qube)
 
     @_on("domain-load")
-    def on_load(self, qube: Any, _event: str) -> None:
-        """A backup loads everything a second time, offline."""
-        if qube.klass == "AdminVM" and not qube.app.vmm.offline_mode:
-            ask.remember(qube.app)
+    def on_load_of_any(self, qube: Any, **_kwargs: Any) -> None:
+        events.loaded_any(qube)
 
-    @_on("domain-pre-start")
-    async def on_pre_start(
-        self, qube: Any, _event: str, **_kwargs: Any
-    ) -> None:
-        """:raises StoragePoolException: if a key is not to be had"""
-        with told(f"Cannot start {qube.name}"):
-            for pool in pools_of(qube):
-                pool.key.expect(qube.name)
-                try:
-                    await pool.unlock(qube.name, qube.app, verb=False)
-                except BaseException:
-                    pool.key.left(qube.name)
-                    raise
+    @_on("domain-pre-start", may_refuse=True)
+    async def on_pre_start(self, qube: Any, **_kwargs: Any) -> None:
+        await events.starting(qube)
 
     @_on("domain-start")
-    def on_start(self, qube: Any, _event: str, **_kwargs: Any) -> None:
-        for pool in pools_of(qube):
-            pool.key.arrived(qube.name)
+    def on_start(self, qube: Any, **_kwargs: Any) -> None:
+        events.started(qube)
 
     @_on("domain-start-failed")
-    async def on_start_failed(
-        self, qube: Any, _event: str, **_kwargs: Any
-    ) -> None:
-        """qubesd leaves open what was started before another volume failed,
-        and that would keep the key."""
-        pools = pools_of(qube)
-        if not pools or qube.is_running():
-            return
-        try:
-            await qube.storage.stop()
-        except qubes.exc.QubesException as exc:
-            LOG.warning("qube %s: %s", qube.name, exc)
-        for pool in pools:
-            pool.key.left(qube.name)
+    async def on_start_failed(self, qube: Any, **_kwargs: Any) -> None:
+        await events.start_failed(qube)
 
     @_on("domain-shutdown")
-    def on_shutdown(self, qube: Any, _event: str, **_kwargs: Any) -> None:
-        for pool in pools_of(qube):
-            pool.key.left(qube.name)
+    def on_shutdown(self, qube: Any, **_kwargs: Any) -> None:
+        events.stopped(qube)
 
     @_on("domain-create-on-disk", "domain-clone-files")
-    def on_create(self, qube: Any, _event: str, **_kwargs: Any) -> None:
-        for volume in qube.volumes.values():
-            if isinstance(volume, ZfsVolume):
-                volume.prepare()
-        for volume in plain_volumes(qube):
-            LOG.warning(OUTSIDE, qube.name, volume.name, volume.pool.name)
+    def on_create(self, qube: Any, **_kwargs: Any) -> None:
+        events.created(qube)
+
+    @_on("domain-tag-add:zfs-pool-*", "domain-tag-delete:zfs-pool-*")
+    def on_tag(self, qube: Any, **_kwargs: Any) -> None:
+        events.tagged(qube)
+
+    @_on("domain-feature-pre-set:zfs.*", may_refuse=True)
+    def on_feature(
+        self, qube: Any, *, feature: str, value: str, **_kwargs: Any
+    ) -> None:
+        events.feature_given(qube, feature, value)

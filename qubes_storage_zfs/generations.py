@@ -28,14 +28,24 @@ class Generations:
 
     :ivar where: its names
     :ivar store: the container it is in
+    :ivar pinned: the number of a revision that is not to be pruned
     """
 
-    def __init__(self, where: VolumeName, store: Container, zpool: str) -> None:
+    def __init__(
+        self,
+        where: VolumeName,
+        store: Container,
+        zpool: str,
+        pinned: int | None = None,
+    ) -> None:
         self.where = where
         self.store = store
         self.zpool = zpool
+        self.pinned = pinned
 
     async def _change(self, program: str, **more: Any) -> Any:
+        if self.pinned is not None:
+            more["pinned"] = self.pinned
         return await channel.change(
             program, self.where.dataset, {**self.where.arguments, **more}
         )
@@ -131,7 +141,8 @@ class Generations:
     async def adopt(self, number: int, **more: Any) -> None:
         """Generation *number*, which is in hand, becomes the current one.
 
-        :param more: scratch, size, keep, promote; see adopt.lua
+        :param more: scratch, size, keep, promote, begun_from; see
+            adopt.lua
         """
         dataset = self.where.generation(number)
         try:
@@ -186,10 +197,10 @@ class Generations:
         """What changed becomes a revision; older ones are pruned."""
         await self._tidy(await self._change("commit", keep=keep))
 
-    async def reset(self, size: int, source: VolumeName | None) -> None:
+    async def reset(self, size: str, source: VolumeName | None) -> None:
         """The current generation becomes again what adopt() made it.
 
-        :param size: bytes; with *source*: what would be made now
+        :param size: with *source*: what would be made now, as Question has it
         :raises Busy: if somebody has it open
         :raises NotFound: if it is none that can be that
         """

@@ -20,6 +20,8 @@ POINTER = PREFIX + "current."
 COMMITTED = PREFIX + "committed."
 #: on every zvol of ours: the process that made it
 HOLDER = PREFIX + "holder"
+#: on a zvol: what a qube's features set on it
+TUNED = PREFIX + "tuned"
 #: on the dataset below which the qubes' are: bytes that ZFS says a volume
 #: refers to which nothing was ever written to
 BLANK = PREFIX + "blank"

@@ -128,6 +128,7 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "snap_on_start_forensics": lambda value: parse_bool(
         "snap_on_start_forensics", value
     ),
+    "tag_qubes": lambda value: parse_bool("tag_qubes", value),
     "volblocksize": parse_blocksize,
     "compression": parse_compression,
     "unload_timeout": parse_timeout,

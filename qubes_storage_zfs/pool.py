@@ -5,8 +5,7 @@ time for each backup; an exception then ends qubesd.  So nothing here touches
 ZFS or raises before setup() or the first use of a volume.
 """
 
-import asyncio
-import contextlib
+import functools
 import logging
 import weakref
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from . import adoption, errors, layout, options, sentences
 from .container import Container, State
 from .errors import refusal, told
 from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
+from .space import Space
 from .volume import ZfsVolume
 from .zfs import blank, channel, core, keys, native
 from .zfs.errors import ZfsError
@@ -40,8 +40,6 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     driver: str
     container: str
     home: str
-    #: until the event loop goes on
-    _known_space: dict[str, int] | None = None
 
     def __init__(self, *, name: str, given: Mapping[str, Any]) -> None:
         #: as given, to be written back; strings when read from qubes.xml
@@ -57,6 +55,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self.blocksize: int = self._option("volblocksize", DEFAULT_BLOCKSIZE)
         #: whether clones made at start are kept when their qube stops
         self.forensics: bool = self._option("snap_on_start_forensics", False)
+        #: whether qubes that keep something here have a tag that says so
+        self.tag_qubes: bool = self._option("tag_qubes", True)
         self._volumes: weakref.WeakValueDictionary[str, ZfsVolume] = (
             weakref.WeakValueDictionary()
         )
@@ -238,46 +238,37 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     # --- space
 
-    def _space(self) -> dict[str, int]:
-        """What ZFS says; once for all that qubesd wants to know at a time."""
-        if self._known_space is not None:
-            return self._known_space
-        try:
-            answer: dict[str, int] = channel.ask(
-                "space", self.home, {"home": self.home}
-            )
-        except ZfsError:
-            return {}
-        with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop().call_soon(self._forget_space)
-            self._known_space = answer
-        return answer or {}
-
-    def _forget_space(self) -> None:
-        self._known_space = None
+    @functools.cached_property
+    def space(self) -> Space:
+        return Space(self.home)
 
     def available(self) -> int | None:
         """Bytes that can still be written; None if unknown."""
-        return self._space().get("available")
+        return self.space.now().get("available")
 
     @property
     def size(self) -> int | None:
-        space = self._space()
+        space = self.space.now()
         return space["used"] + space["available"] if space else None
 
     @property
     def usage(self) -> int | None:
-        return self._space().get("used")
+        return self.space.now().get("used")
 
     @property
     def usage_details(self) -> dict[str, int]:
-        space = self._space()
+        """Bytes; ``revisions_usage`` is what would be free without them."""
+        space = self.space.now()
         if not space:
             return {}
-        return {
+        details = {
             "data_usage": space["used"],
             "data_size": space["used"] + space["available"],
         }
+        revisions = self.space.of_revisions()
+        if revisions is not None:
+            details["revisions_usage"] = revisions
+        return details
 
     def included_in(self, app: Any) -> qubes.storage.Pool | None:
         """The pool whose container is nearest above ours."""
@@ -315,6 +306,7 @@ class ZfsZvolPool(ZfsPool):
         volblocksize: str | None = None,
         compression: str | None = None,
         snap_on_start_forensics: Any = None,
+        tag_qubes: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -328,6 +320,7 @@ class ZfsZvolPool(ZfsPool):
                 "volblocksize": volblocksize,
                 "compression": compression,
                 "snap_on_start_forensics": snap_on_start_forensics,
+                "tag_qubes": tag_qubes,
             },
         )
         self.container = name if container is None else container

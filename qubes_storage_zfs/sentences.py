@@ -86,6 +86,11 @@ SHRINK_RUNNING = "a volume cannot be made smaller while its qube runs"
 READ_ONLY = "the volume is read-only"
 NO_REVISION = "there is no revision {revision}; 'qvm-volume info' lists them"
 NO_REVISIONS = "the volume has no revision to go back to"
+NOTHING_TO_RESET_TO = (
+    "there is no revision {revision}, which the feature zfs.reset-on-start"
+    " names; choose another ('qvm-volume info {qube}:{volume}' lists them), or"
+    " 'qvm-features --unset {qube} zfs.reset-on-start'"
+)
 SNAPSHOTS_DISABLED = (
     "the volume keeps no revisions (revisions_to_keep is -1), so there is"
     " nothing committed to read while its qube runs; shut it down first"

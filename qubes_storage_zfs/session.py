@@ -6,20 +6,28 @@ waits for nothing.
 """
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
 from qubes.storage import StoragePoolException
 
-from . import layout
+from . import layout, sentences, tuning
 from .container import State
-from .errors import sentence, told
+from .errors import refusal, sentence, told
 from .layout import VolumeName
 from .transfer import Transfer, locked
-from .zfs import channel, core, device
+from .zfs import channel, core, device, native
 from .zfs.errors import Busy, Locked, NotFound, ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
+
+
+def _is_begun(state: State, wanted: str) -> bool:
+    """Whether a volume that is reset at each start was, and not written to."""
+    newest = state.revisions[-1].number if state.revisions else None
+    begun = state.begun_from == wanted and state.begun is not None
+    return begun and state.begun == newest and not state.dirty
 
 
 class Session(Transfer):
@@ -47,7 +55,15 @@ class Session(Transfer):
     @property
     def _made_from(self) -> dict[str, Any]:
         """As Question has it: what nobody keeps, if it is made now."""
-        return {"size": self._in_blocks(self.size), "source": self._source}
+        return {
+            "size": self._made_by(self._in_blocks(self.size)),
+            "source": self._source,
+        }
+
+    def _made_by(self, size: int) -> str:
+        """All that a blank volume of *size* bytes is made by."""
+        block = self.blocksize
+        return f"{size}/{block}" if block != self.pool.blocksize else str(size)
 
     @property
     def _qube_key(self) -> str:
@@ -66,7 +82,7 @@ class Session(Transfer):
         number, _ = await self._blank(self._size, what, state, False)
         await self.generations.adopt(number, **how)
         self._size = self._rounded(self._size, what)
-        return number
+        return await self._tuned(number, None)
 
     @locked
     async def start(self) -> "Session":
@@ -78,14 +94,83 @@ class Session(Transfer):
                 await self.pool.must_be_unlocked()
                 await self._end_abandoned_import(what)
                 if self.save_on_stop:
-                    current = self._must_exist(await self._state(), what)
+                    current = await self._start_kept(what)
                 else:
                     current = await self._start_scratch(what, ready)
             self._given = current
             path = await device.wait_for_link(self.where.generation(current))
             if self.save_on_stop:
-                self._size = await core.in_thread(device.size_of, path)
+                await self._learn_size_of(path, current)
         return self
+
+    async def _learn_size_of(self, path: str, number: int) -> None:
+        """What was reset to a smaller one becomes as large as it was made."""
+        size = await core.in_thread(device.size_of, path)
+        if self._reset_to is not None and size < self._size:
+            dataset = self.where.generation(number)
+            await native.set_property(dataset, "volsize", str(self._size))
+        else:
+            self._size = size
+
+    async def _start_kept(self, what: str) -> int:
+        """The generation that a qube goes on with; its number."""
+        wanted = self._reset_to
+        if wanted is not None:
+            return await self._begin_anew(what, wanted)
+        state = await self._state(tuned=True)
+        return await self._tuned(self._must_exist(state, what), state.tuned)
+
+    async def _begin_anew(self, what: str, wanted: str) -> int:
+        """A fresh copy of a revision, or a blank one; what the qube left in
+        the one before stays as a revision."""
+        state = await self._state(revisions=True, tuned=True)
+        current = self._must_exist(state, what)
+        if _is_begun(state, wanted):
+            # what was written lately, ZFS may not tell yet
+            async with device.flushed(self.where.generation(current)):
+                await core.sync(self.pool.zpool)
+            state = await self._state(revisions=True, tuned=True)
+        if _is_begun(state, wanted):
+            return await self._tuned(current, state.tuned)
+        how = {"keep": self.revisions_to_keep, "begun_from": wanted}
+        if wanted == tuning.BLANK:
+            number = await self._adopt_blank(what, state, **how)
+        else:
+            snapshots = {x.id: x.snapshot for x in state.revisions}
+            if wanted not in snapshots:
+                why = sentences.NOTHING_TO_RESET_TO.format(
+                    revision=wanted, qube=self.qube, volume=self.name
+                )
+                raise refusal(what, why)
+            origin = snapshots[wanted]
+            number = await self.generations.adopt_clone(
+                lambda: contextlib.nullcontext(origin), state, **how
+            )
+            await self._tuned(number, None)
+        await self._outdate_clones()
+        return number
+
+    async def _tuned(self, number: int, before: str | None) -> int:
+        """Have a generation what the qube's features say; its number.
+
+        :param before: what it has by them, or had before
+        """
+        wanted = tuning.wanted(self._owner, self.name)
+        wanted.pop(tuning.VOLBLOCKSIZE, None)
+        after = " ".join(f"{name}={value}" for name, value in wanted.items())
+        if after == (before or ""):
+            return number
+        dataset = self.where.generation(number)
+        for word in (before or "").split():
+            name = word.partition("=")[0]
+            if name in tuning.PROPERTIES and name not in wanted:
+                await native.inherit(dataset, name)
+        if wanted:
+            mark = {layout.TUNED: after}
+            await native.set_properties(dataset, {**wanted, **mark})
+        else:
+            await native.inherit(dataset, layout.TUNED)
+        return number
 
     async def _start_scratch(self, what: str, ready: bool) -> int:
         """A generation whose content nobody keeps; its number.
@@ -93,19 +178,21 @@ class Session(Transfer):
         :param ready: the current one was taken back
         """
         size = self._rounded(self.size, what)
-        state = await self._state(counted=True, **self._made_from)
+        state = await self._state(counted=True, tuned=True, **self._made_from)
         if state.usable and state.current is not None:
             try:
                 if not ready or state.touched:
                     await self.generations.reset(**self._made_from)
-                return state.current
+                return await self._tuned(state.current, state.tuned)
             except (Busy, NotFound) as exc:
                 LOG.info("%s is made anew: %s", self.vid, exc)
                 state = await self._state(counted=True)
-        how = {"scratch": True, "size": str(size)}
+        how = {"scratch": True, "size": self._made_by(size)}
         if self.source is not None:
-            origin = self.source.committed
-            return await self.generations.adopt_clone(origin, state, **how)
+            number = await self.generations.adopt_clone(
+                self.source.committed, state, **how
+            )
+            return await self._tuned(number, None)
         return await self._adopt_blank(what, state, **how)
 
     @locked
@@ -168,7 +255,8 @@ class Session(Transfer):
         if not self.save_on_stop:
             return state.touched or not state.usable
         keep = self.revisions_to_keep
-        surplus = len(state.revisions) - 1 > keep
+        older = [x for x in state.revisions[:-1] if x.number != self._pinned]
+        surplus = len(older) > keep
         return state.frozen or surplus or (keep >= 0 and state.dirty)
 
     async def _commit(self, current: int) -> bool:
@@ -262,10 +350,7 @@ class Session(Transfer):
 
     def _goes_with_its_qube(self) -> bool:
         """Whether qubesd removes the qube when it has stopped: a disposable."""
-        try:
-            return bool(self.app.domains[self.qube].auto_cleanup)
-        except (AttributeError, KeyError, TypeError):
-            return False
+        return bool(getattr(self._owner, "auto_cleanup", False))
 
     async def _outdate_clones(self) -> None:
         """What is committed here has become another state.

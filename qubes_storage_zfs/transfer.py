@@ -1,13 +1,14 @@
 """Data in and out of a volume: export, import, and one volume to another."""
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import qubes.storage
 import qubes.utils
 
-from . import layout, sentences
+from . import layout, sentences, tuning
 from .container import Container, State
 from .errors import refusal, told
 from .generations import Generations
@@ -24,13 +25,25 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 def locked(method: Method) -> Method:
     """One such verb of a volume at a time; qubesd's own decorator."""
-    return cast(Method, qubes.storage.Volume.locked(method))
+
+    @functools.wraps(method)
+    async def changing(self: "Transfer", *args: Any, **kwargs: Any) -> Any:
+        self._known_usage = None
+        try:
+            return await method(self, *args, **kwargs)
+        finally:
+            self._known_usage = None
+
+    return cast(Method, qubes.storage.Volume.locked(changing))
 
 
 class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     """The half of ZfsVolume that moves data."""
 
     pool: "ZfsPool"
+    #: bytes; while its qube is halted only these verbs change it, and each
+    #: volume is asked about once a minute by what shows how full disks are
+    _known_usage: int | None = None
     #: the generation an import is being written to
     _import: str | None = None
     #: whether it replaced one whose client may still come to end it
@@ -53,7 +66,37 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
 
     @property
     def generations(self) -> Generations:
-        return Generations(self.where, self.store, self.pool.zpool)
+        return Generations(
+            self.where, self.store, self.pool.zpool, self._pinned
+        )
+
+    @property
+    def _owner(self) -> Any:
+        """The qube; None if there is none."""
+        try:
+            return self.app.domains[self.qube]
+        except (AttributeError, KeyError, TypeError):
+            return None
+
+    @property
+    def _reset_to(self) -> str | None:
+        """What its qube is to find in it at each start: a revision, or
+        tuning.BLANK; None: what it left."""
+        return tuning.reset_to(self._owner, self.name)
+
+    @property
+    def _pinned(self) -> int | None:
+        """The number of that revision."""
+        revision = self._reset_to
+        if revision in (None, tuning.BLANK):
+            return None
+        return layout.revision_number(str(revision))
+
+    @property
+    def blocksize(self) -> int:
+        """Bytes; of what is made from now on."""
+        wanted = tuning.wanted(self._owner, self.name)
+        return int(wanted.get(tuning.VOLBLOCKSIZE, self.pool.blocksize))
 
     def _cannot(self, verb: str) -> str:
         return f"Cannot {verb} {self.vid} in pool {self.pool.name}"
@@ -81,12 +124,12 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             raise refusal(what, why)
         return state.current
 
-    def _in_blocks(self, size: int) -> int:
+    def _in_blocks(self, size: int, block: int = 0) -> int:
         """*size* in bytes, rounded up to whole blocks, one at least."""
-        block = self.pool.blocksize
+        block = max(block, self.blocksize)
         return max(1, -(-size // block)) * block
 
-    def _rounded(self, size: Any, what: str) -> int:
+    def _rounded(self, size: Any, what: str, block: int = 0) -> int:
         """As _in_blocks(), of what somebody else gave."""
         try:
             number = int(size)
@@ -94,7 +137,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             number = -1
         if not 0 <= number <= 1 << 60:
             raise refusal(what, sentences.BAD_SIZE.format(size=size))
-        return self._in_blocks(number)
+        return self._in_blocks(number, block)
 
     async def _learn_size(self) -> None:
         state = await self._state("volsize")
@@ -183,7 +226,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         self, size: Any, what: str, state: State, lasting: bool
     ) -> tuple[int, str]:
         return await self.generations.blank(
-            self._rounded(size, what), self.pool.blocksize, state, lasting
+            self._rounded(size, what), self.blocksize, state, lasting
         )
 
     @locked

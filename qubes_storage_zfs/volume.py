@@ -117,9 +117,14 @@ class ZfsVolume(Session):
     def usage(self) -> int:
         """Bytes of data in the volume before compression; for a clone made
         at start, bytes that are its own."""
+        if self._known_usage is not None and not self._in_use():
+            return self._known_usage
         kind = "used" if self.snap_on_start else "logicalreferenced"
         state = self._state_now(kind)
-        return int(state.properties.get(kind, 0)) if state else 0
+        usage = int(state.properties.get(kind, 0)) if state else 0
+        if state and not self._in_use():
+            self._known_usage = usage
+        return usage
 
     @property
     def revisions(self) -> dict[str, str]:
@@ -131,6 +136,12 @@ class ZfsVolume(Session):
             revision.id: qubes.storage.isodate(revision.creation)
             for revision in (state.revisions[:-1] if state else ())
         }
+
+    def committed_ids(self) -> list[str]:
+        """Ids of all revisions, the committed state's last; none if ZFS cannot
+        be asked now."""
+        state = self._state_now(revisions=True)
+        return [item.id for item in state.revisions] if state else []
 
     def is_dirty(self) -> bool:
         if not self.save_on_stop:
@@ -249,11 +260,13 @@ class ZfsVolume(Session):
         if not self.rw:
             raise refusal(what, sentences.READ_ONLY)
         with told(what):
-            size = self._rounded(size, what)
+            self._rounded(size, what)
             await self._begin()
             keep = self.revisions_to_keep
             running = self._in_use()
-            state = await self._state("volsize", revisions=True)
+            state = await self._state("volsize", "volblocksize", revisions=True)
+            block = int(state.properties.get("volblocksize", 0))
+            size = self._rounded(size, what, block)
             if not self.save_on_stop and (state.current is None or not running):
                 # the next start makes one of that size
                 self._size = size

@@ -164,7 +164,25 @@ async def set_property(dataset: str, name: str, value: str) -> None:
 
     :raises CommandFailed: if zfs(8) refused
     """
-    await run("zfs", "set", f"{name}={value}", dataset)
+    await set_properties(dataset, {name: value})
+
+
+async def set_properties(dataset: str, properties: Mapping[str, str]) -> None:
+    """Set several at once: in one transaction group, but for such as a
+    quota, which ZFS sets one by one.
+
+    :raises CommandFailed: if zfs(8) refused
+    """
+    words = [f"{name}={value}" for name, value in properties.items()]
+    await run("zfs", "set", *words, dataset)
+
+
+async def inherit(dataset: str, name: str) -> None:
+    """Have a property of a dataset no value of its own.
+
+    :raises CommandFailed: if zfs(8) refused
+    """
+    await run("zfs", "inherit", name, dataset)
 
 
 async def remake_node(dataset: str) -> None:
@@ -175,7 +193,7 @@ async def remake_node(dataset: str) -> None:
 
     :raises CommandFailed: if zfs(8) refused
     """
-    await run("zfs", "inherit", "volmode", dataset)
+    await inherit(dataset, "volmode")
 
 
 def wipe(secret: bytearray | bytes) -> None:

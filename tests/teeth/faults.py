@@ -45,8 +45,8 @@ FAULTS = (
     Fault(
         "a revision too many is pruned",
         _LUA + "common.lua",
-        "for index = 1, #list - 1 - keep do",
-        "for index = 1, #list - keep do",
+        "local others, spared = {}, keep + 1",
+        "local others, spared = {}, keep",
         _zfs("life", "revert_and_its_undo"),
     ),
     Fault(

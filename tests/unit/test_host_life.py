@@ -349,6 +349,7 @@ def test_extensions_hear_events(app, monkeypatch):
         "domain-pre-shutdown",
         "domain-stopped",
         "domain-shutdown",
+        "domain-feature-pre-set:refuse",
         "domain-feature-set:refuse",
         "domain-pre-start",
         "domain-start-failed",

@@ -7,6 +7,9 @@
 --         snapshot to take it back to, and the generation that was current,
 --         which must be such a one too, is destroyed
 --       size: what was asked for, if scratch; a string
+--       begun_from: what the generation is a fresh copy of, for a volume that
+--         begins anew at each start
+--       pinned: see prune()
 --       keep: old revisions to keep, -1 for no revisions at all; absent: prune
 --         nothing
 --       touched: refuse a generation that was never written to
@@ -33,6 +36,7 @@ if old ~= nil and argv.scratch and not was_scratch then
     return refuse(17, "adopt", old)
 end
 local keep = argv.keep
+local _, begun = begun_from(qube, argv.pointer)
 local commits = not argv.scratch and (keep == nil or keep >= 0)
 
 if argv.origin then
@@ -84,12 +88,17 @@ local value = string.format("%d", argv.number)
 if argv.scratch then
     changes[#changes + 1] = {zfs.sync.snapshot, beginning(new)}
     value = value .. " scratch " .. argv.size
+elseif argv.begun_from then
+    value = value .. " from " .. argv.begun_from
+    if second ~= nil then
+        value = value .. " " .. string.match(second, "@(.*)$")
+    end
 end
 changes[#changes + 1] = {zfs.sync.set_prop, qube, argv.pointer, value}
 -- the blank state that create() left, and nothing was done with, is none to
 -- go back to
 if keep ~= nil and first == nil and #list == 1
-    and is_unwritten(newest.snapshot) then
+    and newest.number ~= argv.pinned and is_unwritten(newest.snapshot) then
     changes[#changes + 1] = {drop_revision, newest.snapshot}
 end
 local errno, failed = all_or_none(changes)
@@ -129,7 +138,7 @@ end
 if keep ~= nil and not argv.scratch then
     local now, _, frozen =
         revisions(qube, volume, generations(qube, volume))
-    prune(qube, volume, now, frozen, argv.number, keep, left)
+    prune(qube, volume, now, frozen, argv.number, keep, left, begun)
     if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
         destroy_generation(old, left)
     end

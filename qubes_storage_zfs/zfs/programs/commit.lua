@@ -1,7 +1,7 @@
 -- The current content of a volume becomes its newest revision.
 --
 -- argv: qube, volume, pointer, committed, blank (properties), keep (old
---       revisions to keep; -1: no revisions at all)
+--       revisions to keep; -1: no revisions at all), pinned (see prune())
 -- gives: list of datasets for the janitor to look at
 --
 -- One transaction group: the snapshot is there and old ones are pruned, or
@@ -40,5 +40,6 @@ local errno = all_or_none(changes)
 if errno ~= 0 then
     return refuse(errno, "commit", ds)
 end
-prune(qube, volume, list, frozen, current, argv.keep, left)
+local _, begun = begun_from(qube, argv.pointer)
+prune(qube, volume, list, frozen, current, argv.keep, left, begun)
 return left

@@ -26,7 +26,7 @@ end
 
 -- Number of the current generation of a volume, nil if it has none; whether
 -- that is one whose content nobody keeps; and what was asked for when such a
--- one was made, its size in bytes as a string.
+-- one was made, a string.
 local function current_number(qube, pointer)
     local value = own_property(qube, pointer)
     if value == nil then
@@ -34,7 +34,15 @@ local function current_number(qube, pointer)
     end
     return tonumber(string.match(value, "^(%d+)")),
         string.match(value, " scratch") ~= nil,
-        string.match(value, " scratch (%d+)$")
+        string.match(value, " scratch (%S+)$")
+end
+
+-- What the current generation of a volume that begins anew at each start was
+-- made from; and the number of the revision that is no more than that.
+local function begun_from(qube, pointer)
+    local value = own_property(qube, pointer) or ""
+    local from, number = string.match(value, " from (%S+) ?r?(%d*)$")
+    return from, tonumber(number)
 end
 
 -- The dataset that this one is in.
@@ -334,10 +342,11 @@ local function destroy_generation(ds, left)
 end
 
 -- Of the revisions in `list`, oldest first, keep the newest `keep` besides
--- the committed one (none at all if keep is -1), and nothing that is
--- `frozen`.  A generation that is not current and thereby lost its last
+-- the committed one (none at all if keep is -1) and argv.pinned, and nothing
+-- that is `frozen`.  Number `begun` is no state that anybody left: it goes
+-- first.  A generation that is not current and thereby lost its last
 -- snapshot goes too; for `left` see destroy_generation().
-local function prune(qube, volume, list, frozen, current, keep, left)
+local function prune(qube, volume, list, frozen, current, keep, left, begun)
     local emptied = {}
     local function drop(item)
         drop_revision(item.snapshot)
@@ -346,8 +355,19 @@ local function prune(qube, volume, list, frozen, current, keep, left)
     for _, item in ipairs(frozen) do
         drop(item)
     end
-    for index = 1, #list - 1 - keep do
-        drop(list[index])
+    local others, spared = {}, keep + 1
+    for index, item in ipairs(list) do
+        local last = index == #list
+        if begun ~= nil and item.number == begun and not last then
+            drop(item)
+        elseif argv.pinned == nil or item.number ~= argv.pinned then
+            others[#others + 1] = item
+        elseif last and spared > 0 then
+            spared = spared - 1
+        end
+    end
+    for index = 1, #others - spared do
+        drop(others[index])
     end
     for generation in pairs(emptied) do
         local ds = generation_name(qube, volume, generation)

@@ -8,11 +8,12 @@
 --       revisions: give these and what follows from them; dates: give their
 --       creation instead of what follows; size (a string) or source (qube,
 --       and property that says what is committed there) of what nobody keeps,
---       if it is made now
+--       if it is made now; tuned (property): give that of the current
+--       generation
 -- gives: missing (if the container is); owner (not with dates); qube (whether
 --       its dataset exists) or mountable (whether ZFS would mount it if it
 --       did); current (number, absent if there is no volume); numbers (of all
---       generations); properties
+--       generations); properties; tuned
 --       of what nobody keeps: scratch (true); usable (whether it can be taken
 --       back to what would be made now); touched (whether it must be); fresh
 --       (whether it is a clone of the source's committed state, absent if that
@@ -20,7 +21,7 @@
 --       of what is kept: committed (snapshot, absent if there is none); or
 --       instead revisions (list of number, generation, snapshot, creation),
 --       dirty, blank (as create() made it), frozen (whether a crash left
---       something of freeze.lua)
+--       something of freeze.lua), begun_from and begun (see common.lua)
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
@@ -63,6 +64,7 @@ end
 if not scratch and argv.revisions then
     local list, _, frozen = revisions(qube, volume, numbers)
     out.frozen = #frozen > 0
+    out.begun_from, out.begun = begun_from(qube, argv.pointer)
     out.revisions = {}
     for index, revision in ipairs(list) do
         if argv.dates then
@@ -76,6 +78,9 @@ if not scratch and argv.revisions then
         out.blank = #list < 2 and is_unwritten(ds)
             and (newest == nil or is_unwritten(newest.snapshot))
     end
+end
+if argv.tuned then
+    out.tuned = own_property(ds, argv.tuned)
 end
 out.properties = {}
 for _, name in pairs(argv.want) do

@@ -1,10 +1,13 @@
 """What all local qubes have in common."""
 
 import logging
+import string
 import uuid
 
 import lxml.etree
 import qubes.events
+
+TAG_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_-")
 
 
 class Features(dict):
@@ -20,6 +23,8 @@ class Features(dict):
         changes = {"feature": key, "value": str(value)}
         if key in self:
             changes["oldvalue"] = self[key]
+        before = "domain-feature-pre-set:" + key
+        self.vm.fire_event(before, pre_event=True, **changes)
         super().__setitem__(key, str(value))
         self.vm.fire_event("domain-feature-set:" + key, **changes)
 
@@ -42,6 +47,8 @@ class Tags(set):
 
     def add(self, elem):
         """Add *elem* if it is not there."""
+        if not set(elem) <= TAG_CHARACTERS:
+            raise ValueError("Invalid character in tag")
         if elem not in self:
             super().add(elem)
             self.vm.fire_event("domain-tag-add:" + elem, tag=elem)

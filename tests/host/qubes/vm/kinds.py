@@ -178,6 +178,9 @@ class DispVM(_Based):
                 )
             kwargs.setdefault("name", f"disp{kwargs['qid']}")
         super().__init__(app, xml, **kwargs)
+        if xml is None:
+            self.features.update(template.features)
+            self.tags.update(template.tags)
 
     def _take_over(self, template):
         super()._take_over(template)

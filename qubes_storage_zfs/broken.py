@@ -1,0 +1,121 @@
+"""What stands in for a pool whose driver cannot be imported.
+
+qubesd does not start without a pool that a qube uses, and drops from qubes.xml
+what it cannot load.  So a package that is broken has pools all the same: they
+keep what qubes.xml says of them and of their volumes, and refuse the rest.
+Nothing here may need another module of this package.
+"""
+
+import inspect
+import logging
+from typing import Any
+
+import qubes.storage
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+WHY = (
+    "the driver {driver} in dom0 is broken ({reason}); reinstall the package"
+    " qubes-storage-zfs, then restart qubesd"
+)
+
+_OF_VOLUMES = frozenset(
+    inspect.signature(qubes.storage.Volume.__init__).parameters
+) - {"self", "kwargs"}
+
+
+def pool_class(driver_name: str, error: Exception) -> type:
+    """The class for pools of *driver_name*, which failed with *error*."""
+    LOG.error("driver %s is broken", driver_name, exc_info=error)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+
+    class Broken(BrokenPool):
+        driver = driver_name
+        why = WHY.format(driver=driver_name, reason=reason).replace("%", "%%")
+
+    return Broken
+
+
+class BrokenPool(qubes.storage.Pool):  # type: ignore[misc]
+    """Keeps its lines of qubes.xml, and refuses everything.
+
+    :ivar why: the reason and the remedy
+    """
+
+    driver: str
+    why: str
+
+    def __init__(self, *, name: str, **kwargs: Any) -> None:
+        super().__init__(name=name)
+        self._given = kwargs
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.driver}, broken>"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**self._given, "name": self.name, "driver": self.driver}
+
+    def init_volume(
+        self, vm: Any, volume_config: dict[str, Any]
+    ) -> "BrokenVolume":
+        config = dict(volume_config)
+        config.setdefault("vid", f"{vm.name}/{config['name']}")
+        config["pool"] = self
+        return BrokenVolume(**config)
+
+    def get_volume(self, vid: str) -> "BrokenVolume":
+        """qubesd asks for sources while it starts; a KeyError would end it."""
+        return BrokenVolume(name=vid, vid=vid, pool=self)
+
+    def list_volumes(self) -> list["BrokenVolume"]:
+        return []
+
+    async def setup(self) -> None:
+        raise qubes.storage.StoragePoolException(self.why)
+
+    async def destroy(self) -> None:
+        """There is nothing to give back."""
+
+
+class BrokenVolume(qubes.storage.Volume):  # type: ignore[misc]
+    """Keeps its line of qubes.xml, and cannot be started."""
+
+    def __init__(self, **config: Any) -> None:
+        self._kept = {
+            key: value
+            for key, value in config.items()
+            if key not in _OF_VOLUMES or key in ("size", "revisions_to_keep")
+        }
+        known = {key: config[key] for key in config if key not in self._kept}
+        super().__init__(**known)
+
+    @property
+    def size(self) -> int:
+        size = str(self._kept.get("size", ""))
+        return int(size) if size.isdecimal() else 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**super().config, **self._kept}
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        return {}
+
+    def is_dirty(self) -> bool:
+        return False
+
+    def is_outdated(self) -> bool:
+        return False
+
+    async def stop(self) -> "BrokenVolume":
+        """As for a volume that never was."""
+        return self
+
+    async def _refuse(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise qubes.storage.StoragePoolException(self.pool.why)
+
+    verify = start = create = remove = revert = resize = _refuse
+    export = export_end = import_data = import_data_end = _refuse
+    import_volume = _refuse

@@ -1,0 +1,82 @@
+"""How much a pool holds, can hold, and would give back."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from . import layout
+from .zfs import channel
+from .zfs.errors import ZfsError
+
+#: seconds after which what the revisions hold is counted again, if anybody
+#: asks for it: each volume must be looked at
+COUNT_AGAIN = 600
+
+
+class Space:
+    """Of the volumes below one dataset.
+
+    :ivar home: that dataset
+    """
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        #: until the event loop goes on
+        self._known: dict[str, int] | None = None
+        self._revisions: int | None = None
+        self._counted = -float(COUNT_AGAIN)
+        self._counting: asyncio.Task[None] | None = None
+
+    def now(self) -> dict[str, int]:
+        """``used`` and ``available``, in bytes, as ZFS gives them to what is
+        below: quotas, reservations, parity and slop are in it.  Empty if ZFS
+        cannot be asked.
+
+        Asked once for all that qubesd wants to know at a time.
+        """
+        if self._known is not None:
+            return self._known
+        question = {"home": self.home}
+        try:
+            answer: dict[str, int] = channel.ask("space", self.home, question)
+        except ZfsError:
+            return {}
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_soon(self._forget)
+            self._known = answer
+        return answer or {}
+
+    def _forget(self) -> None:
+        self._known = None
+
+    def of_revisions(self) -> int | None:
+        """Bytes that would be free if there were no revisions; None if they
+        were not counted yet.
+
+        They are counted apart from whoever asks, who is told what was found
+        the last time.
+        """
+        idle = self._counting is None or self._counting.done()
+        if idle and time.monotonic() - self._counted >= COUNT_AGAIN:
+            with contextlib.suppress(RuntimeError):
+                loop = asyncio.get_running_loop()
+                self._counted = time.monotonic()
+                self._counting = loop.create_task(self._count())
+        return self._revisions
+
+    async def _count(self) -> None:
+        """A program for each qube, so that nothing waits for long for one."""
+        question: dict[str, Any] = {"home": self.home}
+        total = 0
+        try:
+            qubes = await channel.read("qubes", self.home, question)
+            question["prefix"] = layout.POINTER
+            for qube in (qubes or {}).values():
+                total += await channel.read(
+                    "revisions", self.home, {**question, "qube": qube}
+                )
+        except ZfsError:
+            self._revisions = None
+        else:
+            self._revisions = total

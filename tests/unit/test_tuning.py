@@ -1,0 +1,115 @@
+"""Features that are about volumes: which there are, and who has which."""
+
+import types
+
+import pytest
+
+from qubes_storage_zfs import tuning
+from qubes_storage_zfs.options import BadOption
+
+
+def volume(save_on_stop):
+    return types.SimpleNamespace(save_on_stop=save_on_stop)
+
+
+VOLUMES = {
+    "root": volume(False),
+    "private": volume(True),
+    "volatile": volume(False),
+}
+
+
+def qube(klass="AppVM", template=None, **features):
+    given = {name.replace("_", "."): value for name, value in features.items()}
+    return types.SimpleNamespace(klass=klass, template=template, features=given)
+
+
+GOOD = {
+    "zfs.compression": ["off", "lz4", "zstd-3"],
+    "zfs.private.compression": ["off"],
+    "zfs.sync": ["standard", "always", "disabled"],
+    "zfs.primarycache": ["all", "metadata", "none"],
+    "zfs.copies": ["1", "2", "3"],
+    "zfs.dedup": ["off", tuning.DEDUP_ON],
+    "zfs.root.volblocksize": ["4k", "131072"],
+    "zfs.reset-on-start": ["private", "private=r3"],
+}
+BAD = {
+    "zfs.compression": ["", "fast", "off\n", "lz4 ", "zstd-20"],
+    "zfs.private.compression": ["1"],
+    "zfs.other.compression": ["off"],
+    "zfs.sync": ["", "none", "1"],
+    "zfs.primarycache": ["some"],
+    "zfs.copies": ["0", "4", ""],
+    "zfs.dedup": ["on", "verify", ""],
+    "zfs.volblocksize": ["512", "3k", "1m", ""],
+    "zfs.encryption": ["off"],
+    "zfs.mountpoint": ["/"],
+    "zfs.volmode": ["full"],
+    "zfs.private.snapdev": ["visible"],
+    "zfs.org.qubes-os:part-of-qvm-pool": ["false"],
+    "zfs.": ["off"],
+    "zfs..compression": ["off"],
+    "zfs.Compression": ["off"],
+    "zfs.reset-on-start": [
+        *("", " ", "=", "private=", "private=3", "private=r0", "private=r3x"),
+        *("private private", "private,root", "other", "volatile", "root"),
+        "private=r" + "9" * 40,
+    ],
+    "zfs.private.reset-on-start": ["private"],
+}
+
+
+def each(table):
+    return [(name, value) for name, values in table.items() for value in values]
+
+
+@pytest.mark.parametrize("feature, value", each(GOOD))
+def test_what_a_qube_can_have(feature, value):
+    tuning.check(feature, value, VOLUMES)
+    tuning.check(feature, value, None)
+
+
+@pytest.mark.parametrize("feature, value", each(BAD))
+def test_what_a_qube_cannot_have(feature, value):
+    with pytest.raises(BadOption):
+        tuning.check(feature, value, VOLUMES)
+
+
+def test_dedup_says_why_and_how():
+    with pytest.raises(BadOption, match="no way back.*on-for-ever"):
+        tuning.check("zfs.dedup", "on", VOLUMES)
+    assert tuning.wanted(qube(zfs_dedup=tuning.DEDUP_ON), "root") == {
+        "dedup": "on"
+    }
+
+
+def test_a_volume_before_its_qube():
+    mine = qube(zfs_compression="off", zfs_private_compression="zstd")
+    assert tuning.wanted(mine, "private") == {"compression": "zstd"}
+    assert tuning.wanted(mine, "root") == {"compression": "off"}
+    assert tuning.wanted(mine, "volatile") == {"compression": "off"}
+
+
+def test_disposables_follow_their_template_and_others_do_not():
+    base = qube(zfs_compression="off", zfs_sync="always")
+    disposable = qube("DispVM", base, zfs_sync="disabled")
+    assert tuning.wanted(disposable, "private") == {
+        "compression": "off",
+        "sync": "disabled",
+    }
+    assert tuning.wanted(qube("AppVM", base), "private") == {}
+    assert tuning.wanted(None, "private") == {}
+
+
+def test_what_was_not_let_in_is_left_out():
+    assert tuning.wanted(qube(zfs_compression="x; rm"), "private") == {}
+    assert tuning.reset_to(qube(**{"zfs_reset-on-start": "x=y"}), "x") is None
+
+
+def test_what_a_volume_is_reset_to():
+    mine = qube(**{"zfs_reset-on-start": "private=r3 root"})
+    assert tuning.reset_to(mine, "private") == "r3"
+    assert tuning.reset_to(mine, "root") == tuning.BLANK
+    assert tuning.reset_to(mine, "volatile") is None
+    assert tuning.reset_to(None, "private") is None

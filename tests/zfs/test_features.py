@@ -1,0 +1,386 @@
+"""What a qube's features say of its volumes, on real ZFS."""
+
+import types
+
+import pytest
+from qubes.exc import QubesValueError, StoragePoolException
+
+from qubes_storage_zfs import events
+from qubes_storage_zfs.zfs import native
+
+from ..counting import cost, quiet, rest
+from .conftest import MIB, read, sh, write
+
+
+class Qube:
+    """One whose features can be set, as qubesd lets a person do it."""
+
+    klass = "AppVM"
+    auto_cleanup = False
+
+    def __init__(self, name="work"):
+        self.name = name
+        self.features = {}
+        self.volumes = {}
+
+    def set(self, feature, value):
+        events.feature_given(self, feature, value)
+        self.features[feature] = value
+
+    def takes(self, *volumes):
+        app = types.SimpleNamespace(domains={self.name: self})
+        for volume in volumes:
+            volume.app, volume.qube = app, self.name
+            self.volumes[volume.name] = volume
+
+
+@pytest.fixture
+def qube():
+    return Qube()
+
+
+@pytest.fixture
+def volumes(lab, qube):
+    """Root, private and volatile."""
+    template = lab.private("tmpl", b"v1", name="root")
+    found = lab.clone_of(template, "work"), lab.private(), lab.volatile()
+    qube.takes(*found)
+    return found
+
+
+def prop(volume, *names):
+    out = sh(*("zfs", "get", "-Hpo", "value"), ",".join(names), volume.dataset)
+    return out.split()
+
+
+def local(volume):
+    """Names of native properties set on the zvol itself."""
+    out = sh("zfs", "get", "-Hpo", "property", "-s", "local", "all", volume)
+    return {name for name in out.split() if ":" not in name}
+
+
+# --- tuning
+
+
+def test_properties_come_with_a_start_and_go_with_the_feature(
+    lab, qube, volumes
+):
+    root, private, volatile = volumes
+    lab.session(private, b"one")
+    before = local(private.dataset)
+    qube.set("zfs.compression", "off")
+    qube.set("zfs.private.compression", "gzip-2")
+    qube.set("zfs.private.sync", "always")
+    qube.set("zfs.primarycache", "metadata")
+    lab.start(*volumes)
+    assert prop(private, "compression", "sync") == ["gzip-2", "always"]
+    assert prop(root, "compression", "sync") == ["off", "standard"]
+    assert prop(volatile, "compression", "primarycache") == ["off", "metadata"]
+    lab.stop(*volumes)
+
+    qube.set("zfs.private.sync", "standard")
+    del qube.features["zfs.primarycache"]
+    del qube.features["zfs.private.compression"]
+    lab.restart()
+    lab.start(*volumes)
+    assert prop(private, "compression", "sync") == ["off", "standard"]
+    assert prop(volatile, "primarycache") == ["all"]
+    lab.stop(*volumes)
+
+    qube.features.clear()
+    lab.start(*volumes)
+    assert local(private.dataset) == before
+    assert prop(private, "qubes-storage-zfs:tuned") == ["-"]
+    assert read(private.path) == b"one"
+    lab.stop(*volumes)
+
+
+def test_a_start_with_features_costs_nothing_once_they_are_set(
+    lab, qube, volumes
+):
+    qube.set("zfs.compression", "off")
+    for _ in range(2):
+        lab.start(*volumes)
+        lab.stop(*volumes)
+    with quiet():
+        rest(lab.pool.zpool)
+        with cost(lab.pool.zpool) as spent:
+            lab.start(*volumes)
+    assert spent.txgs == 0 and spent.calls == ["state"] * 3
+    lab.stop(*volumes)
+
+
+def test_a_new_generation_is_tuned_at_the_next_start(lab, qube, volumes):
+    private = volumes[1]
+    qube.set("zfs.compression", "off")
+    lab.session(private, b"one")
+    lab.session(private, b"two")
+    lab.run(private.revert())
+    lab.start(private)
+    assert prop(private, "compression") == ["off"]
+    lab.stop(private)
+
+
+def test_block_size_of_new_generations_alone(lab, qube, volumes):
+    _, private, volatile = volumes
+    lab.session(private, b"one")
+    lab.session(volatile, b"x")
+    qube.set("zfs.volblocksize", "4k")
+    lab.start(private, volatile)
+    assert prop(private, "volblocksize") == ["16384"]
+    assert prop(volatile, "volblocksize") == ["4096"]
+    lab.stop(private, volatile)
+    # what has large blocks is still made of whole ones
+    lab.run(private.resize(5 * MIB + 4096))
+    assert private.size == 5 * MIB + 16384
+    write(lab.run(private.import_data(MIB + 4096)), b"two")
+    lab.run(private.import_data_end(True))
+    assert prop(private, "volblocksize") == ["4096"]
+    assert private.size == MIB + 4096
+
+    # and back
+    del qube.features["zfs.volblocksize"]
+    lab.start(private, volatile)
+    assert prop(volatile, "volblocksize") == ["16384"]
+    assert read(private.path) == b"two"
+    lab.stop(private, volatile)
+
+
+def test_a_volatile_volume_of_other_blocks_stays_ready(lab, qube, volumes):
+    volatile = volumes[2]
+    qube.set("zfs.volatile.volblocksize", "8k")
+    lab.session(volatile, b"x")
+    guid = prop(volatile, "guid")
+    lab.start(volatile)
+    assert prop(volatile, "guid") == guid and read(volatile.path) == b""
+    lab.stop(volatile)
+
+
+def test_what_cannot_be_set_refuses_the_start(lab, qube, volumes, monkeypatch):
+    """Compression off may be what a person relies on."""
+    private = volumes[1]
+    qube.set("zfs.compression", "off")
+
+    async def refuse(*_args):
+        raise native.CommandFailed("zfs set", 1, "cannot set it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "set_properties", refuse)
+        with pytest.raises(StoragePoolException, match="cannot set it"):
+            lab.run(private.start())
+    lab.start(private)
+    assert prop(private, "compression") == ["off"]
+    lab.stop(private)
+
+
+def test_killed_between_two_properties(lab, qube, volumes, monkeypatch):
+    """What was unset by then is unset again, and the rest follows."""
+    private = volumes[1]
+    qube.set("zfs.copies", "2")
+    qube.set("zfs.compression", "off")
+    lab.session(private, b"one")
+    qube.features.clear()
+
+    inherit, calls = native.inherit, []
+
+    async def killed(dataset, name):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(name)
+        await inherit(dataset, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "inherit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lab.run(private.start())
+    lab.restart()
+    lab.start(private)
+    assert prop(private, "copies", "qubes-storage-zfs:tuned") == ["1", "-"]
+    assert not {"copies", "compression"} & local(private.dataset)
+    lab.stop(private)
+
+
+def test_what_is_refused_when_it_is_set(lab, qube, volumes):
+    for feature, value in {
+        "zfs.encryption": "off",
+        "zfs.compression": "fast",
+        "zfs.kernel.sync": "always",
+        "zfs.dedup": "on",
+        "zfs.reset-on-start": "root",
+    }.items():
+        match = f"^Cannot set the feature {feature} of work: "
+        with pytest.raises(QubesValueError, match=match):
+            qube.set(feature, value)
+    assert not qube.features
+
+
+# --- volumes that begin anew at each start
+
+
+def session(lab, volume, content):
+    """What the qube finds, and what it writes then."""
+    lab.start(volume)
+    found = read(volume.path)
+    write(volume.path, content)
+    lab.stop(volume)
+    return found
+
+
+def states(lab, volume):
+    """What each revision holds."""
+    held = {}
+    for name in sh(
+        "zfs", "list", "-Hrt", "snapshot", "-o", "name", volume.where.dataset
+    ).split():
+        if "/private" in name and "@r" in name:
+            copy = f"{lab.pool.zpool}/look"
+            sh("zfs", "clone", "-o", "volmode=dev", name, copy)
+            sh("udevadm", "settle")
+            held[name.rpartition("@")[2]] = read(f"/dev/zvol/{copy}")
+            sh("zfs", "destroy", copy)
+    return held
+
+
+def test_reset_to_a_blank_state(lab, qube, volumes):
+    private = volumes[1]
+    qube.set("zfs.reset-on-start", "private")
+    for number in range(1, 5):
+        assert session(lab, private, b"session %d" % number) == b""
+    # what was left is kept, as many states as of any volume
+    left = states(lab, private)
+    assert sorted(left.values()) == [b"session 2", b"session 3", b"session 4"]
+    assert len(private.revisions) == 2
+    lab.run(private.revert())
+    assert lab.content(private) == b"session 3"
+
+    del qube.features["zfs.reset-on-start"]
+    lab.start(private)
+    assert read(private.path) == b"session 3"
+    lab.stop(private)
+
+
+def test_reset_to_a_revision_which_stays(lab, qube, volumes):
+    private = volumes[1]
+    for content in b"one", b"two", b"three":
+        lab.session(private, content)
+    base = list(private.revisions)[-1]
+    qube.set("zfs.reset-on-start", f"private={base}")
+    for number in range(1, 6):
+        assert session(lab, private, b"session %d" % number) == b"two"
+        assert base in private.revisions
+    left = states(lab, private)
+    assert left.pop(base) == b"two"
+    assert sorted(left.values()) == [b"session 3", b"session 4", b"session 5"]
+
+    # another, the state of the last stop
+    newest = private.committed_ids()[-1]
+    qube.set("zfs.reset-on-start", f"private={newest}")
+    assert session(lab, private, b"six") == b"session 5"
+    assert session(lab, private, b"seven") == b"session 5"
+    assert base not in private.revisions and newest in private.revisions
+
+    qube.features.clear()
+    assert session(lab, private, b"eight") == b"seven"
+    assert session(lab, private, b"nine") == b"eight"
+    assert newest not in private.revisions
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_nothing_is_made_twice(lab, qube, volumes, named):
+    """A start that is asked for again, and a qube that wrote nothing."""
+    private = volumes[1]
+    lab.session(private, b"one")
+    base = f"={private.committed_ids()[-1]}" if named else ""
+    qube.set("zfs.reset-on-start", f"private{base}")
+    lab.run(private.start())
+    guid, ids = prop(private, "guid"), private.committed_ids()
+    lab.run(private.start())
+    assert (prop(private, "guid"), private.committed_ids()) == (guid, ids)
+    lab.stop(private)
+    lab.restart()
+    lab.start(private)
+    assert (prop(private, "guid"), private.committed_ids()) == (guid, ids)
+    lab.stop(private)
+
+
+def test_what_is_not_committed_is_kept_and_not_gone_on_with(lab, qube, volumes):
+    """Nobody called stop(), and nothing was written out yet."""
+    private = volumes[1]
+    qube.set("zfs.reset-on-start", "private")
+    lab.start(private)
+    write(private.path, b"lost?")
+    lab.restart()
+    assert session(lab, private, b"next") == b""
+    assert b"lost?" in states(lab, private).values()
+
+
+def test_reset_to_a_revision_that_is_gone_is_refused(lab, qube, volumes):
+    private = volumes[1]
+    lab.session(private, b"one")
+    lab.session(private, b"two")
+    ids = private.committed_ids()
+    with pytest.raises(QubesValueError, match=f"no revision r99; .* {ids[-1]}"):
+        qube.set("zfs.reset-on-start", "private=r99")
+    qube.features["zfs.reset-on-start"] = "private=r99"
+    with pytest.raises(
+        StoragePoolException,
+        match="no revision r99, which the feature zfs.reset-on-start names",
+    ):
+        lab.run(private.start())
+    assert lab.content(private) == b"two" and private.committed_ids() == ids
+
+
+def test_a_clone_is_given_its_features_first(lab, qube, volumes):
+    qube.set("zfs.reset-on-start", "private=r7")
+    assert volumes[1].committed_ids() == ["r1"]
+
+
+def test_reset_keeps_a_size_that_was_given(lab, qube, volumes):
+    private = volumes[1]
+    lab.session(private, b"one")
+    base = private.committed_ids()[-1]
+    qube.set("zfs.reset-on-start", f"private={base}")
+    lab.run(private.resize(8 * MIB))
+    assert session(lab, private, b"two") == b"one"
+    assert private.size == 8 * MIB
+    assert int(prop(private, "volsize")[0]) == 8 * MIB
+    assert session(lab, private, b"three") == b"one"
+
+
+@pytest.mark.parametrize("keep", [-1, 0])
+def test_reset_of_what_keeps_nothing(lab, qube, volumes, keep):
+    private = volumes[1]
+    private.revisions_to_keep = keep
+    qube.set("zfs.reset-on-start", "private")
+    for content in b"one", b"two":
+        assert session(lab, private, content) == b""
+    assert list(states(lab, private).values()) == (
+        [b"two"] if keep == 0 else []
+    )
+
+
+def test_a_template_that_begins_anew_outdates_its_clones(lab):
+    template = Qube("tmpl")
+    source = lab.private("tmpl", b"v1", name="root")
+    template.takes(source)
+    template.set("zfs.reset-on-start", f"root={source.committed_ids()[-1]}")
+    lab.session(source, b"v2")
+    clone = lab.clone_of(source)
+    lab.session(clone, b"x")
+    lab.start(clone)
+    assert read(clone.path) == b"v2"
+    lab.start(source)
+    assert clone.is_outdated()
+    lab.stop(clone, source)
+    lab.start(clone)
+    assert read(clone.path) == b"v1"
+    lab.stop(clone)
+
+
+def test_removed_with_all_that_was_reset(lab, qube, volumes):
+    private = volumes[1]
+    qube.set("zfs.reset-on-start", "private")
+    for content in b"one", b"two":
+        session(lab, private, content)
+    lab.run(private.remove())
+    assert not [name for name in lab.datasets() if "/private" in name]

@@ -1,0 +1,170 @@
+"""Tags by pool, and features, as qubesd's events order them."""
+
+import asyncio
+import os
+
+import pytest
+from qubes.exc import QubesException, QubesValueError
+
+from qubes_storage_zfs import ZfsZvolPool
+from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.extension import PoolExtension
+
+from ..afterwards import settled
+from .conftest import read, sh, write
+
+if "QUBES_CORE_ADMIN" in os.environ:
+    pytest.skip(
+        "drives the stand-in's app; a real one needs libvirt",
+        allow_module_level=True,
+    )
+
+import hostapi
+import qubes.ext
+
+
+@pytest.fixture
+def app(zpool, tmp_path):
+    hostapi.register_driver("zfs_zvol", ZfsZvolPool)
+    qubes.ext.register_extension(PoolExtension)
+    return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)
+
+
+async def pools(app, zpool):
+    """Pools "one" and "two", and "silent" and "a.b", which give no tags."""
+    above = f"{zpool}/{os.path.basename(os.path.dirname(app.store))}"
+    sh("zfs", "create", above)
+    for name, more in {
+        "one": {},
+        "two": {},
+        "silent": {"tag_qubes": "False"},
+        "a.b": {},
+    }.items():
+        place = {"container": f"{above}/{name}"}
+        await hostapi.add_pool(app, name, "zfs_zvol", **place, **more)
+    app.default_pool = app.pools["one"]
+    await hostapi.create_vm(app, "TemplateVM", "tmpl")
+
+
+def ours(qube):
+    return {tag for tag in qube.tags if tag.startswith("zfs-pool-")}
+
+
+def story(app, zpool):
+    """Decorates the story of a test, which is told at once."""
+
+    def tell(told):
+        async def whole():
+            await pools(app, zpool)
+            await told()
+
+        asyncio.run(settled(whole()))
+
+    return tell
+
+
+def test_a_tag_for_each_pool_that_a_qube_keeps_something_in(app, zpool):
+    @story(app, zpool)
+    async def _():
+        tmpl = app.domains["tmpl"]
+        assert ours(tmpl) == {"zfs-pool-one"}
+        for pool, tags in {
+            "one": {"zfs-pool-one"},
+            "two": {"zfs-pool-two"},
+            "silent": set(),
+            "a.b": set(),
+        }.items():
+            # its root is a clone in the pool "one", and nothing it keeps
+            qube = await hostapi.create_vm(
+                app, "AppVM", f"in-{pool[0]}", pool=pool, template="tmpl"
+            )
+            assert ours(qube) == tags
+        both = await hostapi.create_vm(
+            app, "StandaloneVM", "both", pools={"private": "two"}
+        )
+        assert ours(both) == {"zfs-pool-one", "zfs-pool-two"}
+        both.tags.add("mine")
+
+        # written down, and found true again
+        Container.forget_all()
+        again = await hostapi.restart(app, save=True)
+        assert both.tags == again.domains["both"].tags
+
+
+def test_what_is_not_true_is_dropped(app, zpool):
+    @story(app, zpool)
+    async def _():
+        work = await hostapi.create_vm(app, "AppVM", "work", template="tmpl")
+        copy = await hostapi.clone_vm(work, "copy", pool="two")
+        assert ours(copy) == {"zfs-pool-two"}
+        # as a restored backup does, and who wants in
+        for tag in "zfs-pool-two", "zfs-pool-gone", "zfs-pool-", "mine":
+            work.tags.add(tag)
+        assert work.tags == {"created-by-dom0", "zfs-pool-one", "mine"}
+        work.tags.discard("zfs-pool-one")
+        assert ours(work) == {"zfs-pool-one"}
+
+        # while this package was not there
+        for qube in work, copy:
+            qube.events_enabled = False
+            qube.tags.add("zfs-pool-silent")
+            qube.tags.discard("zfs-pool-one")
+        again = await hostapi.restart(app, save=True)
+        assert ours(again.domains["work"]) == {"zfs-pool-one"}
+        assert ours(again.domains["copy"]) == {"zfs-pool-two"}
+
+
+def test_a_disposable_keeps_nothing_and_has_its_templates_features(app, zpool):
+    @story(app, zpool)
+    async def _():
+        base = await hostapi.create_vm(
+            app,
+            "AppVM",
+            "base",
+            template="tmpl",
+            template_for_dispvms=True,
+        )
+        base.features["zfs.compression"] = "off"
+        base.features["zfs.reset-on-start"] = "private"
+        disposable = await hostapi.create_vm(
+            app, "DispVM", "disp7", template="base"
+        )
+        assert not ours(disposable)
+        await disposable.start()
+        for volume in disposable.volumes.values():
+            dataset = volume.dataset
+            value = sh("zfs", "get", "-Ho", "value", "compression", dataset)
+            assert value.strip() == "off"
+        await disposable.shutdown()
+        await base.start()
+        write(base.volumes["private"].path, b"kept?")
+        await base.shutdown()
+        await base.start()
+        assert read(base.volumes["private"].path) == b""
+        await base.shutdown()
+
+
+def test_a_feature_is_refused_and_nothing_is_set(app, zpool):
+    @story(app, zpool)
+    async def _():
+        tmpl = app.domains["tmpl"]
+        tmpl.features["zfs.sync"] = "always"
+        for feature, value in {
+            "zfs.sync": "disabled; rm",
+            "zfs.keylocation": "file:///etc/passwd",
+            "zfs.root.dedup": "on",
+        }.items():
+            with pytest.raises(QubesValueError, match=feature):
+                tmpl.features[feature] = value
+        assert dict(tmpl.features) == {"zfs.sync": "always"}
+        copy = await hostapi.clone_vm(tmpl, "copy")
+        assert dict(copy.features) == {"zfs.sync": "always"}
+
+
+def test_a_pool_that_goes_takes_no_tag_of_others(app, zpool):
+    @story(app, zpool)
+    async def _():
+        with pytest.raises(QubesException):
+            await hostapi.remove_pool(app, "one")
+        await hostapi.remove_pool(app, "two")
+        assert ours(app.domains["tmpl"]) == {"zfs-pool-one"}
