@@ -213,6 +213,27 @@ async def first_use(contender: Driver, volumes: int) -> dict[str, Any]:
     }
 
 
+async def polls(contender: Driver, volumes: int) -> dict[str, Any]:
+    """What the disk space widget has qubesd do each minute: for all pools,
+    and for all volumes, of which none runs."""
+    pool = restarted(contender)
+    every = made(pool, volumes)
+
+    def poll() -> None:
+        assert pool.size and pool.usage and pool.usage_details
+        for volume in every:
+            assert volume.usage and volume.path
+
+    first = await timed(now(poll))
+    assert pool.space.counting is not None
+    await pool.space.counting
+    return {
+        "first poll of all": first,
+        "a poll of all": await timed(now(poll)),
+        "count of what revisions hold": await timed(pool.space.count),
+    }
+
+
 async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
     contender = OnZpool("zfs_zvol", ZfsZvolPool, {"container": "ours/qubes"})
     await contender.setup(DISKS[0])
@@ -230,6 +251,7 @@ async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
         results[str(size)] = await lives(contender)
         if size:
             results[str(size)] |= await first_use(contender, size)
+            results[str(size)] |= await polls(contender, size)
         print(f"scale: {size} volumes measured", flush=True)
     return results
 

@@ -26,7 +26,8 @@ class Space:
         self._known: dict[str, int] | None = None
         self._revisions: int | None = None
         self._counted = -float(COUNT_AGAIN)
-        self._counting: asyncio.Task[None] | None = None
+        #: the last time that they are, or were, counted
+        self.counting: asyncio.Task[None] | None = None
 
     def now(self) -> dict[str, int]:
         """``used`` and ``available``, in bytes, as ZFS gives them to what is
@@ -57,15 +58,15 @@ class Space:
         They are counted apart from whoever asks, who is told what was found
         the last time.
         """
-        idle = self._counting is None or self._counting.done()
+        idle = self.counting is None or self.counting.done()
         if idle and time.monotonic() - self._counted >= COUNT_AGAIN:
             with contextlib.suppress(RuntimeError):
                 loop = asyncio.get_running_loop()
                 self._counted = time.monotonic()
-                self._counting = loop.create_task(self._count())
+                self.counting = loop.create_task(self.count())
         return self._revisions
 
-    async def _count(self) -> None:
+    async def count(self) -> None:
         """A program for each qube, so that nothing waits for long for one."""
         question: dict[str, Any] = {"home": self.home}
         total = 0

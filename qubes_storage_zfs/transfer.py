@@ -28,11 +28,11 @@ def locked(method: Method) -> Method:
 
     @functools.wraps(method)
     async def changing(self: "Transfer", *args: Any, **kwargs: Any) -> Any:
-        self._known_usage = None
+        self._known.clear()
         try:
             return await method(self, *args, **kwargs)
         finally:
-            self._known_usage = None
+            self._known.clear()
 
     return cast(Method, qubes.storage.Volume.locked(changing))
 
@@ -41,9 +41,6 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     """The half of ZfsVolume that moves data."""
 
     pool: "ZfsPool"
-    #: bytes; while its qube is halted only these verbs change it, and each
-    #: volume is asked about once a minute by what shows how full disks are
-    _known_usage: int | None = None
     #: the generation an import is being written to
     _import: str | None = None
     #: whether it replaced one whose client may still come to end it
@@ -52,6 +49,11 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     #: volume is only known from the disk
     qube: str | None = None
     app: Any = None
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        #: what was found out since the last verb, while no qube has it
+        self._known: dict[str, int] = {}
 
     # --- what both halves use
 

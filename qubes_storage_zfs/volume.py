@@ -33,6 +33,9 @@ _BASE_OPTIONS = frozenset(
 )
 
 
+_CURRENT = "number"
+
+
 class ZfsVolume(Session):
     """One volume of a qube, on zvols.
 
@@ -80,8 +83,11 @@ class ZfsVolume(Session):
     @property
     def path(self) -> str | None:
         """The device node that a qube is given."""
+        number = self._given
+        if number is None:
+            number = self._asked_if_changed(_CURRENT) or 0
         try:
-            return device.link(self.dataset)
+            return device.link(self.where.generation(number))
         except layout.BadName:
             return None
 
@@ -117,14 +123,24 @@ class ZfsVolume(Session):
     def usage(self) -> int:
         """Bytes of data in the volume before compression; for a clone made
         at start, bytes that are its own."""
-        if self._known_usage is not None and not self._in_use():
-            return self._known_usage
         kind = "used" if self.snap_on_start else "logicalreferenced"
-        state = self._state_now(kind)
-        usage = int(state.properties.get(kind, 0)) if state else 0
-        if state and not self._in_use():
-            self._known_usage = usage
-        return usage
+        return self._asked_if_changed(kind) or 0
+
+    def _asked_if_changed(self, kind: str) -> int | None:
+        """A native property of the current generation, or its number.
+
+        While its qube is halted only verbs change it; and qubesd is asked
+        about every volume once a minute, for the disk space widget.
+        """
+        if kind in self._known and not self._in_use():
+            return self._known[kind]
+        state = self._state_now(*([kind] if kind != _CURRENT else []))
+        if state is None or state.current is None:
+            return None
+        found = int({**state.properties, _CURRENT: state.current}[kind])
+        if not self._in_use():
+            self._known[kind] = found
+        return found
 
     @property
     def revisions(self) -> dict[str, str]:

@@ -90,8 +90,11 @@ def test_a_pool_within_another_is_included_in_it(zpool, make_lab):
 
 
 def polled(pool, volumes=()):
-    """As the disk space widget does, each minute."""
+    """What qubesd is asked for the disk space widget, each minute."""
     found = (pool.size, pool.usage, pool.usage_details)
+    for volume in volumes:
+        assert volume.path.startswith("/dev/zvol/")
+        assert not volume.is_outdated() and volume.size > 0
     return found, [volume.usage for volume in volumes]
 
 
@@ -168,7 +171,7 @@ def test_what_cannot_be_counted_is_not_told(lab, monkeypatch):
     async def story():
         lab.pool.space._revisions = 5
         lab.pool.space.home = "nothere/vm"
-        await lab.pool.space._count()
+        await lab.pool.space.count()
         return lab.pool.space._revisions
 
     assert asyncio.run(settled(story())) is None
