@@ -119,6 +119,8 @@ class Dom0:
                 options["-o"][name] = value
             elif word in ("-C", "-l", "-t", "-P"):
                 options[word] = next(rest)
+            elif word == "--unset":
+                options[word] = True
             elif not word.startswith("-"):
                 words.append(word)
         tool = " ".join(words[: 2 if words[0] == "qvm-volume" else 1])
@@ -189,6 +191,17 @@ class Dom0:
             case "qvm-prefs", name, "template", template:
                 app.domains[name].template = template
                 app.save()
+            case "qvm-features", name, feature if "--unset" in given:
+                del app.domains[name].features[feature]
+                app.save()
+            case "qvm-features", name:
+                for key, value in app.domains[name].features.items():
+                    print(f"{key:24}{value}")
+            case "qvm-features", name, feature, value:
+                app.domains[name].features[feature] = value
+                app.save()
+            case "qvm-tags", name:
+                print("\n".join(sorted(app.domains[name].tags)))
             case "qvm-clone", name, copy:
                 await hostapi.clone_vm(app.domains[name], copy, given["-P"])
             case "qvm-remove", name:

@@ -106,14 +106,13 @@ def feature_given(qube: Any, feature: str, value: str) -> None:
 
 
 def _check_revision(volume: Any, revision: str) -> None:
-    """A qube that is a clone is given its features before its content, and
-    has one revision, which is blank."""
+    """A qube that is a clone is given its features before its content."""
     if revision == tuning.BLANK or not isinstance(volume, ZfsVolume):
         return
     there = volume.committed_ids()
-    if len(there) > 1 and revision not in there:
+    if there and revision not in there:
         raise BadOption(
             f"{volume.name} has no revision {revision}; it has"
-            f" {', '.join(there[:-1])} and, as it was when last committed,"
-            f" {there[-1]}"
+            f" {', '.join(there)}, the last of which is the state it was left"
+            " in"
         )

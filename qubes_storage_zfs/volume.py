@@ -154,10 +154,12 @@ class ZfsVolume(Session):
         }
 
     def committed_ids(self) -> list[str]:
-        """Ids of all revisions, the committed state's last; none if ZFS cannot
-        be asked now."""
+        """Ids of all revisions, the committed state's last; none if nothing
+        was ever written, or ZFS cannot be asked now."""
         state = self._state_now(revisions=True)
-        return [item.id for item in state.revisions] if state else []
+        if state is None or state.blank:
+            return []
+        return [item.id for item in state.revisions]
 
     def is_dirty(self) -> bool:
         if not self.save_on_stop:

@@ -319,7 +319,9 @@ def test_reset_to_a_revision_that_is_gone_is_refused(lab, qube, volumes):
     lab.session(private, b"one")
     lab.session(private, b"two")
     ids = private.committed_ids()
-    with pytest.raises(QubesValueError, match=f"no revision r99; .* {ids[-1]}"):
+    with pytest.raises(
+        QubesValueError, match=f"no revision r99; .* {ids[-1]}, "
+    ):
         qube.set("zfs.reset-on-start", "private=r99")
     qube.features["zfs.reset-on-start"] = "private=r99"
     with pytest.raises(
@@ -332,7 +334,7 @@ def test_reset_to_a_revision_that_is_gone_is_refused(lab, qube, volumes):
 
 def test_a_clone_is_given_its_features_first(lab, qube, volumes):
     qube.set("zfs.reset-on-start", "private=r7")
-    assert volumes[1].committed_ids() == ["r1"]
+    assert volumes[1].committed_ids() == []
 
 
 def test_reset_keeps_a_size_that_was_given(lab, qube, volumes):
