@@ -1,6 +1,6 @@
 """What a volume should hold, in plain Python: the judge of the crash tests."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Kept:
     keep: int
     current: Content | None = None
     states: tuple[Content, ...] = ()
+    #: whether the last of them is no state that anybody left, and goes with
+    #: the next that is committed
+    begun: bool = field(default=False, compare=False)
 
     @property
     def committed(self) -> Content | None:
@@ -42,20 +45,31 @@ class Kept:
         """stop(), after a session or after a crash."""
         if self.current is None:
             return self
-        changed = self.current != self.committed
-        states = self.states + ((self.current,) if changed else ())
-        return self._pruned(replace(self, states=states))
+        if self.current == self.committed:
+            return self._pruned(self)
+        states = (*self._left, self.current)
+        return self._pruned(replace(self, states=states, begun=False))
+
+    @property
+    def _left(self) -> tuple[Content, ...]:
+        """The states that somebody left."""
+        return self.states[:-1] if self.begun else self.states
 
     def imported(self, content: Content) -> "Kept":
-        states = self.states
+        states = self._left
         if states == (Content("", self.current.size),):
             # the blank beginning of a clone or a restored qube is dropped
             states = ()
         return self._became(content, states)
 
+    def begun_anew(self) -> "Kept":
+        after = self.imported(Content("", self.current.size))
+        return replace(after, begun=True)
+
     def reverted(self, content: Content) -> "Kept":
         """Nothing is pruned, so that the revert can be undone."""
-        return replace(self, current=content, states=(*self.states, content))
+        states = (*self.states, content)
+        return replace(self, current=content, states=states, begun=False)
 
     def resized(self, size: int) -> "Kept":
         return replace(self, current=Content(self.current.tag, size))

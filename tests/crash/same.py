@@ -74,7 +74,9 @@ def _own(world: World, dump: Dump, qube: str) -> Shape:
             numbers = sorted(world.generations(dump, vid))
             present = int(number) in numbers
             rank = numbers.index(int(number)) if present else None
-            own.append((name, rank, more))
+            # of what is blank at each start, and was written to since
+            scratch = more if more.startswith("scratch") else ""
+            own.append((name, rank, scratch))
         else:
             own.append((name,))
     return tuple(own)

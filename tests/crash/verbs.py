@@ -4,6 +4,7 @@ A verb is made of steps, each one call of the driver; a step knows what the
 volume must hold before and after it.
 """
 
+import types
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -100,6 +101,18 @@ async def stop(world: World) -> None:
     await _end(world, "app/private")
     await world.volumes["app/volatile"].stop()
     world.mark_halted("app")
+
+
+async def begin_anew(world: World) -> None:
+    """A start of what is blank at each start; nothing is written."""
+    vid = "app/private"
+    volume, now = world.volumes[vid], world.model[vid]
+    qube = types.SimpleNamespace(features={"zfs.reset-on-start": "private"})
+    volume.app = types.SimpleNamespace(domains={volume.qube: qube})
+    after = now.begun_anew()
+    await _step(world, vid, after, volume.start)
+    volume.app = None
+    await _step(world, vid, after, volume.stop)
 
 
 async def import_data(world: World) -> None:
@@ -218,6 +231,12 @@ RULES = {
         clone, False, lambda w: _readable(w) and not _exists(w, "new/private")
     ),
     "import_failed": Rule(import_failed, False, _halted),
+    "begin_anew": Rule(
+        begin_anew,
+        False,
+        # what is blank already may stay as it is
+        lambda w: _halted(w) and w.model["app/private"].current.tag != "",
+    ),
     "grow": Rule(grow, False, lambda w: _exists(w, "app/private")),
     "shrink": Rule(shrink, False, lambda w: _halted(w) and _size(w) >= 4 * MIB),
     "export": Rule(export, False, _readable),
@@ -246,6 +265,9 @@ async def at_rest(world: World) -> Dump:
             await world.check_volume(vid)
             await _session(world, vid)
             await world.check_volume(vid)
+    if world.model["app/private"].begun:
+        await _session(world, "app/private")
+        await world.check_volume("app/private")
     wanted = min(2, 1 + max(world.keep, 0))
     while len(world.model["app/private"].states) < wanted > 1:
         await _session(world, "app/private")

@@ -258,11 +258,12 @@ class World:
         if pointer is None:
             return Kept(keep)
         generations = self.generations(dump, vid)
-        current = generations.get(int(pointer))
+        number = int(pointer.split()[0])
+        current = generations.get(number)
         if current is None:
             raise Violated(f"{vid} points to nothing")
         where = layout.volume_name(self.pool.home, vid)
-        path = await device.wait_for_link(where.generation(int(pointer)))
+        path = await device.wait_for_link(where.generation(number))
         content = await self.read(path)
         if content.size != current["volsize"]:
             raise Violated(f"{vid}: device and dataset differ in size")
@@ -291,6 +292,7 @@ class World:
             keep,
             content,
             tuple(self.contents[states[number]] for number in sorted(states)),
+            " from " in pointer and pointer.endswith(f" r{max(states)}"),
         )
 
     def guids(self, vid: str) -> set[int]:

@@ -50,6 +50,27 @@ FAULTS = (
         _zfs("life", "revert_and_its_undo"),
     ),
     Fault(
+        "a revision that a volume begins with is pruned",
+        _LUA + "common.lua",
+        "if argv.pinned == nil or item.number ~= argv.pinned then",
+        "if true then",
+        _zfs("features", "reset_to_a_revision_which_stays"),
+    ),
+    Fault(
+        "a beginning is kept as a state that somebody left",
+        _LUA + "common.lua",
+        "if item.number == begun and begun ~= argv.pinned then",
+        "if false then",
+        _zfs("features", "reset_to_a_blank_state"),
+    ),
+    Fault(
+        "what a qube left is gone on with",
+        "session.py",
+        "async with device.flushed(self.where.generation(current)):",
+        "if False:",
+        _zfs("features", "what_is_not_committed_is_kept_and_not_gone_on_with"),
+    ),
+    Fault(
         "an older revision is taken for the committed state",
         _LUA + "commit.lua",
         "    committed = snapshot\n",

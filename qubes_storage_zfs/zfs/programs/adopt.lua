@@ -36,7 +36,6 @@ if old ~= nil and argv.scratch and not was_scratch then
     return refuse(17, "adopt", old)
 end
 local keep = argv.keep
-local _, begun = begun_from(qube, argv.pointer)
 local commits = not argv.scratch and (keep == nil or keep >= 0)
 
 if argv.origin then
@@ -83,6 +82,14 @@ if commits then
     second = new .. "@r" .. string.format("%d", highest + 1)
     changes[#changes + 1] = {zfs.sync.snapshot, second}
 end
+-- the blank state that create() left, and nothing was done with, is none to
+-- go back to
+if keep ~= nil and first == nil and #list == 1
+    and newest.number ~= argv.pinned and is_unwritten(newest.snapshot) then
+    changes[#changes + 1] = {drop_revision, newest.snapshot}
+elseif keep ~= nil and second ~= nil then
+    drop_begun(changes, qube, argv.pointer, list)
+end
 note_committed(changes, qube, argv.committed, second)
 local value = string.format("%d", argv.number)
 if argv.scratch then
@@ -95,12 +102,6 @@ elseif argv.begun_from then
     end
 end
 changes[#changes + 1] = {zfs.sync.set_prop, qube, argv.pointer, value}
--- the blank state that create() left, and nothing was done with, is none to
--- go back to
-if keep ~= nil and first == nil and #list == 1
-    and newest.number ~= argv.pinned and is_unwritten(newest.snapshot) then
-    changes[#changes + 1] = {drop_revision, newest.snapshot}
-end
 local errno, failed = all_or_none(changes)
 if errno ~= 0 then
     return refuse(errno, "adopt", failed[2])
@@ -138,7 +139,7 @@ end
 if keep ~= nil and not argv.scratch then
     local now, _, frozen =
         revisions(qube, volume, generations(qube, volume))
-    prune(qube, volume, now, frozen, argv.number, keep, left, begun)
+    prune(qube, volume, now, frozen, argv.number, keep, left)
     if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
         destroy_generation(old, left)
     end

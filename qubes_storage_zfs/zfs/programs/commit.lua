@@ -30,6 +30,7 @@ if argv.keep >= 0 and changed_since(newest, ds, current) then
         return refuse(errno, "check snapshot", snapshot)
     end
     changes[1] = {zfs.sync.snapshot, snapshot}
+    drop_begun(changes, qube, argv.pointer, list)
     list[#list + 1] = {generation = current, snapshot = snapshot}
     committed = snapshot
 elseif argv.keep < 0 then
@@ -40,6 +41,5 @@ local errno = all_or_none(changes)
 if errno ~= 0 then
     return refuse(errno, "commit", ds)
 end
-local _, begun = begun_from(qube, argv.pointer)
-prune(qube, volume, list, frozen, current, argv.keep, left, begun)
+prune(qube, volume, list, frozen, current, argv.keep, left)
 return left

@@ -264,6 +264,20 @@ local function drop_revision(snapshot)
     return 0
 end
 
+-- The revision that is no more than what its generation was made from is no
+-- state that anybody left: it goes with the next one, not as one of those that
+-- are kept.  A change to be made; and it is taken off the list.
+local function drop_begun(changes, qube, pointer, list)
+    local _, begun = begun_from(qube, pointer)
+    for index, item in ipairs(list) do
+        if item.number == begun and begun ~= argv.pinned then
+            changes[#changes + 1] = {drop_revision, item.snapshot}
+            table.remove(list, index)
+            return
+        end
+    end
+end
+
 local unpack = table.unpack
 local function make_changes(list)
     for index = 1, #list do
@@ -343,10 +357,9 @@ end
 
 -- Of the revisions in `list`, oldest first, keep the newest `keep` besides
 -- the committed one (none at all if keep is -1) and argv.pinned, and nothing
--- that is `frozen`.  Number `begun` is no state that anybody left: it goes
--- first.  A generation that is not current and thereby lost its last
--- snapshot goes too; for `left` see destroy_generation().
-local function prune(qube, volume, list, frozen, current, keep, left, begun)
+-- that is `frozen`.  A generation that is not current and thereby lost its
+-- last snapshot goes too; for `left` see destroy_generation().
+local function prune(qube, volume, list, frozen, current, keep, left)
     local emptied = {}
     local function drop(item)
         drop_revision(item.snapshot)
@@ -357,12 +370,9 @@ local function prune(qube, volume, list, frozen, current, keep, left, begun)
     end
     local others, spared = {}, keep + 1
     for index, item in ipairs(list) do
-        local last = index == #list
-        if begun ~= nil and item.number == begun and not last then
-            drop(item)
-        elseif argv.pinned == nil or item.number ~= argv.pinned then
+        if argv.pinned == nil or item.number ~= argv.pinned then
             others[#others + 1] = item
-        elseif last and spared > 0 then
+        elseif index == #list and spared > 0 then
             spared = spared - 1
         end
     end
