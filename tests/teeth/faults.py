@@ -66,8 +66,8 @@ FAULTS = (
     Fault(
         "what a qube left is gone on with",
         "session.py",
-        "async with device.flushed(self.where.generation(current)):",
-        "if False:",
+        "await core.sync(self.pool.zpool)",
+        "pass",
         _zfs("features", "what_is_not_committed_is_kept_and_not_gone_on_with"),
     ),
     Fault(
