@@ -25,6 +25,11 @@ TUNED = PREFIX + "tuned"
 #: on the dataset below which the qubes' are: bytes that ZFS says a volume
 #: refers to which nothing was ever written to
 BLANK = PREFIX + "blank"
+#: what was there before a pool was adopted: on its container, the layout; on a
+#: qube's dataset, what qubes.xml said; with a volume's name behind it, what the
+#: volume was; on a snapshot, its name
+ADOPTED = PREFIX + "adopted"
+ADOPTED_VOLUME = ADOPTED + "."
 #: what Qubes' own udev rule looks for: with it set, dom0 neither probes nor
 #: offers a zvol (core-admin-linux, zvol_is_qubes_volume)
 UDEV_FLAG = "org.qubes-os:part-of-qvm-pool"

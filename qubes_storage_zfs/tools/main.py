@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from ..sentences import reason
 from ..zfs.errors import ZfsError
-from . import lock, passwd, status, unlock
+from . import adopt, lock, passwd, status, unlock
 from .common import Failed
 
-VERBS = (status, unlock, lock, passwd)
+VERBS = (status, unlock, lock, passwd, adopt)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -185,6 +185,14 @@ async def inherit(dataset: str, name: str) -> None:
     await run("zfs", "inherit", name, dataset)
 
 
+async def rename(dataset: str, new: str) -> None:
+    """Rename a dataset and all below; a mounted one is unmounted or moved.
+
+    :raises CommandFailed: if zfs(8) refused
+    """
+    await run("zfs", "rename", dataset, new)
+
+
 async def remake_node(dataset: str) -> None:
     """Have ZFS make the node of a zvol that has none, or is hidden.
 

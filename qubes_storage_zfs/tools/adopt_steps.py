@@ -1,0 +1,222 @@
+"""What adopting a pool of another layout is made of: where it is, and steps.
+
+Pure, as are the plans made of it: from what qubes.xml says of a pool and what
+ZFS says of its datasets (program adoptable.lua) to a list of steps.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import layout
+from ..zfs import core
+from ..zfs.errors import ZfsError
+
+#: what home must have, besides what upstream's container has; native ones
+#: first, as set by zfs(8)
+HOME_SETTINGS: Mapping[str, str] = {
+    "mountpoint": "none",
+    "volmode": "dev",
+    "snapdev": "hidden",
+    layout.UDEV_FLAG: "true",
+    layout.AUTO_SNAPSHOT: "false",
+}
+#: of them, what nothing below may have otherwise: dom0 would read what qubes
+#: wrote
+STRICT = ("volmode", "snapdev", layout.UDEV_FLAG)
+#: properties that are looked at, of a dataset and of a zvol
+SETTINGS = tuple(HOME_SETTINGS)
+ZVOL_SETTINGS = (*STRICT, "readonly")
+
+UPSTREAM = "zfs"
+OLDER = "older"
+#: instead of the old name of a snapshot: it was made by adopting
+MADE = "-"
+#: bytes; see most_untouched() in common.lua
+UNTOUCHED = 8192
+
+
+class Refused(Exception):
+    """The pool cannot be adopted; each argument is a sentence."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A volume as qubes.xml has it.
+
+    :ivar attributes: of its element
+    """
+
+    qube: str
+    klass: str
+    attributes: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.attributes.get("name", "")
+
+    @property
+    def vid(self) -> str:
+        return self.attributes.get("vid", "")
+
+    def persistent(self, was: str) -> bool:
+        """Whether its content is kept.  The older driver wrote down that none
+        is, and kept all: there the class of the qube tells."""
+        if was == UPSTREAM:
+            return self.attributes.get("save_on_stop") == "True"
+        if self.name == "root":
+            return self.klass in ("TemplateVM", "StandaloneVM")
+        return self.name == "private" and self.klass != "DispVM"
+
+    @property
+    def snapshots(self) -> bool:
+        return self.attributes.get("revisions_to_keep") != "-1"
+
+
+@dataclass(frozen=True)
+class Where:
+    """A pool, before and after.
+
+    :ivar driver: ours, that it will have
+    :ivar was: UPSTREAM or OLDER
+    :ivar container: its dataset
+    :ivar home: the dataset below which the qubes' datasets will be
+    :ivar old: the one below which they were
+    """
+
+    pool: str
+    driver: str
+    was: str
+    container: str
+    home: str
+    old: str
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Attributes of volumes that say what is not so; without them the
+        qube's class says it."""
+        return ("save_on_stop", "snap_on_start") if self.was == OLDER else ()
+
+
+def where(
+    attributes: Mapping[str, str],
+    volumes: Sequence[Known],
+    record: str | None = None,
+) -> Where:
+    """Where a pool is that qubes.xml describes so.
+
+    :param record: what its container says that it was
+    :raises Refused: if it is no pool that can be adopted
+    """
+    name, driver = attributes.get("name", ""), attributes.get("driver", "")
+    if driver == "zfs_encrypted":
+        above = attributes.get("zpool_name", name)
+        container = home = f"{above}/encryption/{name}"
+    elif driver in (UPSTREAM, "zfs_zvol"):
+        container = attributes.get("container", name)
+        home = f"{container}/vm"
+    else:
+        raise Refused(f"the pool {name} is not on ZFS: its driver is {driver}")
+    try:
+        layout.dataset_name(container)
+    except layout.BadName as exc:
+        raise Refused(str(exc)) from exc
+    if record is not None:
+        old = f"{container}/{parsed(record).get('old', '')}".rstrip("/")
+        was = UPSTREAM if parsed(record).get("was") == UPSTREAM else OLDER
+    elif driver == UPSTREAM:
+        old, was = container, UPSTREAM
+    else:
+        deep = [v for v in volumes if v.vid.startswith(f"{container}/vm/")]
+        flat = driver == "zfs_encrypted" and not deep
+        old, was = container if flat else f"{container}/vm", OLDER
+    ours = "zfs_zvol" if driver == UPSTREAM else driver
+    if old not in (container, f"{container}/vm"):
+        raise Refused(f"the property {layout.ADOPTED} of {container} is broken")
+    return Where(name, ours, was, container, home, old)
+
+
+def parsed(record: str) -> dict[str, Any]:
+    try:
+        value = json.loads(record)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+# --- steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do.
+
+    :ivar verb: create, set, rename, change, or note, of which nothing is done
+    :ivar dataset: what it is done to
+    :ivar text: for a person
+    """
+
+    verb: str
+    dataset: str
+    text: str
+    new: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    changes: Sequence[Mapping[str, str]] = ()
+
+
+@dataclass
+class Plan:
+    """:ivar left: what stays as it is, and why; sentences"""
+
+    steps: list[Step] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def checked(self) -> "Plan":
+        """:raises Refused: if something is in the way, before anything is
+        touched"""
+        for step in self.steps:
+            for name in _names(step):
+                try:
+                    core.check_name(name, step.verb)
+                except ZfsError:
+                    self.refused.append(f"{name!r} is no name to work with")
+        if self.refused:
+            raise Refused(*self.refused)
+        return self
+
+    def change(
+        self, dataset: str, text: str, changes: Iterable[Mapping[str, str]]
+    ) -> None:
+        found = tuple(changes)
+        if found:
+            self.steps.append(Step("change", dataset, text, changes=found))
+
+
+def _names(step: Step) -> Iterator[str]:
+    yield step.dataset
+    if step.new:
+        yield step.new
+    for change in step.changes:
+        yield change["dataset"]
+        if change["what"] == "rename":
+            yield f"{change['dataset']}@{change['name']}"
+            yield f"{change['dataset']}@{change['value']}"
+
+
+def set_property(dataset: str, name: str, value: str) -> dict[str, str]:
+    return {"what": "set", "dataset": dataset, "name": name, "value": value}
+
+
+def inherit(dataset: str, name: str) -> dict[str, str]:
+    return {"what": "inherit", "dataset": dataset, "name": name}
+
+
+def last(dataset: str) -> str:
+    return dataset.rpartition("/")[2]
+
+
+def listed(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A list that a channel program gave."""
+    return [found[key] for key in sorted(found, key=int)]

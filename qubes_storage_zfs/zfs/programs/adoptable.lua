@@ -1,0 +1,94 @@
+-- What is in a dataset that a pool of another layout is in, and where its
+-- qubes' datasets would be.  Read-only.
+--
+-- argv: container, home, old (where its qubes' datasets are now), prefix (of
+--       all our properties), settings, zvol_settings (lists of properties)
+-- gives: old_exists; container, home (absent if missing): {type, own (our properties that
+--       are set on it), set (those of settings that are set on it)};
+--       old, moved (lists of children of old and of home, the same if these are
+--       one): {name, type, own, set, inner (list of children: {name, type, own,
+--       set, logical (bytes), snapshots (list of {name, createtxg, leaving, own,
+--       since (bytes written to the volume after it)})})}
+local function own_of(ds)
+    local own = {}
+    for name, value, source in zfs.list.user_properties(ds) do
+        if source == ds
+            and string.sub(name, 1, #argv.prefix) == argv.prefix then
+            own[name] = value
+        end
+    end
+    return own
+end
+
+local function about(ds, settings)
+    local out = {name = ds, set = {}, own = own_of(ds)}
+    out.type = (zfs.get_prop(ds, "type"))
+    for _, name in pairs(settings) do
+        local value, source = zfs.get_prop(ds, name)
+        if source == ds then
+            out.set[name] = value
+        end
+    end
+    return out
+end
+
+local function volume(ds)
+    local out = about(ds, argv.zvol_settings)
+    out.snapshots = {}
+    if out.type ~= "volume" then
+        return out
+    end
+    out.logical = (zfs.get_prop(ds, "logicalreferenced"))
+    for snapshot in zfs.list.snapshots(ds) do
+        local short = string.match(snapshot, "@(.*)$")
+        out.snapshots[#out.snapshots + 1] = {
+            name = short,
+            createtxg = (zfs.get_prop(snapshot, "createtxg")),
+            leaving = is_leaving(snapshot),
+            own = own_of(snapshot),
+            since = (zfs.get_prop(ds, "written@" .. short)),
+        }
+    end
+    return out
+end
+
+local function qube(ds)
+    local inner = {}
+    for child in zfs.list.children(ds) do
+        inner[#inner + 1] = volume(child)
+    end
+    return inner
+end
+
+local function all_in(ds)
+    local found = {}
+    for child in zfs.list.children(ds) do
+        local item = {name = child, type = (zfs.get_prop(child, "type"))}
+        if item.type == "filesystem" then
+            item = about(child, argv.settings)
+            item.inner = qube(child)
+        end
+        found[#found + 1] = item
+    end
+    return found
+end
+
+local out = {old = {}, moved = {}}
+if not zfs.exists(argv.container) then
+    return out
+end
+out.container = about(argv.container, argv.settings)
+out.old_exists = zfs.exists(argv.old)
+if zfs.exists(argv.home) then
+    out.home = about(argv.home, argv.settings)
+    if out.home.type == "filesystem" then
+        out.moved = all_in(argv.home)
+    end
+end
+if argv.old == argv.home then
+    out.old = out.moved
+elseif out.old_exists
+    and (zfs.get_prop(argv.old, "type")) == "filesystem" then
+    out.old = all_in(argv.old)
+end
+return out

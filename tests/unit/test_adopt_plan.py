@@ -1,0 +1,377 @@
+"""What adopting and undoing it would do, from what is on disk."""
+
+import copy
+import json
+
+import pytest
+
+from qubes_storage_zfs import layout
+from qubes_storage_zfs.tools import adopt_steps
+from qubes_storage_zfs.tools.adopt_plan import Adoption
+from qubes_storage_zfs.tools.adopt_steps import Known, Refused
+from qubes_storage_zfs.tools.adopt_undo import undo
+
+POOL = {"name": "vault", "driver": "zfs", "container": "tank/q"}
+C = "tank/q"
+
+
+def listed(*items):
+    return {str(number): item for number, item in enumerate(items, 1)}
+
+
+def snapshot(name, createtxg, since=0, **more):
+    return {
+        "name": name,
+        "createtxg": createtxg,
+        "leaving": False,
+        "own": {},
+        "since": since,
+        **more,
+    }
+
+
+def dataset(name, *inner, kind="filesystem", **more):
+    return {
+        "name": name,
+        "type": kind,
+        "own": {},
+        "set": {},
+        "inner": listed(*inner),
+        **more,
+    }
+
+
+def zvol(name, *snapshots, logical=1 << 20, **more):
+    given = {"snapshots": listed(*snapshots), "logical": logical, **more}
+    return {**dataset(name, kind="volume"), **given}
+
+
+def known(qube="work", name="private", keep=True, klass="AppVM", vid=None):
+    return Known(
+        qube,
+        klass,
+        {
+            "name": name,
+            "vid": vid or f"{C}/{qube}/{name}",
+            "save_on_stop": str(keep),
+            "revisions_to_keep": "2",
+        },
+    )
+
+
+def found(*old, moved=(), home=None):
+    return {
+        "container": dataset(C),
+        "old": listed(*old),
+        "moved": listed(*moved),
+        "old_exists": True,
+        **({"home": home} if home else {}),
+    }
+
+
+def plan_of(there, *volumes):
+    place = adopt_steps.where(POOL, volumes)
+    return Adoption(place, volumes, there, "mark")().checked()
+
+
+def changes_of(plan, dataset):
+    (step,) = (s for s in plan.steps if s.new == "" and s.dataset == dataset)
+    return step.changes
+
+
+WORK = zvol(
+    f"{C}/work/private",
+    snapshot("qubes-clean-abc", 30),
+    snapshot("mine", 25),
+    snapshot("qubes:before-start:2.0", 20),
+    snapshot("qubes:after-create:1.0", 10),
+    snapshot("qubes-clean-old", 15, leaving=True),
+)
+
+
+def test_revisions_are_numbered_in_the_order_they_were_made():
+    plan = plan_of(found(dataset(f"{C}/work", WORK)), known())
+    assert [(s.verb, s.dataset, s.new) for s in plan.steps] == [
+        ("change", C, ""),
+        ("create", f"{C}/vm", ""),
+        ("rename", f"{C}/work", f"{C}/vm/work"),
+        ("change", f"{C}/vm/work", ""),
+        ("change", C, ""),
+    ]
+    changes = changes_of(plan, f"{C}/vm/work")
+    renamed = [
+        (c["name"], c["value"]) for c in changes if c["what"] == "rename"
+    ]
+    assert renamed == [
+        ("qubes:after-create:1.0", "r1"),
+        ("qubes:before-start:2.0", "r2"),
+        ("qubes-clean-abc", "r3"),
+    ]
+    properties = {
+        (c["dataset"], c["name"]): c["value"]
+        for c in changes
+        if c["what"] == "set"
+    }
+    qube, target = f"{C}/vm/work", f"{C}/vm/work/private"
+    assert properties == {
+        (f"{target}@r1", layout.ADOPTED): "qubes:after-create:1.0",
+        (f"{target}@r2", layout.ADOPTED): "qubes:before-start:2.0",
+        (f"{target}@r3", layout.ADOPTED): "qubes-clean-abc",
+        (qube, layout.COMMITTED + "private"): "private@r3",
+        (qube, layout.POINTER + "private"): "0",
+        (qube, layout.ADOPTED_VOLUME + "private"): "3 0 rw",
+        (qube, layout.ADOPTED): "{}",
+        (target, layout.HOLDER): "mark",
+    }
+
+
+def test_what_is_taken_from_a_running_qube_that_died():
+    """The newest committed state is before the revision made of it."""
+    there = zvol(
+        f"{C}/work/private",
+        snapshot("qubes-clean-abc", 30, since=90000),
+        snapshot("qubes:before-start:2.0", 40, since=90000),
+    )
+    plan = plan_of(found(dataset(f"{C}/work", there)), known())
+    committed = [
+        c["value"]
+        for c in changes_of(plan, f"{C}/vm/work")
+        if c.get("name") == layout.COMMITTED + "private"
+    ]
+    assert committed == ["private@r2"]
+    assert any("not yet committed" in step.text for step in plan.steps)
+
+
+def test_without_a_committed_state_one_is_made_unless_none_are_kept():
+    there = found(dataset(f"{C}/work", zvol(f"{C}/work/private")))
+    changes = changes_of(plan_of(there, known()), f"{C}/vm/work")
+    assert changes[0]["dataset"] == f"{C}/vm/work/private@r1"
+    attributes = {**known().attributes, "revisions_to_keep": "-1"}
+    none = Known("work", "AppVM", attributes)
+    changes = changes_of(plan_of(there, none), f"{C}/vm/work")
+    assert all("@" not in change["dataset"] for change in changes)
+
+
+def test_what_nobody_keeps_is_only_marked():
+    root = zvol(f"{C}/work/root", logical=6144)
+    plan = plan_of(
+        found(dataset(f"{C}/work", root)), known(name="root", keep=False)
+    )
+    changes = changes_of(plan, f"{C}/vm/work")
+    assert [(c["dataset"], c["name"]) for c in changes] == [
+        (f"{C}/vm/work/root", layout.HOLDER),
+        (f"{C}/vm/work", layout.ADOPTED_VOLUME + "root"),
+        (f"{C}/vm/work", layout.ADOPTED),
+    ]
+
+
+def test_what_was_done_is_not_planned_again():
+    home = dataset(f"{C}/vm", set=dict(adopt_steps.HOME_SETTINGS))
+    moved = dataset(f"{C}/vm/work", WORK)
+    there = found(moved=[moved], home=home)
+    there["container"]["own"] = {layout.ADOPTED: "{}"}
+    plan = plan_of(there, known())
+    assert [step.dataset for step in plan.steps] == [f"{C}/vm/work", C]
+    there["moved"]["1"]["own"] = {layout.ADOPTED: "{}"}
+    there["container"]["own"][layout.OWNER] = "vault"
+    assert plan_of(there, known()).steps == []
+
+
+def test_strangers_stay():
+    plan = plan_of(
+        found(
+            dataset(f"{C}/work", WORK, zvol(f"{C}/work/other")),
+            dataset(f"{C}/gone", zvol(f"{C}/gone/private")),
+            dataset(f"{C}/.exported", dataset(f"{C}/.exported/x")),
+            dataset(f"{C}/.tmp"),
+        ),
+        known(),
+        known("away"),
+    )
+    assert plan.left == [
+        "the volume private of away is not on disk: tank/q/away/private",
+        "qubesd does not know tank/q/work/other; it stays beside",
+        "qubesd knows nothing that is in tank/q/gone",
+        "tank/q/.exported holds what upstream's driver left",
+    ]
+    text = str(plan.steps)
+    assert not any(name in text for name in ("other", "gone", ".exported"))
+
+
+@pytest.mark.parametrize(
+    "there, volumes, why",
+    [
+        (found(), [known(vid="x/y/z")], "does not begin with tank/q/work/"),
+        (found(), [known("a" * 240)], "too long"),
+        (found(), [known(name="Private")], "cannot name a volume"),
+        (found(), [known(vid=f"{C}/work/a/b")], "cannot name a volume"),
+        (found(), [known(vid=f"{C}/work/../x")], "cannot name a volume"),
+        (found(home=dataset(f"{C}/vm")), [known()], "rename it"),
+        (found(zvol(f"{C}/work")), [known()], "is a volume, not a qube's"),
+        (
+            found(dataset(f"{C}/work"), moved=[dataset(f"{C}/vm/work")]),
+            [known()],
+            "both exist",
+        ),
+        (
+            found(dataset(f"{C}/work", dataset(f"{C}/work/private"))),
+            [known()],
+            "is no volume",
+        ),
+        (
+            found(dataset(f"{C}/work", WORK, set={"snapdev": "visible"})),
+            [known()],
+            "has snapdev=visible",
+        ),
+        (
+            found(dataset(f"{C}/work", WORK)),
+            [known(keep=False)],
+            "its content is not kept",
+        ),
+    ],
+)
+def test_refused(there, volumes, why):
+    with pytest.raises(Refused) as caught:
+        plan_of(there, *volumes)
+    assert any(why in text for text in caught.value.args), caught.value.args
+
+
+def test_a_container_that_is_none_is_refused():
+    there = found()
+    del there["container"]
+    with pytest.raises(Refused, match="there is no filesystem tank/q"):
+        plan_of(there, known())
+    with pytest.raises(Refused, match="not a name"):
+        adopt_steps.where({**POOL, "container": "tank/a b"}, [])
+    with pytest.raises(Refused, match="is broken"):
+        adopt_steps.where(POOL, [], json.dumps({"old": "../elsewhere"}))
+
+
+@pytest.mark.parametrize(
+    "driver, vid, old, home",
+    [
+        ("zfs_zvol", "mine/vm/a/b", "mine/vm", "mine/vm"),
+        ("zfs_encrypted", "t/encryption/mine/a/b", "", ""),
+        ("zfs_encrypted", "t/encryption/mine/vm/a/b", "/vm", ""),
+    ],
+)
+def test_where_the_older_layout_is(driver, vid, old, home):
+    attributes = {"name": "mine", "driver": driver, "zpool_name": "t"}
+    if driver == "zfs_encrypted":
+        base = "t/encryption/mine"
+        old, home = base + old, base + home
+    place = adopt_steps.where(attributes, [known(vid=vid)])
+    assert (place.old, place.home, place.was) == (old, home, adopt_steps.OLDER)
+
+
+# --- undoing
+
+
+def adopted():
+    """The work qube, adopted."""
+    home = dataset(f"{C}/vm", set=dict(adopt_steps.HOME_SETTINGS))
+    moved = dataset(
+        f"{C}/vm/work",
+        zvol(
+            f"{C}/vm/work/private",
+            snapshot("r1", 10, own={layout.ADOPTED: "qubes:after-create:1"}),
+            snapshot("r2", 20, own={layout.ADOPTED: "qubes-clean-abc"}),
+            snapshot("mine", 30),
+        ),
+        own={
+            layout.ADOPTED: "{}",
+            layout.ADOPTED_VOLUME + "private": "2 0 ro",
+            layout.POINTER + "private": "0",
+            layout.COMMITTED + "private": "private@r2",
+        },
+    )
+    there = found(moved=[moved], home=home)
+    record = json.dumps({"was": "zfs", "old": "", "set": {}})
+    there["container"]["own"] = {
+        layout.ADOPTED: record,
+        layout.OWNER: "vault",
+    }
+    return there, record
+
+
+def undone(there, record):
+    place = adopt_steps.where(POOL, [], record)
+    return undo(place, there, {"work"}).checked()
+
+
+def test_undoing_is_the_reverse():
+    plan = undone(*adopted())
+    assert [(s.verb, s.dataset) for s in plan.steps] == [
+        ("change", C),
+        ("set", f"{C}/vm/work/private"),
+        ("change", f"{C}/vm/work"),
+        ("rename", f"{C}/vm/work"),
+        ("change", f"{C}/vm"),
+        ("change", C),
+    ]
+    changes = plan.steps[2].changes
+    assert [
+        (c["name"], c["value"]) for c in changes if c["what"] == "rename"
+    ] == [("r1", "qubes:after-create:1"), ("r2", "qubes-clean-abc")]
+    gone = [c["name"] for c in changes if c["dataset"] == f"{C}/vm/work"]
+    assert gone == sorted(adopted()[0]["moved"]["1"]["own"])
+
+
+def _commit(qube, private):
+    private["snapshots"]["4"] = snapshot("r3", 40)
+
+
+def _write(qube, private):
+    private["snapshots"]["2"]["since"] = 12288
+
+
+def _prune(qube, private):
+    del private["snapshots"]["1"]
+
+
+def _import(qube, private):
+    qube["own"][layout.POINTER + "private"] = "1"
+
+
+def _begin_import(qube, private):
+    qube["inner"]["2"] = zvol(f"{C}/vm/work/private.1")
+
+
+def _start(qube, private):
+    qube["own"][layout.POINTER + "root"] = "0 scratch 1"
+
+
+def _lose(qube, private):
+    del qube["inner"]["1"]
+
+
+@pytest.mark.parametrize(
+    "what, why",
+    [
+        (_commit, "private of work was committed since"),
+        (_write, "private of work was written to since"),
+        (_prune, "private of work lost a revision since"),
+        (_import, "private of work was replaced since"),
+        (_begin_import, "private of work was replaced since"),
+        (_start, "work has been started since: root"),
+        (_lose, "private of work was replaced since"),
+    ],
+)
+def test_undoing_is_refused_after_use(what, why):
+    there, record = copy.deepcopy(adopted())
+    qube = there["moved"]["1"]
+    what(qube, qube["inner"]["1"])
+    with pytest.raises(Refused) as caught:
+        undone(there, record)
+    assert caught.value.args == (why,)
+
+
+def test_undoing_is_refused_where_it_cannot_be_as_it_was():
+    there, record = adopted()
+    there["old"] = listed(dataset(f"{C}/work"))
+    with pytest.raises(Refused, match="exists again"):
+        undone(there, record)
+    there, record = adopted()
+    there["moved"]["2"] = dataset(f"{C}/vm/new")
+    with pytest.raises(Refused, match="was made since the pool was adopted"):
+        undone(there, record)

@@ -1,0 +1,229 @@
+"""qubes.xml rewritten as a pool is adopted, and back."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qubes_storage_zfs.tools import adopt_steps, qubes_xml
+from qubes_storage_zfs.tools.adopt_steps import Refused
+
+CHECKOUT = os.environ.get("QUBES_CORE_ADMIN")
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+#: as core-admin 4.4 writes it, shortened
+TEXT = """\
+<qubes version="3.0">
+  <pools>
+    <pool name="varlibqubes" dir_path="/var/lib/qubes" driver="file"/>
+    <pool name="vault" container="tank/qubes" driver="zfs" \
+revisions_to_keep="1" ephemeral_volatile="False"/>
+  </pools>
+  <!-- a person's -->
+  <properties>
+    <property name="default_pool">vault</property>
+  </properties>
+  <domains>
+    <domain id="domain-2" class="AppVM">
+      <properties>
+        <property name="qid">2</property>
+        <property name="name">work</property>
+        <property name="template" ref="yes">domain-1</property>
+      </properties>
+      <features/>
+      <volume-config>
+        <volume name="root" pool="vault" vid="tank/qubes/work/root" rw="True" \
+save_on_stop="False" snap_on_start="True" source="tank/qubes/tmpl/root"/>
+        <volume name="private" pool="vault" vid="tank/qubes/work/private" \
+rw="True" save_on_stop="True" snap_on_start="False" size="2147483648"/>
+        <volume name="volatile" pool="varlibqubes" vid="tank/qubes/x" \
+rw="True" save_on_stop="False" snap_on_start="False"/>
+        <volume name="kernel" pool="linux-kernel" vid="" rw="False"/>
+      </volume-config>
+    </domain>
+  </domains>
+</qubes>
+"""
+
+#: makes a qubes.xml with core-admin itself, or reads one and writes it again
+DRIVE = """\
+import asyncio, sys
+import qubes, qubes.app, qubes.storage.zfs, qubes.vm.appvm
+import qubes.vm.templatevm
+
+async def main(path, new):
+    app = qubes.Qubes(path, load=not new, offline_mode=True)
+    if new:
+        app.load_initial_values()
+        pool = qubes.storage.zfs.ZFSPool(name="vault", container="tank/qubes")
+        app.pools["vault"] = app.default_pool = pool
+        more = {"label": "red", "kernel": None}
+        tmpl = app.add_new_vm("TemplateVM", name="tmpl", **more)
+        app.add_new_vm("AppVM", name="work", template=tmpl, **more)
+        app.add_new_vm("StandaloneVM", name="solo", **more)
+    for vm in app.domains:
+        for volume in getattr(vm, "volumes", {}).values():
+            if str(volume.pool) == "vault":
+                source = volume.source and volume.source.vid
+                print(volume.pool.driver, volume.vid, source,
+                      volume.save_on_stop, volume.snap_on_start)
+    app.save(lock=False)
+
+# upstream's driver asks ZFS for the size of each volume when it is written
+def absent(*arguments, **named):
+    raise qubes.exc.StoragePoolException("there is no zpool")
+
+qubes.storage.zfs.zfs = absent
+asyncio.run(main(sys.argv[1], sys.argv[2] == "new"))
+"""
+ENTRY_POINTS = """\
+[qubes.vm]
+AppVM = qubes.vm.appvm:AppVM
+TemplateVM = qubes.vm.templatevm:TemplateVM
+StandaloneVM = qubes.vm.standalonevm:StandaloneVM
+AdminVM = qubes.vm.adminvm:AdminVM
+[qubes.storage]
+file = qubes.storage.file:FilePool
+linux-kernel = qubes.storage.kernels:LinuxKernel
+zfs = qubes.storage.zfs:ZFSPool
+zfs_zvol = qubes_storage_zfs:ZfsZvolPool
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setattr(qubes_xml, "SOCKET", str(tmp_path / "sock"))
+    path = tmp_path / "qubes.xml"
+    path.write_text(TEXT)
+    path.chmod(0o640)
+    return path
+
+
+def place_of(store):
+    known = store.volumes("vault")
+    return adopt_steps.where(store.pool("vault").attrib, known)
+
+
+def adopted(path):
+    store = qubes_xml.Store(path)
+    place = place_of(store)
+    store.adopt(place)
+    return place, store.write()
+
+
+def test_adopted_and_back(file):
+    place, kept = adopted(file)
+    text = file.read_text()
+    expected = TEXT.replace('driver="zfs"', 'driver="zfs_zvol"')
+    for name in "work/root", "work/private", "tmpl/root":
+        expected = expected.replace(f'"tank/qubes/{name}"', f'"{name}"')
+    assert text.replace(" />", "/>") == expected
+    assert kept is not None and kept.read_text() == TEXT
+    for each in file, kept:
+        assert each.stat().st_mode & 0o777 == 0o640
+    again = qubes_xml.Store(file)
+    again.undo(place, "zfs", {})
+    again.write()
+    assert file.read_text().replace(" />", "/>") == TEXT
+    assert len(list(file.parent.iterdir())) <= 3
+
+
+def test_volumes_of_the_older_layout_are_what_their_class_says(file):
+    old = TEXT.replace('driver="zfs"', 'driver="zfs_zvol" zfs_ns="tank"')
+    old = old.replace('vid="tank/qubes/', 'vid="tank/qubes/vm/')
+    old = old.replace('"True" snap_on_start="False" s', '"False" s')
+    file.write_text(old)
+    place, _ = adopted(file)
+    store = qubes_xml.Store(file)
+    private = store.volumes("vault")[1]
+    assert private.vid == "work/private" and private.persistent(place.was)
+    assert "save_on_stop" not in private.attributes
+    before = {"private": {"save_on_stop": "False"}}
+    root = {"root": {"save_on_stop": "False", "snap_on_start": "True"}}
+    source = "tank/qubes/tmpl/root"
+    store.undo(place, "zfs_zvol", {"work": {**before, **root}})
+    store.write()
+    (first, second) = qubes_xml.Store(file).volumes("vault")
+    assert second.attributes["save_on_stop"] == "False"
+    assert second.vid == "tank/qubes/vm/work/private"
+    assert first.attributes["snap_on_start"] == "True"
+    assert first.attributes["source"].endswith(source)
+
+
+def test_nothing_to_change_is_not_written(file):
+    store = qubes_xml.Store(file)
+    assert store.write() is None
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("how", ["qubesd", "changed"])
+def test_not_written_if_qubesd_came_back(file, how):
+    store = qubes_xml.Store(file)
+    store.adopt(place_of(store))
+    with socket.socket(socket.AF_UNIX) as listening:
+        if how == "qubesd":
+            listening.bind(qubes_xml.SOCKET)
+            listening.listen()
+        else:
+            file.write_text(TEXT + "\n")
+        before = file.read_text()
+        with pytest.raises(Refused, match="qubesd runs again"):
+            store.write()
+    assert file.read_text() == before
+
+
+def test_a_dead_qubesd_does_not_run(file):
+    assert not qubes_xml.qubesd_runs()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(qubes_xml.SOCKET)
+        listening.listen()
+        assert qubes_xml.qubesd_runs()
+    assert not qubes_xml.qubesd_runs()
+
+
+@pytest.mark.parametrize("text", ["", "<qubes>", "\0"])
+def test_unreadable_is_refused(file, text):
+    file.write_text(text)
+    with pytest.raises(Refused, match="cannot be read"):
+        qubes_xml.Store(file)
+    file.unlink()
+    with pytest.raises(Refused, match="cannot be read"):
+        qubes_xml.Store(file)
+
+
+@pytest.mark.skipif(not CHECKOUT, reason="QUBES_CORE_ADMIN is not set")
+def test_core_admin_reads_what_was_made_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(qubes_xml, "SOCKET", str(tmp_path / "sock"))
+    path = tmp_path / "qubes.xml"
+    info = tmp_path / "qubes_core-4.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: qubes-core\nVersion: 4\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+
+    def core_admin(how):
+        where = [CHECKOUT, f"{CHECKOUT}/test-packages", tmp_path, ROOT]
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVE, str(path), how],
+            env={**os.environ, "PYTHONPATH": ":".join(map(str, where))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return sorted(done.stdout.split("\n"))
+
+    told = core_admin("new")
+    assert "zfs tank/qubes/work/root tank/qubes/tmpl/root False True" in told
+    place, _ = adopted(path)
+    ours = core_admin("again")
+    assert ours == sorted(
+        line.replace("zfs ", "zfs_zvol ").replace("tank/qubes/", "")
+        for line in told
+    )
+    again = qubes_xml.Store(path)
+    again.undo(place, "zfs", {})
+    again.write()
+    assert core_admin("again") == told

@@ -1,0 +1,695 @@
+"""qvm-zfs adopt: pools of upstream's driver and of the older layout, in place.
+
+Upstream's are made by upstream's driver itself, where core-admin is given, and
+by the commands that it runs.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+import types
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from qubes_storage_zfs import layout
+from qubes_storage_zfs.adoption import HOME_PROPERTIES
+from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.key import Key
+from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.tools import adopt, adopt_steps, main, qubes_xml
+from qubes_storage_zfs.zfs import channel, core, device, native
+
+from ..afterwards import settled
+from .conftest import MIB, create_encrypted, open_device, read, sh, write
+
+try:
+    from qubes.storage import zfs as upstream
+except ImportError:
+    upstream = None
+
+POOL = "vault"
+#: kind of a volume -> what qubes.xml says of it
+KINDS = {
+    "kept": {"save_on_stop": "True", "snap_on_start": "False"},
+    "snap": {"save_on_stop": "False", "snap_on_start": "True"},
+    "scratch": {"save_on_stop": "False", "snap_on_start": "False"},
+}
+
+
+class ByHand:
+    """Upstream's layout, by the commands that upstream's driver runs."""
+
+    def __init__(self, container):
+        self.container = container
+        self._clean = 0
+        sh(
+            *("zfs", "create", "-p", "-o", "mountpoint=none"),
+            *("-o", "volmode=dev", "-o", f"{layout.UDEV_FLAG}=true", container),
+        )
+
+    def path(self, qube, name):
+        return device.link(f"{self.container}/{qube}/{name}")
+
+    def create(self, qube, name, *, kept=True):
+        zvol = f"{self.container}/{qube}/{name}"
+        options = [] if kept else ["-o", "com.sun:auto-snapshot=false"]
+        sh("zfs", "create", "-p", "-s", "-V", str(4 * MIB), *options, zvol)
+        if kept:
+            sh("zfs", "snapshot", f"{zvol}@qubes:after-create:{stamp()}")
+            self._mark_clean(zvol)
+
+    def _mark_clean(self, zvol):
+        before = [name for name in snapshots(zvol) if "clean" in name]
+        self._clean += 1
+        sh("zfs", "snapshot", f"{zvol}@qubes-clean-abc{self._clean}")
+        for name in before:
+            sh("zfs", "destroy", "-d", "-r", f"{zvol}@{name}")
+
+    def start(self, qube, name):
+        zvol = f"{self.container}/{qube}/{name}"
+        sh("zfs", "snapshot", f"{zvol}@qubes:before-start:{stamp()}")
+        sh("zfs", "set", "org.qubes:dirty=on", "readonly=off", zvol)
+
+    def stop(self, qube, name):
+        zvol = f"{self.container}/{qube}/{name}"
+        sh("zfs", "set", "org.qubes:dirty=off", zvol)
+        self._mark_clean(zvol)
+
+    def clone(self, qube, name, source, source_name):
+        """A root of an app qube while that runs."""
+        zvol = f"{self.container}/{source}/{source_name}"
+        (clean,) = (each for each in snapshots(zvol) if "clean" in each)
+        new = f"{self.container}/{qube}/{name}"
+        sh("zfs", "clone", "-p", f"{zvol}@{clean}", new)
+        sh("zfs", "set", "org.qubes:dirty=on", "readonly=off", new)
+
+
+class ByDriver(ByHand):
+    """The same, by upstream's driver."""
+
+    def __init__(self, container):
+        self.container = container
+        self.pool = upstream.ZFSPool(name=POOL, container=container)
+        self.pool.revisions_to_keep = 5
+        self.volumes = {}
+        asyncio.run(self.pool.setup())
+
+    def _volume(self, qube, name, **kind):
+        vm = types.SimpleNamespace(name=qube)
+        given = {"name": name, "pool": POOL, "size": 4 * MIB, "rw": True}
+        volume = self.pool.init_volume(vm, {**given, **kind})
+        self.volumes[qube, name] = volume
+        return volume
+
+    def create(self, qube, name, *, kept=True):
+        volume = self._volume(qube, name, save_on_stop=kept)
+        asyncio.run(volume.create())
+        if not kept:
+            asyncio.run(volume.start())
+
+    def start(self, qube, name):
+        asyncio.run(self.volumes[qube, name].start())
+
+    def stop(self, qube, name):
+        asyncio.run(self.volumes[qube, name].stop())
+
+    def clone(self, qube, name, source, source_name):
+        origin = self.volumes[source, source_name]
+        volume = self._volume(qube, name, snap_on_start=True, source=origin)
+        asyncio.run(volume.start())
+
+
+def stamp():
+    return f"{time.time():.6f}"
+
+
+def snapshots(zvol):
+    out = sh("zfs", "list", "-Ho", "name", "-t", "snapshot", zvol)
+    return [line.partition("@")[2] for line in out.split("\n") if line]
+
+
+class World:
+    """A pool of another layout, qubes.xml, and the tool.
+
+    :ivar made: what made it
+    :ivar kept: (qube, volume) -> digest of what is in it
+    """
+
+    def __init__(self, made, folder, patch):
+        self.made, self.container = made, made.container
+        self.xml = folder / "qubes.xml"
+        self.socket = folder / "qubesd.sock"
+        patch.setattr(qubes_xml, "SOCKET", str(self.socket))
+        self.kept = {}
+        self.volumes = []
+        self.driver = "zfs"
+        self.options = {"container": self.container, "revisions_to_keep": "3"}
+
+    def has(self, qube, klass, name, kind, source=None):
+        vid = f"{self.container}/{qube}/{name}"
+        attributes = {
+            "name": name,
+            "pool": POOL,
+            "vid": vid,
+            "revisions_to_keep": "3",
+            "rw": "True",
+            **KINDS[kind],
+            "size": str(4 * MIB),
+        }
+        if source is not None:
+            attributes["source"] = f"{self.container}/{source}"
+        self.volumes.append((qube, klass, attributes))
+
+    def write_xml(self):
+        """As qubesd writes it."""
+        root = ElementTree.Element("qubes", version="3.0")
+        pools = ElementTree.SubElement(root, "pools")
+        pool = {"name": POOL, "driver": self.driver, **self.options}
+        ElementTree.SubElement(pools, "pool", pool)
+        ElementTree.SubElement(pools, "pool", name="other", driver="file")
+        domains = ElementTree.SubElement(root, "domains")
+        found = {}
+        for qube, klass, attributes in self.volumes:
+            if qube not in found:
+                node = {"id": f"domain-{len(found) + 1}", "class": klass}
+                domain = ElementTree.SubElement(domains, "domain", node)
+                properties = ElementTree.SubElement(domain, "properties")
+                name = ElementTree.SubElement(properties, "property")
+                name.set("name", "name")
+                name.text = qube
+                found[qube] = ElementTree.SubElement(domain, "volume-config")
+            ElementTree.SubElement(found[qube], "volume", attributes)
+        ElementTree.indent(root)
+        self.xml.write_bytes(ElementTree.tostring(root) + b"\n")
+        self.xml.chmod(0o660)
+
+    def session(self, qube, name, content):
+        self.made.start(qube, name)
+        write(self.made.path(qube, name), content)
+        self.made.stop(qube, name)
+
+    def learn(self, *volumes):
+        for qube, name in volumes:
+            self.kept[qube, name] = digest(self.made.path(qube, name))
+
+    def __call__(self, *arguments):
+        """The tool's exit status."""
+        given = ["adopt", "--qubes-xml", str(self.xml), *arguments, POOL]
+        return main.main(given)
+
+    def datasets(self):
+        """Names and guids, and the properties that are set on each."""
+        names = sh(
+            *("zfs", "list", "-Hr", "-t", "all", "-s", "name"),
+            *("-o", "name,guid,origin", self.container),
+        )
+        properties = sh(
+            *("zfs", "get", "-Hr", "-s", "local", "-o", "name,property,value"),
+            *("all", self.container),
+        )
+        return sorted(names.split("\n")), sorted(properties.split("\n"))
+
+    def adopted(self, kind=ZfsZvolPool):
+        """Our pool as qubesd makes it of qubes.xml, and its volumes."""
+        Container.forget_all()
+        Key.forget_all()
+        root = ElementTree.fromstring(self.xml.read_bytes())
+        node = root.find(f"./pools/pool[@name='{POOL}']")
+        attributes = dict(node.attrib)
+        assert attributes.pop("driver") == kind.driver
+        pool = kind(**attributes)
+        volumes = {}
+        for qube, _, _ in self.volumes:
+            vm = types.SimpleNamespace(name=qube, app=None)
+            for domain in root.iterfind("./domains/domain"):
+                if domain.findtext("properties/property") != qube:
+                    continue
+                for each in domain.iterfind("volume-config/volume"):
+                    config = dict(each.attrib)
+                    for key, value in config.items():
+                        if value in ("True", "False"):
+                            config[key] = value == "True"
+                    if kind is not ZfsZvolPool or self.driver != "zfs":
+                        config.setdefault("snap_on_start", False)
+                        config.setdefault(
+                            "save_on_stop", config["name"] == "private"
+                        )
+                    if "source" in config:
+                        config["source"] = volumes[config["source"]]
+                    volume = pool.init_volume(vm, config)
+                    volumes[volume.vid] = volume
+        return pool, volumes
+
+
+def digest(path, length=4 * MIB):
+    with open_device(path, 0) as opened:
+        return hashlib.sha256(opened.read(length)).hexdigest()
+
+
+def run(awaitable):
+    return asyncio.run(settled(awaitable))
+
+
+@pytest.fixture(params=["by hand", "by upstream's driver"])
+def world(zpool, tmp_path, monkeypatch, request):
+    """A template with two app qubes, one of which was running when the machine
+    was switched off; a standalone one; what nobody knows."""
+    kind = ByHand if request.param == "by hand" else ByDriver
+    if kind is ByDriver and upstream is None:
+        pytest.skip("core-admin is not given")
+    return upstream_world(kind, zpool, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def small(zpool, tmp_path, monkeypatch):
+    return upstream_world(ByHand, zpool, tmp_path, monkeypatch)
+
+
+def upstream_world(kind, zpool, tmp_path, monkeypatch):
+    container = f"{zpool}/up-{tmp_path.name}"
+    world = World(kind(container), tmp_path, monkeypatch)
+    made = world.made
+    made.create("tmpl", "root")
+    world.session("tmpl", "root", b"TEMPLATE")
+    made.create("work", "private")
+    world.session("work", "private", b"one")
+    world.session("work", "private", b"two")
+    made.create("lost", "private")
+    made.start("lost", "private")
+    made.create("lost", "volatile", kept=False)
+    made.clone("lost", "root", "tmpl", "root")
+    write(made.path("lost", "private"), b"not committed")
+    write(made.path("lost", "root"), b"scribble")
+    sh("zfs", "snapshot", f"{container}/work/private@mine")
+    sh("zfs", "create", "-s", "-V", "4m", f"{container}/stray")
+    sh("zfs", "create", "-p", f"{container}/.importing")
+    world.has("tmpl", "TemplateVM", "root", "kept")
+    for qube in "work", "lost":
+        world.has(qube, "AppVM", "root", "snap", "tmpl/root")
+        world.has(qube, "AppVM", "private", "kept")
+        world.has(qube, "AppVM", "volatile", "scratch")
+    world.write_xml()
+    world.learn(("tmpl", "root"), ("work", "private"), ("lost", "private"))
+    return world
+
+
+# --- upstream's
+
+
+def test_nothing_is_done_unless_asked_for(small, capsys):
+    before, text = small.datasets(), small.xml.read_bytes()
+    assert small() == 0
+    assert small("--dry-run") == 0
+    assert (small.datasets(), small.xml.read_bytes()) == (before, text)
+    out = capsys.readouterr().out
+    assert f"{small.container}/work: becomes {small.container}/vm/work" in out
+    assert "private is taken over with 3 older revisions\n" in out
+    assert "private is taken over with 2 older revisions, not yet comm" in out
+    assert "root goes, as at each start" in out
+    assert (
+        f"left as it is: qubesd knows nothing that is in {small.container}"
+        in out
+    )
+    assert f"sudo qvm-zfs adopt --apply {POOL}" in out
+
+
+def test_adopted_volumes_are_as_they_were(world):
+    dates = {
+        name: sh("zfs", "get", "-Hpo", "value", "creation", f"{zvol}@{name}")
+        for zvol in [f"{world.container}/work/private"]
+        for name in snapshots(zvol)
+    }
+    assert world("--apply") == 0
+    pool, volumes = world.adopted()
+    assert sorted(volume.vid for volume in pool.list_volumes()) == [
+        "lost/private",
+        "tmpl/root",
+        "work/private",
+    ]
+    for (qube, name), content in world.kept.items():
+        volume = volumes[f"{qube}/{name}"]
+        assert run(volume.verify())
+        assert digest(volume.path) == content
+    work, lost = volumes["work/private"], volumes["lost/private"]
+    root = volumes["tmpl/root"]
+    assert [v.is_dirty() for v in (work, root, lost)] == [False, False, True]
+    told = sorted(int(value) for name, value in dates.items() if ":" in name)
+    assert list(work.revisions) == [f"r{n}" for n in range(1, len(told) + 1)]
+    assert list(work.revisions.values()) == [
+        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(date)) for date in told
+    ]
+    assert "mine" in snapshots(f"{world.container}/vm/work/private")
+    # what qubesd does with each halted qube when it starts
+    for volume in volumes.values():
+        run(volume.stop())
+    assert not lost.is_dirty() and read(lost.path) == b"not committed"
+    left = sh("zfs", "list", "-Hro", "name", "-t", "volume", world.container)
+    assert "vm/lost/root" not in left and "vm/lost/volatile" not in left
+    assert f"{world.container}/stray" in left
+
+
+def test_adopted_qubes_live_on(world):
+    assert world("--apply") == 0
+    _, volumes = world.adopted()
+    work, app = volumes["work/private"], volumes["work/root"]
+    run(app.start())
+    run(work.start())
+    assert read(app.path) == b"TEMPLATE" and read(work.path) == b"two"
+    write(work.path, b"three")
+    run(app.stop())
+    run(work.stop())
+    exported = run(work.export())
+    assert read(exported) == b"three"
+    run(work.export_end(exported))
+    for content in b"two", b"three":
+        run(work.revert(list(work.revisions)[-1]))
+        run(work.start())
+        assert read(work.path) == content
+        run(work.stop())
+    for volume in work, app, volumes["work/volatile"]:
+        run(volume.remove())
+    left = sh("zfs", "list", "-Hro", "name", f"{world.container}/vm")
+    assert "work/private" not in left or "@mine" in left
+    assert run(volumes["tmpl/root"].verify())
+
+
+def test_home_is_as_our_own(small):
+    assert small("--apply") == 0
+    home = f"{small.container}/vm"
+    for name, value in adopt_steps.HOME_SETTINGS.items():
+        got = sh("zfs", "get", "-Ho", "value,source", name, home)
+        assert got == f"{value}\tlocal"
+    assert set(adopt_steps.HOME_SETTINGS) == set(HOME_PROPERTIES)
+    assert adopt._CREATED == HOME_PROPERTIES
+
+
+def test_undo_brings_back_everything(world):
+    before, text = world.datasets(), world.xml.read_bytes()
+    volume = f"{world.container}/tmpl/root"
+    sh("zfs", "set", "readonly=on", volume)
+    before = world.datasets()
+    assert world("--apply") == 0
+    _, volumes = world.adopted()
+    assert "on" not in sh(
+        "zfs",
+        "get",
+        "-Ho",
+        "value",
+        "readonly",
+        f"{world.container}/vm/tmpl/root",
+    )
+    assert volumes and world.datasets() != before
+    assert world("--undo") == 0
+    assert world("--undo", "--apply") == 0
+    assert world.datasets() == before
+    assert world.xml.read_bytes() == text
+    assert world("--apply") == 0
+
+
+def test_undo_is_refused_after_a_start(small, capsys):
+    assert small("--apply") == 0
+    _, volumes = small.adopted()
+    work = volumes["work/private"]
+    run(work.start())
+    write(work.path, b"by our driver")
+    before = small.datasets()
+    assert small("--undo", "--apply") == 1
+    assert "private of work was written to since" in capsys.readouterr().err
+    run(work.stop())
+    assert small("--undo", "--apply") == 1
+    assert "private of work was committed since" in capsys.readouterr().err
+    run(volumes["work/root"].start())
+    assert small("--undo", "--apply") == 1
+    assert "work has been started since: root" in capsys.readouterr().err
+    assert small.datasets()[0] != before[0]
+    assert small() == 0
+    assert "adopted already" in capsys.readouterr().out
+
+
+class Died(BaseException):
+    pass
+
+
+def dying_after(patch, calls):
+    """The tool is killed at the calls-th change, before or after it.
+
+    :param calls: halves of calls: odd ones end after what was asked for
+    """
+    left = [calls]
+
+    def wrap(function):
+        async def counted(*arguments, **named):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Died
+            result = await function(*arguments, **named)
+            left[0] -= 1
+            if left[0] == 0:
+                raise Died
+            return result
+
+        return counted
+
+    patch.setattr(channel, "change", wrap(channel.change))
+    patch.setattr(core, "create_filesystem", wrap(core.create_filesystem))
+    patch.setattr(native, "rename", wrap(native.rename))
+    patch.setattr(native, "set_property", wrap(native.set_property))
+    replace = qubes_xml.Store.write
+
+    def written(self):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Died
+        return replace(self)
+
+    patch.setattr(qubes_xml.Store, "write", written)
+    return left
+
+
+def killed_at_each(world, monkeypatch, *arguments):
+    """Killed at the first, second, ... point, and run again from there."""
+    point, deaths = 0, 0
+    while True:
+        point += 1
+        with monkeypatch.context() as patch:
+            dying_after(patch, point)
+            with contextlib.suppress(Died):
+                assert world(*arguments) == 0
+                return deaths
+        deaths += 1
+        # the longer way: from wherever it is, one more step each time
+        point = min(point, 3)
+
+
+def test_killed_anywhere_and_run_again(small, monkeypatch):
+    before, text = small.datasets(), small.xml.read_bytes()
+    assert killed_at_each(small, monkeypatch, "--apply") > 5
+    adopted = small.datasets()
+    assert killed_at_each(small, monkeypatch, "--undo", "--apply") > 5
+    assert small.datasets() == before and small.xml.read_bytes() == text
+    assert small("--apply") == 0
+    assert small.datasets() == adopted
+    pool, volumes = small.adopted()
+    assert len(pool.list_volumes()) == 3
+    for (qube, name), content in small.kept.items():
+        assert digest(volumes[f"{qube}/{name}"].path) == content
+
+
+def test_killed_and_undone_at_each_point(small, monkeypatch):
+    before, text = small.datasets(), small.xml.read_bytes()
+    for point in range(1, 100):
+        with monkeypatch.context() as patch:
+            left = dying_after(patch, point)
+            with contextlib.suppress(Died):
+                assert small("--apply") == 0
+        done = left[0] > 0
+        if small.datasets() != before:
+            assert small("--undo", "--apply") == 0
+        assert small.datasets() == before, point
+        assert small.xml.read_bytes() == text
+        if done:
+            break
+    assert point > 15
+
+
+# --- what is refused, before anything is touched
+
+
+@pytest.mark.parametrize(
+    "how, why",
+    [
+        ("open", "is in use by process"),
+        ("qubesd", "qubesd runs"),
+        ("home", "exists, and qubes are to be put there"),
+        ("qube called vm", "exists, and qubes are to be put there"),
+        ("volmode", "has volmode=full"),
+        ("our name", "work/private@r3 has such a name"),
+        ("generation", "private.1, and its name is such"),
+        ("blank orphan", "and hardly anything is in it"),
+        ("snapshots of scratch", "qubesd says that its content is not kept"),
+        ("claimed", "belongs to the pool another"),
+        ("vid", "which does not begin with"),
+        ("no such pool", "has no pool vault"),
+        ("another driver", "is not on ZFS: its driver is lvm_thin"),
+    ],
+)
+def test_refused_before_anything_is_touched(small, capsys, how, why):
+    base = f"{small.container}/work/private"
+    held = contextlib.ExitStack()
+    if how == "open":
+        held.enter_context(open_device(small.made.path("work", "private"), 0))
+    elif how == "qubesd":
+        import socket
+
+        listening = held.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(str(small.socket))
+        listening.listen()
+    elif how in ("home", "qube called vm"):
+        sh("zfs", "create", f"{small.container}/vm")
+    elif how == "volmode":
+        sh("zfs", "set", "volmode=full", base)
+    elif how == "our name":
+        sh("zfs", "snapshot", f"{base}@r3")
+    elif how == "generation":
+        sh("zfs", "clone", f"{base}@mine", f"{base}.1")
+    elif how == "blank orphan":
+        sh("zfs", "create", "-s", "-V", "4m", f"{small.container}/work/more")
+    elif how == "snapshots of scratch":
+        sh("zfs", "snapshot", f"{small.container}/lost/volatile@x")
+    elif how == "claimed":
+        sh("zfs", "set", f"{layout.OWNER}=another", small.container)
+    else:
+        text = small.xml.read_text()
+        text = {
+            "vid": text.replace(f"{small.container}/work/p", "elsewhere/p"),
+            "no such pool": text.replace(f'"{POOL}"', '"x"'),
+            "another driver": text.replace('"zfs"', '"lvm_thin"'),
+        }[how]
+        small.xml.write_text(text)
+    before, text = small.datasets(), small.xml.read_bytes()
+    with held:
+        assert small("--apply") == 1
+    assert why in capsys.readouterr().err
+    assert (small.datasets(), small.xml.read_bytes()) == (before, text)
+
+
+def test_xml_that_was_changed_meanwhile_is_not_written(small, monkeypatch):
+    done = adopt._do
+
+    async def slow(plan):
+        await done(plan)
+        small.xml.write_bytes(small.xml.read_bytes() + b"<!-- newer -->\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adopt, "_do", slow)
+        assert small("--apply") == 1
+    assert 'driver="zfs"' in small.xml.read_text()
+    assert small("--apply") == 0
+    pool, _ = small.adopted()
+    assert len(pool.list_volumes()) == 3
+    assert Path(small.xml).stat().st_mode & 0o777 == 0o660
+
+
+# --- the older layout
+
+
+class Older(ByHand):
+    """A zvol for each volume, no snapshots, nothing kept from dom0."""
+
+    def __init__(self, container, old):
+        self.container, self.old = container, old
+
+    def path(self, qube, name):
+        return device.link(f"{self.old}/{qube}/{name}")
+
+    def create(self, qube, name, *, kept=True):
+        dataset = f"{self.old}/{qube}"
+        if not sh("zfs", "list", dataset, check=False):
+            sh("zfs", "create", "-o", "canmount=off", dataset)
+        sh("zfs", "create", "-s", "-V", "4m", f"{dataset}/{name}")
+
+
+def older_world(container, old, driver, options, tmp_path, monkeypatch):
+    world = World(Older(container, old), tmp_path, monkeypatch)
+    world.driver, world.options = driver, options
+    sh("zfs", "create", f"{container}/import")
+    for qube, content in ("one", b"ONE"), ("two", b"TWO"):
+        for name in "private", "volatile":
+            world.made.create(qube, name)
+            world.has(qube, "AppVM", name, "scratch")
+            attributes = world.volumes[-1][2]
+            attributes["vid"] = f"{old}/{qube}/{name}"
+        write(world.made.path(qube, "private"), content)
+    world.write_xml()
+    world.learn(("one", "private"), ("two", "private"))
+    return world
+
+
+@pytest.fixture(params=["zvol", "encrypted below vm", "encrypted"])
+def older(zpool, tmp_path, monkeypatch, request):
+    if request.param == "zvol":
+        # its pools were zpools; a container is the same for the tool
+        container = f"{zpool}/old-{tmp_path.name}"
+        sh("zfs", "create", "-o", "mountpoint=none", container)
+        sh("zfs", "create", "-o", "canmount=off", f"{container}/vm")
+        where = {"container": container, "zfs_ns": container}
+        return ZfsZvolPool, older_world(
+            *(container, f"{container}/vm", "zfs_zvol", where),
+            *(tmp_path, monkeypatch),
+        )
+    above = f"{zpool}/old-{tmp_path.name}"
+    container = f"{above}/encryption/{POOL}"
+    sh("zfs", "create", above)
+    create_encrypted(container, POOL)
+    for name in [layout.OWNER, *HOME_PROPERTIES]:
+        sh("zfs", "inherit", name, container)
+    old = container
+    if request.param != "encrypted":
+        old = f"{container}/vm"
+        sh("zfs", "create", "-o", "canmount=off", old)
+    where = {"zpool_name": above, "zfs_ns": container}
+    return ZfsEncryptedPool, older_world(
+        *(container, old, "zfs_encrypted", where), *(tmp_path, monkeypatch)
+    )
+
+
+def test_older_layout_is_adopted_and_undone(older, monkeypatch):
+    kind, world = older
+    before, text = world.datasets(), attributes_of(world.xml)
+    assert killed_at_each(world, monkeypatch, "--apply") > 2
+    pool, volumes = world.adopted(kind)
+    assert sorted(v.vid for v in pool.list_volumes()) == [
+        "one/private",
+        "two/private",
+    ]
+    assert killed_at_each(world, monkeypatch, "--undo", "--apply") > 2
+    assert world.datasets() == before and attributes_of(world.xml) == text
+    assert world("--apply") == 0
+    pool, volumes = world.adopted(kind)
+    for (qube, name), content in world.kept.items():
+        volume = volumes[f"{qube}/{name}"]
+        assert run(volume.verify()) and not volume.is_dirty()
+        assert volume.save_on_stop and volume.revisions == {}
+        assert digest(volume.path) == content
+        got = sh("zfs", "get", "-Ho", "value", "volmode", volume.dataset)
+        assert got == "dev"
+    one = volumes["one/private"]
+    run(one.start())
+    write(one.path, b"more")
+    run(one.stop())
+    assert read(one.path) == b"more" and list(one.revisions) == ["r1"]
+    run(one.revert())
+    assert digest(one.path) == world.kept["one", "private"]
+    assert world("--undo", "--apply") == 1
+
+
+def attributes_of(file):
+    root = ElementTree.fromstring(file.read_bytes())
+    return [
+        (each.tag, sorted(each.items()), (each.text or "").strip())
+        for each in root.iter()
+    ]
