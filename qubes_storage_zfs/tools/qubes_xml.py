@@ -99,13 +99,17 @@ class Store:
         """
         self.pool(place.pool).set("driver", driver)
         for qube, _, volume in self._elements(place.pool):
-            name = volume.get("vid", "").rpartition("/")[2]
+            vid = volume.get("vid", "")
+            if vid.startswith(place.old + "/"):
+                # done before: this is repeated
+                continue
             for key in ("vid", "source"):
                 value = volume.get(key)
-                if value is not None and not value.startswith(place.old + "/"):
+                if value is not None:
                     volume.set(key, f"{place.old}/{value}")
             for key in place.dropped:
                 volume.attrib.pop(key, None)
+            name = vid.rpartition("/")[2]
             volume.attrib.update(dropped.get(qube, {}).get(name, {}))
 
     def write(self) -> Path | None:

@@ -151,6 +151,10 @@ def test_volumes_of_the_older_layout_are_what_their_class_says(file):
     assert second.vid == "tank/qubes/vm/work/private"
     assert first.attributes["snap_on_start"] == "True"
     assert first.attributes["source"].endswith(source)
+    # and again, as after a crash, when nobody knows what was dropped
+    store = qubes_xml.Store(file)
+    store.undo(place, "zfs_zvol", {})
+    assert store.write() is None
 
 
 def test_nothing_to_change_is_not_written(file):

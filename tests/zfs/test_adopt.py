@@ -52,7 +52,8 @@ class ByHand:
         )
 
     def path(self, qube, name):
-        return device.link(f"{self.container}/{qube}/{name}")
+        dataset = f"{self.container}/{qube}/{name}"
+        return asyncio.run(device.wait_for_link(dataset))
 
     def create(self, qube, name, *, kept=True):
         zvol = f"{self.container}/{qube}/{name}"
@@ -245,6 +246,11 @@ class World:
         return pool, volumes
 
 
+def node(volume):
+    """Its node; a rename changes the link to it later."""
+    return run(device.wait_for_link(volume.dataset))
+
+
 def digest(path, length=4 * MIB):
     with open_device(path, 0) as opened:
         return hashlib.sha256(opened.read(length)).hexdigest()
@@ -333,7 +339,7 @@ def test_adopted_volumes_are_as_they_were(world):
     for (qube, name), content in world.kept.items():
         volume = volumes[f"{qube}/{name}"]
         assert run(volume.verify())
-        assert digest(volume.path) == content
+        assert digest(node(volume)) == content
     work, lost = volumes["work/private"], volumes["lost/private"]
     root = volumes["tmpl/root"]
     assert [v.is_dirty() for v in (work, root, lost)] == [False, False, True]
@@ -346,7 +352,7 @@ def test_adopted_volumes_are_as_they_were(world):
     # what qubesd does with each halted qube when it starts
     for volume in volumes.values():
         run(volume.stop())
-    assert not lost.is_dirty() and read(lost.path) == b"not committed"
+    assert not lost.is_dirty() and read(node(lost)) == b"not committed"
     left = sh("zfs", "list", "-Hro", "name", "-t", "volume", world.container)
     assert "vm/lost/root" not in left and "vm/lost/volatile" not in left
     assert f"{world.container}/stray" in left
@@ -354,7 +360,7 @@ def test_adopted_volumes_are_as_they_were(world):
 
 def test_adopted_qubes_live_on(world):
     assert world("--apply") == 0
-    _, volumes = world.adopted()
+    pool, volumes = world.adopted()
     work, app = volumes["work/private"], volumes["work/root"]
     run(app.start())
     run(work.start())
@@ -372,8 +378,13 @@ def test_adopted_qubes_live_on(world):
         run(work.stop())
     for volume in work, app, volumes["work/volatile"]:
         run(volume.remove())
-    left = sh("zfs", "list", "-Hro", "name", f"{world.container}/vm")
-    assert "work/private" not in left or "@mine" in left
+    vids = [volume.vid for volume in pool.list_volumes()]
+    assert sorted(vids) == ["lost/private", "tmpl/root"]
+    # somebody else's snapshot keeps what it is of
+    names = sh("zfs", "list", "-Hrt", "snapshot", "-o", "name", world.container)
+    assert [n for n in names.split("\n") if "/vm/work/" in n] == [
+        f"{world.container}/vm/work/private@mine"
+    ]
     assert run(volumes["tmpl/root"].verify())
 
 
@@ -496,7 +507,7 @@ def test_killed_anywhere_and_run_again(small, monkeypatch):
     pool, volumes = small.adopted()
     assert len(pool.list_volumes()) == 3
     for (qube, name), content in small.kept.items():
-        assert digest(volumes[f"{qube}/{name}"].path) == content
+        assert digest(node(volumes[f"{qube}/{name}"])) == content
 
 
 def test_killed_and_undone_at_each_point(small, monkeypatch):
@@ -604,7 +615,8 @@ class Older(ByHand):
         self.container, self.old = container, old
 
     def path(self, qube, name):
-        return device.link(f"{self.old}/{qube}/{name}")
+        dataset = f"{self.old}/{qube}/{name}"
+        return asyncio.run(device.wait_for_link(dataset))
 
     def create(self, qube, name, *, kept=True):
         dataset = f"{self.old}/{qube}"
@@ -674,16 +686,16 @@ def test_older_layout_is_adopted_and_undone(older, monkeypatch):
         volume = volumes[f"{qube}/{name}"]
         assert run(volume.verify()) and not volume.is_dirty()
         assert volume.save_on_stop and volume.revisions == {}
-        assert digest(volume.path) == content
+        assert digest(node(volume)) == content
         got = sh("zfs", "get", "-Ho", "value", "volmode", volume.dataset)
         assert got == "dev"
     one = volumes["one/private"]
     run(one.start())
     write(one.path, b"more")
     run(one.stop())
-    assert read(one.path) == b"more" and list(one.revisions) == ["r1"]
+    assert read(node(one)) == b"more" and list(one.revisions) == ["r1"]
     run(one.revert())
-    assert digest(one.path) == world.kept["one", "private"]
+    assert digest(node(one)) == world.kept["one", "private"]
     assert world("--undo", "--apply") == 1
 
 
