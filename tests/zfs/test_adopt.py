@@ -260,13 +260,14 @@ def run(awaitable):
     return asyncio.run(settled(awaitable))
 
 
-@pytest.fixture(params=["by hand", "by upstream's driver"])
+WAYS = ["by hand", *(["by upstream's driver"] if upstream else [])]
+
+
+@pytest.fixture(params=WAYS)
 def world(zpool, tmp_path, monkeypatch, request):
     """A template with two app qubes, one of which was running when the machine
     was switched off; a standalone one; what nobody knows."""
     kind = ByHand if request.param == "by hand" else ByDriver
-    if kind is ByDriver and upstream is None:
-        pytest.skip("core-admin is not given")
     return upstream_world(kind, zpool, tmp_path, monkeypatch)
 
 
