@@ -20,6 +20,7 @@ import qubes.vm.kinds
 from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool, ask
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.extension import PoolExtension
+from qubes_storage_zfs.tools.common import QUBES_XML
 from tests.afterwards import settled
 from tests.zfs.answers import Person
 
@@ -82,6 +83,10 @@ class Dom0:
         hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
         qubes.ext.register_extension(PoolExtension)
         self.app = hostapi.new_app(folder / "qubes.xml", hold_devices=True)
+        # where qvm-zfs, as another process, finds what qubesd has
+        QUBES_XML.parent.mkdir(exist_ok=True)
+        QUBES_XML.unlink(missing_ok=True)
+        QUBES_XML.symlink_to(self.app.store)
         self._runner = asyncio.Runner()
 
     def _wait(self, verb):

@@ -300,15 +300,7 @@ class Container:
         :return: garbage that stays because somebody has it open
         :raises ZfsError: if ZFS cannot be asked
         """
-        question = {
-            "home": self.home,
-            "prefix": layout.POINTER,
-            "holder": layout.HOLDER,
-            "blank": layout.BLANK,
-        }
-        if qube is not None:
-            question["qube"] = qube
-        found = await channel.read("garbage", self.home, question)
+        found = await self._unnamed(qube)
         items = [
             {"name": item["name"], "guid": item["guid"]}
             for item in found["datasets"].values()
@@ -333,6 +325,33 @@ class Container:
             LOG.info("%s: %d leftovers removed", self.home, done["gone"])
         await self.sweep_again(done["left"].values())
         return list(done["busy"].values())
+
+    async def _unnamed(self, qube: str | None = None) -> Mapping[str, Any]:
+        """What no pointer names; see garbage.lua."""
+        question = {
+            "home": self.home,
+            "prefix": layout.POINTER,
+            "holder": layout.HOLDER,
+            "blank": layout.BLANK,
+        }
+        if qube is not None:
+            question["qube"] = qube
+        found: Mapping[str, Any] = await channel.read(
+            "garbage", self.home, question
+        )
+        return found
+
+    async def in_hand_elsewhere(self) -> list[str]:
+        """What other processes that live made for exports and imports.
+
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        found = await self._unnamed()
+        return [
+            item["name"]
+            for item in found["datasets"].values()
+            if not self._is_garbage(item)
+        ]
 
     async def sweep_patiently(self, qube: str) -> None:
         """Sweep one qube again while udev is still probing what is to go.

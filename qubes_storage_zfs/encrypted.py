@@ -137,6 +137,7 @@ class ZfsEncryptedPool(ZfsPool):
         what = f"Cannot add the pool {self.name}"
         with told(what):
             self._check_options(what)
+            self.zpool_must_be_here(what)
             root = await keys.state(self.container)
             if root.exists:
                 await self._adopt(root, what)
@@ -145,6 +146,7 @@ class ZfsEncryptedPool(ZfsPool):
             compression = self._options.get("compression")
             if compression:
                 await native.set_property(self.home, "compression", compression)
+        self.note_zpool()
         self.key.used()
         self.key.watch()
         return self

@@ -30,6 +30,8 @@ BLANK = PREFIX + "blank"
 #: volume was; on a snapshot, its name
 ADOPTED = PREFIX + "adopted"
 ADOPTED_VOLUME = ADOPTED + "."
+#: in qubes.xml, of a pool: the guid of its zpool
+ZPOOL_GUID = "zpool_guid"
 #: what Qubes' own udev rule looks for: with it set, dom0 neither probes nor
 #: offers a zvol (core-admin-linux, zvol_is_qubes_volume)
 UDEV_FLAG = "org.qubes-os:part-of-qvm-pool"

@@ -20,7 +20,7 @@ from .errors import refusal, told
 from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from .space import Space
 from .volume import ZfsVolume
-from .zfs import blank, channel, core, keys, native
+from .zfs import blank, channel, core, keys, native, removable
 from .zfs.errors import ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -84,6 +84,17 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     @property
     def store(self) -> Container:
         return Container.at(self.container, self.home)
+
+    def zpool_must_be_here(self, what: str) -> None:
+        """:raises StoragePoolException: if it is not imported"""
+        if core.module_version() and removable.guid(self.zpool) is None:
+            why = sentences.NO_ZPOOL.format(dataset=self.zpool)
+            raise refusal(what, why)
+
+    def note_zpool(self) -> None:
+        """Have qubes.xml say which zpool it is: the next one of that name may
+        be on another disk."""
+        self._options[layout.ZPOOL_GUID] = removable.guid(self.zpool)
 
     async def encryption_root(self) -> str | None:
         """What a clone must share with its origin; None: not encrypted.
@@ -351,6 +362,7 @@ class ZfsZvolPool(ZfsPool):
                 raise refusal(what, str(exc)) from exc
             self._check_version()
             if given["container"] is not None:
+                self.zpool_must_be_here(what)
                 await adoption.adopt(
                     self.name,
                     self.container,
@@ -360,6 +372,7 @@ class ZfsZvolPool(ZfsPool):
                 )
             else:
                 await self._setup_zpool(devices, what)
+        self.note_zpool()
         return self
 
     def _check_version(self) -> None:

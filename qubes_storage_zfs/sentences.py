@@ -15,8 +15,12 @@ NO_MODULE = (
     " whether the module was built for the new one)"
 )
 POOL_ABSENT = (
+    "the zpool {dataset} is not imported; connect its disk, open its LUKS"
+    " device and run 'sudo qvm-zfs attach' with the pool's name in dom0"
+)
+NO_ZPOOL = (
     "the zpool {dataset} is not imported; connect its disk and run"
-    " 'sudo zpool import {dataset}' in dom0"
+    " 'sudo zpool import -N {dataset}' in dom0"
 )
 CONTAINER_MISSING = (
     "the dataset {dataset} does not exist; was it renamed or destroyed?"
@@ -113,6 +117,35 @@ NO_SPACE_FOR_COPY = (
 COPY_FAILED = "reading or writing the data failed: {reason}"
 
 
+# --- what qvm-zfs attach and detach say
+
+ZPOOL_NOWHERE = (
+    "the zpool {zpool} is on no disk that dom0 has; connect its disk and open"
+    " its LUKS device ('sudo cryptsetup open'), if it is on one"
+)
+ZPOOL_IS_ANOTHER = (
+    "the pool {pool} is on the zpool {zpool} with the guid {guid}, and the one"
+    " of that name {where} has the guid {other}, so it is another disk's"
+)
+ZPOOL_SEVERAL = (
+    "there are several zpools {zpool}, with the guids {guids}, and nobody noted"
+    " which one the pool {pool} is on; disconnect the disks of all but one"
+)
+ZPOOL_ELSEWHERE = (
+    "another machine had the zpool {zpool} last, or has it now, and did not"
+    " export it; export it there ('sudo zpool export {zpool}'), or, if that"
+    " machine is gone, see disasters.md in the package's documentation"
+)
+ZPOOL_BROKEN = "the zpool {zpool} cannot be imported: {status} ({devices})"
+DISK_CHANGED = (
+    "{dataset} has {property}={value} where {wanted} must be, so that dom0"
+    " keeps its hands off what qubes wrote; if that was not you, somebody else"
+    " had the disk; see disasters.md in the package's documentation"
+)
+POOL_IN_USE = "{zpool} is in use: {users}; end that and try again"
+ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
+
+
 def reason(exc: zfs.ZfsError) -> str:
     """The sentence for *exc*."""
     template = OTHER
@@ -123,7 +156,7 @@ def reason(exc: zfs.ZfsError) -> str:
     elif isinstance(exc, (zfs.CommandFailed, DeviceRefused)):
         # zpool advises -f, which is how disks are lost
         lines = str(exc).split("\n")
-        return " ".join(line.strip() for line in lines if "'-f'" not in line)
+        return " ".join(line.strip() for line in lines if "-f'" not in line)
     elif exc.code == errno.ENAMETOOLONG:
         template = NAME_TOO_LONG
     elif isinstance(exc, zfs.WrongPassphrase):

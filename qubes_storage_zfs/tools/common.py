@@ -7,9 +7,11 @@ import json
 import os
 import sys
 import termios
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from .. import layout
 from ..key import RUN_DIR, now
@@ -19,6 +21,10 @@ from ..zfs.native import wipe
 
 ENCRYPTED = "zfs_encrypted"
 DRIVERS = ("zfs_zvol", ENCRYPTED)
+#: what qubesd has its pools from
+QUBES_XML = Path("/var/lib/qubes/qubes.xml")
+#: seconds without a word
+SILENCE = 2.0
 
 #: what a prompt is for -> its text
 TEXTS = {
@@ -40,11 +46,39 @@ class Pool:
     """A pool of ours, from what ZFS or qubesd says.
 
     :ivar dataset: its container
+    :ivar guid: of its zpool, when it was added; None if that was not noted
     """
 
     name: str
     driver: str
     dataset: str
+    guid: str | None = None
+
+    @property
+    def zpool(self) -> str:
+        return self.dataset.partition("/")[0]
+
+    @property
+    def home(self) -> str:
+        """The dataset below which the qubes' datasets are."""
+        return (
+            self.dataset if self.driver == ENCRYPTED else self.dataset + "/vm"
+        )
+
+
+@contextlib.asynccontextmanager
+async def slow(what: str) -> AsyncIterator[None]:
+    """Say *what* is being done if it takes long."""
+
+    async def say() -> None:
+        await asyncio.sleep(SILENCE)
+        print(f"{what} ...", file=sys.stderr, flush=True)
+
+    task = asyncio.create_task(say())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 def qubesd() -> Any:
@@ -77,19 +111,33 @@ async def on_disk() -> list[Pool]:
     return found
 
 
+def configured(app: Any) -> list[Pool]:
+    """The pools that qubesd has, or will have when it runs."""
+    configs: list[Mapping[str, str]] = []
+    if app is not None:
+        configs = [pool.config for pool in app.pools.values()]
+    else:
+        with contextlib.suppress(OSError, ElementTree.ParseError):
+            tree = ElementTree.parse(QUBES_XML)
+            configs = [node.attrib for node in tree.iterfind("./pools/pool")]
+    return [_pool(each) for each in configs if each.get("driver") in DRIVERS]
+
+
+def _pool(config: Mapping[str, str]) -> Pool:
+    name, driver = config["name"], config["driver"]
+    if driver == ENCRYPTED:
+        dataset = f"{config.get('zpool_name', name)}/encryption/{name}"
+    else:
+        dataset = config.get("container", name)
+    return Pool(name, driver, dataset, config.get(layout.ZPOOL_GUID))
+
+
 async def all_pools(app: Any) -> list[Pool]:
     """Those on disk and those that only qubesd knows, by name."""
     found = {pool.name: pool for pool in await on_disk()}
-    for pool in app.pools.values() if app is not None else ():
-        config = pool.config
-        if pool.driver in DRIVERS and pool.name not in found:
-            above = config.get("zpool_name", pool.name)
-            dataset = (
-                f"{above}/encryption/{pool.name}"
-                if pool.driver == ENCRYPTED
-                else config.get("container", pool.name)
-            )
-            found[pool.name] = Pool(pool.name, pool.driver, dataset)
+    for pool in configured(app):
+        there = found.setdefault(pool.name, pool)
+        found[pool.name] = replace(there, guid=pool.guid)
     return [found[name] for name in sorted(found)]
 
 

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 from ..sentences import reason
 from ..zfs.errors import ZfsError
-from . import adopt, lock, passwd, status, unlock
+from . import adopt, attach, detach, lock, passwd, status, unlock
 from .common import Failed
 
-VERBS = (status, unlock, lock, passwd, adopt)
+VERBS = (status, unlock, lock, passwd, attach, detach, adopt)
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="qvm-zfs",
-        description="Qubes OS storage pools on ZFS: their state and their keys",
+        description="Qubes OS storage pools on ZFS: state, keys and disks",
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for module in VERBS:
@@ -43,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = str(exc)
     except ZfsError as exc:
         why = reason(exc)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         why = "interrupted"
-    print(f"qvm-zfs {given.verb}: {why}", file=sys.stderr)
+    # names and words on a disk may be anything
+    line = "".join(c if c.isprintable() else "?" for c in why)
+    print(f"qvm-zfs {given.verb}: {line}", file=sys.stderr)
     return 1
 
 

@@ -104,8 +104,11 @@ async def run(
     return status, output
 
 
-async def _run_patiently(program: str, *arguments: str) -> None:
-    """As run(), tried again while udev may be what holds the device."""
+async def run_patiently(program: str, *arguments: str) -> None:
+    """As run(), tried again while udev may be what holds the device.
+
+    :raises CommandFailed: as run() does
+    """
     for pause in PAUSES:
         try:
             await run(program, *arguments)
@@ -148,7 +151,7 @@ async def create_zpool(
         arguments += ["-o", f"{key}={value}"]
     for key, value in root.items():
         arguments += ["-O", f"{key}={value}"]
-    await _run_patiently("zpool", *arguments, "--", name, *devices)
+    await run_patiently("zpool", *arguments, "--", name, *devices)
 
 
 async def destroy_zpool(name: str) -> None:
@@ -156,7 +159,7 @@ async def destroy_zpool(name: str) -> None:
 
     :raises CommandFailed: if zpool(8) refused
     """
-    await _run_patiently("zpool", "destroy", "--", name)
+    await run_patiently("zpool", "destroy", "--", name)
 
 
 async def set_property(dataset: str, name: str, value: str) -> None:

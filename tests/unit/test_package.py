@@ -124,7 +124,7 @@ def test_doc_names_a_test_for_every_sentence():
     "exc, text",
     [
         (zfs.NoModule("tank", 2, "create"), "modprobe zfs"),
-        (zfs.PoolAbsent("tank"), "zpool import tank"),
+        (zfs.PoolAbsent("tank"), "sudo qvm-zfs attach"),
         (zfs.NoSpace("tank/a"), "no space left"),
         (zfs.Locked("tank/a"), "key of tank/a is not loaded"),
         (zfs.NotFound("tank/a@r1"), "does not exist"),

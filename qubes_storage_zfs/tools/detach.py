@@ -1,0 +1,119 @@
+"""Export the zpool of a pool, so that its disk can be taken away."""
+
+import argparse
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .. import sentences
+from ..container import Container
+from ..zfs import core, device, keys, removable
+from ..zfs.errors import Busy, CommandFailed, Locked, PoolAbsent
+from .common import ENCRYPTED, Failed, Pool, all_pools, qubesd, slow
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pool", metavar="POOL")
+
+
+async def run(given: argparse.Namespace) -> int:
+    app = qubesd()
+    pools = await all_pools(app)
+    for pool in pools:
+        if pool.name == given.pool:
+            break
+    else:
+        raise Failed(f"there is no ZFS pool {given.pool}")
+    zpool = pool.zpool
+    imported = removable.guid(zpool)
+    if imported is None:
+        print(f"{pool.name} is detached already.")
+        return 0
+    if pool.guid not in (None, imported):
+        raise Failed(
+            sentences.ZPOOL_IS_ANOTHER.format(
+                pool=pool.name,
+                zpool=zpool,
+                guid=pool.guid,
+                where="that is imported",
+                other=imported,
+            )
+        )
+    mates = [each for each in pools if each.zpool == zpool]
+    async with slow(f"Looking who uses {zpool}"):
+        users = [
+            *_qubes(app, mates),
+            *await _in_hand(mates),
+            *await _open(zpool),
+        ]
+    if users:
+        why = sentences.POOL_IN_USE.format(zpool=zpool, users="; ".join(users))
+        raise Failed(why)
+    disks = await removable.disks(zpool)
+    async with slow(f"Exporting {zpool}"):
+        await _lock(mates)
+        await _give_back(zpool)
+    also = ", ".join(each.name for each in mates if each.name != pool.name)
+    print(f"{pool.name} is detached{', and with it ' + also if also else ''}.")
+    for disk in disks:
+        name = disk.removeprefix("/dev/mapper/")
+        if name != disk:
+            print(f"Close its device: 'sudo cryptsetup close {name}'.")
+    return 0
+
+
+def _qubes(app: Any, mates: Sequence[Pool]) -> Iterator[str]:
+    """The qubes that run from the pools, or are about to."""
+    names = {pool.name for pool in mates}
+    for qube in app.domains if app is not None else ():
+        if qube.klass == "AdminVM" or qube.is_halted():
+            continue
+        if any(volume.pool in names for volume in qube.volumes.values()):
+            yield f"the qube {qube.name} runs"
+
+
+async def _in_hand(mates: Sequence[Pool]) -> list[str]:
+    """Exports and imports that another process, qubesd mostly, has begun."""
+    found = []
+    for pool in mates:
+        store = Container.at(pool.dataset, pool.home)
+        for dataset in await store.in_hand_elsewhere():
+            found.append(f"an export or import has {dataset} in hand")
+    return found
+
+
+async def _open(zpool: str) -> list[str]:
+    """What is mounted or open, for longer than udev looks at it."""
+    end = asyncio.get_running_loop().time() + device.GLANCE_LIMIT
+    while True:
+        places = [f"{at} is mounted" for at in removable.mounted(zpool)]
+        held = await core.in_thread(keys.users, zpool)
+        found = [
+            f"{dataset} is held by {', '.join(names)}"
+            for dataset, names in sorted(held.items())
+        ]
+        if not found or asyncio.get_running_loop().time() > end:
+            return places + found
+        await asyncio.sleep(0.25)
+
+
+async def _lock(mates: Sequence[Pool]) -> None:
+    for pool in mates:
+        if pool.driver == ENCRYPTED:
+            try:
+                await keys.unload(pool.dataset)
+            except (Locked, PoolAbsent):
+                pass
+            except Busy as exc:
+                raise Failed(sentences.reason(exc)) from exc
+
+
+async def _give_back(zpool: str) -> None:
+    try:
+        await removable.give_back(zpool)
+    except CommandFailed as exc:
+        users = await _open(zpool)
+        reason = "; ".join(users) or sentences.reason(exc)
+        raise Failed(
+            sentences.ZPOOL_STAYS.format(zpool=zpool, reason=reason)
+        ) from exc

@@ -1,0 +1,302 @@
+"""Zpools that come and go: looked for, imported, exported; never by force.
+
+Whatever a disk that was away says is somebody's claim until it was looked at:
+labels name a zpool, and its datasets say how dom0 is to treat them.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from . import core, device, native
+
+_Task = asyncio.Task[Any]
+
+#: where the guids of imported zpools are
+_KSTAT = Path("/proc/spl/kstat/zfs")
+_INHIBIT = Path("/sys/module/zfs/parameters/zvol_inhibit_dev")
+#: what a running system can have a qube's data on: volumes of ZFS, files of
+#: other pools, LVM's volumes; none of these is ever looked at for a zpool
+_NEVER = re.compile(r"(zd|loop|ram|zram|sr|fd|nbd)[0-9]")
+#: in lower case, in what zpool(8) says of one that somebody else may have
+_ELSEWHERE = ("another system", "other system", "imported on", "multihost")
+
+#: native properties that say how dom0 treats a dataset
+PROPERTIES = ("volmode", "snapdev", "encryptionroot", "keylocation")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A zpool that is on some disks, as zpool(8) tells of it.
+
+    :ivar state: ONLINE, DEGRADED, or else it cannot be imported
+    :ivar status: what is wrong with it; empty if nothing is
+    :ivar devices: those of it that are missing or broken
+    """
+
+    name: str
+    guid: str
+    state: str
+    status: str
+    devices: tuple[str, ...]
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another machine had it last, or has it now."""
+        return had_elsewhere(self.status)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A property of a dataset, and whether it is set on that itself."""
+
+    value: str
+    local: bool
+
+
+def had_elsewhere(text: str) -> bool:
+    """Whether what zpool(8) says of a zpool is that another machine has it."""
+    return any(words in text.lower() for words in _ELSEWHERE)
+
+
+def guid(zpool: str) -> str | None:
+    """The guid of an imported zpool; None if none of that name is."""
+    try:
+        return (_KSTAT / zpool / "guid").read_text("ascii").strip()
+    except OSError:
+        return None
+
+
+# --- looking for one
+
+
+def _entry(block: Path, name: str) -> str:
+    try:
+        return (block / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _in_qubes() -> set[str]:
+    """The numbers of the devices that running Xen domains have."""
+    found = set()
+    for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
+        major, _, minor = _entry(backend, "physical_device").partition(":")
+        found.add(f"{int(major or '0', 16)}:{int(minor or '0', 16)}")
+    return found
+
+
+def _may_hold_one(block: Path) -> bool:
+    """Whether a zpool may be on a block device, and no qube's data is.
+
+    What something else is made of is left out: another volume's data may be
+    where ZFS looks for a label.
+    """
+    if _NEVER.match(block.name) or _entry(block, "size") in ("", "0"):
+        return False
+    if _entry(block, "dm/uuid").startswith("LVM-"):
+        return False
+    parts = any((part / "partition").exists() for part in block.iterdir())
+    return not parts and not any(block.glob("holders/*"))
+
+
+def devices() -> list[str]:
+    """Disks, partitions and LUKS devices that may hold a zpool."""
+    found, in_qubes = [], _in_qubes()
+    for block in sorted(Path("/sys/class/block").iterdir()):
+        with contextlib.suppress(OSError):
+            if _entry(block, "dev") not in in_qubes and _may_hold_one(block):
+                name = _entry(block, "dm/name")
+                found.append(
+                    f"/dev/mapper/{name}"
+                    if name
+                    else "/dev/" + block.name.replace("!", "/")
+                )
+    return [path for path in found if Path(path).exists()]
+
+
+def _looked_at(paths: Sequence[str]) -> list[str]:
+    return [word for path in paths for word in ("-d", path)]
+
+
+async def on_devices(paths: Sequence[str]) -> list[Found]:
+    """The zpools on *paths* that are not imported.
+
+    :raises CommandFailed: if zpool(8) refuses
+    """
+    if not paths:
+        return []
+    await native.run("udevadm", "settle", "--timeout=10", ok=(0, 1, 127))
+    _, text = await native.run("zpool", "import", *_looked_at(paths), ok=(0, 1))
+    return list(parse(text))
+
+
+def parse(text: str) -> Iterator[Found]:
+    """What ``zpool import`` lists."""
+    for part in re.split(r"^ *pool: ", text, flags=re.MULTILINE)[1:]:
+        name = part.partition("\n")[0].strip()
+        fields = dict(
+            re.findall(r"^ *(id|state): *(.*?) *$", part, re.MULTILINE)
+        )
+        status = re.search(
+            r"^ *status: (.*?)(?=^ *\w+: )", part, re.MULTILINE | re.DOTALL
+        )
+        tree = part.partition("config:")[2]
+        yield Found(
+            name,
+            fields.get("id", ""),
+            fields.get("state", ""),
+            " ".join(status[1].split()) if status else "",
+            tuple(_broken(tree, name)),
+        )
+
+
+def _broken(tree: str, zpool: str) -> Iterator[str]:
+    """The devices in a listing that are not as they should be."""
+    lines = [line for line in tree.split("\n") if line.strip()]
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        words = line.split()
+        leaf = _depth(below) <= _depth(line)
+        if leaf and len(words) > 1 and words[0] != zpool:
+            if words[1] not in ("ONLINE", "AVAIL"):
+                yield f"{words[0]} ({' '.join(words[1:])})"
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+# --- importing, exporting
+
+
+async def take_in(which: str, paths: Sequence[str], altroot: str) -> None:
+    """Import the zpool with the guid *which*: nothing is mounted, no key is
+    loaded, and no boot imports it by itself.
+
+    :param altroot: what its mount points are below
+    :raises CommandFailed: if zpool(8) refuses
+    """
+    options = ("-N", "-o", "cachefile=none", "-R", altroot)
+    await native.run("zpool", "import", *options, *_looked_at(paths), which)
+
+
+async def give_back(zpool: str) -> None:
+    """Export it; tried again while somebody is only looking at it.
+
+    :raises CommandFailed: if zpool(8) refuses
+    """
+    await native.run_patiently("zpool", "export", zpool)
+
+
+async def disks(zpool: str) -> list[str]:
+    """What an imported zpool is on.
+
+    :raises CommandFailed: if zpool(8) refuses
+    """
+    _, text = await native.run("zpool", "list", "-HPv", "-o", "name", zpool)
+    words = [line.split()[0] for line in text.split("\n") if line.strip()]
+    return [word for word in words if word.startswith("/")]
+
+
+def mounted(zpool: str) -> list[str]:
+    """Where filesystems of it are mounted."""
+    found = []
+    for line in Path("/proc/self/mounts").read_text().split("\n"):
+        words = line.split()
+        if len(words) > 2 and words[2] == "zfs":
+            if f"{words[0]}/".startswith(f"{zpool}/"):
+                found.append(words[1])
+    return found
+
+
+async def properties(dataset: str, *users: str) -> dict[str, dict[str, Value]]:
+    """Native and users' properties of a dataset and all below it.
+
+    :raises CommandFailed: if there is no such dataset
+    """
+    _, text = await native.run(
+        "zfs",
+        *("get", "-Hp", "-r", "-t", "filesystem,volume"),
+        *("-o", "name,property,value,source"),
+        ",".join((*PROPERTIES, *users)),
+        dataset,
+    )
+    found: dict[str, dict[str, Value]] = {}
+    for line in filter(None, text.split("\n")):
+        name, key, value, source = line.split("\t")
+        found.setdefault(name, {})[key] = Value(
+            value, source in ("local", "received")
+        )
+    return found
+
+
+async def volumes(dataset: str) -> list[str]:
+    """All zvols in a zpool, or below a dataset.
+
+    :raises CommandFailed: if zfs(8) refuses
+    """
+    _, text = await native.run(
+        "zfs", "list", "-H", "-r", "-t", "volume", "-o", "name", dataset
+    )
+    return [line for line in text.split("\n") if "/" in line]
+
+
+# --- no node before it was looked at
+
+
+@contextlib.asynccontextmanager
+async def no_new_nodes() -> AsyncIterator[None]:
+    """Within this, ZFS makes no device nodes: of no zvol, in no zpool.
+
+    The kernel looks for partitions in a new node, and udev for filesystems,
+    as the zvol's own properties let them.  Nothing but this setting of the
+    module keeps an import from making nodes.  What is made in another zpool
+    meanwhile gets its node when device.wait_for_link() asks for it; the node
+    of what is destroyed meanwhile stays until its zpool is exported, and
+    leads nowhere.
+
+    Signals that would end this process end the task instead, so that the
+    setting is what it was.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    setting = os.open(_INHIBIT, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        # one process at a time: the first that ends would end it for all
+        await core.in_thread(fcntl.flock, setting, fcntl.LOCK_EX)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, cast(_Task, task).cancel)
+        try:
+            os.write(setting, b"1")
+            yield
+        finally:
+            os.write(setting, b"0")
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+    finally:
+        os.close(setting)
+
+
+async def make_nodes(home: str) -> None:
+    """Have ZFS make the nodes of all zvols below *home*, which is volmode=dev
+    already and stays so (zvol_set_volmode_impl()).
+
+    They are waited for: if the zpool is exported while the kernel makes them,
+    both wait for each other for ever (zvol_os_create_minor() for the export,
+    spa_export_common() for it; seen on 2.4.4).
+
+    :raises CommandFailed: if zfs(8) refuses
+    """
+    links = [device.link(name) for name in await volumes(home)]
+    await native.set_property(home, "volmode", "dev")
+    end = asyncio.get_running_loop().time() + device.LINK_LIMIT
+    while asyncio.get_running_loop().time() < end:
+        if all(map(os.path.exists, links)):
+            return
+        await asyncio.sleep(0.1)

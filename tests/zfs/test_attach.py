@@ -1,0 +1,599 @@
+"""qvm-zfs attach and detach: disks that come and go, as a person has them."""
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from qubes_storage_zfs import ask, key
+from qubes_storage_zfs.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.tools import common
+from qubes_storage_zfs.zfs import keys, removable
+
+from .answers import Person
+from .conftest import MIB, EncryptedLab, Lab, export_zpool, read, sh, write
+
+COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
+HOSTID = Path("/sys/module/spl/parameters/spl_hostid")
+INHIBIT = Path("/sys/module/zfs/parameters/zvol_inhibit_dev")
+PART = 512000  # sectors of 512 bytes
+
+#: stands in for the package of that name, where qubesd runs
+QUBESADMIN = """
+import json, os, types
+class Qubes:
+    def __init__(self):
+        told = json.loads(os.environ["QUBESD"])
+        self.pools = {c["name"]: types.SimpleNamespace(config=c, **{
+            k: c[k] for k in ("name", "driver")}) for c in told["pools"]}
+        self.domains = [types.SimpleNamespace(name=name, klass="AppVM",
+            is_halted=lambda: False, volumes={"private":
+            types.SimpleNamespace(pool=pool)})
+            for name, pool in told["running"].items()]
+"""
+
+
+def qvm_zfs(*arguments, env=None):
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    # where the machine is slow
+    progress = re.compile(r"^.* \.\.\.\n", re.MULTILINE)
+    return done.returncode, done.stdout, progress.sub("", done.stderr)
+
+
+def refused(*arguments, env=None):
+    """What one line says why."""
+    code, out, err = qvm_zfs(*arguments, env=env)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    return err
+
+
+class Disks:
+    """Parts of disks that come and go, and what qubes.xml says."""
+
+    def __init__(self):
+        self.here = set()
+
+    def connect(self, *names):
+        """*a* and *b*; what is on them stays when they go."""
+        for name in names:
+            disk, start = {
+                "a": ("/dev/vdd", 2048),
+                "b": ("/dev/vdd", 2048 + PART),
+            }[name]
+            table = f"0 {PART} linear {disk} {start}"
+            sh("dmsetup", "create", f"stick-{name}", "--table", table)
+            self.here.add(name)
+        sh("udevadm", "settle")
+        return [f"/dev/mapper/stick-{name}" for name in names]
+
+    def take_away(self, *names):
+        for name in names:
+            sh("udevadm", "settle")
+            sh("dmsetup", "remove", "--retry", f"stick-{name}")
+            self.here.discard(name)
+
+    def zpool(self, *names, kind=()):
+        sh(
+            "zpool",
+            "create",
+            "-m",
+            "none",
+            "stick",
+            *kind,
+            *self.connect(*names),
+        )
+
+    def configure(self, *configs):
+        """These pools are in qubes.xml."""
+        root = ElementTree.Element("qubes")
+        pools = ElementTree.SubElement(root, "pools")
+        for config in configs:
+            given = {name: str(value) for name, value in config.items()}
+            ElementTree.SubElement(pools, "pool", given)
+        common.QUBES_XML.parent.mkdir(exist_ok=True)
+        common.QUBES_XML.unlink(missing_ok=True)
+        common.QUBES_XML.write_bytes(ElementTree.tostring(root))
+
+
+@pytest.fixture
+def disks():
+    parts = Disks()
+    yield parts
+    subprocess.run(["zpool", "destroy", "-f", "stick"], check=False)
+    parts.take_away(*list(parts.here))
+    sh("blkdiscard", "-q", "-f", "-z", "/dev/vdd")
+    common.QUBES_XML.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def person(monkeypatch):
+    somebody = Person()
+    monkeypatch.setattr(ask, "prompt", somebody.prompt)
+    return somebody
+
+
+def make(kind, disks):
+    """A pool on the zpool stick that qubes.xml has."""
+    options = {"asked": True} if kind is EncryptedLab else {}
+    lab = kind("stick", **options)
+    disks.configure(lab.pool.config)
+    return lab
+
+
+@pytest.fixture
+def stick(disks):
+    disks.zpool("a")
+    return make(Lab, disks)
+
+
+@pytest.fixture(params=[Lab, EncryptedLab])
+def either(request, disks, person):
+    disks.zpool("a")
+    return make(request.param, disks)
+
+
+def prop(name):
+    return sh("zpool", "get", "-Ho", "value", name, "stick")
+
+
+def guid():
+    return prop("guid")
+
+
+# --- away and back
+
+
+def test_away_and_back(either, disks):
+    lab, name = either, either.name
+    volume = lab.private(content=b"data")
+    assert qvm_zfs("detach", name) == (
+        0,
+        f"{name} is detached.\n"
+        "Close its device: 'sudo cryptsetup close stick-a'.\n",
+        "",
+    )
+    assert removable.guid("stick") is None
+    assert qvm_zfs("detach", name)[:2] == (0, f"{name} is detached already.\n")
+    assert lab.pool.size is None and lab.pool.usage is None
+    with pytest.raises(StoragePoolException, match="'sudo qvm-zfs attach'"):
+        lab.run(volume.start())
+    disks.take_away("a")
+    assert "is on no disk that dom0 has" in refused("attach", name)
+    disks.connect("a")
+    assert qvm_zfs("attach", name) == (0, f"{name} is attached.\n", "")
+    assert prop("cachefile") == "none"
+    assert prop("altroot").startswith("/run/qubes-storage-zfs/")
+    if lab.kind is ZfsEncryptedPool:
+        assert lab.run(keys.state(lab.container)).locked
+    assert lab.content(volume) == b"data" and lab.pool.size > 0
+    lab.session(volume, b"more")
+    assert lab.content(volume) == b"more"
+    assert qvm_zfs("attach", name)[:2] == (0, f"{name} is attached already.\n")
+
+
+def test_the_guid_is_noted_and_no_option(either):
+    lab = either
+    noted = {"zpool_guid": guid()}
+    assert lab.pool.config.items() >= noted.items()
+    text = {name: str(value) for name, value in lab.pool.config.items()}
+    driver = text.pop("driver")
+    assert lab.kind(**text).config.items() >= noted.items()
+    assert lab.kind.driver == driver
+    for kind in ZfsZvolPool, ZfsEncryptedPool:
+        assert "zpool_guid" not in inspect.signature(kind.__init__).parameters
+
+
+def test_on_luks_and_with_a_zpool_of_its_own(disks):
+    key_file = Path("/tmp/stick.key")
+    key_file.write_bytes(os.urandom(32))
+    cheap = "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"
+    part = "/dev/vde"
+    sh("cryptsetup", "luksFormat", "-q", *cheap, part, str(key_file))
+    unlock = "cryptsetup", "open", f"--key-file={key_file}", part, "luks-stick"
+    sh(*unlock)
+    opened = "/dev/mapper/luks-stick"
+    size = int(sh("blockdev", "--getsize64", opened))
+    for start in 0, size - MIB:
+        sh("blkdiscard", "-z", "-o", str(start), "-l", str(MIB), opened)
+    pool = ZfsZvolPool(name="stick", block_devices=opened)
+    lab = Lab.__new__(Lab)
+    lab.container, lab.name, lab.pool = "stick", "stick", pool
+    try:
+        lab.run(pool.setup())
+        disks.configure(pool.config)
+        volume = lab.private(content=b"data")
+        assert "cryptsetup close luks-stick" in qvm_zfs("detach", "stick")[1]
+        sh("cryptsetup", "close", "luks-stick")
+        assert "cryptsetup open" in refused("attach", "stick")
+        sh(*unlock)
+        assert qvm_zfs("attach", "stick")[0] == 0
+        assert lab.content(volume) == b"data"
+        assert part not in removable.devices()
+        assert qvm_zfs("detach", "stick")[0] == 0
+    finally:
+        subprocess.run(["zpool", "destroy", "-f", "stick"], check=False)
+        sh("udevadm", "settle")
+        sh("cryptsetup", "close", "luks-stick", check=False)
+        sh("blkdiscard", "-q", "-f", "-z", part)
+
+
+def test_what_a_daemon_does_meanwhile_does_not_keep_a_disk(either, monkeypatch):
+    lab = either
+    monkeypatch.setattr(key, "LOOK_EVERY", 0.02)
+    volume = lab.private(content=b"data")
+
+    async def tool(*arguments):
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, *arguments, stderr=asyncio.subprocess.PIPE
+        )
+        _, err = await process.communicate()
+        assert process.returncode == 0, err
+
+    async def daemon():
+        while True:
+            assert lab.pool.list_volumes() is not None
+            await asyncio.sleep(0.05)
+
+    async def story():
+        looking = asyncio.create_task(daemon())
+        await lab.pool.first_use()
+        await volume.start()
+        write(volume.path, b"more")
+        await volume.stop()
+        await tool("detach", lab.name)
+        with pytest.raises(StoragePoolException, match="not imported"):
+            await volume.start()
+        await tool("attach", lab.name)
+        await lab.pool.unlock()
+        await volume.start()
+        assert read(volume.path) == b"more"
+        await volume.stop()
+        looking.cancel()
+
+    lab.run(story())
+
+
+def test_pools_in_one_zpool_come_and_go_together(stick, disks):
+    other = Lab("stick")
+    sh("zfs", "create", "-s", "-V", "16M", "stick/mine")
+    disks.configure(stick.pool.config, other.pool.config)
+    volume = other.private(content=b"data")
+    _, out, _ = qvm_zfs("detach", stick.name)
+    assert f"{stick.name} is detached, and with it {other.name}." in out
+    code, out, err = qvm_zfs("attach", stick.name)
+    assert (code, err) == (0, "")
+    assert "1 volumes in stick are no qubes', and have no device" in out
+    assert f"{stick.name} is attached, and with it {other.name}." in out
+    sh("udevadm", "settle")
+    assert not os.path.exists("/dev/zvol/stick/mine")
+    assert other.content(volume) == b"data"
+    # one of them was given up, and qubesd has it still
+    assert qvm_zfs("detach", stick.name)[0] == 0
+    sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
+    sh("zfs", "inherit", "qubes-storage-zfs:pool", other.container)
+    export_zpool("stick")
+    assert qvm_zfs("attach", stick.name)[1].endswith(
+        f"{stick.name} is attached.\n"
+    )
+
+
+# --- which zpool it is
+
+
+def test_a_zpool_of_the_same_name_is_not_taken_for_it(stick, disks):
+    right = guid()
+    export_zpool("stick")
+    disks.take_away("a")
+    disks.zpool("b")
+    wrong = guid()
+    for verb in "attach", "detach":
+        said = refused(verb, stick.name)
+        assert f"with the guid {right}" in said and wrong in said, verb
+    export_zpool("stick")
+    said = refused("attach", stick.name)
+    assert f"with the guid {right}" in said and wrong in said
+    assert removable.guid("stick") is None
+    disks.connect("a")
+    assert qvm_zfs("attach", stick.name)[0] == 0
+    assert guid() == right
+
+
+def test_a_pool_whose_zpool_nobody_noted(stick, disks):
+    config = {**stick.pool.config}
+    right = config.pop("zpool_guid")
+    disks.configure(config)
+    assert qvm_zfs("detach", stick.name)[0] == 0
+    code, out, _ = qvm_zfs("attach", stick.name)
+    assert code == 0 and "was not noted" in out and guid() == right
+    export_zpool("stick")
+    disks.zpool("b")
+    wrong = guid()
+    export_zpool("stick")
+    said = refused("attach", stick.name)
+    assert "several zpools stick" in said and right in said and wrong in said
+    assert removable.guid("stick") is None
+
+
+def test_what_another_machine_has_is_not_taken(stick, disks):
+    """A copy of the disk, made while that machine has it."""
+    before = HOSTID.read_text()
+    try:
+        export_zpool("stick")
+        HOSTID.write_text("0x11111111")
+        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
+        sh("zpool", "sync", "stick")
+        (copy,) = disks.connect("b")
+        sh("dd", "if=/dev/mapper/stick-a", f"of={copy}", "bs=1M")
+        export_zpool("stick")
+        disks.take_away("a")
+        HOSTID.write_text("0x22222222")
+        said = refused("attach", stick.name)
+        assert "another machine had the zpool stick last" in said
+        assert "-f" not in said and removable.guid("stick") is None
+    finally:
+        HOSTID.write_text(before)
+
+
+def test_disks_that_are_missing_are_named(disks):
+    disks.zpool("a", "b")
+    lab = make(Lab, disks)
+    export_zpool("stick")
+    disks.take_away("b")
+    said = refused("attach", lab.name)
+    assert "cannot be imported" in said and "stick-b (UNAVAIL" in said
+    disks.connect("b")
+    assert qvm_zfs("attach", lab.name)[0] == 0
+
+
+def test_half_of_a_mirror_is_attached_and_says_so(disks):
+    disks.zpool("a", "b", kind=["mirror"])
+    lab = make(Lab, disks)
+    volume = lab.private(content=b"data")
+    export_zpool("stick")
+    disks.take_away("b")
+    code, out, err = qvm_zfs("attach", lab.name)
+    assert (code, out) == (0, f"{lab.name} is attached.\n")
+    assert err.startswith("stick is DEGRADED: ") and "stick-b" in err
+    assert lab.content(volume) == b"data"
+
+
+def test_no_such_pool(disks):
+    disks.configure()
+    assert "qubesd has no ZFS pool nothing" in refused("attach", "nothing")
+    assert "there is no ZFS pool nothing" in refused("detach", "nothing")
+
+
+# --- what was done to a disk that was away
+
+
+@contextlib.contextmanager
+def no_node_appears():
+    """No zvol's within this, not even for a moment."""
+    log = Path("/tmp/uevents")
+    with open(log, "wb") as file:
+        command = ["udevadm", "monitor", "--kernel", "-s", "block"]
+        with subprocess.Popen(command, stdout=file) as monitor:
+            try:
+                time.sleep(1)
+                yield
+                time.sleep(1)
+            finally:
+                monitor.kill()
+    assert "/zd" not in log.read_text()
+
+
+def change(lab, *commands):
+    """As somebody does who had the disk.
+
+    Without nodes: to change volmode and export at once can hang the kernel
+    (see removable.make_nodes()).
+    """
+    if removable.guid("stick") is not None:
+        assert qvm_zfs("detach", lab.name)[0] == 0
+    INHIBIT.write_text("1")
+    try:
+        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
+        for command in commands:
+            sh(*command)
+        export_zpool("stick")
+    finally:
+        INHIBIT.write_text("0")
+
+
+@pytest.mark.parametrize(
+    "where, value",
+    [
+        ("work/private", "volmode=full"),
+        ("work/private", "snapdev=visible"),
+        ("work", "org.qubes-os:part-of-qvm-pool=false"),
+        ("", "volmode=default"),
+        ("", "org.qubes-os:part-of-qvm-pool=false"),
+    ],
+)
+def test_volumes_that_dom0_would_look_into_are_not_attached(
+    stick, where, value
+):
+    stick.private(content=b"data")
+    name, _, wrong = value.partition("=")
+    dataset = f"{stick.pool.home}/{where}".rstrip("/")
+    change(stick, ["zfs", "set", value, dataset])
+    with no_node_appears():
+        said = refused("attach", stick.name)
+    assert f"{dataset} has {name}={wrong} where " in said
+    assert removable.guid("stick") is None
+    assert INHIBIT.read_text() == "0\n"
+
+
+def test_that_nodes_appear_would_be_seen(stick):
+    stick.private(content=b"data")
+    export_zpool("stick")
+    with pytest.raises(AssertionError), no_node_appears():
+        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
+
+
+def test_a_pool_that_is_no_more_the_same_is_not_attached(stick):
+    mark = "qubes-storage-zfs:pool=x"
+    change(stick, ["zfs", "set", mark, stick.container])
+    assert "belongs to the pool x" in refused("attach", stick.name)
+    assert removable.guid("stick") is None
+    change(stick, ["zfs", "rename", stick.container, "stick/renamed"])
+    assert "does not exist; was it renamed" in refused("attach", stick.name)
+    assert removable.guid("stick") is None
+
+
+def test_an_encrypted_pool_with_something_plain_is_not_attached(disks, person):
+    disks.zpool("a")
+    lab = make(EncryptedLab, disks)
+    plain = f"{lab.container}/work"
+    change(lab, ["zfs", "create", "-u", "-o", "encryption=off", plain])
+    assert f"{plain} has encryptionroot=- where " in refused("attach", lab.name)
+    location = "keylocation=file:///etc/passwd"
+    change(
+        lab,
+        ["zfs", "destroy", plain],
+        ["zfs", "set", location, lab.container],
+    )
+    assert "has keylocation=file:///etc" in refused("attach", lab.name)
+    assert removable.guid("stick") is None
+
+
+def test_a_volume_made_meanwhile_in_another_zpool_gets_its_node(lab):
+    volume = lab.private("meanwhile")
+
+    async def story():
+        async with removable.no_new_nodes():
+            assert INHIBIT.read_text() == "1\n"
+            making = asyncio.create_task(lab.volume("new").start())
+            await asyncio.sleep(2)
+            await volume.remove()
+        await making
+
+    lab.run(story())
+    assert INHIBIT.read_text() == "0\n"
+    again = lab.private("meanwhile", b"again")
+    assert lab.content(again) == b"again"
+
+
+def test_a_signal_leaves_the_setting_as_it_was():
+    async def story():
+        async with removable.no_new_nodes():
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(5)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(story())
+    assert INHIBIT.read_text() == "0\n"
+
+
+# --- what is in use
+
+
+def in_use(lab, env=None):
+    said = refused("detach", lab.name, env=env)
+    assert removable.guid("stick") is not None
+    assert "is in use: " in said
+    if lab.kind is ZfsEncryptedPool:
+        assert lab.run(keys.state(lab.container)).loaded
+    return said
+
+
+def test_detach_while_a_qube_runs(either, tmp_path):
+    (tmp_path / "qubesadmin.py").write_text(QUBESADMIN)
+    told = {"pools": [either.pool.config], "running": {"work": either.name}}
+    told["pools"] = [{k: str(v) for k, v in either.pool.config.items()}]
+    env = {"PYTHONPATH": str(tmp_path), "QUBESD": json.dumps(told)}
+    assert "the qube work runs" in in_use(either, env)
+    told["running"] = {"work": "another"}
+    env["QUBESD"] = json.dumps(told)
+    assert qvm_zfs("detach", either.name, env=env)[0] == 0
+    assert qvm_zfs("attach", either.name, env=env)[0] == 0
+
+
+def test_detach_while_a_volume_is_open(either):
+    volume = either.private(content=b"data")
+    with open(volume.path, "rb"):
+        said = in_use(either)
+        assert f"{volume.dataset} is held by process {os.getpid()}" in said
+    assert qvm_zfs("detach", either.name)[0] == 0
+
+
+def test_detach_while_a_backup_is_in_hand(either):
+    volume = either.private(content=b"data")
+    path = either.run(volume.export())
+    said = in_use(either)
+    assert f"an export or import has {path[10:]} in hand" in said
+    either.run(volume.export_end(path))
+    target = either.run(volume.import_data(volume.size))
+    assert "an export or import has" in in_use(either), target
+    either.run(volume.import_data_end(False))
+    assert qvm_zfs("detach", either.name)[0] == 0
+
+
+def test_detach_while_something_else_is_used(stick, tmp_path):
+    sh("zfs", "create", "-o", f"mountpoint={tmp_path}", "stick/files")
+    assert f"{tmp_path} is mounted" in in_use(stick)
+    sh("zfs", "unmount", "stick/files")
+    sh("zfs", "create", "-s", "-V", "16M", "stick/mine")
+    sh("udevadm", "settle")
+    sh(
+        "dmsetup",
+        "create",
+        "on-mine",
+        "--table=0 8 linear /dev/zvol/stick/mine 0",
+    )
+    try:
+        assert "stick/mine is held by on-mine" in in_use(stick)
+    finally:
+        sh("dmsetup", "remove", "--retry", "on-mine")
+    assert qvm_zfs("detach", stick.name)[0] == 0
+
+
+def test_export_that_fails_says_what_keeps_it(disks, person):
+    """A mount that only another process sees."""
+    disks.zpool("a")
+    lab = make(EncryptedLab, disks)
+    sh("zfs", "create", "-o", "mountpoint=legacy", "stick/files")
+    where = Path("/tmp/stick-mount")
+    where.mkdir(exist_ok=True)
+    script = f"mount -t zfs stick/files {where} && echo on && exec sleep 60"
+    command = ["unshare", "--mount", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as hidden:
+        hidden.stdout.readline()
+        said = refused("detach", lab.name)
+        assert "stays imported, and keys in it are forgotten" in said
+        assert "busy" in said and "-f" not in said
+        hidden.kill()
+
+
+def test_what_takes_long_says_so(monkeypatch, capfd):
+    monkeypatch.setattr(common, "SILENCE", 0.1)
+
+    async def story():
+        async with common.slow("Counting"):
+            await asyncio.sleep(0.3)
+        async with common.slow("Not this"):
+            pass
+        await asyncio.sleep(0.3)
+
+    asyncio.run(story())
+    assert capfd.readouterr().err == "Counting ...\n"
