@@ -37,6 +37,12 @@ GUEST_PYTHON = $(GUEST) PYTHONPATH=$(if \
     $(QUBES_CORE_ADMIN),/core-admin:/core-admin/test-packages:)tests/host \
     exec python3 -u
 
+# the checkouts that a dom0 in the guest is made of
+DOM0 = QUBES_CORE_ADMIN QUBES_CORE_ADMIN_CLIENT QUBES_CORE_QREXEC
+QUBESD_TEST = $(GUEST) tests/qubesd/install.sh && export QUBESD_TESTS=1 && \
+    exec python3 -m pytest -s -p no:cacheprovider --durations=10 \
+    tests/qubesd $(ARGS)
+
 # rounds of the benchmarks, each with all verbs of all contenders
 ROUNDS ?= 5
 # beside which a qube is measured, each with ten revisions
@@ -73,7 +79,7 @@ RST2MAN = mkdir -p $(@D) && \
     $(PYTHON) -m docutils --writer=manpage --halt=warning
 
 .PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
-    test-teeth test-rpm bench bench-scale bench-bulk bench-smoke prepare vm-image vm \
+    test-teeth test-rpm test-qubesd dom0-given bench bench-scale bench-bulk bench-smoke prepare vm-image vm \
     build install dist rpm clean
 
 help:
@@ -84,6 +90,9 @@ help:
 	@echo 'make test-teeth    do the tests notice deliberate faults'
 	@echo 'make test-model    verbs by chance; MODEL_EXAMPLES, _STEPS, _SEED'
 	@echo 'make test-power    100 power cuts while qubes live; CUTS=3, SEED=n'
+	@echo 'make test-qubesd   a real qubesd and real qvm-* commands; needs the'
+	@echo '                   checkouts that QUBES_CORE_ADMIN, ..._CLIENT and'
+	@echo '                   QUBES_CORE_QREXEC name'
 	@echo 'make bench         what each verb costs, here and elsewhere; ROUNDS=5'
 	@echo 'make bench-scale   the same beside VOLUMES=2000 others'
 	@echo 'make bench-bulk    copies between zpools, beside dd'
@@ -132,6 +141,14 @@ test-model: vm-image
 
 test-teeth: vm-image
 	@$(VM) run -- '$(GUEST_PYTHON) -m tests.teeth $(ARGS)'
+
+dom0-given:
+	@missing='$(strip $(foreach name,$(DOM0),$(if $($(name)),,$(name))))'; \
+	[ -z "$$missing" ] || { echo "Nothing was tested: set $${missing// /, } to" \
+	    "checkouts of what qubesd is made of (doc/testing.md)." >&2; exit 2; }
+
+test-qubesd: dom0-given vm-image
+	@$(VM) run -- '$(QUBESD_TEST)'
 
 test-power: vm-image
 	@tests/vm/prepare power

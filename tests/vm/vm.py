@@ -37,7 +37,9 @@ SUITE = os.environ.get("ZFS_SUITE", "2.3")
 #: variables that may name a checkout, and where it is in the guest
 CHECKOUTS = {
     "QUBES_CORE_ADMIN": "core-admin",
+    "QUBES_CORE_ADMIN_CLIENT": "core-admin-client",
     "QUBES_CORE_ADMIN_LINUX": "core-admin-linux",
+    "QUBES_CORE_QREXEC": "core-qrexec",
     "QUBES_LINUX_UTILS": "linux-utils",
 }
 

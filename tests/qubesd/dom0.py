@@ -1,0 +1,303 @@
+"""dom0 in the guest: its qubesd, and a person who types qvm-* commands.
+
+Each command, how it ended and what it took is printed as it happens and
+written to /out/qubesd, which is VM_OUT on the host; a status or an output that
+is not as expected shows what qubesd said last.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+OUT = Path("/out/qubesd")
+LOG = OUT / "qubesd.log"
+SOCKET = "/run/qubesd.sock"
+STORE = Path("/var/lib/qubes/qubes.xml")
+#: seconds until a command, or qubesd's start, is given up
+LIMIT = 300
+#: where its root has a PATH; all else of the environment is kept away, as
+#: systemd does
+ENVIRON = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}
+
+
+def tell(text):
+    """To who looks on, and to the transcript."""
+    print(text, flush=True)
+    with open(OUT / "transcript.txt", "a", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def tail(text, lines=25):
+    return "\n".join(text.rstrip().split("\n")[-lines:])
+
+
+class Call:
+    """A command that runs.
+
+    A qvm-* tool is run in a fork of this process, which has its modules
+    already: to start Python takes seconds where the machine is emulated.
+    """
+
+    def __init__(self, command, stdin=b""):
+        self.command = command
+        self.began = time.monotonic()
+        self._output = tempfile.TemporaryFile()
+        with tempfile.TemporaryFile() as given:
+            given.write(stdin)
+            given.seek(0)
+            if command[0].startswith(("qvm-", "qubes-")) and (
+                command[0] != "qvm-zfs"
+            ):
+                name = command[0].replace("-", "_")
+                module = importlib.import_module(f"qubesadmin.tools.{name}")
+                self._pid = os.fork()
+                if not self._pid:
+                    _become_tool(module, command, given, self._output)
+            else:
+                self._pid = subprocess.Popen(
+                    command,
+                    stdin=given,
+                    stdout=self._output,
+                    stderr=subprocess.STDOUT,
+                    env=ENVIRON,
+                ).pid
+
+    def kill(self):
+        os.kill(self._pid, signal.SIGKILL)
+
+    def end(self):
+        """Its status, negative if a signal ended it, and its output."""
+        end = os.pidfd_open(self._pid)
+        if not select.select([end], [], [], LIMIT)[0]:
+            self.kill()
+        os.close(end)
+        status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        self._output.seek(0)
+        text = self._output.read().decode(errors="replace")
+        self._output.close()
+        seconds = time.monotonic() - self.began
+        said = "".join(f"\n    {line}" for line in text.rstrip().split("\n"))
+        tell(
+            f"$ {shlex.join(self.command)}   [{status}, {seconds:.1f} s]"
+            + (said if text.strip() else "")
+        )
+        return status, text
+
+
+def _become_tool(module, command, given, output):
+    """What the tool's own process would do."""
+    status = 1
+    try:
+        for number, file in ((0, given), (1, output), (2, output)):
+            os.dup2(file.fileno(), number)
+        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))
+        for name in ("stdout", "stderr"):
+            raw = io.FileIO(1, "w", closefd=False)
+            stream = io.TextIOWrapper(raw, write_through=True)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+        sys.argv = [f"/usr/bin/{command[0]}", *command[1:]]
+        os.environ.clear()
+        os.environ.update(ENVIRON)
+        os.chdir("/root")
+        try:
+            status = module.main() or 0
+        except SystemExit as end:
+            status = end.code or 0
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
+                status = 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+class Dom0:
+    """
+    :ivar process: qubesd, or None
+    """
+
+    def __init__(self):
+        OUT.mkdir(parents=True, exist_ok=True)
+        self.process = None
+        self._read = 0
+
+    # --- qubesd
+
+    def start(self, **environ):
+        """Start qubesd, and wait until it answers."""
+        began = time.monotonic()
+        with open(LOG, "ab") as log:
+            self.process = subprocess.Popen(
+                ["qubesd"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**ENVIRON, **environ},
+                cwd="/",
+                start_new_session=True,
+            )
+        while not self.answers():
+            late = time.monotonic() - began > LIMIT
+            if late or self.process.poll() is not None:
+                raise AssertionError(f"qubesd did not start:\n{self.said()}")
+            time.sleep(0.2)
+        tell(f"-- qubesd is up after {time.monotonic() - began:.1f} s")
+
+    def answers(self):
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(SOCKET)
+            except OSError:
+                return False
+        return True
+
+    def stop(self, number=signal.SIGTERM):
+        """End qubesd; by SIGKILL it is a crash."""
+        self.process.send_signal(number)
+        status = self.process.wait(LIMIT)
+        tell(f"-- {number.name} to qubesd: it ended with status {status}")
+        if number == signal.SIGTERM and status:
+            raise AssertionError(f"qubesd ended badly:\n{self.said()}")
+
+    def said(self, lines=25):
+        """The end of qubesd's log."""
+        return tail(LOG.read_text("utf-8", errors="replace"), lines)
+
+    def new_log(self):
+        """What was added to it since this was asked last."""
+        text = LOG.read_bytes()[self._read :]
+        self._read += len(text)
+        return text.decode(errors="replace")
+
+    # --- commands
+
+    def begin(self, *command, stdin=b""):
+        return Call(command, stdin)
+
+    def run(self, *command, stdin=b"", **expected):
+        """A command's output; for *expected* see end()."""
+        return self.end(self.begin(*command, stdin=stdin), **expected)
+
+    def end(self, call, status=0, says=(), traced=False):
+        """The output of a command that was begun.
+
+        :param says: what must be in it, one text or several
+        :param traced: whether it is known to end in a traceback
+        :raises AssertionError: if it did not end, or speak, as expected
+        """
+        ended, text = call.end()
+        wrong = []
+        if ended != status:
+            wrong.append(f"its status is {ended}, not {status}")
+        for each in (says,) if isinstance(says, str) else says:
+            if each not in text:
+                wrong.append(f"it does not say {each!r}")
+        if not traced and "Traceback (most recent" in text:
+            wrong.append("it shows a traceback")
+        if wrong:
+            raise AssertionError(
+                f"{shlex.join(call.command)}: {'; '.join(wrong)}\n{text}\n"
+                f"qubesd's log ends:\n{self.said()}"
+            )
+        return text
+
+    # --- the person at the screen
+
+    def answer(self, *lines):
+        """What they will answer; whatever is asked beyond that is cancelled."""
+        Path("/run/person/answers").write_text(
+            "".join(f"{line}\n" for line in lines), "utf-8"
+        )
+        Path("/run/person/asked").write_text("", "utf-8")
+
+    def asked(self):
+        """What they were asked since."""
+        return Path("/run/person/asked").read_text("utf-8").splitlines()
+
+
+# --- what is in the disks of a qube that runs
+
+
+def machine(qube):
+    """Its libvirt XML, state and process, as stubs/libvirt.py keeps them."""
+    for file in Path("/run/guests").glob("*.json"):
+        found = json.loads(file.read_text("utf-8"))
+        if found["name"] == qube:
+            return found
+    raise AssertionError(f"{qube} never ran")
+
+
+def disk(qube, target):
+    import libvirt
+
+    found = {
+        name: source for name, source, _ in libvirt.disks(machine(qube)["xml"])
+    }
+    return found[target]
+
+
+def write(qube, target, data, offset=0):
+    """The qube writes to its disk, and sees to it that it is there."""
+    fd = os.open(disk(qube, target), os.O_RDWR)
+    try:
+        assert os.pwrite(fd, data, offset) == len(data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read(qube, target, size, offset=0):
+    fd = os.open(disk(qube, target), os.O_RDONLY)
+    try:
+        return os.pread(fd, size, offset)
+    finally:
+        os.close(fd)
+
+
+# --- what ZFS says
+
+
+def zfs(*command):
+    """The lines that a command of ZFS prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AssertionError(f"{shlex.join(command)}: {done.stderr}")
+    return done.stdout.splitlines()
+
+
+def datasets(above):
+    return zfs("zfs", "list", "-H", "-r", "-o", "name", above)
+
+
+def until(true, what, seconds=60):
+    """Wait until *true* gives something, and give it."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not in {seconds} s: {what}")
+        time.sleep(0.2)
+    return found
+
+
+def gone(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return False
+    return True

@@ -1,0 +1,27 @@
+"""Nobody changes the qrexec policy here, so nothing is watched."""
+
+IN_CREATE = IN_MODIFY = IN_DELETE = IN_MOVED_FROM = IN_MOVED_TO = 0
+IN_ONLYDIR = IN_CLOSE_WRITE = IN_ATTRIB = 0
+
+
+class ProcessEvent:
+    pass
+
+
+class WatchManager:
+    def add_watch(self, *_args, **_kwargs):
+        return {}
+
+    def rm_watch(self, *_args, **_kwargs):
+        pass
+
+    def close(self):
+        pass
+
+
+class AsyncioNotifier:
+    def __init__(self, *_args, **_kwargs):
+        pass
+
+    def stop(self):
+        pass
