@@ -1,12 +1,11 @@
 """One dom0 for all tests here; they run in the guest (make test-qubesd)."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from .dom0 import LOG, Dom0, tell
+from .dom0 import LOG, MIB, ROOT, Dom0, tell, zfs
 
 READY = Path("/etc/qubes-release")
 
@@ -27,14 +26,25 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def dom0():
     machine = Dom0()
-    subprocess.run(
-        ["zpool", "create", "-m", "none", "tank", "/dev/vdb"], check=True
-    )
+    zfs("zpool", "create", "-m", "none", "tank", "/dev/vdb")
     machine.start()
     machine.run("qubes-prefs", "default_kernel", "6.6.1")
     yield machine
     if machine.process.poll() is None:
         machine.stop()
+
+
+@pytest.fixture(scope="session")
+def plain(dom0):
+    """A pool with a template, whose root volume begins with ROOT."""
+    tell("\n### the pool plain, and the template tmpl in it")
+    option = "container=tank/plain"
+    dom0.run("qvm-pool", "add", "-o", option, "plain", "zfs_zvol")
+    create = ("qvm-create", "-l", "black", "-P", "plain")
+    dom0.run(*create, "-C", "TemplateVM", "tmpl")
+    dom0.give("tmpl:root", ROOT.ljust(8 * MIB, b"\0"))
+    dom0.run("qubes-prefs", "default_template", "tmpl")
+    return "plain"
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ written to /out/qubesd, which is VM_OUT on the host; a status or an output that
 is not as expected shows what qubesd said last.
 """
 
-import contextlib
 import importlib
 import io
 import json
@@ -23,6 +22,9 @@ from pathlib import Path
 
 OUT = Path("/out/qubesd")
 LOG = OUT / "qubesd.log"
+MIB = 1 << 20
+#: how the root volume of the template begins
+ROOT = b"the template's root"
 SOCKET = "/run/qubesd.sock"
 STORE = Path("/var/lib/qubes/qubes.xml")
 #: seconds until a command, or qubesd's start, is given up
@@ -51,15 +53,15 @@ class Call:
 
     A qvm-* tool is run in a fork of this process, which has its modules
     already: to start Python takes seconds where the machine is emulated.
+
+    :param stdin: what is on its standard input, or a file that is
     """
 
     def __init__(self, command, stdin=b""):
         self.command = command
         self.began = time.monotonic()
         self._output = tempfile.TemporaryFile()
-        with tempfile.TemporaryFile() as given:
-            given.write(stdin)
-            given.seek(0)
+        with _file(stdin) as given:
             if command[0].startswith(("qvm-", "qubes-")) and (
                 command[0] != "qvm-zfs"
             ):
@@ -97,6 +99,15 @@ class Call:
             + (said if text.strip() else "")
         )
         return status, text
+
+
+def _file(content):
+    if not isinstance(content, bytes):
+        return content
+    file = tempfile.TemporaryFile()
+    file.write(content)
+    file.seek(0)
+    return file
 
 
 def _become_tool(module, command, given, output):
@@ -218,6 +229,17 @@ class Dom0:
             )
         return text
 
+    def revisions(self, volume):
+        """Their ids, the oldest first."""
+        return self.run("qvm-volume", "info", volume, "revisions").split()
+
+    def give(self, volume, data, *options, **expected):
+        """qvm-volume import, of a file."""
+        file = Path("/root/given")
+        file.write_bytes(data)
+        command = ("qvm-volume", "import", *options, volume, str(file))
+        return self.run(*command, **expected)
+
     # --- the person at the screen
 
     def answer(self, *lines):
@@ -294,10 +316,3 @@ def until(true, what, seconds=60):
             raise AssertionError(f"not in {seconds} s: {what}")
         time.sleep(0.2)
     return found
-
-
-def gone(process):
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, 0)
-        return False
-    return True

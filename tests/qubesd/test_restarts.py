@@ -1,0 +1,116 @@
+"""qubesd ends, or is killed, while qubes run."""
+
+import fcntl
+import os
+import signal
+import time
+
+import pytest
+
+from .dom0 import MIB, ROOT, datasets, machine, read, tell, until, write
+
+SHUTDOWN = ("qvm-shutdown", "--wait")
+
+
+@pytest.fixture(scope="module", params=["plain"])
+def qube(dom0, request):
+    """An AppVM that was written to in one session."""
+    pool = request.getfixturevalue(request.param)
+    name = f"stays-{pool}"
+    dom0.run("qvm-create", "-P", pool, "-l", "red", "-t", "tmpl", name)
+    dom0.run("qvm-start", name)
+    write(name, "xvdb", b"one")
+    dom0.run(*SHUTDOWN, name)
+    assert dom0.revisions(f"{name}:private") == ["r1"]
+    yield name
+    dom0.run("qvm-remove", "-f", name)
+    assert not any(f"/{name}" in each for each in datasets("tank"))
+
+
+def runs(dom0, qube):
+    return "Running" in dom0.run("qvm-ls", "--fields=STATE", qube)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_qube_goes_on_without_qubesd(dom0, qube, number):
+    before = dom0.revisions(f"{qube}:private")
+    dom0.run("qvm-start", qube)
+    write(qube, "xvda", b"scribbled")
+    write(qube, "xvdb", number.name.encode())
+    dom0.stop(number)
+    write(qube, "xvdb", b"unwatched", MIB)
+    dom0.start()
+    assert runs(dom0, qube)
+    assert read(qube, "xvdb", 9, MIB) == b"unwatched"
+    dom0.run("qvm-volume", "revert", f"{qube}:private", status=1)
+    dom0.run(*SHUTDOWN, qube)
+    after = dom0.revisions(f"{qube}:private")
+    assert after[:-1] == before[-1:] or after[:-1] == before
+    assert int(after[-1][1:]) == int(before[-1][1:]) + 1
+    dom0.run("qvm-start", qube)
+    assert read(qube, "xvda", len(ROOT)) == ROOT
+    assert read(qube, "xvdb", 7) == number.name.encode()
+    dom0.run(*SHUTDOWN, qube)
+    assert dom0.revisions(f"{qube}:private") == after
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_qube_ends_while_qubesd_is_away(dom0, qube, number):
+    before = dom0.revisions(f"{qube}:private")
+    dom0.run("qvm-start", qube)
+    write(qube, "xvda", b"scribbled")
+    write(qube, "xvdb", b"at its end")
+    dom0.stop(number)
+    os.kill(machine(qube)["pid"], signal.SIGTERM)
+    dom0.start()
+    assert not runs(dom0, qube)
+    after = dom0.revisions(f"{qube}:private")
+    assert int(after[-1][1:]) == int(before[-1][1:]) + 1
+    dom0.run("qvm-start", qube)
+    assert read(qube, "xvda", len(ROOT)) == ROOT
+    assert read(qube, "xvdb", 10) == b"at its end"
+    dom0.run(*SHUTDOWN, qube)
+    assert dom0.revisions(f"{qube}:private") == after
+
+
+def test_qubesd_dies_in_an_import(dom0, qube):
+    """The volume stays what it was, and takes the next."""
+    dom0.run("qvm-start", qube)
+    write(qube, "xvdb", b"stays")
+    dom0.run(*SHUTDOWN, qube)
+    before = datasets("tank")
+    revisions = dom0.revisions(f"{qube}:private")
+    end, ours = os.pipe()
+    fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, MIB)
+    command = ("qvm-volume", "import", "--size", str(4 * MIB))
+    call = dom0.begin(*command, f"{qube}:private", "-", stdin=open(end, "rb"))
+    os.write(ours, b"half".ljust(fcntl.fcntl(ours, fcntl.F_GETPIPE_SZ)))
+    until(lambda: datasets("tank") != before, "the import begins")
+    dom0.stop(signal.SIGKILL)
+    os.close(ours)
+    assert call.end()[0]
+    dom0.start()
+    assert dom0.revisions(f"{qube}:private") == revisions
+    dom0.run("qvm-start", qube)
+    assert read(qube, "xvdb", 5) == b"stays"
+    dom0.run(*SHUTDOWN, qube)
+    until(lambda: datasets("tank") == before, "its leftovers are gone")
+    dom0.give(f"{qube}:private", b"imported".ljust(4 * MIB, b"\0"))
+    dom0.run("qvm-start", qube)
+    assert read(qube, "xvdb", 8) == b"imported"
+    dom0.run(*SHUTDOWN, qube)
+
+
+def test_qubesd_dies_in_a_start(dom0, qube):
+    for seconds in (0.1, 0.3, 0.5):
+        call = dom0.begin("qvm-start", qube)
+        time.sleep(seconds)
+        dom0.stop(signal.SIGKILL)
+        call.end()
+        tell(f"-- killed {seconds} s after the command began")
+        dom0.start()
+        if not runs(dom0, qube):
+            dom0.run("qvm-start", qube)
+        assert read(qube, "xvda", len(ROOT)) == ROOT
+        assert read(qube, "xvdb", 8) == b"imported"
+        dom0.run("qvm-kill", qube)
