@@ -8,6 +8,7 @@ is not as expected shows what qubesd said last.
 import importlib
 import io
 import json
+import logging
 import os
 import select
 import shlex
@@ -126,6 +127,8 @@ def _become_tool(module, command, given, output):
         os.environ.clear()
         os.environ.update(ENVIRON)
         os.chdir("/root")
+        # what this process does with what is logged is not the tool's
+        logging.getLogger().handlers.clear()
         try:
             status = module.main() or 0
         except SystemExit as end:
