@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .dom0 import LOG, MIB, ROOT, Dom0, tell, zfs
+from .dom0 import LOG, MIB, OUT, ROOT, Dom0, tell, zfs
 
 READY = Path("/etc/qubes-release")
 
@@ -23,6 +23,18 @@ def pytest_collection_modifyitems(items):
             )
 
 
+def pytest_terminal_summary(terminalreporter):
+    if not READY.exists():
+        return
+    found = [
+        f"{name} {Path('/', name, 'version').read_text('ascii').strip()}"
+        for name in ("core-admin", "core-admin-client", "core-qrexec")
+    ]
+    (openzfs,) = Path("/sys/module/zfs/version").read_text("ascii").split()
+    terminalreporter.write_line(f"OpenZFS {openzfs}, {', '.join(found)}")
+    terminalreporter.write_line(f"all commands are in {OUT} (VM_OUT/qubesd)")
+
+
 @pytest.fixture(scope="session")
 def dom0():
     machine = Dom0()
@@ -30,8 +42,7 @@ def dom0():
     machine.start()
     machine.run("qubes-prefs", "default_kernel", "6.6.1")
     yield machine
-    if machine.process.poll() is None:
-        machine.stop()
+    machine.end_all()
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +62,8 @@ def plain(dom0):
 def told(dom0, request):
     """Each test begins with its name; none leaves a traceback of ours."""
     tell(f"\n### {request.node.name}")
+    if dom0.process.poll() is not None:
+        dom0.start()
     dom0.new_log()
     yield
     for end in ends(dom0.new_log()):

@@ -21,6 +21,8 @@ import time
 import traceback
 from pathlib import Path
 
+from .stubs import libvirt
+
 OUT = Path("/out/qubesd")
 LOG = OUT / "qubesd.log"
 MIB = 1 << 20
@@ -66,8 +68,7 @@ class Call:
             if command[0].startswith(("qvm-", "qubes-")) and (
                 command[0] != "qvm-zfs"
             ):
-                name = command[0].replace("-", "_")
-                module = importlib.import_module(f"qubesadmin.tools.{name}")
+                module = _tool(command[0])
                 self._pid = os.fork()
                 if not self._pid:
                     _become_tool(module, command, given, self._output)
@@ -100,6 +101,17 @@ class Call:
             + (said if text.strip() else "")
         )
         return status, text
+
+
+def _tool(name):
+    """Its module; some take their name from sys.argv as they are imported."""
+    ours, sys.argv = sys.argv, [f"/usr/bin/{name}"]
+    try:
+        return importlib.import_module(
+            f"qubesadmin.tools.{name.replace('-', '_')}"
+        )
+    finally:
+        sys.argv = ours
 
 
 def _file(content):
@@ -151,6 +163,11 @@ class Dom0:
         OUT.mkdir(parents=True, exist_ok=True)
         self.process = None
         self._read = 0
+        # whose screen it is, as qubes.AskPassword finds them
+        self._session = subprocess.Popen(
+            ["setpriv", "--reuid=user", "--clear-groups", "sleep", "infinity"],
+            env={**ENVIRON, "DISPLAY": ":0"},
+        )
 
     # --- qubesd
 
@@ -200,6 +217,11 @@ class Dom0:
         self._read += len(text)
         return text.decode(errors="replace")
 
+    def end_all(self):
+        if self.process.poll() is None:
+            self.stop()
+        self._session.kill()
+
     # --- commands
 
     def begin(self, *command, stdin=b""):
@@ -247,10 +269,11 @@ class Dom0:
 
     def answer(self, *lines):
         """What they will answer; whatever is asked beyond that is cancelled."""
-        Path("/run/person/answers").write_text(
-            "".join(f"{line}\n" for line in lines), "utf-8"
-        )
-        Path("/run/person/asked").write_text("", "utf-8")
+        lines = "".join(f"{line}\n" for line in lines)
+        for name, text in (("answers", lines), ("asked", "")):
+            file = Path("/run/person", name)
+            file.write_text(text, "utf-8")
+            file.chmod(0o666)
 
     def asked(self):
         """What they were asked since."""
@@ -269,13 +292,13 @@ def machine(qube):
     raise AssertionError(f"{qube} never ran")
 
 
-def disk(qube, target):
-    import libvirt
+def lives(pid):
+    return libvirt.lives(pid)
 
-    found = {
-        name: source for name, source, _ in libvirt.disks(machine(qube)["xml"])
-    }
-    return found[target]
+
+def disk(qube, target):
+    xml = machine(qube)["xml"]
+    return {name: source for name, source, _ in libvirt.disks(xml)}[target]
 
 
 def write(qube, target, data, offset=0):

@@ -47,7 +47,7 @@ cp -r /core-admin/templates/. /usr/share/qubes/templates
 cp /core-qrexec/lib/qubes-rpc-multiplexer /usr/lib/qubes/
 install -m 755 "$project"/dom0/qubes-rpc/* /etc/qubes-rpc
 
-install -m 755 "$here"/bin/{column,logger,virsh,systemd-ask-password,qubesd} \
+install -m 755 "$here"/bin/{column,logger,virsh,zenity,qubesd} \
     /usr/local/bin
 install -m 755 "$here/bin/qrexec-daemon" /usr/sbin
 install -m 755 "$here/bin/nothing" /usr/sbin/qubesdb-daemon
@@ -77,8 +77,12 @@ mkdir -p /var/log/qubes /etc/qubes/backup /run/person \
     /var/lib/qubes/{appvms,vm-templates,backup,vm-kernels/6.6.1}
 chown user:qubes /run/qubes
 chmod 2770 /run/qubes
+chown user /run/person
 for file in vmlinuz initramfs; do
     echo "$file" >"/var/lib/qubes/vm-kernels/6.6.1/$file"
 done
 truncate -s 1M /var/lib/qubes/vm-kernels/6.6.1/modules.img
+# qvm-backup-restore unpacks here, and wants 1 GB
+mkdir -p /root/QubesIncoming
+mount -t tmpfs -o size=1200m tmpfs /root/QubesIncoming
 echo 'Qubes release 4.3 (R4.3)' >/etc/qubes-release

@@ -6,6 +6,7 @@ Its state is in a file for each qube, so it outlives qubesd, and a program can
 end it meanwhile (bin/virsh).
 """
 
+import asyncio
 import json
 import os
 import re
@@ -14,8 +15,6 @@ import subprocess
 import time
 import types
 from pathlib import Path
-
-import libvirtaio
 
 QUBES = Path("/run/guests")
 #: seconds between two looks for qubes that have ended
@@ -244,7 +243,7 @@ class virConnect:
 
     def domainEventRegisterAny(self, _domain, _event, handler, opaque):
         if not self._handlers:
-            libvirtaio.LOOP.call_later(PAUSE, self._look)
+            asyncio.get_event_loop().call_later(PAUSE, self._look)
         self._handlers.append((handler, opaque))
         return len(self._handlers)
 
@@ -266,7 +265,7 @@ class virConnect:
                 filter(None, self._handlers) if event else ()
             ):
                 handler(self, domain, event, 0, opaque)
-        libvirtaio.LOOP.call_later(PAUSE, self._look)
+        asyncio.get_event_loop().call_later(PAUSE, self._look)
 
     def close(self):
         pass

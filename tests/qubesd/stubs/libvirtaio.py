@@ -1,8 +1,5 @@
-"""Keeps the event loop for libvirt.py."""
-
-LOOP = None
+"""libvirt.py here needs no help: it is called by the event loop."""
 
 
 def virEventRegisterAsyncIOImpl(loop):
-    global LOOP
-    LOOP = loop
+    pass
