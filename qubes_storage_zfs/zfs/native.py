@@ -10,6 +10,7 @@ for itself.
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from .errors import CommandFailed
 
 #: where programs are looked for, and all of PATH that they see
 FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
+#: whether the module makes no device nodes
+INHIBIT = "/sys/module/zfs/parameters/zvol_inhibit_dev"
 #: seconds between attempts while udev probes a device; 4.7 in all
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.2, 2.0)
 
@@ -199,12 +202,24 @@ async def rename(dataset: str, new: str) -> None:
 async def remake_node(dataset: str) -> None:
     """Have ZFS make the node of a zvol that has none, or is hidden.
 
+    If a process was killed that had told the module to make none
+    (removable.no_new_nodes()), it is told otherwise first; while one lives, it
+    holds a lock.
+
     Taking volmode from the container again changes nothing for a zvol that
     has its node (zvol_set_volmode_impl()).
 
     :raises CommandFailed: if zfs(8) refused
     """
+    _end_inhibition()
     await inherit(dataset, "volmode")
+
+
+def _end_inhibition() -> None:
+    with contextlib.suppress(OSError), open(INHIBIT, "r+b", 0) as setting:
+        fcntl.flock(setting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if setting.read(1) == b"1":
+            setting.write(b"0")
 
 
 def wipe(secret: bytearray | bytes) -> None:

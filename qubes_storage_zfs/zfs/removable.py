@@ -21,7 +21,6 @@ _Task = asyncio.Task[Any]
 
 #: where the guids of imported zpools are
 _KSTAT = Path("/proc/spl/kstat/zfs")
-_INHIBIT = Path("/sys/module/zfs/parameters/zvol_inhibit_dev")
 #: what a running system can have a qube's data on: volumes of ZFS, files of
 #: other pools, LVM's volumes; none of these is ever looked at for a zpool
 _NEVER = re.compile(r"(zd|loop|ram|zram|sr|fd|nbd)[0-9]")
@@ -266,7 +265,7 @@ async def no_new_nodes() -> AsyncIterator[None]:
     setting is what it was.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    setting = os.open(_INHIBIT, os.O_WRONLY | os.O_CLOEXEC)
+    setting = os.open(native.INHIBIT, os.O_WRONLY | os.O_CLOEXEC)
     try:
         # one process at a time: the first that ends would end it for all
         await core.in_thread(fcntl.flock, setting, fcntl.LOCK_EX)

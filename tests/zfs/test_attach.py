@@ -20,7 +20,7 @@ from qubes_storage_zfs import ask, key
 from qubes_storage_zfs.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.pool import ZfsZvolPool
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.zfs import keys, removable
+from qubes_storage_zfs.zfs import keys, native, removable
 
 from .answers import Person
 from .conftest import MIB, EncryptedLab, Lab, export_zpool, read, sh, write
@@ -492,6 +492,36 @@ def test_a_volume_made_meanwhile_in_another_zpool_gets_its_node(lab):
     assert INHIBIT.read_text() == "0\n"
     again = lab.private("meanwhile", b"again")
     assert lab.content(again) == b"again"
+
+
+def test_a_kill_leaves_no_qube_without_its_volumes(lab):
+    """It could not put the setting back; the next that waits for a node does,
+    but not while a process lives that has it so."""
+    program = (
+        "import asyncio, sys\n"
+        "from qubes_storage_zfs.zfs import removable\n"
+        "async def hold():\n"
+        "    async with removable.no_new_nodes():\n"
+        "        print('held', flush=True)\n"
+        "        await asyncio.sleep(600)\n"
+        "asyncio.run(hold())\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        native._end_inhibition()
+        assert INHIBIT.read_text().strip() == "1"
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    assert INHIBIT.read_text().strip() == "1"
+    volume = lab.volatile()
+    lab.start(volume)
+    assert INHIBIT.read_text().strip() == "0" and read(volume.path) == b""
+    lab.stop(volume)
 
 
 def test_a_signal_leaves_the_setting_as_it_was():
