@@ -337,7 +337,7 @@ def completes(packages, tmp_path_factory):
 @pytest.mark.parametrize(
     "line, offered",
     [
-        ("qvm-zfs ", "status unlock lock passwd --help"),
+        ("qvm-zfs ", "status unlock lock passwd attach detach adopt --help"),
         ("qvm-zfs u", "unlock"),
         ("qvm-zfs -", "--help"),
         ("qvm-zfs x", ""),
@@ -352,6 +352,8 @@ def completes(packages, tmp_path_factory):
         ("qvm-zfs passwd --", "--pbkdf2iters --help"),
         ("qvm-zfs passwd --pbkdf2iters ", ""),
         ("qvm-zfs passwd --pbkdf2iters 500000 pr", "private"),
+        ("qvm-zfs attach ", "tank private p2.x-y_z"),
+        ("qvm-zfs adopt --a", "--apply"),
         ("qvm-zfs nonsense ", "--help"),
     ],
 )
