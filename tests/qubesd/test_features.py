@@ -2,6 +2,8 @@
 
 import pytest
 
+from .dom0 import disk, read, until, write, zfs
+
 
 @pytest.fixture(scope="module")
 def qube(dom0, plain):
@@ -25,3 +27,95 @@ def test_a_tag_is_added_and_deleted(dom0, qube):
     assert "mine" in dom0.run("qvm-tags", qube, "list").split()
     dom0.run("qvm-tags", qube, "del", "mine")
     assert "mine" not in dom0.run("qvm-tags", qube, "list").split()
+
+
+# --- those that are about volumes
+
+
+def compression(qube):
+    volume = disk(qube, "xvdb").removeprefix("/dev/zvol/")
+    (value,) = zfs("zfs", "get", "-H", "-o", "value", "compression", volume)
+    return value
+
+
+def test_a_feature_tunes_a_volume_at_the_next_start(dom0, qube):
+    dom0.run("qvm-start", qube)
+    before = compression(qube)
+    dom0.run("qvm-features", qube, "zfs.compression", "off")
+    assert compression(qube) == before != "off"
+    dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.run("qvm-start", qube)
+    assert compression(qube) == "off"
+    dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.run("qvm-features", "--unset", qube, "zfs.compression")
+    dom0.run("qvm-start", qube)
+    assert compression(qube) == before
+    dom0.run("qvm-shutdown", "--wait", qube)
+
+
+@pytest.mark.parametrize(
+    "feature, value, why",
+    [
+        ("zfs.mountpoint", "/", "is nothing that a qube can have"),
+        ("zfs.private.compression", "fast", "compression must be on, off"),
+        ("zfs.dedup", "on", "there is no way back"),
+        ("zfs.reset-on-start", "root", "as new at every start anyway"),
+    ],
+)
+def test_what_is_refused_when_it_is_set(dom0, qube, feature, value, why):
+    text = dom0.run(
+        *("qvm-features", qube, feature, value),
+        status=1,
+        traced=True,
+    )
+    assert f"Cannot set the feature {feature} of {qube}: " in text
+    assert why in text
+    assert feature not in dom0.run("qvm-features", qube)
+
+
+def test_a_volume_begins_anew_at_each_start(dom0, qube):
+    dom0.run("qvm-features", qube, "zfs.reset-on-start", "private")
+    for session in b"one", b"two":
+        dom0.run("qvm-start", qube)
+        assert not any(read(qube, "xvdb", 4096))
+        write(qube, "xvdb", session.ljust(512, b"\0"))
+        dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.run("qvm-features", "--unset", qube, "zfs.reset-on-start")
+    dom0.run("qvm-start", qube)
+    assert read(qube, "xvdb", 3) == b"two"
+    dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.run("qvm-volume", "revert", f"{qube}:private")
+    dom0.run("qvm-start", qube)
+    assert read(qube, "xvdb", 3) == b"one"
+    dom0.run("qvm-shutdown", "--wait", qube)
+
+
+# --- tags by pool
+
+
+def ours(dom0, qube):
+    tags = dom0.run("qvm-tags", qube, "list").split()
+    return [tag for tag in tags if tag.startswith("zfs-pool-")]
+
+
+def test_tags_are_those_of_the_pools(dom0, qube):
+    option = "container=tank/beside"
+    dom0.run("qvm-pool", "add", "-o", option, "beside", "zfs_zvol")
+    assert ours(dom0, qube) == ["zfs-pool-plain"]
+    dom0.run("qvm-tags", qube, "add", "zfs-pool-beside")
+    dom0.run("qvm-tags", qube, "del", "zfs-pool-plain")
+    assert ours(dom0, qube) == ["zfs-pool-plain"]
+    dom0.run("qvm-clone", "-P", "beside", qube, "copy")
+    assert ours(dom0, "copy") == ["zfs-pool-beside"]
+    dom0.stop()
+    dom0.start()
+    assert ours(dom0, qube) == ["zfs-pool-plain"]
+    assert ours(dom0, "copy") == ["zfs-pool-beside"]
+    dom0.run("qvm-remove", "-f", "copy")
+    until(
+        lambda: not zfs(
+            "zfs", "list", "-Hro", "name", "-t", "volume", "tank/beside"
+        ),
+        "the copy's volumes are gone",
+    )
+    dom0.run("qvm-pool", "remove", "beside")
