@@ -63,11 +63,7 @@ def test_a_feature_tunes_a_volume_at_the_next_start(dom0, qube):
     ],
 )
 def test_what_is_refused_when_it_is_set(dom0, qube, feature, value, why):
-    text = dom0.run(
-        *("qvm-features", qube, feature, value),
-        status=1,
-        traced=True,
-    )
+    text = dom0.run("qvm-features", qube, feature, value, status=1)
     assert f"Cannot set the feature {feature} of {qube}: " in text
     assert why in text
     assert feature not in dom0.run("qvm-features", qube)
