@@ -292,7 +292,8 @@ class World:
             keep,
             content,
             tuple(self.contents[states[number]] for number in sorted(states)),
-            " from " in pointer and pointer.endswith(f" r{max(states)}"),
+            " from " in pointer
+            and pointer.endswith(f" r{max(states, default=0)}"),
         )
 
     def guids(self, vid: str) -> set[int]:
