@@ -265,7 +265,7 @@ async def at_rest(world: World) -> Dump:
             await world.check_volume(vid)
             await _session(world, vid)
             await world.check_volume(vid)
-    if world.model["app/private"].begun:
+    if not world.model["app/private"].current.tag:
         await _session(world, "app/private")
         await world.check_volume("app/private")
     wanted = min(2, 1 + max(world.keep, 0))
