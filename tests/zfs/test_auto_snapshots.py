@@ -1,0 +1,201 @@
+"""Snapshots that other tools take: they skip what is ours, and where an admin
+wants them, they stay and nothing of ours breaks.
+
+Taken, named and pruned as zfs-auto-snapshot and sanoid do it.
+"""
+
+import itertools
+
+import pytest
+
+from qubes_storage_zfs import ask
+
+from .answers import Person
+from .conftest import MIB, EncryptedLab, Lab, read, sh, write
+
+_minutes = itertools.count(17)
+
+
+def labels():
+    """What the two call their snapshots."""
+    minute = next(_minutes)
+    return (
+        f"zfs-auto-snap_hourly-2026-11-22-20{minute:02}",
+        f"autosnap_2026-11-22_20:{minute:02}:00_hourly",
+    )
+
+
+class Tools:
+    """Both of them, run on all that is below a dataset."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        self.taken = set()
+
+    def __call__(self):
+        """One recursive snapshot each, of all there is at this moment."""
+        home, (hourly, autosnap) = self.lab.pool.home, labels()
+        note = "com.sun:auto-snapshot-desc=-"
+        sh("zfs", "snapshot", "-o", note, "-r", f"{home}@{hourly}")
+        sh("zfs", "snapshot", "-r", f"{home}@{autosnap}")
+        names = self._list()
+        assert names >= self.taken, "one was destroyed"
+        self.taken = names
+
+    def _list(self):
+        return {
+            name
+            for name in self.lab.datasets("snapshot")
+            if "@zfs-auto-snap_" in name or "@autosnap_" in name
+        }
+
+    def all_there(self):
+        assert self._list() == self.taken
+
+    def prune(self):
+        """They destroy their own."""
+        of = {}
+        for name in sorted(self.taken):
+            dataset, _, label = name.partition("@")
+            of.setdefault(dataset, []).append(label)
+        for dataset, names in of.items():
+            every = f"{dataset}@{','.join(names)}"
+            sh("zfs", "destroy", f"{self.lab.container}/{every}")
+        assert not self._list()
+        self.taken = set()
+
+
+def holds(verb, lab, tools):
+    names = [f"{lab.container}/{name}" for name in sorted(tools.taken)]
+    sh("zfs", verb, "keep", *names)
+
+
+@pytest.fixture
+def person(monkeypatch):
+    monkeypatch.setattr(ask, "prompt", Person().prompt)
+
+
+@pytest.fixture
+def lab(zpool):
+    made = Lab(zpool)
+    yield made
+    # they would make what comes after it slow
+    sh("zfs", "destroy", "-r", made.container, check=False)
+
+
+def test_a_life_with_snapshots_between_any_two_verbs(lab):
+    take = Tools(lab)
+    root = lab.private("tmpl", b"system", name="root", revisions_to_keep=1)
+    take()
+    volume = lab.private(content=b"one", revisions_to_keep=1)
+    app, volatile = lab.clone_of(root), lab.volatile()
+    for text in b"two", b"three":
+        take()
+        lab.start(app, volume, volatile)
+        take()
+        assert lab.pool.list_volumes()
+        # nothing that a session wrote is there at the next
+        for each in app, volatile:
+            before = b"system" if each is app else b""
+            assert read(each.path) == before
+            write(each.path, b"scribble")
+        write(volume.path, text)
+        take()
+        lab.stop(app, volume, volatile)
+        take()
+        assert lab.content(volume) == text
+        take.all_there()
+        lab.session(root, b"system")
+    assert len(volume.revisions) == 1
+    lab.run(volume.revert())
+    take()
+    assert lab.content(volume) == b"two"
+    lab.run(volume.resize(8 * MIB))
+    take()
+    source = lab.private("source", b"other")
+    take()
+    lab.run(volume.import_volume(source))
+    take()
+    assert lab.content(volume) == b"other"
+    lab.run(volume.revert())
+    assert lab.content(volume) == b"two"
+    path = lab.run(volume.export())
+    take()
+    lab.run(volume.export_end(path))
+    target = lab.run(volume.import_data(8 * MIB))
+    take()
+    lab.run(volume.import_data_end(False))
+    assert target and lab.content(volume) == b"two"
+    lab.restart()
+    lab.run(lab.pool.first_use())
+    take.all_there()
+    again = lab.again(volume)
+    assert lab.content(again) == b"two"
+
+
+def test_what_was_kept_for_them_goes_after_their_pruning(lab):
+    take = Tools(lab)
+    source = lab.private("source", b"other")
+    volume = lab.private(content=b"one", revisions_to_keep=1)
+    root = lab.private("tmpl", b"system", name="root")
+    app, volatile = lab.clone_of(root), lab.volatile()
+    lab.start(app, volatile)
+    take()
+    lab.stop(app, volatile)
+    take()
+    lab.run(volume.import_volume(source))
+    take()
+    lab.session(volume, b"two")
+    take()
+    path = lab.run(volume.export())
+    take()
+    lab.run(volume.export_end(path))
+    for each in app, volatile, volume, root, source:
+        lab.run(each.remove())
+        take.all_there()
+    # none of them is a volume any more, and no name of one is found
+    assert lab.pool.list_volumes() == []
+    holds("hold", lab, take)
+    lab.run(lab.pool.store.sweep())
+    take.all_there()
+    holds("release", lab, take)
+    take.prune()
+    lab.restart()
+    assert lab.sweep_until(lambda: lab.datasets() == ["vm"])
+
+
+def test_a_name_with_their_snapshots_is_used_again(lab):
+    take = Tools(lab)
+    volume = lab.private(content=b"one")
+    take()
+    lab.run(volume.remove())
+    take.all_there()
+    again = lab.private(content=b"new")
+    assert lab.content(again) == b"new" and not again.is_dirty()
+    take()
+    lab.run(again.revert())
+    take.all_there()
+    assert lab.content(again) == b""
+
+
+def test_a_key_is_forgotten_with_their_snapshots(zpool, person):
+    lab = EncryptedLab(zpool)
+    take = Tools(lab)
+    volume = lab.private(content=b"one")
+    take()
+    assert lab.run(lab.pool.key.forget())
+    take()
+    lab.run(volume.stop())
+    take.all_there()
+    assert lab.content(volume) == b"one"
+
+
+def test_they_skip_what_is_ours(lab):
+    """zfs-auto-snapshot takes what does not say false."""
+    lab.private(content=b"one")
+    shown = sh(
+        *("zfs", "get", "-Hr", "-t", "filesystem,volume"),
+        *("-o", "name,value", "com.sun:auto-snapshot", lab.pool.home),
+    )
+    values = {line.split("\t")[1] for line in shown.split("\n")}
+    assert values == {"false"}
