@@ -88,7 +88,7 @@ def test_qubesd_starts_without_the_zpool(dom0, far):
     export("usb")
     dom0.start()
     looks_work(dom0)
-    refused(dom0, far, ("zpool usb is not imported", "zpool import usb"))
+    refused(dom0, far, ("zpool usb is not imported", "sudo qvm-zfs attach"))
     dom0.give("far:private", b"x" * MIB, status=1, says="is not imported")
     revert = ("qvm-volume", "revert", "far:root", "r1")
     dom0.run(*revert, status=1)
