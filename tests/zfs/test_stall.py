@@ -235,14 +235,17 @@ def test_copying_between_pools_does_not_ask_in_the_loop(
 
 
 def test_what_the_synchronous_properties_cost(lab, in_loop):
-    """The API wants them at once, so they ask ZFS in the loop: each once."""
+    """The API wants them at once, so they ask ZFS in the loop: each once, and
+    of what cannot have changed never again."""
     root = lab.private("tmpl", b"v1", name="root")
     app = lab.clone_of(root)
     lab.start(app)
     for number in range(QUBES):
         lab.private(f"q{number}")
     for name, ask, calls in [
-        ("path", lambda: app.path, 1),
+        ("path", lambda: app.path, 0),
+        ("path of a halted qube's volume", lambda: root.path, 1),
+        ("the same again", lambda: root.path, 0),
         ("usage", lambda: app.usage, 1),
         ("size", lambda: app.size, 0),
         ("revisions", lambda: root.revisions, 1),
