@@ -255,7 +255,8 @@ class Session(Transfer):
         if not self.save_on_stop:
             return state.touched or not state.usable
         keep = self.revisions_to_keep
-        older = [x for x in state.revisions[:-1] if x.number != self._pinned]
+        pinned = self._pinned
+        older = [x for x in state.revisions[:-1] if x.number != pinned]
         surplus = len(older) > keep
         return state.frozen or surplus or (keep >= 0 and state.dirty)
 

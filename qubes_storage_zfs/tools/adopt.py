@@ -19,7 +19,7 @@ from . import adopt_steps, qubes_xml
 from .adopt_plan import Adoption
 from .adopt_steps import Plan, Refused, Step, Where
 from .adopt_undo import undo
-from .common import Failed
+from .common import QUBES_XML, Failed
 
 #: as libzfs_core takes them
 _CREATED: dict[str, core.Value] = {
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qubes-xml",
         type=Path,
-        default=qubes_xml.STORE,
+        default=QUBES_XML,
         metavar="FILE",
         help="where qubesd keeps what it knows (default: %(default)s)",
     )

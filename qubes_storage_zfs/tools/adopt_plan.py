@@ -16,7 +16,6 @@ from .adopt_steps import (
     HOME_SETTINGS,
     MADE,
     OLDER,
-    STRICT,
     UNTOUCHED,
     UPSTREAM,
     Known,
@@ -207,9 +206,9 @@ class Adoption:
         yield set_property(new, layout.ADOPTED, value)
 
     def _check_settings(self, about: Mapping[str, Any]) -> None:
-        for name in STRICT:
-            value = about["set"].get(name, HOME_SETTINGS[name])
-            if value != HOME_SETTINGS[name]:
+        for name, wanted in layout.SAFE.items():
+            value = about["set"].get(name, wanted)
+            if value != wanted:
                 self._refuse(
                     f"{about['name']} has {name}={value}, so that dom0 would"
                     " read what a qube wrote; run 'sudo zfs inherit"

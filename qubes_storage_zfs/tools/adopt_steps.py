@@ -17,17 +17,12 @@ from ..zfs.errors import ZfsError
 #: first, as set by zfs(8)
 HOME_SETTINGS: Mapping[str, str] = {
     "mountpoint": "none",
-    "volmode": "dev",
-    "snapdev": "hidden",
-    layout.UDEV_FLAG: "true",
+    **layout.SAFE,
     layout.AUTO_SNAPSHOT: "false",
 }
-#: of them, what nothing below may have otherwise: dom0 would read what qubes
-#: wrote
-STRICT = ("volmode", "snapdev", layout.UDEV_FLAG)
 #: properties that are looked at, of a dataset and of a zvol
 SETTINGS = tuple(HOME_SETTINGS)
-ZVOL_SETTINGS = (*STRICT, "readonly")
+ZVOL_SETTINGS = (*layout.SAFE, "readonly")
 
 UPSTREAM = "zfs"
 OLDER = "older"

@@ -25,10 +25,6 @@ class Gone(Failed):
     """A pool is not in the zpool."""
 
 
-#: what every dataset below a pool's home has
-_WANTED = {"volmode": "dev", "snapdev": "hidden", layout.UDEV_FLAG: "true"}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pool", metavar="POOL")
 
@@ -199,7 +195,7 @@ def _changed(
     pool: Pool, dataset: str, values: dict[str, Value]
 ) -> Iterator[tuple[str, str, str]]:
     """Properties, their values, and what these must be."""
-    wanted = dict(_WANTED)
+    wanted = dict(layout.SAFE)
     if pool.driver == ENCRYPTED:
         wanted["encryptionroot"] = pool.dataset
         if dataset == pool.dataset:

@@ -18,7 +18,6 @@ from xml.etree import ElementTree
 
 from .adopt_steps import Known, Refused, Where
 
-STORE = Path("/var/lib/qubes/qubes.xml")
 #: where qubesd listens (qubes/api/admin.py)
 SOCKET = "/var/run/qubesd.sock"
 
