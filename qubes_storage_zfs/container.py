@@ -322,7 +322,7 @@ class Container:
             },
         )
         if done["gone"]:
-            LOG.info("%s: %d leftovers removed", self.home, done["gone"])
+            LOG.info("%s: leftovers removed: %d", self.home, done["gone"])
         await self.sweep_again(done["left"].values())
         return list(done["busy"].values())
 

@@ -19,7 +19,7 @@ from . import adopt_steps, qubes_xml
 from .adopt_plan import Adoption
 from .adopt_steps import Plan, Refused, Step, Where
 from .adopt_undo import undo
-from .common import QUBES_XML, Failed
+from .common import QUBES_XML, Failed, slow
 
 #: as libzfs_core takes them
 _CREATED: dict[str, core.Value] = {
@@ -88,7 +88,8 @@ async def _adopt(given: argparse.Namespace) -> None:
         mark = holder_mark()[layout.HOLDER]
         plan = Adoption(place, volumes, found, mark)()
     plan.checked()
-    held = [text async for text in _in_use(found)]
+    async with slow("Looking who uses its volumes"):
+        held = [text async for text in _in_use(found)]
     if held and given.apply:
         raise Refused(*held)
     _show(plan, held)
@@ -120,7 +121,6 @@ def _is_ours(
 
 async def _look(place: Where) -> dict[str, Any]:
     """What is on disk; see adoptable.lua."""
-    await core.sync(place.container)
     question = {
         "container": place.container,
         "home": place.home,
@@ -129,9 +129,11 @@ async def _look(place: Where) -> dict[str, Any]:
         "settings": list(adopt_steps.SETTINGS),
         "zvol_settings": list(adopt_steps.ZVOL_SETTINGS),
     }
-    found: dict[str, Any] = await channel.read(
-        "adoptable", place.container, question
-    )
+    async with slow(f"Looking at {place.container}"):
+        await core.sync(place.container)
+        found: dict[str, Any] = await channel.read(
+            "adoptable", place.container, question
+        )
     return found
 
 
@@ -177,8 +179,9 @@ def _say_how(given: argparse.Namespace) -> None:
 
 
 async def _do(plan: Plan) -> None:
-    for step in plan.steps:
-        await _DO[step.verb](step)
+    async with slow("Changing them"):
+        for step in plan.steps:
+            await _DO[step.verb](step)
 
 
 async def _create(step: Step) -> None:

@@ -129,6 +129,8 @@ def _become_tool(module, command, given, output):
     try:
         for number, file in ((0, given), (1, output), (2, output)):
             os.dup2(file.fileno(), number)
+        # as exec() would: the other end of its stdin may be among them
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))
         for name in ("stdout", "stderr"):
             raw = io.FileIO(1, "w", closefd=False)

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import ask, key
+from qubes_storage_zfs import ask, key, layout
 from qubes_storage_zfs.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.pool import ZfsZvolPool
 from qubes_storage_zfs.tools import common
@@ -409,7 +409,8 @@ def change(lab, *commands):
     (see removable.make_nodes()).
     """
     if removable.guid("stick") is not None:
-        assert qvm_zfs("detach", lab.name)[0] == 0
+        code, _, why = qvm_zfs("detach", lab.name)
+        assert code == 0, why
     INHIBIT.write_text("1")
     try:
         sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
@@ -442,6 +443,17 @@ def test_volumes_that_dom0_would_look_into_are_not_attached(
     assert f"{dataset} has {name}={wrong} where " in said
     assert removable.guid("stick") is None
     assert INHIBIT.read_text() == "0\n"
+
+
+def test_of_a_zpool_imported_by_hand_it_is_told_as_well(stick):
+    stick.private(content=b"data")
+    name, dataset = layout.UDEV_FLAG, f"{stick.pool.home}/work"
+    sh("zfs", "set", f"{name}=false", dataset)
+    assert f"{dataset} has {name}=false" in refused("attach", stick.name)
+    assert removable.guid("stick")
+    sh("zfs", "inherit", name, dataset)
+    said = f"{stick.name} is attached already.\n"
+    assert qvm_zfs("attach", stick.name)[:2] == (0, said)
 
 
 def test_that_nodes_appear_would_be_seen(stick):
