@@ -28,11 +28,11 @@ def locked(method: Method) -> Method:
 
     @functools.wraps(method)
     async def changing(self: "Transfer", *args: Any, **kwargs: Any) -> Any:
-        self._known.clear()
+        self._known = None
         try:
             return await method(self, *args, **kwargs)
         finally:
-            self._known.clear()
+            self._known = None
 
     return cast(Method, qubes.storage.Volume.locked(changing))
 
@@ -52,8 +52,9 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
-        #: what was found out since the last verb, while no qube has it
-        self._known: dict[str, int] = {}
+        #: number of the current generation, and usage, if they were asked for
+        #: since the last verb and no qube has it
+        self._known: tuple[int, int] | None = None
 
     # --- what both halves use
 

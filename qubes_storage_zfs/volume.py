@@ -33,9 +33,6 @@ _BASE_OPTIONS = frozenset(
 )
 
 
-_CURRENT = "number"
-
-
 class ZfsVolume(Session):
     """One volume of a qube, on zvols.
 
@@ -85,7 +82,7 @@ class ZfsVolume(Session):
         """The device node that a qube is given."""
         number = self._given
         if number is None:
-            number = self._asked_if_changed(_CURRENT) or 0
+            number, _ = self._asked_if_changed()
         try:
             return device.link(self.where.generation(number))
         except layout.BadName:
@@ -123,23 +120,25 @@ class ZfsVolume(Session):
     def usage(self) -> int:
         """Bytes of data in the volume before compression; for a clone made
         at start, bytes that are its own."""
-        kind = "used" if self.snap_on_start else "logicalreferenced"
-        return self._asked_if_changed(kind) or 0
+        _, usage = self._asked_if_changed()
+        return usage
 
-    def _asked_if_changed(self, kind: str) -> int | None:
-        """A native property of the current generation, or its number.
+    def _asked_if_changed(self) -> tuple[int, int]:
+        """The number of the current generation, and its usage (bytes).
 
-        While its qube is halted only verbs change it; and qubesd is asked
+        While its qube is halted only verbs change them; and qubesd is asked
         about every volume once a minute, for the disk space widget.
         """
-        if kind in self._known and not self._in_use():
-            return self._known[kind]
-        state = self._state_now(*([kind] if kind != _CURRENT else []))
+        in_use = self._in_use()
+        if self._known is not None and not in_use:
+            return self._known
+        kind = "used" if self.snap_on_start else "logicalreferenced"
+        state = self._state_now(kind)
         if state is None or state.current is None:
-            return None
-        found = int({**state.properties, _CURRENT: state.current}[kind])
-        if not self._in_use():
-            self._known[kind] = found
+            return 0, 0
+        found = state.current, int(state.properties.get(kind, 0))
+        if not in_use:
+            self._known = found
         return found
 
     @property

@@ -246,6 +246,7 @@ def test_what_the_synchronous_properties_cost(lab, in_loop):
         ("path", lambda: app.path, 0),
         ("path of a halted qube's volume", lambda: root.path, 1),
         ("the same again", lambda: root.path, 0),
+        ("and its usage", lambda: root.usage, 0),
         ("usage", lambda: app.usage, 1),
         ("size", lambda: app.size, 0),
         ("revisions", lambda: root.revisions, 1),
