@@ -39,7 +39,8 @@ async def run(given: argparse.Namespace) -> int:
     if imported is not None:
         if pool.guid not in (None, imported):
             raise Failed(_is_another(pool, "that is imported", imported))
-        await _check(pool)
+        async with slow(f"Looking at {pool.name}"):
+            await _check(pool)
         print(f"{pool.name} is attached already.")
         return 0
     async with slow(f"Looking for {zpool}"):
