@@ -31,10 +31,8 @@ ADOPT_BY_HAND = (
 )
 #: of a root that somebody else made; what our own have from the beginning
 _ROOT_SETTINGS = {
-    "volmode": "dev",
-    "snapdev": "hidden",
+    **layout.SAFE,
     "canmount": "off",
-    layout.UDEV_FLAG: "true",
     layout.AUTO_SNAPSHOT: "false",
 }
 
