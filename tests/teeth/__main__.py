@@ -6,16 +6,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .faults import FAULTS, Fault
+from .faults import FAULTS
+from .faults.base import TREE, Fault
 
-TREE = Path(__file__).resolve().parent.parent.parent
 FAILED = 1  # pytest's exit status if tests ran and some failed
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
 
 
 def faulty(fault: Fault, copy: Path) -> None:
     """Put *fault* into a copy of the package."""
-    file = copy / "qubes_storage_zfs" / fault.file
+    file = fault.place(copy)
     text = file.read_text("utf-8")
     if text.count(fault.right) != 1:
         raise SystemExit(f"the place of {fault.name!r} is not found")

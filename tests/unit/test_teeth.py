@@ -1,17 +1,14 @@
 """The faults of tests/teeth still fit the code they are put into."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.teeth.faults import FAULTS
-
-TREE = Path(__file__).resolve().parent.parent.parent
+from tests.teeth.faults.base import TREE
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_has_its_place(fault) -> None:
-    text = (TREE / "qubes_storage_zfs" / fault.file).read_text("utf-8")
+    text = fault.place().read_text("utf-8")
     assert text.count(fault.right) == 1
     assert fault.wrong != fault.right
 
