@@ -108,6 +108,9 @@ class virDomain:
     def memoryStats(self):
         return {"actual": 409600}
 
+    def maxMemory(self):
+        return 409600
+
     def createWithFlags(self, flags=0):
         if self.isActive():
             raise libvirtError("it runs", VIR_ERR_OPERATION_INVALID)
@@ -147,6 +150,12 @@ class virDomain:
 
     def pMSuspendForDuration(self, *_args):
         raise libvirtError("not here", VIR_ERR_OPERATION_UNSUPPORTED)
+
+    def shutdown(self):
+        """Ask the qube to end by itself, and return before it has."""
+        if not self.isActive():
+            raise libvirtError("it does not run", VIR_ERR_OPERATION_INVALID)
+        os.kill(self._is().pid, signal.SIGTERM)
 
     def destroy(self):
         if not self.isActive():
