@@ -266,7 +266,8 @@ def describe_values():
     for date in 0, 1700000000, 1.5:
         put(f"isodate {date}", qubes.storage.isodate, date)
     for text in "True", "1", "on", "False", "0", "off", "", "yes", True, None:
-        put(f"parse_bool {text!r}", qubes.utils.parse_bool, text)
+        if hasattr(qubes.utils, "parse_bool"):
+            put(f"parse_bool {text!r}", qubes.utils.parse_bool, text)
     for text in "True", "YES", "on", "0", "off", "", "maybe", 1, None, "No":
         put(f"bool {text!r}", qubes.property.bool, None, None, text)
     places = [types.SimpleNamespace(dir_path=path) for path in ("/a", "/b")]

@@ -14,6 +14,10 @@ import pytest
 
 HOST = pathlib.Path(__file__).resolve().parents[1] / "host"
 CHECKOUT = os.environ.get("QUBES_CORE_ADMIN")
+#: whether the checkout is core-admin of Qubes OS 4.3
+IS_R43 = CHECKOUT is not None and pathlib.Path(CHECKOUT, "version").read_text(
+    "ascii"
+).startswith("4.3.")
 
 pytestmark = pytest.mark.skipif(
     not CHECKOUT, reason="QUBES_CORE_ADMIN names no core-admin checkout"
@@ -24,6 +28,14 @@ OWN = {
     "utils": {"register_entry_point", "entry_point_names"},
     "Volume": {"_is_volatile", "_mapped_name"},
 }
+if IS_R43:
+    # newer ones, or with another name for a parameter; the driver uses none
+    OWN["exceptions"] = {
+        *("QubesVMAlreadyExistsError", "QubesPoolInUseError"),
+        *("QubesPoolNotFoundError", "QubesVolumeNotFoundError"),
+        "QubesVolumeRevisionNotFoundError",
+        "QubesVolumeCopyTokenNotFoundError",
+    }
 #: parts of the real classes which the stand-in leaves out
 LEFT_OUT = {
     "Pool": {"__neq__"},
@@ -39,6 +51,7 @@ def probe(package_dir):
     """What the probe says of the qubes package in *package_dir*."""
     env = dict(os.environ, PYTHONPATH=str(package_dir))
     env["PYTHONDONTWRITEBYTECODE"] = "1"
+    env["QUBES_STAND_IN"] = "4.3" if IS_R43 else ""
     done = subprocess.run(
         [sys.executable, "-P", str(HOST / "conformance_probe.py")],
         env=env,
@@ -96,7 +109,7 @@ def test_same_members(ours, real, name):
 
 def test_same_values(ours, real):
     """Configs, XML attributes, conversions and comparisons are the same."""
-    assert len(real["values"]) > 60
+    assert len(real["values"]) > 50
     assert ours["values"] == real["values"]
 
 

@@ -4,6 +4,8 @@ A QubesException, a ProtocolError and a PermissionDenied reach the user as
 text; anything else reaches the user as an empty response.
 """
 
+from qubes.release import IS_R43
+
 
 class QubesException(Exception):
     """An error whose text is meant for the user."""
@@ -13,7 +15,7 @@ class ProtocolError(AssertionError):
     """The client sent something no correct client would send."""
 
 
-class PermissionDenied(PermissionError):
+class PermissionDenied(Exception if IS_R43 else PermissionError):
     """The request is fine, the client may not make it."""
 
 

@@ -6,6 +6,8 @@ import logging
 import os
 import subprocess
 
+from qubes.release import IS_R43
+
 LOGGER = logging.getLogger("qubes.utils")
 
 _am_root = os.getuid() == 0
@@ -45,6 +47,10 @@ def parse_bool(value):
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"invalid bool: {value}")
     return known[value]
+
+
+if IS_R43:
+    del parse_bool
 
 
 async def coro_maybe(value):

@@ -9,6 +9,7 @@ import qubes
 import qubes.config
 import qubes.utils
 from qubes.exc import StoragePoolException  # noqa: F401
+from qubes.release import IS_R43
 
 STORAGE_ENTRY_POINT = "qubes.storage"
 #: where is_running() of a volume is recorded; tests may point it elsewhere
@@ -17,7 +18,12 @@ VOLUME_STATE_PREFIX = "volume-running-"
 
 
 def _sanitize_config(config):
-    return {key: str(value) for key, value in config.items()}
+    """What an XML element keeps; False is not written by R4.3."""
+    return {
+        key: str(value)
+        for key, value in config.items()
+        if not (IS_R43 and value is False)
+    }
 
 
 # both modules need the names above, and only those, while being imported
@@ -74,7 +80,9 @@ class Pool:
     def __init__(self, *, name, revisions_to_keep=1, ephemeral_volatile=False):
         self.name = name
         self.revisions_to_keep = revisions_to_keep
-        self.ephemeral_volatile = qubes.utils.parse_bool(ephemeral_volatile)
+        if not IS_R43:
+            ephemeral_volatile = qubes.utils.parse_bool(ephemeral_volatile)
+        self.ephemeral_volatile = ephemeral_volatile
         self._volumes_collection = VolumesCollection(self)
 
     def __eq__(self, other):

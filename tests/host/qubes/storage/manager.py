@@ -6,6 +6,7 @@ import subprocess
 import qubes.exc
 import qubes.utils
 from qubes.exc import StoragePoolException
+from qubes.release import IS_R43
 from qubes.storage.volume import Volume
 
 
@@ -244,7 +245,8 @@ class Storage:
         result = await qubes.utils.coro_maybe(
             dst_volume.import_volume(src_volume)
         )
-        await self.vm.fire_event_async(
-            "domain-import-volume", name=dst_volume.name, source=src_volume
-        )
+        if not IS_R43:
+            await self.vm.fire_event_async(
+                "domain-import-volume", name=dst_volume.name, source=src_volume
+            )
         return result

@@ -8,6 +8,7 @@ import lxml.etree
 import qubes.events
 import qubes.exc
 import qubes.storage
+from qubes.release import IS_R43
 from qubes.vm import LocalVM
 
 _KEPT_CONFIG = (
@@ -50,7 +51,7 @@ class QubesVM(LocalVM):
         changes = {}
         nodes = [] if xml is None else xml.iterfind("volume-config/volume")
         for node in nodes:
-            words = {"True": True, "False": False}
+            words = {"True": True} if IS_R43 else {"True": True, "False": False}
             changes[node.get("name")] = {
                 key: words.get(value, value) for key, value in node.items()
             }
