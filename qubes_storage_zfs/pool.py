@@ -143,7 +143,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             "name": self.name,
             "driver": self.driver,
             "revisions_to_keep": self.revisions_to_keep,
-            "ephemeral_volatile": self.ephemeral_volatile,
+            # as text: core-admin 4.3 writes no attribute that is False
+            "ephemeral_volatile": str(self.ephemeral_volatile),
         }
 
     def check_container(self, state: State) -> None:

@@ -55,6 +55,9 @@ class ZfsVolume(Session):
             key: config[key] for key in config if key not in _BASE_OPTIONS
         }
         self.snap_on_start_forensics = snap_on_start_forensics
+        # core-admin 4.3 hands over every value but True as text
+        if base.get("ephemeral") == "False":
+            base["ephemeral"] = False
         super().__init__(**base)
 
     # --- what and where
@@ -106,6 +109,9 @@ class ZfsVolume(Session):
         config: dict[str, Any] = {**self._unknown, **super().config}
         if self.snap_on_start_forensics:
             config["snap_on_start_forensics"] = True
+        # as text: core-admin 4.3 writes no attribute that is False
+        if config.get("ephemeral") is False:
+            config["ephemeral"] = "False"
         return config
 
     @property
