@@ -123,6 +123,8 @@ def _obstacle(
     if why:
         return why
     owner = found.get("owner")
+    if found.get("bare"):
+        return sentences.CONTAINER_BARE.format(dataset=container)
     if found.get("home") and owner is None:
         return (
             f"{home} exists and is not this driver's; choose another container"

@@ -86,6 +86,8 @@ class State:
     mountable: bool
     #: of all generations, if asked for and one is to be made
     numbers: Sequence[int]
+    #: whether a container without owner was received without its properties
+    bare: bool
     #: number of the current generation; None if there is no such volume
     current: int | None
     #: whether nobody keeps the content of the current generation
@@ -186,6 +188,7 @@ class Container:
         return {
             "container": self.dataset,
             "owner": layout.OWNER,
+            "prefix": layout.PREFIX,
             **name.arguments,
             **tuned,
             "want": list(asked.want),
@@ -395,6 +398,7 @@ def _state(answer: Mapping[str, Any]) -> State:
         qube=bool(answer.get("qube")),
         mountable=bool(answer.get("mountable", True)),
         numbers=list(answer.get("numbers", {}).values()),
+        bare=bool(answer.get("bare")),
         current=answer.get("current"),
         scratch=bool(answer.get("scratch")),
         usable=bool(answer.get("usable")),

@@ -154,7 +154,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             why = sentences.CONTAINER_MISSING.format(dataset=self.container)
             raise refusal(what, why)
         if state.owner is None:
-            why = sentences.CONTAINER_UNMARKED.format(dataset=self.container)
+            why = sentences.unmarked(self.name, self.container, state.bare)
             raise refusal(what, why)
         if state.owner != self.name:
             why = sentences.CONTAINER_CLAIMED.format(

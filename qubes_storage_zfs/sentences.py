@@ -6,6 +6,7 @@ qubesd's modules: the tools say the same.
 
 import errno
 
+from . import layout
 from .zfs import errors as zfs
 from .zfs.blank import DeviceRefused
 
@@ -30,8 +31,14 @@ CONTAINER_CLAIMED = (
     " for good, run 'sudo zfs inherit {property} {dataset}' in dom0"
 )
 CONTAINER_UNMARKED = (
-    "the dataset {dataset} is not marked as this pool's; remove the pool and"
-    " add it again to adopt it"
+    "the dataset {dataset} is not marked as the pool {pool}'s; if it is, run"
+    " 'sudo zfs set {property}={pool} {dataset}' in dom0"
+)
+CONTAINER_BARE = (
+    "{dataset} was received without its properties, so that nothing says which"
+    " of its volumes are current; receive it again from 'zfs send -R' ('zfs"
+    " send -Rw' for an encrypted pool), see moving.md in the package's"
+    " documentation"
 )
 NO_SPACE = (
     "there is no space left for {dataset} (zpool full, or a quota above it);"
@@ -144,6 +151,15 @@ DISK_CHANGED = (
 )
 POOL_IN_USE = "{zpool} is in use: {users}; end that and try again"
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
+
+
+def unmarked(pool: str, dataset: str, bare: bool) -> str:
+    """Return the sentence for a container that carries no pool's name.
+
+    :param bare: it was received without its properties
+    """
+    template = CONTAINER_BARE if bare else CONTAINER_UNMARKED
+    return template.format(dataset=dataset, pool=pool, property=layout.OWNER)
 
 
 def reason(exc: zfs.ZfsError) -> str:

@@ -167,7 +167,7 @@ async def _check(pool: Pool) -> None:
         raise Gone(why) from exc
     owner = found[pool.dataset][layout.OWNER]
     if not owner.local:
-        why = sentences.CONTAINER_UNMARKED.format(dataset=pool.dataset)
+        why = sentences.unmarked(pool.name, pool.dataset, False)
         raise Gone(why)
     if owner.value != pool.name:
         raise Gone(

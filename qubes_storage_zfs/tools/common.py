@@ -98,7 +98,7 @@ async def on_disk() -> list[Pool]:
     """
     _, text = await native.run(
         "zfs",
-        *("get", "-Hp", "-t", "filesystem", "-s", "local"),
+        *("get", "-Hp", "-t", "filesystem", "-s", "local,received"),
         *("-o", "name,value", layout.OWNER),
     )
     found = []

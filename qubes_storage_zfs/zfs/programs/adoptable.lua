@@ -9,23 +9,12 @@
 --       one): {name, type, own, set, inner (list of children: {name, type, own,
 --       set, logical (bytes), snapshots (list of {name, createtxg, leaving, own,
 --       since (bytes written to the volume after it)})})}
-local function own_of(ds)
-    local own = {}
-    for name, value, source in zfs.list.user_properties(ds) do
-        if source == ds
-            and string.sub(name, 1, #argv.prefix) == argv.prefix then
-            own[name] = value
-        end
-    end
-    return own
-end
-
 local function about(ds, settings)
-    local out = {name = ds, set = {}, own = own_of(ds)}
+    local out = {name = ds, set = {}, own = own_properties(ds, argv.prefix)}
     out.type = (zfs.get_prop(ds, "type"))
     for _, name in pairs(settings) do
         local value, source = zfs.get_prop(ds, name)
-        if source == ds then
+        if is_own(ds, source) then
             out.set[name] = value
         end
     end
@@ -45,7 +34,7 @@ local function volume(ds)
             name = short,
             createtxg = (zfs.get_prop(snapshot, "createtxg")),
             leaving = is_leaving(snapshot),
-            own = own_of(snapshot),
+            own = own_properties(snapshot, argv.prefix),
             since = (zfs.get_prop(ds, "written@" .. short)),
         }
     end

@@ -15,13 +15,38 @@ local function refuse(errno, step, dataset)
     return {errno = errno, step = step, dataset = dataset}
 end
 
--- The value of a user property set on ds itself, not inherited.
+-- What dsl_prop_get_dd() reports as the source of a property that came with
+-- the dataset by `zfs receive` (ZPROP_SOURCE_VAL_RECVD).  A value that is set
+-- later takes precedence over it, and zfs.sync.inherit hides it
+-- (dsl_prop_set_sync_impl(), ZPROP_SRC_INHERITED).
+local RECEIVED = "$recvd"
+
+-- Whether a property with this source belongs to ds itself: it was set there,
+-- or received with ds, and is not inherited.
+local function is_own(ds, source)
+    return source == ds or source == RECEIVED
+end
+
+-- The value of a user property of ds itself, nil if it has none or inherits
+-- it; and whether it was received.
 local function own_property(ds, name)
     local value, source = zfs.get_prop(ds, name)
-    if source == ds then
-        return value
+    if is_own(ds, source) then
+        return value, source == RECEIVED
     end
-    return nil
+    return nil, false
+end
+
+-- The user properties of ds itself whose names start with prefix: name ->
+-- value.
+local function own_properties(ds, prefix)
+    local found = {}
+    for name, value, source in zfs.list.user_properties(ds) do
+        if is_own(ds, source) and string.sub(name, 1, #prefix) == prefix then
+            found[name] = value
+        end
+    end
+    return found
 end
 
 -- Number of the current generation of a volume, nil if it has none; whether
@@ -40,8 +65,8 @@ end
 -- What the current generation of a volume that begins anew at each start was
 -- made from; and the number of the revision that is no more than that.
 local function begun_from(qube, pointer)
-    local value = own_property(qube, pointer) or ""
-    local from, number = string.match(value, " from (%S+) ?r?(%d*)$")
+    local value = own_property(qube, pointer)
+    local from, number = string.match(value or "", " from (%S+) ?r?(%d*)$")
     return from, tonumber(number)
 end
 
@@ -320,16 +345,29 @@ local function is_empty_qube(qube, prefix)
     for _ in zfs.list.children(qube) do
         return false
     end
-    for name, _, source in zfs.list.user_properties(qube) do
-        if source == qube and string.sub(name, 1, #prefix) == prefix then
-            return false
-        end
+    if next(own_properties(qube, prefix)) ~= nil then
+        return false
     end
     local home = parent_of(qube)
     return (zfs.get_prop(qube, "type")) == "filesystem"
         and ((zfs.get_prop(qube, "canmount")) == "off"
             or (zfs.get_prop(qube, "logicalreferenced"))
                 == (zfs.get_prop(home, "logicalreferenced")))
+end
+
+-- Whether there are zvols in the datasets below home, and no property of ours
+-- says what they are: they were received without their properties.
+local function is_bare(home, prefix)
+    local bare = false
+    for qube in zfs.list.children(home) do
+        if next(own_properties(qube, prefix)) ~= nil then
+            return false
+        end
+        for child in zfs.list.children(qube) do
+            bare = bare or (zfs.get_prop(child, "type")) == "volume"
+        end
+    end
+    return bare
 end
 
 -- Destroy a generation without snapshots, or with its beginning alone.  Gives

@@ -5,7 +5,8 @@
 -- gives: parent, exists, home (booleans); type; owner; owner_above (a dataset
 --        above that some pool has claimed); flag, volmode (of home);
 --        foreign (a child of home that is not the dataset of a qube of ours,
---        absent if there is none)
+--        absent if there is none); bare (of a container without owner: whether
+--        it was received without its properties, see common.lua)
 local out = {}
 local parent = parent_of(argv.container)
 out.parent = parent == nil or zfs.exists(parent)
@@ -13,7 +14,7 @@ if not zfs.exists(argv.container) then
     if parent ~= nil and out.parent then
         local value, source = zfs.get_prop(parent, argv.owner)
         if value ~= nil then
-            out.owner_above = source
+            out.owner_above = is_own(parent, source) and parent or source
         end
     end
     return out
@@ -21,7 +22,7 @@ end
 out.exists = true
 out.type = (zfs.get_prop(argv.container, "type"))
 local value, source = zfs.get_prop(argv.container, argv.owner)
-if source == argv.container then
+if is_own(argv.container, source) then
     out.owner = value
 elseif value ~= nil then
     out.owner_above = source
@@ -30,16 +31,11 @@ if zfs.exists(argv.home) then
     out.home = true
     out.flag = (zfs.get_prop(argv.home, argv.flag))
     out.volmode = (zfs.get_prop(argv.home, "volmode"))
+    out.bare = out.owner == nil and is_bare(argv.home, argv.prefix)
     for child in zfs.list.children(argv.home) do
         local ours = is_empty_qube(child, argv.prefix) and (out.owner ~= nil
             or (zfs.get_prop(child, "canmount")) == "off")
-        for name, _, source in zfs.list.user_properties(child) do
-            if source == child
-                and string.sub(name, 1, #argv.prefix) == argv.prefix then
-                ours = true
-            end
-        end
-        if not ours then
+        if not ours and next(own_properties(child, argv.prefix)) == nil then
             out.foreign = child
         end
     end

@@ -6,9 +6,10 @@
 --
 -- argv: home, or qube for that one alone; prefix (of pointers); holder, blank
 --       (properties)
--- gives: datasets (list of {name, guid, holder}); empty (qubes' datasets
---       that hold nothing); stuck (count of unreachable generations that a
---       clone or another's snapshot keeps)
+-- gives: datasets (list of {name, guid, holder}; holder is "received", which
+--       names no process, if the mark came with the dataset by `zfs receive`);
+--       empty (qubes' datasets that hold nothing); stuck (count of unreachable
+--       generations that a clone or another's snapshot keeps)
 local out = {datasets = {}, empty = {}, stuck = 0}
 
 local function is_untouched_clone(ds)
@@ -40,12 +41,13 @@ local function look(qube)
         local volume, number = parse_generation(child)
         local current = current_number(qube, argv.prefix .. volume)
         if number ~= current then
-            local mark = own_property(child, argv.holder)
+            local mark, received = own_property(child, argv.holder)
             if not has_snapshots(child) and is_ours(child, number, mark) then
                 out.datasets[#out.datasets + 1] = {
                     name = child,
                     guid = (zfs.get_prop(child, "guid")),
-                    holder = mark,
+                    -- the process that it names did not receive it
+                    holder = received and "received" or mark,
                 }
             elseif current == nil and mark ~= nil then
                 out.stuck = out.stuck + 1

@@ -1,7 +1,7 @@
 -- Everything the driver asks about one volume.  Read-only.
 --
--- argv: container, owner (property), qube (dataset), volume, pointer,
---       committed, blank (properties),
+-- argv: container, owner (property), prefix (of all our properties), qube
+--       (dataset), volume, pointer, committed, blank (properties),
 --       want (list of native properties of the current generation, each as
 --       dear as all the rest: the zvol is opened for it)
 --       counted: give numbers, unless what there is can be used again;
@@ -10,7 +10,8 @@
 --       and property that says what is committed there) of what nobody keeps,
 --       if it is made now; tuned (property): give that of the current
 --       generation
--- gives: missing (if the container is); owner (not with dates); qube (whether
+-- gives: missing (if the container is); owner (not with dates), or bare, as
+--       container.lua has it; qube (whether
 --       its dataset exists) or mountable (whether ZFS would mount it if it
 --       did); current (number, absent if there is no volume); numbers (of all
 --       generations); properties; tuned
@@ -29,6 +30,10 @@ end
 local out = {numbers = {}}
 if not argv.dates then
     out.owner = own_property(argv.container, argv.owner)
+    local home = parent_of(qube)
+    if out.owner == nil and zfs.exists(home) then
+        out.bare = is_bare(home, argv.prefix)
+    end
 end
 
 if not zfs.exists(qube) then

@@ -8,11 +8,8 @@ if not zfs.exists(argv.home) then
 end
 for qube in zfs.list.children(argv.home) do
     local short = string.sub(qube, #argv.home + 2)
-    for name, value, source in zfs.list.user_properties(qube) do
-        if source == qube
-            and string.sub(name, 1, #argv.prefix) == argv.prefix then
-            out[short .. "/" .. string.sub(name, #argv.prefix + 1)] = value
-        end
+    for name, value in pairs(own_properties(qube, argv.prefix)) do
+        out[short .. "/" .. string.sub(name, #argv.prefix + 1)] = value
     end
 end
 return out

@@ -1,0 +1,190 @@
+"""Pools that `zfs send` and `zfs receive` brought to another zpool."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from qubes_storage_zfs import layout
+from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.zfs import core, removable
+
+from .conftest import (
+    MIB,
+    EncryptedLab,
+    Lab,
+    export_zpool,
+    known_key,
+    read,
+    sh,
+    write,
+)
+
+DISK = Path("/tmp/moved.img")
+
+
+@pytest.fixture
+def second():
+    """A second zpool; a test gives it the name of the first."""
+    with open(DISK, "wb") as file:
+        file.truncate(256 * MIB)
+    sh("zpool", "create", "-m", "none", "second", str(DISK))
+    yield "second"
+    subprocess.run(["zpool", "destroy", "-f", "second"], check=False)
+    DISK.unlink()
+
+
+def send(lab, *options):
+    """Copy the container to the second zpool."""
+    snapshot = f"{lab.container}@move"
+    copy = "second" + lab.container.removeprefix("away")
+    above = copy.rpartition("/")[0]
+    if above != "second":
+        sh("zfs", "create", "-p", above)
+    sh("zfs", "snapshot", "-r", snapshot)
+    flags = " ".join(options)
+    done = subprocess.run(
+        f"zfs send {flags} {snapshot} | zfs receive -u {copy}",
+        shell=True,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    return copy
+
+
+def take_the_place(lab):
+    """The second zpool becomes the one that qubes.xml names."""
+    guid = removable.guid("away")
+    export_zpool("away")
+    export_zpool("second")
+    sh("zpool", "import", "-N", "-d", str(DISK), "second", "away")
+    sh("zpool", "reguid", "-g", guid, "away")
+    assert removable.guid("away") == guid
+    sh("zfs", "destroy", "-r", f"{lab.container}@move")
+    lab.restart()
+
+
+def own(dataset, name):
+    """The value and source of a user property, as a program sees it."""
+    line = sh("zfs", "get", "-Hpo", "value,source", name, dataset)
+    return tuple(line.split("\t"))
+
+
+def lived_in(lab):
+    """A pool with a volume of each kind, after a session of each."""
+    root = lab.private("tmpl", b"root", name="root")
+    private = lab.private("app", b"one")
+    lab.session(private, b"two")
+    app = lab.clone_of(root, "app")
+    volatile = lab.volatile("app")
+    lab.start(app, volatile)
+    write(app.path, b"changed")
+    write(volatile.path, b"secret")
+    lab.stop(app, volatile)
+    lab.run(private.revert())
+    return root, private, app, volatile
+
+
+def check_it_works(lab, volumes):
+    """Start, stop, revert and remove what was received."""
+    root, private, app, volatile = map(lab.again, volumes)
+    before = lab.datasets()
+    lab.run(lab.pool.first_use())
+    assert lab.datasets() == before, "garbage collection destroyed something"
+    assert [volume.vid for volume in lab.pool.list_volumes()] == [
+        "app/private",
+        "app/root",
+        "app/volatile",
+        "tmpl/root",
+    ]
+    assert len(private.revisions) >= 2
+    lab.start(root, private, app, volatile)
+    assert read(private.path) == b"one"
+    assert read(app.path) == b"root"
+    assert read(volatile.path) == b""
+    write(private.path, b"three")
+    lab.stop(root, private, app, volatile)
+    assert lab.content(private) == b"three"
+    lab.run(private.revert())
+    assert lab.content(private) == b"one"
+    for volume in (private, app, volatile, root):
+        lab.run(volume.remove())
+    assert lab.pool.list_volumes() == []
+    assert not [x for x in lab.datasets() if "app" in x or "tmpl" in x]
+    lab.run(lab.pool.destroy())
+    assert own(lab.container, layout.OWNER) == ("-", "-")
+
+
+def test_a_pool_moves_to_another_zpool(away, second):
+    volumes = lived_in(away)
+    send(away, "-R")
+    take_the_place(away)
+    assert own(away.container, layout.OWNER)[1] == "received"
+    check_it_works(away, volumes)
+
+
+def test_an_encrypted_pool_moves_and_keeps_its_passphrase(away, second):
+    lab = EncryptedLab("away")
+    volumes = lived_in(lab)
+    send(lab, "-Rw")
+    take_the_place(lab)
+    with known_key() as key:
+        core.load_key(lab.container, key)
+    check_it_works(lab, volumes)
+
+
+def test_a_replica_without_properties_says_so(away, second):
+    volume = away.private(content=b"data")
+    copy = f"second/{away.name}"
+    for dataset in sh("zfs", "list", "-Hro", "name", away.container).split(
+        "\n"
+    ):
+        to = copy + dataset.removeprefix(away.container)
+        sh("zfs", "snapshot", f"{dataset}@one")
+        done = subprocess.run(
+            f"zfs send {dataset}@one | zfs receive -u {to}", shell=True
+        )
+        assert not done.returncode
+    lab = away
+    there = Lab.__new__(Lab)
+    there.__dict__.update(lab.__dict__)
+    there.container, there.options = copy, {"container": copy}
+    pool = there.restart()
+    volume = there.again(volume)
+    for what in (volume.start(), volume.verify(), pool.setup()):
+        with pytest.raises(
+            StoragePoolException, match="received without its properties"
+        ):
+            there.run(what)
+    before = there.datasets()
+    there.run(volume.stop())
+    there.run(there.pool.store.sweep())
+    assert there.datasets() == before
+    # its mark alone says nothing about its volumes
+    sh("zfs", "inherit", layout.OWNER, away.container)
+    with pytest.raises(StoragePoolException, match="zfs set"):
+        lab.run(lab.again(volume).verify())
+
+
+def test_marks_of_a_process_do_not_travel(away, second):
+    """A mark that was received names no process that has it in hand."""
+    volume = away.private(content=b"data")
+    path = away.run(volume.export())
+    exported = path.removeprefix("/dev/zvol/")
+    copy = send(away, "-R")
+    sh("zfs", "destroy", "-r", f"{away.container}@move")
+    sh("zfs", "destroy", "-r", f"{copy}@move")
+    away.run(volume.export_end(path))
+    name = copy + exported.removeprefix(away.container)
+    mark, source = own(name, layout.HOLDER)
+    assert source == "received" and f":{os.getpid()}:" in mark
+    store = Container.at(copy, f"{copy}/vm")
+    assert away.run(store.in_hand_elsewhere()) == []
+    away.run(store.sweep())
+    left = sh("zfs", "list", "-Hro", "name", copy)
+    assert name not in left.split("\n")
+    assert f"{copy}/vm/work/private" in left
