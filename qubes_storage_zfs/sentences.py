@@ -95,6 +95,10 @@ VOLUME_EXISTS = (
 RUNNING = "the qube is running; shut it down first"
 SHRINK_RUNNING = "a volume cannot be made smaller while its qube runs"
 READ_ONLY = "the volume is read-only"
+SIZE_OF_SOURCE = (
+    "its size is that of {source}, which it is cloned from at each start;"
+    " resize that volume ('qvm-volume resize {source} SIZE' in dom0)"
+)
 NO_REVISION = "there is no revision {revision}; 'qvm-volume info' lists them"
 NO_REVISIONS = "the volume has no revision to go back to"
 NOTHING_TO_RESET_TO = (

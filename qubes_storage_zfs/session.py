@@ -12,7 +12,7 @@ from typing import Any
 
 from qubes.storage import StoragePoolException
 
-from . import layout, sentences, tuning
+from . import halting, layout, sentences, tuning
 from .container import State
 from .errors import refusal, sentence, told
 from .layout import VolumeName
@@ -33,17 +33,17 @@ def _is_begun(state: State, wanted: str) -> bool:
 class Session(Transfer):
     """The part of ZfsVolume that qubesd calls each time a qube runs.
 
-    :ivar _given: the number of the generation that start() gave, until stop()
     :ivar _ready: it is as fresh as a new one, for the next start
     :ivar _due: it is to be made so, unless a verb comes first
+    :ivar _session_size: bytes; what a clone was resized to while its qube runs
     :ivar _times_committed: by this object
     :ivar _not_ours: create() found a volume of another qube in its place
     """
 
-    _given: int | None = None
     _ready = False
     _due = False
     _preparing: asyncio.Task[None] | None = None
+    _session_size: int | None = None
     _times_committed = 0
     _not_ours = False
     snap_on_start_forensics: bool
@@ -84,10 +84,20 @@ class Session(Transfer):
         self._size = self._rounded(self._size, what)
         return await self._tuned(number, None)
 
-    @locked
     async def start(self) -> "Session":
+        """Give the volume to its qube.
+
+        A source whose qube has just ended is committed first, so that the
+        clone is of its newest state.
+        """
+        await halting.stopped(self.source)
+        return await self._start()
+
+    @locked
+    async def _start(self) -> "Session":
         what = self._cannot("start")
         ready, self._ready, self._due = self._ready, False, False
+        self._session_size = None
         with told(what):
             with channel.together(self._qube_key):
                 await self.pool.first_use()
@@ -97,7 +107,7 @@ class Session(Transfer):
                     current = await self._start_kept(what)
                 else:
                     current = await self._start_scratch(what, ready)
-            self._given = current
+            self._given, self._stopped = current, False
             path = await device.wait_for_link(self.where.generation(current))
             if self.save_on_stop:
                 await self._learn_size_of(path, current)
@@ -211,7 +221,7 @@ class Session(Transfer):
         try:
             with channel.together(self._qube_key):
                 committed = await self._commit_or_discard()
-            self._given = None
+            self._given, self._stopped = None, True
             if committed:
                 await self._outdate_clones()
         except (ZfsError, layout.BadName, OSError) as exc:
@@ -223,6 +233,7 @@ class Session(Transfer):
     async def _commit_or_discard(self) -> bool:
         """Whether there may be a new revision."""
         self._ready = self._due = False
+        self._session_size = None
         await self.pool.first_use()
         times = self._source_times()
         current, needed = self._given, True

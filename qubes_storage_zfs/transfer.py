@@ -1,14 +1,16 @@
 """Data in and out of a volume: export, import, and one volume to another."""
 
+import asyncio
 import contextlib
 import functools
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import qubes.storage
 import qubes.utils
 
-from . import layout, sentences, tuning
+from . import halting, layout, sentences, tuning
 from .container import Container, State
 from .errors import refusal, told
 from .generations import Generations
@@ -37,7 +39,7 @@ def locked(method: Method) -> Method:
     return cast(Method, qubes.storage.Volume.locked(changing))
 
 
-class Transfer(qubes.storage.Volume):  # type: ignore[misc]
+class Transfer(halting.Used):
     """The half of ZfsVolume that moves data."""
 
     pool: "ZfsPool"
@@ -45,10 +47,8 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
     _import: str | None = None
     #: whether it replaced one whose client may still come to end it
     _import_replaces: bool = False
-    #: name of the qube that has it, and its application object; None if the
-    #: volume is only known from the disk
-    qube: str | None = None
-    app: Any = None
+    #: the task that began it
+    _import_task: "weakref.ref[asyncio.Task[Any]] | None" = None
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -72,14 +72,6 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         return Generations(
             self.where, self.store, self.pool.zpool, self._pinned
         )
-
-    @property
-    def _owner(self) -> Any:
-        """The qube; None if there is none."""
-        try:
-            return self.app.domains[self.qube]
-        except (AttributeError, KeyError, TypeError):
-            return None
 
     @property
     def _reset_to(self) -> str | None:
@@ -195,6 +187,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                 f"{self.vid} keeps nothing that could be exported"
             )
         what = self._cannot("export")
+        await halting.stopped(self)
         if self.snapshots_disabled and self.is_running():
             raise refusal(what, sentences.SNAPSHOTS_DISABLED)
 
@@ -232,6 +225,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             self._rounded(size, what), self.blocksize, state, lasting
         )
 
+    @halting.after_stop
     @locked
     async def import_data(self, size: int) -> str:
         """A zeroed device to write the new content to.
@@ -243,8 +237,7 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                 f"{self.vid} keeps nothing, so nothing can be imported"
             )
         what = self._cannot("import into")
-        if self.is_running():
-            raise refusal(what, sentences.RUNNING)
+        self._must_be_halted(what)
         with told(what):
             await self._begin()
             replaces = self._import is not None
@@ -253,6 +246,8 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             self._must_exist(state, what)
             _, self._import = await self._blank(size, what, state, True)
             self._import_replaces = replaces
+            task = asyncio.current_task()
+            self._import_task = weakref.ref(task) if task else None
             try:
                 return await device.wait_for_link(self._import)
             except BaseException:
@@ -293,13 +288,24 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
                 await self.generations.adopt(
                     number,
                     keep=self.revisions_to_keep,
-                    touched=self._import_replaces,
+                    touched=self._may_be_end_of_another(),
                 )
             except Unwritten as exc:
                 raise refusal(what, sentences.IMPORT_REPLACED) from exc
             await self._learn_size()
             await self._outdate_clones()
         return self
+
+    def _may_be_end_of_another(self) -> bool:
+        """Return whether the import that is ended now may be another one.
+
+        A client ends its import with a call of its own, and may come after
+        another import has replaced it.  What begins and ends one in the same
+        task means that one; core-admin's admin.vm.volume.Clear does so, and
+        writes nothing.
+        """
+        task = self._import_task() if self._import_task else None
+        return self._import_replaces and task is not asyncio.current_task()
 
     async def _drop_import(self) -> None:
         dataset, self._import = self._import, None
@@ -325,7 +331,6 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
             raise refusal(what, why)
         await self._drop_import()
 
-    @locked
     async def import_volume(
         self, src_volume: qubes.storage.Volume
     ) -> "Transfer":
@@ -334,15 +339,22 @@ class Transfer(qubes.storage.Volume):  # type: ignore[misc]
         Within a zpool that is a clone, also from one Qubes pool to another;
         else the data is copied, without its zeroes.
         """
+        await halting.stopped(self, src_volume)
+        return await self._import_volume(src_volume)
+
+    @locked
+    async def _import_volume(
+        self, src_volume: qubes.storage.Volume
+    ) -> "Transfer":
         if not src_volume.save_on_stop or not self.save_on_stop:
             return self
         what = self._cannot(f"copy {src_volume.vid} to")
-        if self.is_running():
-            raise refusal(what, sentences.RUNNING)
+        self._must_be_halted(what)
         with told(what):
             if src_volume.snapshots_disabled and src_volume.is_running():
                 raise refusal(what, sentences.SNAPSHOTS_DISABLED)
             await self._begin()
+            await self._end_abandoned_import(what)
             state = await self._state(counted=True)
             self._must_exist(state, what)
             if await self._clonable(src_volume):

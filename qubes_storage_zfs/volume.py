@@ -14,7 +14,7 @@ from typing import Any
 import qubes.exc
 import qubes.storage
 
-from . import errors, layout, options, sentences
+from . import errors, halting, layout, options, sentences
 from .container import Question, State
 from .errors import refusal, told
 from .session import Session
@@ -119,8 +119,13 @@ class ZfsVolume(Session):
         """Bytes; what the verbs of this process made it, not asked of ZFS:
         qubesd reads it for every volume each time it writes qubes.xml."""
         if self.source is not None:
-            return int(self.source.size)
+            return int(self._session_size or self.source.size)
         return int(self._size)
+
+    def _size_is_of_source(self) -> str:
+        source = self.source
+        name = f"{source.qube}:{source.name}" if source.qube else source.vid
+        return sentences.SIZE_OF_SOURCE.format(source=name)
 
     @property
     def usage(self) -> int:
@@ -149,14 +154,30 @@ class ZfsVolume(Session):
 
     @property
     def revisions(self) -> dict[str, str]:
-        """Older committed states, oldest first: id -> ISO date (UTC)."""
+        """Older committed states, oldest first: id -> ISO date (UTC).
+
+        While the qube's stop is in progress the committed state is one of
+        them: the commit will make it one, and revert() waits for that.  Else
+        "qvm-volume revert" without a revision, which takes the newest that is
+        listed, would go back too far.
+        """
         if not self.save_on_stop:
             return {}
         state = self._state_now(revisions=True, dates=True)
+        listed = state.revisions if state else ()
+        if self._commits_soon():
+            listed = listed[-self.revisions_to_keep :]
+        else:
+            listed = listed[:-1]
         return {
             revision.id: qubes.storage.isodate(revision.creation)
-            for revision in (state.revisions[:-1] if state else ())
+            for revision in listed
         }
+
+    def _commits_soon(self) -> bool:
+        """Return whether a stop in progress makes another revision."""
+        keeps = self.revisions_to_keep > 0 and self._reset_to is None
+        return keeps and self.is_stopping() and not self._is_starting()
 
     def committed_ids(self) -> list[str]:
         """Ids of all revisions, the committed state's last; none if nothing
@@ -241,6 +262,7 @@ class ZfsVolume(Session):
 
     # --- going back, and growing
 
+    @halting.after_stop
     @locked
     async def revert(self, revision: str | None = None) -> "ZfsVolume":
         """Go back to a revision; what is left behind becomes one itself.
@@ -249,8 +271,7 @@ class ZfsVolume(Session):
         """
         what = self._cannot("revert")
         with told(what):
-            if self.is_running():
-                raise refusal(what, sentences.RUNNING)
+            self._must_be_halted(what)
             await self._begin()
             await self._end_abandoned_import(what)
             state = await self._state(revisions=True)
@@ -272,16 +293,23 @@ class ZfsVolume(Session):
             await self._outdate_clones()
         return self
 
+    @halting.after_stop
     @locked
     async def resize(self, size: int) -> "ZfsVolume":
         """Make the volume *size* bytes large, rounded up to its blocks.
 
         Shrinking cuts off the end; the committed state from before stays as
-        a revision (if the volume keeps any).
+        a revision (if the volume keeps any).  A clone made at start has its
+        source's size; while its qube runs it can grow, until the qube stops.
+
+        :param size: bytes
+        :raises StoragePoolException: if the volume cannot have that size now
         """
         what = self._cannot("resize")
         if not self.rw:
             raise refusal(what, sentences.READ_ONLY)
+        if self.source is not None and not self._in_use():
+            raise refusal(what, self._size_is_of_source())
         with told(what):
             self._rounded(size, what)
             await self._begin()
@@ -305,6 +333,9 @@ class ZfsVolume(Session):
                 dataset = self.where.generation(current)
                 await native.set_property(dataset, "volsize", str(size))
             # it has that size, even if it cannot be committed now
+            if self.source is not None:
+                self._session_size = size
+                return self
             self._size = size
             if halted and keep >= 0:
                 await self.generations.commit(keep)

@@ -123,7 +123,7 @@ FAULTS = (
     Fault(
         "a running volume is reverted",
         "volume.py",
-        "if self.is_running():\n                raise refusal(what, sentences.RUNNING)\n            await self._begin()\n            await self._end_abandoned_import(what)\n            state",
+        "self._must_be_halted(what)\n            await self._begin()\n            await self._end_abandoned_import(what)\n            state",
         "await self._begin()\n            await self._end_abandoned_import(what)\n            state",
         zfs_tests("edges", "what_is_refused_while_the_qube_runs"),
     ),
