@@ -5,6 +5,7 @@ written to /out/qubesd, which is VM_OUT on the host; a status or an output that
 is not as expected shows what qubesd said last.
 """
 
+import fcntl
 import importlib
 import io
 import json
@@ -260,12 +261,30 @@ class Dom0:
         """Their ids, the oldest first."""
         return self.run("qvm-volume", "info", volume, "revisions").split()
 
+    def lists(self, volume, ids):
+        """Wait until these are its revisions.
+
+        In R4.3 "qvm-shutdown --wait" can return before they are final.
+        """
+        until(lambda: self.revisions(volume) == ids, f"{volume} has {ids}")
+
     def give(self, volume, data, *options, **expected):
         """qvm-volume import, of a file."""
         file = Path("/root/given")
         file.write_bytes(data)
         command = ("qvm-volume", "import", *options, volume, str(file))
         return self.run(*command, **expected)
+
+    def begin_import(self, volume):
+        """qvm-volume import of 4 MiB that has sent a part, and its pipe."""
+        before = datasets("tank")
+        end, ours = os.pipe()
+        fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, MIB)
+        command = ("qvm-volume", "import", "--size", str(4 * MIB))
+        call = self.begin(*command, volume, "-", stdin=open(end, "rb"))
+        os.write(ours, b"half".ljust(fcntl.fcntl(ours, fcntl.F_GETPIPE_SZ)))
+        until(lambda: datasets("tank") != before, "the import begins")
+        return call, ours
 
     # --- the person at the screen
 

@@ -85,7 +85,7 @@ def test_what_a_session_leaves(dom0, work):
         == b"second" + b"session"[0:0] + b"session"[0:0] + b"first session"[6:]
     )
     dom0.run(*SHUTDOWN, "work")
-    assert dom0.revisions("work:private") == ["r1", "r2"]
+    dom0.lists("work:private", ["r1", "r2"])
 
 
 def test_revert_and_back(dom0, halted):

@@ -1,0 +1,173 @@
+"""Commands that come while something else has not quite ended, and a size
+that cannot be set."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from .dom0 import MIB, machine, read, until, write
+
+SHUTDOWN = ("qvm-shutdown", "--wait")
+SERVICE, WRITER = b"admin.vm.volume.ImportWithSize", b"dd bs=128K of=/dev/"
+CREATE = ("qvm-create", "-P", "plain", "-l", "red")
+
+
+@pytest.fixture(scope="module")
+def qube(dom0, plain):
+    dom0.run(*CREATE, "-t", "tmpl", "soon")
+    for content in (b"one", b"two"):
+        session(dom0, "soon", content)
+        dom0.run(*SHUTDOWN, "soon")
+    yield "soon"
+    dom0.run("qvm-remove", "-f", "soon")
+
+
+def session(dom0, qube, content):
+    """The qube starts and writes."""
+    dom0.run("qvm-start", qube)
+    write(qube, "xvdb", content.ljust(16))
+
+
+def ends(qube):
+    """Its domain ends; qubesd hears of it in some tenths of a second."""
+    os.kill(machine(qube)["pid"], signal.SIGKILL)
+
+
+def content(dom0, qube):
+    dom0.run("qvm-start", qube)
+    found = read(qube, "xvdb", 16).rstrip(b" \0")
+    dom0.run("qvm-kill", qube)
+    return found
+
+
+def test_revert_directly_after_a_shutdown(dom0, qube):
+    session(dom0, qube, b"three")
+    dom0.run(*SHUTDOWN, qube)
+    dom0.run("qvm-volume", "revert", f"{qube}:private")
+    assert content(dom0, qube) == b"two"
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_the_session_that_has_just_ended_is_what_is_read(dom0, qube, wait):
+    """A clone, a disposable's template and an import that fails."""
+    last = b"waited for" if wait else b"just ended"
+    before = dom0.revisions(f"{qube}:private")
+    session(dom0, qube, last)
+    if wait:
+        dom0.run(*SHUTDOWN, qube)
+    else:
+        ends(qube)
+    dom0.run("qvm-clone", "-P", "plain", qube, "copy")
+    assert dom0.revisions(f"{qube}:private")[-1] not in before
+    assert content(dom0, "copy") == last
+    dom0.run("qvm-remove", "-f", "copy")
+    session(dom0, qube, b"before it")
+    ends(qube)
+    dom0.give(f"{qube}:private", b"imported")
+    dom0.run("qvm-volume", "revert", f"{qube}:private")
+    assert content(dom0, qube) == b"before it"
+
+
+def test_a_running_qube_is_refused_at_once(dom0, qube):
+    session(dom0, qube, b"runs")
+    began = time.monotonic()
+    dom0.run(
+        *("qvm-volume", "revert", f"{qube}:private"),
+        status=1,
+        says="the qube is running; shut it down first",
+    )
+    assert time.monotonic() - began < 15
+    dom0.run("qvm-kill", qube)
+
+
+def test_the_size_of_a_halted_disposables_volume(dom0, qube):
+    dom0.run("qvm-prefs", qube, "template_for_dispvms", "True")
+    dom0.run(*CREATE, "-C", "DispVM", "-t", qube, "disp8")
+    resize = ("qvm-volume", "resize")
+    size = ("qvm-volume", "info", "disp8:private", "size")
+    for volume, source in (("private", qube), ("root", "tmpl")):
+        dom0.run(
+            *(*resize, f"disp8:{volume}", "128MiB"),
+            status=1,
+            says=f"resize that volume ('qvm-volume resize {source}:{volume}",
+        )
+    dom0.run(*resize, "disp8:volatile", "12GiB")
+    dom0.run("qvm-start", "disp8")
+    dom0.run(*resize, "disp8:private", "128MiB")
+    assert dom0.run(*size) == f"{128 * MIB}\n"
+    assert read("disp8", "xvdb", 16, 128 * MIB - 16) == bytes(16)
+    assert len(read("disp8", "xvdc", 16, (12 << 30) - 16)) == 16
+    dom0.run("qvm-kill", "disp8")
+    assert dom0.run(*size) == f"{64 * MIB}\n"
+    dom0.run(*resize, f"{qube}:private", "128MiB")
+    assert dom0.run(*size) == f"{128 * MIB}\n"
+    dom0.run("qvm-start", "disp8")
+    assert len(read("disp8", "xvdb", 16, 128 * MIB - 16)) == 16
+    dom0.run("qvm-kill", "disp8")
+    dom0.run("qvm-remove", "-f", "disp8")
+
+
+# --- imports that died
+
+
+def begin_import(dom0, qube):
+    """A client that has sent a part of what it will, and its pipe."""
+    call, ours = dom0.begin_import(f"{qube}:private")
+    until(lambda: running(WRITER), "it is written")
+    return call, ours
+
+
+def running(word):
+    """Processes that have *word* in their command line."""
+    found = []
+    for folder in Path("/proc").glob("[1-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if word in line.replace(b"\0", b" "):
+            found.append(int(folder.name))
+    return found
+
+
+def kill_import(call, ours):
+    """The client, then the service, which else reports that dd failed."""
+    call.kill()
+    for word in (SERVICE, WRITER):
+        for pid in running(word):
+            os.kill(pid, signal.SIGKILL)
+    os.close(ours)
+    call.end()
+    until(lambda: not running(WRITER), "it is dead")
+
+
+def test_commands_after_an_import_that_died(dom0, qube):
+    session(dom0, qube, b"stays")
+    dom0.run(*SHUTDOWN, qube)
+    volume = f"{qube}:private"
+    kill_import(*begin_import(dom0, qube))
+    dom0.run("qvm-volume", "clear", "-f", volume)
+    assert content(dom0, qube) == b""
+    kill_import(*begin_import(dom0, qube))
+    dom0.run("qvm-volume", "revert", volume)
+    assert content(dom0, qube) == b"stays"
+    kill_import(*begin_import(dom0, qube))
+    dom0.give(volume, b"imported")
+    assert content(dom0, qube) == b"imported"
+
+
+def test_commands_while_an_import_is_written(dom0, qube):
+    volume = f"{qube}:private"
+    call, ours = begin_import(dom0, qube)
+    for command in (
+        ("qvm-volume", "clear", "-f", volume),
+        ("qvm-volume", "revert", volume),
+        ("qvm-start", qube),
+    ):
+        dom0.run(*command, status=1, says=("is under way", "(dd)"))
+    kill_import(call, ours)
+    dom0.run("qvm-start", qube)
+    dom0.run("qvm-kill", qube)
