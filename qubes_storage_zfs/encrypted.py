@@ -55,6 +55,7 @@ class ZfsEncryptedPool(ZfsPool):
         ephemeral_volatile: Any = True,
         volblocksize: str | None = None,
         compression: str | None = None,
+        dedup: str | None = None,
         snap_on_start_forensics: Any = None,
         tag_qubes: Any = None,
         **kwargs: Any,
@@ -72,6 +73,7 @@ class ZfsEncryptedPool(ZfsPool):
                 "ephemeral_volatile": ephemeral_volatile,
                 "volblocksize": volblocksize,
                 "compression": compression,
+                "dedup": dedup,
                 "snap_on_start_forensics": snap_on_start_forensics,
                 "tag_qubes": tag_qubes,
             },
@@ -161,6 +163,7 @@ class ZfsEncryptedPool(ZfsPool):
                     " digits and - _ . only, 64 at most"
                 )
             layout.dataset_name(self.container)
+            await self.set_dedup()
         except ValueError as exc:
             raise refusal(what, str(exc)) from exc
         version = core.version_numbers()

@@ -14,6 +14,9 @@ _COMPRESSIONS = re.compile(
 )
 _BLOCKSIZE = re.compile(r"([1-9][0-9]{0,9})([kKmM]?)\Z")
 _DOMAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")
+#: ZFS reads and writes all of a zpool more slowly with dedup, as long as a
+#: block remains that was written with it
+DEDUP_ON = "on-for-ever"
 _TRUE = frozenset(("True", "true", "1", "on", "yes"))
 _FALSE = frozenset(("False", "false", "0", "off", "no", ""))
 
@@ -111,6 +114,19 @@ def parse_compression(value: Any) -> str:
     return value
 
 
+def parse_dedup(value: Any) -> str:
+    """Return the value of ZFS' property.
+
+    :raises BadOption: unless it is ``off`` or DEDUP_ON
+    """
+    if value not in ("off", DEDUP_ON):
+        raise BadOption(
+            f"dedup must be off or {DEDUP_ON}, not {value!r}: it slows down the"
+            " whole zpool, and what was written with it stays that way"
+        )
+    return "off" if value == "off" else "on"
+
+
 def check(options: Mapping[str, Any]) -> None:
     """Check the options that every pool has.
 
@@ -131,6 +147,7 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "tag_qubes": lambda value: parse_bool("tag_qubes", value),
     "volblocksize": parse_blocksize,
     "compression": parse_compression,
+    "dedup": parse_dedup,
     "unload_timeout": parse_timeout,
     "opaque_names": lambda value: parse_bool("opaque_names", value),
     "pbkdf2iters": parse_iterations,

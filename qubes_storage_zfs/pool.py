@@ -96,6 +96,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         be on another disk."""
         self._options[layout.ZPOOL_GUID] = removable.guid(self.zpool)
 
+    async def set_dedup(self) -> None:
+        """Give all volumes the option ``dedup``, which they inherit."""
+        value = self._option("dedup", None)
+        if value is not None:
+            await native.set_property(self.home, "dedup", value)
+
     async def encryption_root(self) -> str | None:
         """What a clone must share with its origin; None: not encrypted.
 
@@ -317,6 +323,7 @@ class ZfsZvolPool(ZfsPool):
         ephemeral_volatile: Any = False,
         volblocksize: str | None = None,
         compression: str | None = None,
+        dedup: str | None = None,
         snap_on_start_forensics: Any = None,
         tag_qubes: Any = None,
         **kwargs: Any,
@@ -331,6 +338,7 @@ class ZfsZvolPool(ZfsPool):
                 "ephemeral_volatile": ephemeral_volatile,
                 "volblocksize": volblocksize,
                 "compression": compression,
+                "dedup": dedup,
                 "snap_on_start_forensics": snap_on_start_forensics,
                 "tag_qubes": tag_qubes,
             },
@@ -373,6 +381,7 @@ class ZfsZvolPool(ZfsPool):
                 )
             else:
                 await self._setup_zpool(devices, what)
+            await self.set_dedup()
         self.note_zpool()
         return self
 

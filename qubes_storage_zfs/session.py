@@ -173,7 +173,7 @@ class Session(Transfer):
         dataset = self.where.generation(number)
         for word in (before or "").split():
             name = word.partition("=")[0]
-            if name in tuning.PROPERTIES and name not in wanted:
+            if name in tuning.EVER_SET and name not in wanted:
                 await native.inherit(dataset, name)
         if wanted:
             mark = {layout.TUNED: after}

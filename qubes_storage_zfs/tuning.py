@@ -6,17 +6,17 @@ before the other; ``zfs.reset-on-start`` names volumes that begin anew at each
 start.  Nothing here touches ZFS.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import layout, options
 from .options import BadOption
 
+LOG = logging.getLogger("qubes.storage.zfs")
+
 PREFIX = "zfs."
 RESET = "reset-on-start"
-#: ZFS reads and writes all of a zpool more slowly for it, for as long as
-#: anything is left that was written with it
-DEDUP_ON = "on-for-ever"
 #: what a volume is reset to if no revision is named: as it was when new
 BLANK = "blank"
 
@@ -30,16 +30,6 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     return parse
 
 
-def _dedup(value: Any) -> str:
-    if value == "on":
-        raise BadOption(
-            "dedup slows the whole zpool down, and there is no way back for"
-            f" what was written with it; if you want it, say {DEDUP_ON}"
-        )
-    _one_of("off", DEDUP_ON)(value)
-    return "on" if value == DEDUP_ON else "off"
-
-
 #: what a volume can be made with, by features alone
 VOLBLOCKSIZE = "volblocksize"
 #: properties of ZFS -> how their values are parsed
@@ -48,9 +38,13 @@ PROPERTIES: Mapping[str, Callable[[Any], Any]] = {
     "sync": _one_of("standard", "always", "disabled"),
     "primarycache": _one_of("all", "metadata", "none"),
     "copies": _one_of("1", "2", "3"),
-    "dedup": _dedup,
     VOLBLOCKSIZE: options.parse_blocksize,
 }
+#: a feature once, with which any client that may set features could slow down
+#: the whole zpool; a volume that was given it gets its pool's value back
+DEDUP = "dedup"
+#: what a volume's mark (layout.TUNED) may name
+EVER_SET = frozenset((*PROPERTIES, DEDUP))
 
 
 def check(feature: str, value: str, volumes: Mapping[str, Any] | None) -> None:
@@ -68,6 +62,11 @@ def check(feature: str, value: str, volumes: Mapping[str, Any] | None) -> None:
                 )
         return
     volume, dot, name = feature.removeprefix(PREFIX).rpartition(".")
+    if name == DEDUP:
+        raise BadOption(
+            "dedup is an option of the pool: it slows down the whole zpool; add"
+            f" a pool with 'qvm-pool add -o dedup={options.DEDUP_ON}'"
+        )
     if name not in PROPERTIES:
         raise BadOption(
             f"{feature} is nothing that a qube can have; there are"
@@ -132,8 +131,18 @@ def wanted(qube: Any, volume: str) -> dict[str, Any]:
 
     :param qube: None if the volume is no qube's
     """
-    found = {}
-    for name, parse in PROPERTIES.items() if qube is not None else ():
+    found: dict[str, Any] = {}
+    if qube is None:
+        return found
+    if _value(qube, f"{PREFIX}{volume}.{DEDUP}", PREFIX + DEDUP) is not None:
+        LOG.warning(
+            "qube %s: the feature %s%s is ignored; dedup is an option of the"
+            " pool",
+            qube.name,
+            PREFIX,
+            DEDUP,
+        )
+    for name, parse in PROPERTIES.items():
         value = _value(qube, f"{PREFIX}{volume}.{name}", PREFIX + name)
         try:
             if value is not None:

@@ -58,7 +58,7 @@ def test_a_feature_tunes_a_volume_at_the_next_start(dom0, qube):
     [
         ("zfs.mountpoint", "/", "is nothing that a qube can have"),
         ("zfs.private.compression", "fast", "compression must be on, off"),
-        ("zfs.dedup", "on", "there is no way back"),
+        ("zfs.dedup", "on-for-ever", "dedup is an option of the pool"),
         ("zfs.reset-on-start", "root", "as new at every start anyway"),
     ],
 )

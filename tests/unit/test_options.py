@@ -51,6 +51,17 @@ def test_bad_compression(value):
         options.parse_compression(value)
 
 
+@pytest.mark.parametrize("text, value", [("off", "off"), ("on-for-ever", "on")])
+def test_dedup(text, value):
+    assert options.parse_dedup(text) == value
+
+
+@pytest.mark.parametrize("value", ["on", "verify", "", None, True])
+def test_bad_dedup(value):
+    with pytest.raises(BadOption, match="slows down the whole zpool"):
+        options.parse_dedup(value)
+
+
 @given(st.dictionaries(st.sampled_from(sorted(options.PARSERS)), st.text()))
 def test_any_text_is_parsed_or_refused_in_a_sentence(given_options):
     try:

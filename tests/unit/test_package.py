@@ -80,6 +80,7 @@ def test_qvm_pool_lists_the_options():
         "ephemeral_volatile",
         "volblocksize",
         "compression",
+        "dedup",
         "snap_on_start_forensics",
         "tag_qubes",
     ]

@@ -21,7 +21,9 @@ VOLUMES = {
 
 def qube(klass="AppVM", template=None, **features):
     given = {name.replace("_", "."): value for name, value in features.items()}
-    return types.SimpleNamespace(klass=klass, template=template, features=given)
+    return types.SimpleNamespace(
+        name="work", klass=klass, template=template, features=given
+    )
 
 
 GOOD = {
@@ -30,7 +32,6 @@ GOOD = {
     "zfs.sync": ["standard", "always", "disabled"],
     "zfs.primarycache": ["all", "metadata", "none"],
     "zfs.copies": ["1", "2", "3"],
-    "zfs.dedup": ["off", tuning.DEDUP_ON],
     "zfs.root.volblocksize": ["4k", "131072"],
     "zfs.reset-on-start": ["private", "private=r3"],
 }
@@ -41,7 +42,8 @@ BAD = {
     "zfs.sync": ["", "none", "1"],
     "zfs.primarycache": ["some"],
     "zfs.copies": ["0", "4", ""],
-    "zfs.dedup": ["on", "verify", ""],
+    "zfs.dedup": ["on", "off", "on-for-ever", ""],
+    "zfs.private.dedup": ["on-for-ever"],
     "zfs.volblocksize": ["512", "3k", "1m", ""],
     "zfs.encryption": ["off"],
     "zfs.mountpoint": ["/"],
@@ -76,12 +78,15 @@ def test_what_a_qube_cannot_have(feature, value):
         tuning.check(feature, value, VOLUMES)
 
 
-def test_dedup_says_why_and_how():
-    with pytest.raises(BadOption, match="no way back.*on-for-ever"):
+def test_dedup_is_an_option_of_the_pool(caplog):
+    with pytest.raises(BadOption, match="qvm-pool add -o dedup=on-for-ever"):
         tuning.check("zfs.dedup", "on", VOLUMES)
-    assert tuning.wanted(qube(zfs_dedup=tuning.DEDUP_ON), "root") == {
-        "dedup": "on"
-    }
+    # of a qube that had it before
+    for feature in "zfs_dedup", "zfs_root_dedup":
+        caplog.clear()
+        old = qube(**{feature: "on-for-ever", "zfs_sync": "always"})
+        assert tuning.wanted(old, "root") == {"sync": "always"}
+        assert "the feature zfs.dedup is ignored" in caplog.text
 
 
 def test_a_volume_before_its_qube():

@@ -10,7 +10,7 @@ from qubes_storage_zfs import events
 from qubes_storage_zfs.zfs import native
 
 from ..counting import cost, quiet, rest
-from .conftest import MIB, open_device, read, sh, write
+from .conftest import MIB, Lab, open_device, read, sh, write
 
 
 class Qube:
@@ -201,12 +201,33 @@ def test_killed_between_two_properties(lab, qube, volumes, monkeypatch):
     lab.stop(private)
 
 
+def test_dedup_is_switched_on_by_the_pool_alone(lab, qube, volumes, zpool):
+    private = volumes[1]
+    with pytest.raises(QubesValueError, match="-o dedup=on-for-ever"):
+        qube.set("zfs.dedup", "on-for-ever")
+    # of a qube that had it while it was a feature
+    qube.features["zfs.dedup"] = "on-for-ever"
+    mark = "qubes-storage-zfs:tuned=dedup=on"
+    sh("zfs", "set", "dedup=on", mark, private.dataset)
+    lab.session(private, b"one")
+    assert "dedup" not in local(private.dataset)
+    assert prop(private, "dedup", "qubes-storage-zfs:tuned") == ["off", "-"]
+    qube.features.clear()
+
+    other = Lab(zpool, dedup="on-for-ever")
+    volume = other.private(content=b"two")
+    assert prop(volume, "dedup") == ["on"]
+    assert "dedup" not in local(volume.dataset)
+    assert other.restart().config["dedup"] == "on-for-ever"
+    other.run(other.again(volume).remove())
+
+
 def test_what_is_refused_when_it_is_set(lab, qube, volumes):
     for feature, value in {
         "zfs.encryption": "off",
         "zfs.compression": "fast",
         "zfs.kernel.sync": "always",
-        "zfs.dedup": "on",
+        "zfs.dedup": "off",
         "zfs.reset-on-start": "root",
     }.items():
         match = f"^Cannot set the feature {feature} of work: "
