@@ -1,19 +1,23 @@
 """Have a person asked for a passphrase: the service qubes.AskPassword.
 
-It is called in the GUI domain of the qube that is to start, or in dom0.  The
-answer goes from the service into a pipe that is not read here.  While it is
-awaited the service's standard input stays open; its end closes the prompt.
+It is called in dom0 or in the GUI domain, see domain_for().  The answer goes
+from the service into a pipe that is not read here.  While it is awaited the
+service's standard input stays open; its end closes the prompt.
 """
 
 import asyncio
 import contextlib
 import logging
+import re
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import qubes.exc
 
 from .zfs import keys
+from .zfs.keys import NobodyToAsk, NotAsked
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -30,36 +34,52 @@ NOT_RUNNING = (
     " start it, or {instead}"
 )
 NOBODY = "nobody can be asked for the passphrase in {domain}; {instead}"
+CHOSEN_MISSING = (
+    "the qube {domain}, which ask_password_domain names, does not exist;"
+    " {instead}"
+)
+CHOSEN_REPLACED = (
+    "the qube {domain} is not the one that ask_password_domain named when the"
+    " pool was added, so it is not asked; {instead}, or see encryption.md in"
+    " the package's documentation"
+)
 #: what is done where nobody can be asked
 UNLOCK_BY_HAND = "run 'sudo qvm-zfs unlock {pool}' in a terminal of dom0"
+
+#: a qube's name, as core-admin allows it and the service checks it again
+_QUBE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")
 
 #: exit status of the service -> what it means
 _ENDS = {1: CANCELLED, 4: SILENT}
 
 
-class NotAsked(Exception):
-    """No answer, and why; a part of a sentence."""
-
-
-class NobodyToAsk(NotAsked):
-    """There is no domain, session or program to ask a person with."""
-
-
 class Asker:
     """Asks for one pool's passphrase in one domain.
 
-    :param domain: dom0, or the qube that has the screen; None: there is none
+    :param find: returns dom0 or the qube to ask in, or None if there is none;
+        raises NobodyToAsk if that qube must not be asked
     :param instead: what a person can do where nobody can be asked
+    :param qube: the qube that needs the pool, shown in the prompt
     """
 
-    def __init__(self, pool: str, domain: Any, instead: str) -> None:
+    def __init__(
+        self,
+        pool: str,
+        find: Callable[[], Any],
+        instead: str,
+        qube: str | None = None,
+    ) -> None:
         self.pool = pool
-        self.domain = domain
         self.instead = instead.format(pool=pool)
+        self._find = find
+        #: one line: the pool, how many seconds to wait, the qube
+        self._request = f"{pool} {{limit}}"
+        if qube is not None and _QUBE.match(qube):
+            self._request += f" {qube}"
 
-    def _why(self, template: str) -> str:
+    def _why(self, template: str, domain: Any) -> str:
         return template.format(
-            domain=getattr(self.domain, "name", "dom0"),
+            domain=getattr(domain, "name", "dom0"),
             limit=LIMIT,
             instead=self.instead,
         )
@@ -71,12 +91,13 @@ class Asker:
         :param answers: file descriptor that the answer goes to
         :raises NotAsked: if there is no answer
         """
-        if self.domain is None:
-            raise NobodyToAsk(self._why(NOBODY))
+        domain = self._find()
+        if domain is None:
+            raise NobodyToAsk(self._why(NOBODY, domain))
         # in dom0 the service finds the person's session by itself
-        user = "root" if self.domain.klass == "AdminVM" else None
+        user = "root" if domain.klass == "AdminVM" else None
         try:
-            process = await self.domain.run_service(
+            process = await domain.run_service(
                 f"{SERVICE}+{purpose}",
                 user=user,
                 stdin=subprocess.PIPE,
@@ -84,27 +105,26 @@ class Asker:
                 stderr=subprocess.DEVNULL,
             )
         except qubes.exc.QubesVMNotRunningError as exc:
-            raise NobodyToAsk(self._why(NOT_RUNNING)) from exc
+            raise NobodyToAsk(self._why(NOT_RUNNING, domain)) from exc
         except (qubes.exc.QubesException, OSError) as exc:
             LOG.warning("pool %s: %s", self.pool, exc)
-            raise NobodyToAsk(self._why(NOBODY)) from exc
+            raise NobodyToAsk(self._why(NOBODY, domain)) from exc
         try:
             status = await self._end_of(process)
+        except TimeoutError as exc:
+            raise NotAsked(self._why(SILENT, domain)) from exc
         finally:
             await _close(process)
         if status:
             if status in _ENDS:
-                raise NotAsked(self._why(_ENDS[status]))
+                raise NotAsked(self._why(_ENDS[status], domain))
             LOG.warning("%s ended with status %d", SERVICE, status)
-            raise NobodyToAsk(self._why(NOBODY))
+            raise NobodyToAsk(self._why(NOBODY, domain))
 
     async def _end_of(self, process: asyncio.subprocess.Process) -> int:
         stdin = cast(asyncio.StreamWriter, process.stdin)
-        stdin.write(f"{self.pool} {LIMIT}\n".encode())
-        try:
-            return await asyncio.wait_for(process.wait(), LIMIT + GRACE)
-        except TimeoutError as exc:
-            raise NotAsked(self._why(SILENT)) from exc
+        stdin.write(f"{self._request.format(limit=LIMIT)}\n".encode())
+        return await asyncio.wait_for(process.wait(), LIMIT + GRACE)
 
 
 async def _close(process: asyncio.subprocess.Process) -> None:
@@ -130,31 +150,82 @@ def remember(app: Any) -> None:
     _apps[:] = [app]
 
 
-def domain_for(name: str | None, qube: str | None, app: Any = None) -> Any:
-    """Where to ask: the domain of that name, or the GUI domain of *qube*,
-    or of new qubes, or dom0; None if there is no such domain.
+def _remembered(app: Any = None) -> Any:
+    """Return *app*, or the one of this qubesd; None if there is none."""
+    return app or (_apps[0] if _apps else None)
 
-    :param name: from the option ask_password_domain
-    :param app: the qube's application object
+
+@dataclass(frozen=True)
+class Chosen:
+    """The qube that the option ask_password_domain names.
+
+    :ivar uuid: that the qube had when the pool was added: a qube that is
+        created later under the same name has another; None: not recorded
     """
-    app = app or (_apps[0] if _apps else None)
+
+    name: str
+    uuid: str | None
+
+    def is_it(self, qube: Any) -> bool:
+        return qube.name == self.name and str(qube.uuid) == self.uuid
+
+    def find(self, app: Any, instead: str) -> Any:
+        """Return the qube.
+
+        :raises NobodyToAsk: if it does not exist, or is another one
+        """
+        if self.name not in app.domains:
+            template = CHOSEN_MISSING
+        elif self.is_it(found := app.domains[self.name]):
+            return found
+        else:
+            template = CHOSEN_REPLACED
+        raise NobodyToAsk(template.format(domain=self.name, instead=instead))
+
+
+def named(name: str, app: Any = None) -> Any:
+    """Return the domain of that name; None if there is none."""
+    app = _remembered(app)
+    return app.domains[name] if app and name in app.domains else None
+
+
+def domain_for(
+    chosen: Chosen | None,
+    qube: str | None,
+    app: Any = None,
+    instead: str = UNLOCK_BY_HAND,
+) -> Any:
+    """Return where to ask; None if qubesd does not know its domains yet.
+
+    In the qube that the pool's option names, else in ``default_guivm``, else
+    in dom0.  A client that may change a qube's ``guivm`` must not redirect the
+    passphrase, so that property decides only between the last two.
+
+    :param qube: name of the qube that needs the pool
+    :param app: that qube's application object
+    :raises NobodyToAsk: if the chosen qube is not the one it was
+    """
+    app = _remembered(app)
     if app is None:
         return None
-    if name:
-        return app.domains[name] if name in app.domains else None
+    if chosen is not None:
+        return chosen.find(app, instead)
+    dom0 = app.domains["dom0"]
     if qube is not None and qube in app.domains:
-        found = getattr(app.domains[qube], "guivm", None)
-    else:
-        found = getattr(app, "default_guivm", None)
-    return found or app.domains["dom0"]
+        if getattr(app.domains[qube], "guivm", None) == dom0:
+            return dom0
+    return getattr(app, "default_guivm", None) or dom0
 
 
 def prompt(
     pool: str,
-    name: str | None,
+    chosen: Chosen | None,
     qube: str | None = None,
     app: Any = None,
     instead: str = UNLOCK_BY_HAND,
 ) -> keys.Prompt:
-    """What asks for the passphrase of *pool*; see domain_for()."""
-    return Asker(pool, domain_for(name, qube, app), instead)
+    """Return what asks for the passphrase of *pool*; see domain_for()."""
+    instead = instead.format(pool=pool)
+    return Asker(
+        pool, lambda: domain_for(chosen, qube, app, instead), instead, qube
+    )

@@ -80,11 +80,28 @@ class ZfsEncryptedPool(ZfsPool):
         )
         self.container = f"{zpool_name or name}/encryption/{name}"
         self.home = self.container
-        self.ask_password_domain = ask_password_domain
         self.unload_timeout: int = self._option(
             "unload_timeout", DEFAULT_TIMEOUT
         )
         self.opaque_names: bool = self._option("opaque_names", False)
+
+    # --- where the passphrase is asked for
+
+    @property
+    def ask_in(self) -> ask.Chosen | None:
+        """The qube that ask_password_domain names; None: see ask.py."""
+        name = self._options["ask_password_domain"]
+        if name is None:
+            return None
+        return ask.Chosen(name, self._options.get(layout.ASK_UUID))
+
+    def note_ask_domain(self, app: Any) -> None:
+        """Have qubes.xml say which qube is asked, if it does not yet."""
+        chosen = self.ask_in
+        if chosen is not None and chosen.uuid is None:
+            qube = ask.named(chosen.name, app)
+            if qube is not None:
+                self._options[layout.ASK_UUID] = str(qube.uuid)
 
     @property
     def key(self) -> Key:
@@ -105,10 +122,10 @@ class ZfsEncryptedPool(ZfsPool):
 
         :param qube: for which, to find the GUI domain
         :param verb: for a verb that begins now; else for the qube's start
-        :raises NotAsked: if nobody answered
+        :raises NotAsked: if nobody answered, or nobody is asked yet
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
         """
-        prompt = ask.prompt(self.name, self.ask_password_domain, qube, app)
+        prompt = ask.prompt(self.name, self.ask_in, qube, app)
         await self.key.unlock(prompt, verb)
 
     async def must_be_unlocked(self) -> None:
@@ -146,6 +163,7 @@ class ZfsEncryptedPool(ZfsPool):
             compression = self._options.get("compression")
             if compression:
                 await native.set_property(self.home, "compression", compression)
+            await self.set_dedup()
         self.note_zpool()
         self.key.used()
         self.key.watch()
@@ -163,16 +181,34 @@ class ZfsEncryptedPool(ZfsPool):
                     " digits and - _ . only, 64 at most"
                 )
             layout.dataset_name(self.container)
-            await self.set_dedup()
+            self._check_ask_domain()
         except ValueError as exc:
             raise refusal(what, str(exc)) from exc
         version = core.version_numbers()
         if version is not None and version < WANTED_OPENZFS:
             raise refusal(what, sentences.TOO_OLD_TO_ENCRYPT)
 
+    def _check_ask_domain(self) -> None:
+        """:raises BadOption: if ask_password_domain names no lasting qube"""
+        name = self._options["ask_password_domain"]
+        if name is None:
+            return
+        qube = ask.named(name)
+        if qube is None:
+            raise options.BadOption(
+                f"ask_password_domain names the qube {name}, which does not"
+                " exist; create it first, or choose another"
+            )
+        if getattr(qube, "auto_cleanup", False):
+            raise options.BadOption(
+                f"ask_password_domain names the qube {name}, which Qubes"
+                " removes when it stops; choose one that stays"
+            )
+        self.note_ask_domain(None)
+
     def _prompt(self, instead: str) -> keys.Prompt:
         instead = instead.format(dataset=self.container)
-        return ask.prompt(self.name, self.ask_password_domain, instead=instead)
+        return ask.prompt(self.name, self.ask_in, instead=instead)
 
     async def _create(self, what: str) -> None:
         above = self._options["zpool_name"]
@@ -213,7 +249,7 @@ class ZfsEncryptedPool(ZfsPool):
             raise refusal(what, why)
         try:
             await keys.load(self.container, self._prompt(ADOPT_BY_HAND))
-        except ask.NobodyToAsk:
+        except keys.NobodyToAsk:
             if not root.loaded:
                 raise
         if "owner" not in found:
@@ -233,6 +269,14 @@ class ZfsEncryptedPool(ZfsPool):
             who = "; ".join(exc.holders) or "something"
             LOG.warning("%s stays unlocked: %s", self.container, who)
         self.key.retire()
+
+
+def encrypted_pools(app: Any) -> list[ZfsEncryptedPool]:
+    return [
+        pool
+        for pool in app.pools.values()
+        if isinstance(pool, ZfsEncryptedPool)
+    ]
 
 
 def pools_of(qube: Any) -> list[ZfsEncryptedPool]:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import qubes.exc
 
-from .ask import NotAsked
 from .layout import BadName
 from .sentences import COPY_FAILED, reason
 from .zfs import errors as zfs
+from .zfs.keys import NotAsked
 
 
 def plain(text: str) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 import qubes.exc
 
-from . import ask, tags, tuning
-from .encrypted import plain_volumes, pools_of
+from . import ask, sentences, tags, tuning
+from .encrypted import encrypted_pools, plain_volumes, pools_of
 from .errors import plain, told
 from .options import BadOption
 from .volume import ZfsVolume
@@ -32,6 +32,19 @@ def loaded_any(qube: Any) -> None:
     """dom0 too."""
     if qube.klass == "AdminVM" and not qube.app.vmm.offline_mode:
         ask.remember(qube.app)
+        for pool in encrypted_pools(qube.app):
+            pool.note_ask_domain(qube.app)
+
+
+# --- the qube that asks for a passphrase
+
+
+def removing(app: Any, qube: Any) -> None:
+    """:raises QubesVMInUseError: if a pool asks for its passphrase in *qube*"""
+    for pool in encrypted_pools(app):
+        if pool.ask_in is not None and pool.ask_in.is_it(qube):
+            why = sentences.ASKS_IN.format(qube=qube.name, pool=pool.name)
+            raise qubes.exc.QubesVMInUseError(qube, plain(why))
 
 
 # --- keys, from a qube's start to its end

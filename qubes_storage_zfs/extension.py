@@ -102,6 +102,10 @@ class PoolExtension(qubes.ext.Extension):  # type: ignore[misc]
     def on_tag(self, qube: Any, **_kwargs: Any) -> None:
         events.tagged(qube)
 
+    @_on("domain-pre-delete", may_refuse=True, system=True)
+    def on_removal(self, app: Any, *, vm: Any, **_kwargs: Any) -> None:
+        events.removing(app, vm)
+
     @_on("domain-feature-pre-set:zfs.*", may_refuse=True)
     def on_feature(
         self, qube: Any, *, feature: str, value: str, **_kwargs: Any

@@ -10,10 +10,10 @@ import contextlib
 import json
 import logging
 import os
-import time
 from pathlib import Path
 from typing import ClassVar
 
+from .backoff import Backoff, now
 from .container import Container
 from .zfs import core, keys
 from .zfs.errors import Busy, Locked, ZfsError
@@ -29,11 +29,6 @@ LOOK_EVERY = 15.0
 OPEN_LIMIT = 600.0
 #: seconds that a verb may take until it has something open or in hand
 VERB_LIMIT = 60.0
-
-
-def now() -> float:
-    """Seconds since the machine booted; also those it was suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Key:
@@ -56,6 +51,7 @@ class Key:
         self._not_before = 0.0
         #: qubes that were let through to their start, and until when
         self._starting: dict[str, float] = {}
+        self.backoff = Backoff(pool)
         self._asking: asyncio.Task[None] | None = None
         self._forgetting: asyncio.Task[None] | None = None
         self._waiting = 0
@@ -87,7 +83,8 @@ class Key:
         If all of them were cancelled the prompt is closed.
 
         :param verb: it is for a verb that begins now; else see expect()
-        :raises NotAsked: if nobody answered
+        :raises NotAsked: if nobody answered, or Delayed if a prompt before
+            did not unlock the pool
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
         """
         self.watch()
@@ -97,9 +94,11 @@ class Key:
             # it is loaded still, and will not be
             await asyncio.wait([self._forgetting])
         if (await keys.state(self.root)).loaded:
+            self.backoff.reset()
             return
         task = self._asking
         if task is None or task.done():
+            self.backoff.check()
             task = self._asking = asyncio.create_task(self._ask(prompt))
             self._waiting = 0
         self._waiting += 1
@@ -113,7 +112,27 @@ class Key:
                 await asyncio.wait([task])
 
     async def _ask(self, prompt: keys.Prompt) -> None:
-        await keys.load(self.root, prompt)
+        """Ask once for all that wait.
+
+        A prompt that was shown and did not unlock the pool delays the next
+        one, whatever the reason, also if it was closed without an answer.
+        """
+        shown = False
+
+        async def show(purpose: str, answers: int) -> None:
+            nonlocal shown
+            shown = True
+            await prompt(purpose, answers)
+
+        try:
+            await keys.load(self.root, show)
+        except keys.NobodyToAsk:
+            raise
+        except BaseException:
+            if shown:
+                self.backoff.lengthen()
+            raise
+        self.backoff.reset()
         self.used()
         LOG.info("pool %s: unlocked", self.pool)
 
@@ -186,6 +205,7 @@ class Key:
         loaded = (await keys.state(self.root)).loaded
         if loaded and not self._loaded:
             # maybe by hand, maybe before this process began
+            self.backoff.reset()
             self._last_use = max(self._last_use, now())
         self._loaded = loaded
         moment = now()

@@ -32,6 +32,8 @@ ADOPTED = PREFIX + "adopted"
 ADOPTED_VOLUME = ADOPTED + "."
 #: in qubes.xml, of a pool: the guid of its zpool
 ZPOOL_GUID = "zpool_guid"
+#: in qubes.xml, of a pool: the uuid of the qube in ask_password_domain
+ASK_UUID = "ask_password_domain_uuid"
 #: what Qubes' own udev rule looks for: with it set, dom0 neither probes nor
 #: offers a zvol (core-admin-linux, zvol_is_qubes_volume)
 UDEV_FLAG = "org.qubes-os:part-of-qvm-pool"

@@ -58,6 +58,16 @@ NO_NEW_PASSPHRASE = (
 BAD_ANSWER = (
     "what answered the passphrase prompt was no person: no single line of text"
 )
+ASKS_IN = (
+    "Cannot remove {qube}: the pool {pool} asks for its passphrase there"
+    " (ask_password_domain); remove the pool first, or see encryption.md in the"
+    " package's documentation"
+)
+DELAYED = (
+    "the last passphrase prompt did not unlock the pool, so qubesd shows no"
+    " other before {time}; to be asked now, run 'sudo qvm-zfs unlock {pool}' in"
+    " a terminal of dom0"
+)
 TOO_OLD_TO_ENCRYPT = (
     "OpenZFS 2.3.3 or newer is needed for an encrypted pool: older ones have"
     " ways to lose encrypted data"

@@ -14,7 +14,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from .. import layout
-from ..key import RUN_DIR, now
+from ..backoff import now
+from ..key import RUN_DIR
 from ..zfs import keys, native
 from ..zfs.keyholder import LONGEST
 from ..zfs.native import wipe

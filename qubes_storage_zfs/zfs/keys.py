@@ -34,6 +34,14 @@ _START = (
 )
 
 
+class NotAsked(Exception):
+    """A prompt returned no answer; the text says why, as part of a sentence."""
+
+
+class NobodyToAsk(NotAsked):
+    """No prompt was shown: no domain, session or program can show one."""
+
+
 @dataclass(frozen=True)
 class KeyState:
     """What ZFS says of a dataset and its key."""

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import sys
 import types
+import uuid
 
 import pytest
 
@@ -38,9 +39,9 @@ class Domain:
         return self.process
 
 
-def answer(domain, pool="work"):
+def answer(domain, pool="work", qube=None):
     """What comes out of the pipe when *domain* asks."""
-    asker = ask.Asker(pool, domain, ask.UNLOCK_BY_HAND)
+    asker = ask.Asker(pool, lambda: domain, ask.UNLOCK_BY_HAND, qube)
     theirs, ours = os.pipe()
     try:
         asyncio.run(asker("unlock", ours))
@@ -55,6 +56,14 @@ def test_answer_goes_into_the_pipe():
     domain = Domain('read pool limit; echo "$pool $limit"')
     assert answer(domain) == f"work {ask.LIMIT}\n".encode()
     assert domain.services == ["qubes.AskPassword+unlock"]
+
+
+def test_the_prompt_is_given_the_qube_that_needs_the_pool():
+    domain = Domain("head -n 1")
+    assert answer(domain, qube="disp7") == f"work {ask.LIMIT} disp7\n".encode()
+    # no qube can have such a name; the service would refuse the request
+    for name in "a b", "a\n", "<b>a</b>", "7", "a" * 32, "":
+        assert answer(domain, qube=name) == f"work {ask.LIMIT}\n".encode()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +114,7 @@ def test_prompt_is_closed_when_its_verb_is_cancelled():
 
     async def leave():
         theirs, ours = os.pipe()
-        asker = ask.Asker("work", domain, "")
+        asker = ask.Asker("work", lambda: domain, "")
         task = asyncio.create_task(asker("unlock", ours))
         while domain.process is None:
             await asyncio.sleep(0.01)
@@ -119,21 +128,62 @@ def test_prompt_is_closed_when_its_verb_is_cancelled():
     assert domain.process.returncode == 0
 
 
+def system():
+    names = ("dom0", "gui", "other", "evil")
+    domains = {
+        name: types.SimpleNamespace(name=name, uuid=uuid.uuid4())
+        for name in names
+    }
+    for name, gui in {"a": "gui", "b": "dom0", "c": "evil", "d": None}.items():
+        guivm = domains.get(gui)
+        domains[name] = types.SimpleNamespace(name=name, guivm=guivm)
+    return types.SimpleNamespace(domains=domains, default_guivm=domains["gui"])
+
+
 def test_where_to_ask():
-    dom0, gui, other = (types.SimpleNamespace(name=n) for n in "dgo")
-    work = types.SimpleNamespace(name="work", guivm=gui)
-    plain = types.SimpleNamespace(name="plain", guivm=None)
-    app = types.SimpleNamespace(
-        domains={"dom0": dom0, "o": other, "work": work, "plain": plain},
-        default_guivm=gui,
-    )
-    find = ask.domain_for
-    assert find(None, "work", app) is gui
-    assert find(None, "plain", app) is dom0
-    assert find("o", "work", app) is other
-    assert find("gone", "work", app) is None
+    app = system()
+    dom0, gui = app.domains["dom0"], app.domains["gui"]
+    assert ask.domain_for(None, "a", app) is gui
+    assert ask.domain_for(None, "b", app) is dom0
+    assert ask.domain_for(None, "d", app) is gui
     # a pool is added: no qube yet
-    assert find(None, None, app) is gui
-    assert find(None, None, None) is None
+    assert ask.domain_for(None, None, app) is gui
+    app.default_guivm = None
+    for qube in "a", "b", "d", None:
+        assert ask.domain_for(None, qube, app) is dom0
+    assert ask.domain_for(None, None, None) is None
     with pytest.raises(ask.NobodyToAsk, match="run 'sudo qvm-zfs unlock p'"):
         answer(None, "p")
+
+
+def test_no_qube_says_where_the_passphrase_is_typed():
+    """A client that may set ``guivm``, as one that restores a backup."""
+    app = system()
+    assert ask.domain_for(None, "c", app) is app.domains["gui"]
+    app.default_guivm = None
+    assert ask.domain_for(None, "c", app) is app.domains["dom0"]
+    other = app.domains["other"]
+    chosen = ask.Chosen("other", str(other.uuid))
+    for qube in "a", "b", "c", "d", None:
+        assert ask.domain_for(chosen, qube, app) is other
+
+
+def test_a_later_qube_of_the_same_name_is_not_asked():
+    app = system()
+    chosen = ask.Chosen("other", str(app.domains["other"].uuid))
+    app.domains["other"] = types.SimpleNamespace(
+        name="other", uuid=uuid.uuid4()
+    )
+    with pytest.raises(ask.NobodyToAsk, match="other is not the one that ask"):
+        ask.domain_for(chosen, "a", app)
+    unrecorded = ask.Chosen("other", None)
+    with pytest.raises(ask.NobodyToAsk, match="is not the one"):
+        ask.domain_for(unrecorded, "a", app)
+    del app.domains["other"]
+    asker = ask.prompt("p", chosen, "a", app)
+    with pytest.raises(ask.NobodyToAsk) as caught:
+        asyncio.run(asker("unlock", 1))
+    assert str(caught.value) == (
+        "the qube other, which ask_password_domain names, does not exist; run"
+        " 'sudo qvm-zfs unlock p' in a terminal of dom0"
+    )

@@ -162,6 +162,20 @@ def test_the_person_reads_which_pool_it_is(place, purpose) -> None:
     assert "SETTIMEOUT 30" in told and "OPTION grab" in told
 
 
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_the_person_reads_which_qube_needs_the_pool(place, purpose) -> None:
+    place.pinentry("echo 'D x'; echo OK")
+    line = b"my_pool-1.a 30 disp_7-x.y\n"
+    assert place.request(purpose, line) == (ANSWERED, b"x\n")
+    (text,) = (
+        line
+        for line in place.told.read_text().split("\n")
+        if line.startswith("SETDESC ")
+    )
+    assert '"my_pool-1.a"' in text
+    assert text.endswith(' (needed by the qube "disp_7-x.y")')
+
+
 def test_zenity_shows_an_underscore_as_one(place) -> None:
     """Its label would take it for the mark of a key."""
     place.add("zenity", "echo x")
@@ -414,6 +428,13 @@ def test_a_caller_that_does_not_read_the_answer(place) -> None:
         b'wo"rk 30\n',
         "wörk 30\n".encode(),
         b"a" * 65 + b" 30\n",
+        b"work 30 \n",
+        b"work 30 a b\n",
+        b"work 30 7a\n",
+        b"work 30 <b>a\n",
+        b"work 30 a&b\n",
+        b"work 30 a%0Ab\n",
+        b"work 30 " + b"a" * 32 + b"\n",
         b"a" * 5000,
     ],
 )
@@ -425,7 +446,13 @@ def test_a_bad_request_asks_nobody(place, line, capfd) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"a 1\n", b"a" * 64 + b" 3600\n", b"7_.- 9\n"]
+    "line",
+    [
+        b"a 1\n",
+        b"a" * 64 + b" 3600\n",
+        b"7_.- 9\n",
+        b"a" * 64 + b" 3600 " + b"b" * 31 + b"\n",
+    ],
 )
 def test_a_good_request(place, line) -> None:
     place.add("zenity", "echo x")
@@ -540,6 +567,101 @@ def test_the_session_of_the_oldest_process(
     (place.folder / "proc/self").mkdir()
     expected = uid, {"DISPLAY": ":7", "XAUTHORITY": "/a"}
     assert place.ask.find_session({}) == expected
+
+
+LOGINCTL = """
+case "$*" in
+*show-seat*) [ {seat} ] && echo ActiveSession={seat} ;;
+*show-session*{seat}*) printf 'User={user}\\nClass={kind}\\n'
+    printf 'Type={type}\\nDisplay={display}\\n' ;;
+esac
+"""
+
+
+def _logind(place, user, seat="c2", kind="user", type="x11", display=":1"):
+    """Put a stand-in for loginctl there, which knows one active session."""
+    values = {"user": user, "seat": seat, "kind": kind, "type": type}
+    place.add("loginctl", LOGINCTL.format(**values, display=display))
+
+
+@pytest.fixture
+def root(place, monkeypatch):
+    """Root asks; returns what adds a process of a person."""
+    made = []
+    monkeypatch.setattr(place.ask.os, "getuid", lambda: 0)
+    monkeypatch.setattr(place.ask, "PEOPLE", range(4000, 5000))
+    monkeypatch.setattr(
+        place.ask,
+        "processes",
+        lambda uids: [one for one in made if one[1] in uids],
+    )
+
+    def process(started, owner, **environ):
+        made.append((started, owner, place.ask.of_session(pairs(environ))))
+
+    def pairs(environ):
+        return [f"{name}={value}" for name, value in environ.items()]
+
+    return process
+
+
+def test_root_asks_in_the_active_session_of_seat0(place, root) -> None:
+    """Not the person who has been logged in for longest."""
+    root(10, 4001, DISPLAY=":0", XAUTHORITY="/old")
+    root(80, 4002, DISPLAY=":1.0", XAUTHORITY="/mine")
+    root(90, 4002, DISPLAY=":1", XAUTHORITY="/later")
+    root(20, 4002, DISPLAY=":7", XAUTHORITY="/another")
+    _logind(place, 4002)
+    assert place.ask.find_session({}) == (
+        4002,
+        {"DISPLAY": ":1.0", "XAUTHORITY": "/mine"},
+    )
+    _logind(place, 4001, seat="3", display=":0", kind="user-light")
+    assert place.ask.find_session({})[0] == 4001
+    # nothing shows where X has its cookie
+    _logind(place, 4002, display=":3")
+    assert place.ask.find_session({}) == (4002, {"DISPLAY": ":3"})
+    # wayland
+    root(95, 4003, WAYLAND_DISPLAY="wayland-0")
+    _logind(place, 4003, type="wayland", display="")
+    assert place.ask.find_session({}) == (
+        4003,
+        {"WAYLAND_DISPLAY": "wayland-0"},
+    )
+
+
+@pytest.mark.parametrize(
+    "active",
+    [
+        {"user": 4001, "kind": "greeter"},
+        {"user": 4001, "kind": "lock-screen"},
+        {"user": 4001, "type": "tty", "display": ""},
+        {"user": 0},
+        {"user": 999},
+    ],
+)
+def test_no_session_that_is_not_on_the_screen_is_asked(
+    place, root, active
+) -> None:
+    root(10, 4001, DISPLAY=":1")
+    _logind(place, **active)
+    assert place.ask.find_session({}) == (0, {})
+    place.add("loginctl", "echo ActiveSession=")
+    assert place.ask.find_session({}) == (0, {})
+
+
+@pytest.mark.parametrize(
+    "loginctl", [None, "echo Failed to connect to bus >&2; exit 1", "exit 0"]
+)
+def test_without_logind_the_oldest_process_is_taken(
+    place, root, loginctl
+) -> None:
+    if loginctl:
+        place.add("loginctl", loginctl)
+    root(10, 3999, DISPLAY=":5")
+    root(30, 4001, DISPLAY=":6")
+    root(20, 4002, DISPLAY=":7")
+    assert place.ask.find_session({}) == (4002, {"DISPLAY": ":7"})
 
 
 def test_root_takes_the_session_of_a_person(place, monkeypatch) -> None:

@@ -183,7 +183,7 @@ def fire(function, error, monkeypatch):
         if inspect.isfunction(value):
             monkeypatch.setattr(events, name, fail)
     qube = types.SimpleNamespace(name="work")
-    given = {"feature": "zfs.x", "value": "y"}
+    given = {"feature": "zfs.x", "value": "y", "vm": qube}
     result = function(None, qube, function.ha_events[0], **given)
     if inspect.iscoroutine(result):
         asyncio.run(result)
@@ -195,11 +195,11 @@ def test_no_handler_fails(function, monkeypatch, caplog):
     assert "ours" in caplog.text
 
 
-def test_only_two_handlers_refuse(monkeypatch):
+def test_only_three_handlers_refuse(monkeypatch):
     refusing = []
     for function in handlers():
         try:
             fire(function, qubes.exc.QubesException("no"), monkeypatch)
         except qubes.exc.QubesException:
             refusing.append(function.__name__)
-    assert sorted(refusing) == ["on_feature", "on_pre_start"]
+    assert sorted(refusing) == ["on_feature", "on_pre_start", "on_removal"]

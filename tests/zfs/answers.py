@@ -25,9 +25,9 @@ class Person:
         self.closed = 0
         self.domains = []
 
-    def prompt(self, pool, name, qube=None, app=None, instead=""):
+    def prompt(self, pool, chosen, qube=None, app=None, instead=""):
         """In the place of ask.prompt()."""
-        self.domains.append((name, qube))
+        self.domains.append((chosen, qube))
         return self
 
     async def __call__(self, purpose, answers):

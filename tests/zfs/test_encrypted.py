@@ -324,6 +324,9 @@ def test_prompt_is_closed_when_all_that_wait_are_gone(safe, person):
 
     assert safe.run(leave()) == [True, True]
     assert person.closed == 1 and state(safe).locked
+    with pytest.raises(StoragePoolException, match="shows no other before"):
+        safe.content(volume)
+    safe.pool.key.backoff.reset()
     assert safe.content(volume) == b"one"
 
 

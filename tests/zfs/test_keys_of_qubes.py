@@ -5,9 +5,19 @@ import logging
 import os
 
 import pytest
-from qubes.exc import QubesException, StoragePoolException
+from qubes.exc import (
+    QubesException,
+    QubesVMInUseError,
+    StoragePoolException,
+)
 
-from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool, ask, key
+from qubes_storage_zfs import (
+    ZfsEncryptedPool,
+    ZfsZvolPool,
+    ask,
+    backoff,
+    key,
+)
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.extension import PoolExtension
 from qubes_storage_zfs.zfs import keys
@@ -121,6 +131,7 @@ def test_start_without_a_key_is_refused(app, person, zpool, reply):
         assert before == sh(
             "zfs", "list", "-Hrt", "all", "-o", "name,guid", zpool
         )
+        safe.key.backoff.reset()
         await work.start()
         await work.shutdown()
 
@@ -196,5 +207,87 @@ def test_what_the_first_start_needs_is_made_with_the_qube(app, person, zpool):
         await work.start()
         assert {name: work.volumes[name].dataset for name in made} == made
         await work.shutdown()
+
+    asyncio.run(story())
+
+
+def test_no_qube_can_have_the_prompt_shown_again_and_again(
+    app, person, zpool, monkeypatch
+):
+    """As one that opens links in disposables whose pool is locked."""
+    clock = [1000.0]
+    monkeypatch.setattr(backoff, "now", lambda: clock[0])
+
+    async def refused(qube, why):
+        person.asked.clear()
+        person.domains.clear()
+        with pytest.raises(QubesException, match=why):
+            await app.domains[qube].start()
+        return person.asked
+
+    async def started(qube):
+        person.asked.clear()
+        await app.domains[qube].start()
+        await app.domains[qube].shutdown()
+        return person.asked
+
+    async def story():
+        safe = await two_pools(app, zpool, -1)
+        await keys.unload(safe.container)
+        for minutes in 1, 2:
+            person.replies = [cancelled()]
+            assert await refused("work", "prompt was cancelled") == ["unlock"]
+            # the prompt names it
+            assert person.domains == [(None, "work")]
+            assert await refused("home", "shows no other before") == []
+            clock[0] += 60 * minutes - 1
+            assert await refused("work", "sudo qvm-zfs unlock safe-") == []
+            clock[0] += 1
+        person.replies = [b"wrong one", b"wrong two", b"wrong three"]
+        assert len(await refused("home", "none of the answers")) == 3
+        assert await refused("work", "shows no other before") == []
+        # a person in dom0 is not delayed, and what they unlock is used
+        await keys.load(safe.container, person)
+        assert await started("work") == []
+        await keys.unload(safe.container)
+        assert await started("home") == ["unlock"]
+
+    asyncio.run(story())
+
+
+def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
+    monkeypatch.setattr(ask, "_apps", [app])
+
+    async def add(name, domain):
+        options = {"zpool_name": zpool, "pbkdf2iters": "100000"}
+        return await hostapi.add_pool(
+            app, name, "zfs_encrypted", ask_password_domain=domain, **options
+        )
+
+    async def story():
+        name = os.path.basename(os.path.dirname(app.store))[:50]
+        with pytest.raises(StoragePoolException, match="which does not exist"):
+            await add(f"ask-{name}", "screen")
+        assert person.asked == []
+        await hostapi.create_vm(app, "StandaloneVM", "screen", label="black")
+        pool = await add(f"ask-{name}", "screen")
+        screen = app.domains["screen"]
+        chosen = pool.ask_in
+        assert chosen.find(app, "") is screen
+        with pytest.raises(QubesVMInUseError, match="asks for its passphrase"):
+            await hostapi.remove_vm(screen)
+        again = await hostapi.restart(app)
+        assert again.pools[pool.name].ask_in == chosen
+        with pytest.raises(QubesVMInUseError, match=pool.name):
+            await hostapi.remove_vm(again.domains["screen"])
+        # removed behind its back, and another one gets its name
+        again.events_enabled = False
+        await hostapi.remove_vm(again.domains["screen"])
+        again.events_enabled = True
+        await hostapi.create_vm(again, "StandaloneVM", "screen", label="red")
+        with pytest.raises(ask.NobodyToAsk, match="is not the one"):
+            ask.domain_for(again.pools[pool.name].ask_in, None, again)
+        await hostapi.remove_vm(again.domains["screen"])
+        await hostapi.remove_pool(again, pool.name)
 
     asyncio.run(story())

@@ -1,0 +1,92 @@
+"""The qube in ask_password_domain: recorded, kept, and asked alone."""
+
+import asyncio
+import types
+import uuid
+
+import pytest
+from qubes.exc import QubesVMInUseError, StoragePoolException
+
+from qubes_storage_zfs import ask, events
+from qubes_storage_zfs.encrypted import ZfsEncryptedPool
+
+
+def domain(name, **properties):
+    return types.SimpleNamespace(
+        name=name, klass="AppVM", uuid=uuid.uuid4(), **properties
+    )
+
+
+def pool_that_asks_in(name, **options):
+    return ZfsEncryptedPool(
+        name="work", zpool_name="tank", ask_password_domain=name, **options
+    )
+
+
+@pytest.fixture
+def app(monkeypatch):
+    app = types.SimpleNamespace(
+        domains={name: domain(name) for name in ("gui", "other")},
+        pools={"varlibqubes": object(), "work": pool_that_asks_in("gui")},
+        vmm=types.SimpleNamespace(offline_mode=False),
+    )
+    app.domains["dom0"] = domain("dom0", app=app)
+    app.domains["dom0"].klass = "AdminVM"
+    monkeypatch.setattr(ask, "_apps", [app])
+    return app
+
+
+def load(app):
+    """Tell the extension that qubesd has loaded qubes.xml."""
+    events.loaded_any(app.domains["dom0"])
+
+
+def test_it_cannot_be_removed_while_the_pool_is_there(app):
+    load(app)
+    with pytest.raises(QubesVMInUseError) as caught:
+        events.removing(app, app.domains["gui"])
+    assert str(caught.value).startswith(
+        "Cannot remove gui: the pool work asks for its passphrase there"
+    )
+    events.removing(app, app.domains["other"])
+    # another one that has its name
+    events.removing(app, domain("gui"))
+    del app.pools["work"]
+    events.removing(app, app.domains["gui"])
+
+
+def test_qubes_xml_says_which_it_is(app):
+    assert "ask_password_domain_uuid" not in app.pools["work"].config
+    load(app)
+    config = app.pools["work"].config
+    gui = app.domains["gui"]
+    assert config["ask_password_domain_uuid"] == str(gui.uuid)
+    config.pop("driver")
+    again = ZfsEncryptedPool(**config)
+    assert again.ask_in.find(app, "") is gui
+    # it is written once
+    app.domains["gui"] = domain("gui")
+    load(app)
+    assert app.pools["work"].config["ask_password_domain_uuid"] == str(gui.uuid)
+
+
+def test_a_pool_without_the_option_has_none(app):
+    pool = app.pools["work"] = pool_that_asks_in(None)
+    load(app)
+    assert pool.ask_in is None
+    assert not any("ask" in name for name in pool.config)
+    events.removing(app, app.domains["gui"])
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("gone", "names the qube gone, which does not exist; create it first"),
+        ("disp1", "names the qube disp1, which Qubes removes when it stops"),
+        ("a b", "must be the name of a qube"),
+    ],
+)
+def test_what_cannot_be_asked_later_is_refused(app, name, why):
+    app.domains["disp1"] = domain("disp1", auto_cleanup=True)
+    with pytest.raises(StoragePoolException, match=why):
+        asyncio.run(pool_that_asks_in(name).setup())
