@@ -571,7 +571,7 @@ def test_the_session_of_the_oldest_process(
 
 LOGINCTL = """
 case "$*" in
-*show-seat*) [ {seat} ] && echo ActiveSession={seat} ;;
+*show-seat*) echo Id=seat0; echo ActiveSession={seat} ;;
 *show-session*{seat}*) printf 'User={user}\\nClass={kind}\\n'
     printf 'Type={type}\\nDisplay={display}\\n' ;;
 esac
@@ -646,8 +646,9 @@ def test_no_session_that_is_not_on_the_screen_is_asked(
     root(10, 4001, DISPLAY=":1")
     _logind(place, **active)
     assert place.ask.find_session({}) == (0, {})
-    place.add("loginctl", "echo ActiveSession=")
-    assert place.ask.find_session({}) == (0, {})
+    for nothing in "Id=seat0", r"Id=seat0\nActiveSession=\n":
+        place.add("loginctl", f"printf '{nothing}\\n'")
+        assert place.ask.find_session({}) == (0, {})
 
 
 @pytest.mark.parametrize(
