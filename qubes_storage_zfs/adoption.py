@@ -4,21 +4,11 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from . import layout, sentences
+from . import layout, policy, sentences
 from .errors import refusal
-from .zfs import channel, core, native
+from .policy import HOME_PROPERTIES
+from .zfs import channel, core, keys, native, removable
 from .zfs.errors import Busy, Exists, NotFound
-
-#: of the dataset that holds the qubes' datasets, set in the call that makes
-#: it: they keep dom0 from reading what qubes wrote, and what is below from
-#: being mounted
-HOME_PROPERTIES: Mapping[str, core.Value] = {
-    "mountpoint": "none",
-    "volmode": core.VOLMODE_DEV,
-    "snapdev": core.SNAPDEV_HIDDEN,
-    layout.UDEV_FLAG: "true",
-    layout.AUTO_SNAPSHOT: "false",
-}
 
 
 async def adopt(
@@ -36,6 +26,9 @@ async def adopt(
     why = _obstacle(name, container, home, found)
     if why:
         raise refusal(what, why)
+    if found.get("home"):
+        await policy.check(policy.Place(name, container, home, False))
+        await _make_missing_nodes(home)
     async with contextlib.AsyncExitStack() as undo:
         if not found.get("exists"):
             await core.create_filesystem(
@@ -59,13 +52,18 @@ async def look(container: str, home: str) -> Mapping[str, Any]:
         "container": container,
         "home": home,
         "owner": layout.OWNER,
-        "flag": layout.UDEV_FLAG,
         "prefix": layout.PREFIX,
     }
     found: Mapping[str, Any] = await channel.read(
         "container", container, question
     )
     return found
+
+
+async def _make_missing_nodes(home: str) -> None:
+    """Have ZFS make the nodes that an import by ``qvm-zfs attach`` left out."""
+    if not (await keys.state(home)).locked:
+        await removable.make_nodes(home, only_if_missing=True)
 
 
 async def _destroy(dataset: str) -> None:
@@ -95,7 +93,9 @@ async def claim(container: str, name: str, release: bool = False) -> None:
         raise refusal(
             f"Cannot claim {container}",
             sentences.CONTAINER_CLAIMED.format(
-                dataset=container, owner=owner, property=layout.OWNER
+                dataset=container,
+                owner=policy.shown(owner),
+                property=layout.OWNER,
             ),
         )
 
@@ -109,7 +109,9 @@ def obstacle(name: str, container: str, found: Mapping[str, Any]) -> str:
         return f"{container} is a {found['type']}, not a filesystem"
     if owner not in (None, name):
         return sentences.CONTAINER_CLAIMED.format(
-            dataset=container, owner=owner, property=layout.OWNER
+            dataset=container,
+            owner=policy.shown(owner),
+            property=layout.OWNER,
         )
     if above and f"{container}/".startswith(f"{above}/vm/"):
         return f"{container} is where another pool keeps its qubes"
@@ -128,11 +130,5 @@ def _obstacle(
     if found.get("home") and owner is None:
         return (
             f"{home} exists and is not this driver's; choose another container"
-        )
-    safe = found.get("flag") == "true" and found.get("volmode") == "dev"
-    if found.get("home") and not safe:
-        return (
-            f"{home} must have {layout.UDEV_FLAG}=true and volmode=dev, so"
-            " that dom0 never reads what qubes wrote; set them with 'zfs set'"
         )
     return ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from . import layout
+from . import layout, policy
 from .layout import VolumeName
 from .zfs import channel, core, device, errors
 
@@ -47,6 +47,7 @@ class Question:
     :ivar size: of a volume that nobody keeps, if it is made now; text that
         says all that a blank one is made by
     :ivar source: of such a one: the volume that it is cloned from
+    :ivar checked: whether its properties are allowed (State.wrong)
     """
 
     want: Sequence[str] = ()
@@ -56,6 +57,7 @@ class Question:
     tuned: bool = False
     size: str | None = None
     source: VolumeName | None = None
+    checked: bool = False
 
     def made_from(self) -> dict[str, Any]:
         """Size and source, as the programs take them."""
@@ -115,6 +117,9 @@ class State:
     begun: int | None = None
     #: what its qube's features set on the current generation, if asked for
     tuned: str | None = None
+    #: the property that is not allowed, of the current generation or of what
+    #: a new one inherits from, if asked for; see policy.NotAllowed
+    wrong: Mapping[str, Any] | None = None
     #: native properties of the current generation, as asked for
     properties: Mapping[str, Any] = field(default_factory=dict)
 
@@ -167,6 +172,7 @@ class Container:
         self._given: dict[VolumeName, int] = {}
         self._swept = False
         self._measured = False
+        self.first_check = policy.FirstUse()
 
     @classmethod
     def at(cls, dataset: str, home: str) -> "Container":
@@ -195,6 +201,9 @@ class Container:
             "revisions": asked.revisions,
             "dates": asked.dates,
             "counted": asked.counted,
+            **(
+                {"rules": policy.as_rules(policy.SAFE)} if asked.checked else {}
+            ),
             **asked.made_from(),
         }
 
@@ -418,5 +427,6 @@ def _state(answer: Mapping[str, Any]) -> State:
         begun_from=answer.get("begun_from"),
         begun=answer.get("begun"),
         tuned=answer.get("tuned"),
+        wrong=answer.get("wrong"),
         properties=answer.get("properties", {}),
     )

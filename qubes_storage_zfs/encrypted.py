@@ -7,7 +7,7 @@ from typing import Any
 
 import qubes.storage
 
-from . import adoption, ask, layout, options, sentences
+from . import adoption, ask, layout, options, policy, sentences
 from .errors import refusal, told
 from .key import Key
 from .options import DEFAULT_ITERATIONS, DEFAULT_REVISIONS, DEFAULT_TIMEOUT
@@ -29,18 +29,13 @@ ADOPT_BY_HAND = (
     "load its key in a terminal of dom0, with 'sudo zfs load-key {dataset}',"
     " and add the pool again"
 )
-#: of a root that somebody else made; what our own have from the beginning
-_ROOT_SETTINGS = {
-    **layout.SAFE,
-    "canmount": "off",
-    layout.AUTO_SNAPSHOT: "false",
-}
 
 
 class ZfsEncryptedPool(ZfsPool):
     """Qubes on zvols below an encryption root of the pool's own."""
 
     driver = "zfs_encrypted"
+    is_encrypted = True
 
     def __init__(
         self,
@@ -123,8 +118,11 @@ class ZfsEncryptedPool(ZfsPool):
         :param qube: for which, to find the GUI domain
         :param verb: for a verb that begins now; else for the qube's start
         :raises NotAsked: if nobody answered, or nobody is asked yet
+        :raises policy.Refused: if what is on disk is not allowed; then nobody
+            is asked, for a key that is loaded makes devices
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
         """
+        await self.must_be_allowed()
         prompt = ask.prompt(self.name, self.ask_in, qube, app)
         await self.key.unlock(prompt, verb)
 
@@ -221,14 +219,14 @@ class ZfsEncryptedPool(ZfsPool):
         middle = f"{above}/encryption"
         made = not (await keys.state(middle)).exists
         if made:
-            await core.create_filesystem(middle, adoption.HOME_PROPERTIES)
+            await core.create_filesystem(middle, policy.HOME_PROPERTIES)
         try:
             await keys.create(
                 self.container,
                 options.PARSERS["pbkdf2iters"](
                     self._options["pbkdf2iters"] or DEFAULT_ITERATIONS
                 ),
-                {**adoption.HOME_PROPERTIES, layout.OWNER: self.name},
+                {**policy.HOME_PROPERTIES, layout.OWNER: self.name},
                 self._prompt(ADD_BY_HAND),
             )
         except BaseException:
@@ -247,14 +245,17 @@ class ZfsEncryptedPool(ZfsPool):
             why = sentences.FOREIGN_ROOT.format(dataset=found["foreign"])
         if why:
             raise refusal(what, why)
+        if "owner" not in found:
+            await native.set_properties(
+                self.container, policy.TAKEN_OVER_SETTINGS
+            )
+        # before the key is loaded, which makes devices
+        await policy.check(self.place, must_be_claimed="owner" in found)
         try:
             await keys.load(self.container, self._prompt(ADOPT_BY_HAND))
         except keys.NobodyToAsk:
             if not root.loaded:
                 raise
-        if "owner" not in found:
-            for name, value in _ROOT_SETTINGS.items():
-                await native.set_property(self.container, name, value)
         await adoption.claim(self.container, self.name)
 
     async def destroy(self) -> None:

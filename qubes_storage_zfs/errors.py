@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import qubes.exc
 
 from .layout import BadName
+from .policy import Refused
 from .sentences import COPY_FAILED, reason
 from .zfs import errors as zfs
 from .zfs.keys import NotAsked
@@ -31,7 +32,7 @@ def told(what: str) -> Iterator[None]:
     """Whatever ZFS refuses within becomes a StoragePoolException."""
     try:
         yield
-    except (BadName, NotAsked) as exc:
+    except (BadName, NotAsked, Refused) as exc:
         raise refusal(what, str(exc)) from exc
     except zfs.ZfsError as exc:
         raise refusal(what, reason(exc)) from exc

@@ -38,9 +38,6 @@ ASK_UUID = "ask_password_domain_uuid"
 #: offers a zvol (core-admin-linux, zvol_is_qubes_volume)
 UDEV_FLAG = "org.qubes-os:part-of-qvm-pool"
 AUTO_SNAPSHOT = "com.sun:auto-snapshot"
-#: what nothing in a pool may have otherwise, or dom0 would read what qubes
-#: wrote; as zfs(8) says it
-SAFE = {"volmode": "dev", "snapdev": "hidden", UDEV_FLAG: "true"}
 
 #: ZFS allows 255 bytes for a name (ZFS_MAX_DATASET_NAME_LEN less the NUL)
 NAME_MAX = 255

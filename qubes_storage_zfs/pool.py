@@ -14,13 +14,13 @@ from typing import Any
 import qubes.exc
 import qubes.storage
 
-from . import adoption, errors, layout, options, sentences
+from . import adoption, errors, layout, options, policy, sentences
 from .container import Container, State
 from .errors import refusal, told
 from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from .space import Space
 from .volume import ZfsVolume
-from .zfs import blank, channel, core, keys, native, removable
+from .zfs import blank, channel, core, keys, native, newzpool, removable
 from .zfs.errors import ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -40,6 +40,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     driver: str
     container: str
     home: str
+    is_encrypted = False
 
     def __init__(self, *, name: str, given: Mapping[str, Any]) -> None:
         #: as given, to be written back; strings when read from qubes.xml
@@ -85,6 +86,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     def store(self) -> Container:
         return Container.at(self.container, self.home)
 
+    @property
+    def place(self) -> policy.Place:
+        return policy.Place(
+            self.name, self.container, self.home, self.is_encrypted
+        )
+
     def zpool_must_be_here(self, what: str) -> None:
         """:raises StoragePoolException: if it is not imported"""
         if core.module_version() and removable.guid(self.zpool) is None:
@@ -114,6 +121,17 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     async def first_use(self) -> None:
         """Every verb that changes something begins with this."""
         await self.store.first_use()
+
+    async def must_be_allowed(self) -> None:
+        """Check what is on disk before anything of it is opened or handed out.
+
+        It is checked once after each import of the zpool, and again as long as
+        it is not allowed.
+
+        :raises policy.Refused: if something is not
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        await self.store.first_check.check(self.place)
 
     async def unlock(self, qube: str | None = None, app: Any = None) -> None:
         """Every verb that a person waits for begins with this."""
@@ -165,7 +183,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         if state.owner != self.name:
             why = sentences.CONTAINER_CLAIMED.format(
                 dataset=self.container,
-                owner=state.owner,
+                owner=policy.shown(state.owner),
                 property=layout.OWNER,
             )
             raise refusal(what, why)
@@ -402,20 +420,21 @@ class ZfsZvolPool(ZfsPool):
                 f"there is a zpool {self.name} already; to put qubes on it,"
                 f" add the pool with container={self.name}",
             )
-        paths = await blank.check_blank(devices)
+        async with blank.checked(devices) as disks:
+            try:
+                await self._create_zpool(disks)
+            except BaseException:
+                await self._unmake([disk.node for disk in disks])
+                raise
+
+    async def _create_zpool(self, disks: list[blank.Device]) -> None:
         compression = self._options.get("compression") or "lz4"
+        properties = {**policy.ZPOOL_ROOT_SETTINGS, layout.OWNER: self.name}
+        await newzpool.create(self.name, disks, compression, properties)
         try:
-            await native.create_zpool(
-                self.name, paths, compression, {layout.OWNER: self.name}
-            )
-        except BaseException:
-            await self._unmake(paths)
-            raise
-        try:
-            await core.create_filesystem(self.home, adoption.HOME_PROPERTIES)
+            await core.create_filesystem(self.home, policy.HOME_PROPERTIES)
         except BaseException:
             await native.destroy_zpool(self.name)
-            await self._unmake(paths)
             raise
 
     async def _unmake(self, devices: list[str]) -> None:

@@ -21,7 +21,7 @@ POOL_ABSENT = (
 )
 NO_ZPOOL = (
     "the zpool {dataset} is not imported; connect its disk and run"
-    " 'sudo zpool import -N {dataset}' in dom0"
+    " 'sudo qvm-zfs attach --zpool {dataset}' in dom0"
 )
 CONTAINER_MISSING = (
     "the dataset {dataset} does not exist; was it renamed or destroyed?"
@@ -155,13 +155,36 @@ ZPOOL_SEVERAL = (
 ZPOOL_ELSEWHERE = (
     "another machine had the zpool {zpool} last, or has it now, and did not"
     " export it; export it there ('sudo zpool export {zpool}'), or, if that"
-    " machine is gone, see disasters.md in the package's documentation"
+    " machine is gone for good or was this one, add --force, once"
 )
 ZPOOL_BROKEN = "the zpool {zpool} cannot be imported: {status} ({devices})"
 DISK_CHANGED = (
     "{dataset} has {property}={value} where {wanted} must be, so that dom0"
-    " keeps its hands off what qubes wrote; if that was not you, somebody else"
-    " had the disk; see disasters.md in the package's documentation"
+    " does not read what qubes wrote and keys protect all of it; if you changed"
+    " it, {remedy}; if not, another system changed the disk: see disasters.md"
+    " in the package's documentation"
+)
+DISK_REMEDY = "run 'sudo zfs {command}' in dom0"
+DISK_REMEDY_MOVE = "move that dataset out of the pool with 'sudo zfs rename'"
+ZPOOL_PROPERTY = (
+    "the zpool {zpool} has {property}={value} where {wanted} must be, and could"
+    " not be changed; it was exported again"
+)
+ZPOOL_OTHER_NAME = (
+    "the zpool that was listed as {zpool} has the name {name} now and was"
+    " exported again; disconnect other disks and try again"
+)
+ZPOOL_NAMES = (
+    "the zpool with the guid {guid} has several names on the disks that are"
+    " here ({names}); disconnect the disk that is not part of it"
+)
+ZPOOLS_OF_A_NAME = (
+    "there are several zpools {zpool}, with the guids {guids}; disconnect the"
+    " disks of all but one"
+)
+ZPOOL_HAS_POOLS = (
+    "qubesd has the pools {pools} on a zpool {zpool}; run 'sudo qvm-zfs attach"
+    " {pool}'"
 )
 POOL_IN_USE = "{zpool} is in use: {users}; end that and try again"
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from qubes.storage import StoragePoolException
 
-from . import halting, layout, sentences, tuning
+from . import halting, layout, policy, sentences, tuning
 from .container import State
 from .errors import refusal, sentence, told
 from .layout import VolumeName
@@ -101,6 +101,7 @@ class Session(Transfer):
         with told(what):
             with channel.together(self._qube_key):
                 await self.pool.first_use()
+                await self.pool.must_be_allowed()
                 await self.pool.must_be_unlocked()
                 await self._end_abandoned_import(what)
                 if self.save_on_stop:
@@ -127,13 +128,13 @@ class Session(Transfer):
         wanted = self._reset_to
         if wanted is not None:
             return await self._begin_anew(what, wanted)
-        state = await self._state(tuned=True)
+        state = await self._state_to_open(tuned=True)
         return await self._tuned(self._must_exist(state, what), state.tuned)
 
     async def _begin_anew(self, what: str, wanted: str) -> int:
         """A fresh copy of a revision, or a blank one; what the qube left in
         the one before stays as a revision."""
-        state = await self._state(revisions=True, tuned=True)
+        state = await self._state_to_open(revisions=True, tuned=True)
         current = self._must_exist(state, what)
         if _is_begun(state, wanted):
             # what was written lately, ZFS may not tell yet
@@ -188,7 +189,9 @@ class Session(Transfer):
         :param ready: the current one was taken back
         """
         size = self._rounded(self.size, what)
-        state = await self._state(counted=True, tuned=True, **self._made_from)
+        state = await self._state_to_open(
+            counted=True, tuned=True, **self._made_from
+        )
         if state.usable and state.current is not None:
             try:
                 if not ready or state.touched:
@@ -315,8 +318,9 @@ class Session(Transfer):
             with told(what):
                 await self.pool.first_use()
                 try:
+                    await self.pool.must_be_allowed()
                     await self.pool.must_be_unlocked()
-                except Locked:
+                except (Locked, policy.Refused):
                     await self._discard()
                 else:
                     await self._make_next(what)
@@ -324,8 +328,8 @@ class Session(Transfer):
             LOG.warning("%s", exc)
 
     async def _discard(self) -> None:
-        """Its content goes; nothing can be made without the key, and no
-        person is asked for it."""
+        """Its content goes; nothing can be made without the key, for which no
+        person is asked, or where what is on disk is not allowed."""
         state = await self._state()
         if state.current is None or not self._owns(state):
             return
@@ -341,7 +345,7 @@ class Session(Transfer):
             current = await self._start_scratch(what, False)
             with self.store.held(self.where.generation(current)) as dataset:
                 await device.wait_for_link(dataset)
-        except (ZfsError, OSError, StoragePoolException):
+        except (ZfsError, OSError, StoragePoolException, policy.Refused):
             if self._owns(await self._state()):
                 await self.generations.forget()
             raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import qubes.storage
 import qubes.utils
 
-from . import halting, layout, sentences, tuning
+from . import halting, layout, policy, sentences, tuning
 from .container import Container, State
 from .errors import refusal, told
 from .generations import Generations
@@ -98,6 +98,7 @@ class Transfer(halting.Used):
 
     async def _begin(self) -> None:
         """A person waits for what follows: the key may be asked for."""
+        await self.pool.must_be_allowed()
         await self.pool.unlock(self.qube, self.app)
         await self.pool.first_use()
 
@@ -110,6 +111,19 @@ class Transfer(halting.Used):
         """
         state = await self.generations.state(*want, **asked)
         self.pool.check_container(state)
+        return state
+
+    async def _state_to_open(self, *want: str, **asked: Any) -> State:
+        """As _state(), before the volume is opened or handed out.
+
+        Somebody may have changed a property since the pool was checked.
+
+        :raises NotAllowed: if the volume, or what a new generation of it
+            inherits from, has a property that is not allowed
+        """
+        state = await self._state(*want, checked=True, **asked)
+        if state.wrong is not None:
+            raise policy.NotAllowed(self.pool.home, state.wrong)
         return state
 
     def _must_exist(self, state: State, what: str) -> int:
@@ -151,6 +165,7 @@ class Transfer(halting.Used):
         what = self._cannot("read")
         async with contextlib.AsyncExitStack() as stack:
             with told(what):
+                await self.pool.must_be_allowed()
                 state = await self._state()
                 self._must_exist(state, what)
                 snapshot = state.committed
@@ -193,7 +208,7 @@ class Transfer(halting.Used):
 
         with told(what):
             await self._begin()
-            state = await self._state(counted=True)
+            state = await self._state_to_open(counted=True)
             _, dataset = await self.generations.clone(
                 self.committed, state, lasting=True
             )
@@ -242,7 +257,7 @@ class Transfer(halting.Used):
             await self._begin()
             replaces = self._import is not None
             await self._end_abandoned_import(what)
-            state = await self._state(counted=True)
+            state = await self._state_to_open(counted=True)
             self._must_exist(state, what)
             _, self._import = await self._blank(size, what, state, True)
             self._import_replaces = replaces
@@ -355,7 +370,7 @@ class Transfer(halting.Used):
                 raise refusal(what, sentences.SNAPSHOTS_DISABLED)
             await self._begin()
             await self._end_abandoned_import(what)
-            state = await self._state(counted=True)
+            state = await self._state_to_open(counted=True)
             self._must_exist(state, what)
             if await self._clonable(src_volume):
                 await self.generations.adopt_clone(

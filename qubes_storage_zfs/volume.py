@@ -232,7 +232,7 @@ class ZfsVolume(Session):
                 layout.volume_name(self.pool.home, self.vid)
                 return self
             await self._begin()
-            state = await self._state(revisions=True)
+            state = await self._state_to_open(revisions=True)
             if state.blank and not self.is_running():
                 # qubesd was killed after this, before it wrote qubes.xml
                 await self.generations.forget()
@@ -274,7 +274,7 @@ class ZfsVolume(Session):
             self._must_be_halted(what)
             await self._begin()
             await self._end_abandoned_import(what)
-            state = await self._state(revisions=True)
+            state = await self._state_to_open(revisions=True)
             self._must_exist(state, what)
             older = {item.id: item for item in state.revisions[:-1]}
             if revision is None:
@@ -315,7 +315,9 @@ class ZfsVolume(Session):
             await self._begin()
             keep = self.revisions_to_keep
             running = self._in_use()
-            state = await self._state("volsize", "volblocksize", revisions=True)
+            state = await self._state_to_open(
+                "volsize", "volblocksize", revisions=True
+            )
             block = int(state.properties.get("volblocksize", 0))
             size = self._rounded(size, what, block)
             if not self.save_on_stop and (state.current is None or not running):

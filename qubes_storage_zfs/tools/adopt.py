@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import layout
+from .. import layout, policy
 from ..container import holder_mark
 from ..zfs import channel, core, device, native
 from . import adopt_steps, qubes_xml
@@ -21,12 +21,6 @@ from .adopt_steps import Plan, Refused, Step, Where
 from .adopt_undo import undo
 from .common import QUBES_XML, Failed, slow
 
-#: as libzfs_core takes them
-_CREATED: dict[str, core.Value] = {
-    **adopt_steps.HOME_SETTINGS,
-    "volmode": core.VOLMODE_DEV,
-    "snapdev": core.SNAPDEV_HIDDEN,
-}
 STOPPED = (
     "qubesd runs; shut down the qubes of the pool, run 'sudo systemctl stop"
     " qubesd' and then this command again"
@@ -185,7 +179,9 @@ async def _do(plan: Plan) -> None:
 
 
 async def _create(step: Step) -> None:
-    await core.create_filesystem(step.dataset, _CREATED, mountable=False)
+    await core.create_filesystem(
+        step.dataset, policy.HOME_PROPERTIES, mountable=False
+    )
 
 
 async def _settings(step: Step) -> None:

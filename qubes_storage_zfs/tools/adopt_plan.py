@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import layout
+from .. import layout, policy
 from .adopt_steps import (
     HOME_SETTINGS,
     MADE,
@@ -206,7 +206,7 @@ class Adoption:
         yield set_property(new, layout.ADOPTED, value)
 
     def _check_settings(self, about: Mapping[str, Any]) -> None:
-        for name, wanted in layout.SAFE.items():
+        for name, wanted in policy.SAFE.items():
             value = about["set"].get(name, wanted)
             if value != wanted:
                 self._refuse(

@@ -9,20 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import layout
+from .. import layout, policy
 from ..zfs import core
 from ..zfs.errors import ZfsError
 
-#: what home must have, besides what upstream's container has; native ones
-#: first, as set by zfs(8)
-HOME_SETTINGS: Mapping[str, str] = {
-    "mountpoint": "none",
-    **layout.SAFE,
-    layout.AUTO_SNAPSHOT: "false",
-}
+#: what home must have, besides what upstream's container has
+HOME_SETTINGS = policy.HOME_SETTINGS
 #: properties that are looked at, of a dataset and of a zvol
 SETTINGS = tuple(HOME_SETTINGS)
-ZVOL_SETTINGS = (*layout.SAFE, "readonly")
+ZVOL_SETTINGS = (*policy.SAFE, "readonly")
 
 UPSTREAM = "zfs"
 OLDER = "older"

@@ -2,14 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from .. import layout, sentences
+from .. import layout, policy, sentences
 from ..key import RUN_DIR
 from ..zfs import core, keys, removable
 from ..zfs.errors import CommandFailed, NoModule
-from ..zfs.removable import Found, Value
-from .common import ENCRYPTED, Failed, Pool, configured, qubesd, slow
+from ..zfs.removable import Found
+from .common import Failed, Pool, configured, qubesd, slow
 
 NOT_NOTED = (
     "The guid of {zpool} was not noted when {pool} was added; it is told by"
@@ -26,32 +26,38 @@ class Gone(Failed):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pool", metavar="POOL")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("pool", metavar="POOL", nargs="?")
+    which.add_argument(
+        "--zpool",
+        metavar="NAME",
+        help="a zpool that carries no pool of qubesd yet",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="also if another system had it last and did not export it",
+    )
 
 
 async def run(given: argparse.Namespace) -> int:
     pools = configured(qubesd())
-    pool = _named(given.pool, pools)
-    zpool = pool.zpool
+    pool = None if given.pool is None else _named(given.pool, pools)
+    zpool = given.zpool if pool is None else pool.zpool
+    if pool is None:
+        _must_have_no_pool(zpool, pools)
     if core.module_version() is None:
         raise NoModule(zpool, call="import")
-    imported = removable.guid(zpool)
-    if imported is not None:
-        if pool.guid not in (None, imported):
-            raise Failed(_is_another(pool, "that is imported", imported))
-        async with slow(f"Looking at {pool.name}"):
-            await _check(pool)
-        print(f"{pool.name} is attached already.")
+    if removable.guid(zpool) is not None:
+        if pool is not None:
+            await _check_imported(pool)
+        print(f"{given.pool or zpool} is attached already.")
         return 0
     async with slow(f"Looking for {zpool}"):
         paths = await core.in_thread(removable.devices)
-        found = [
-            each
-            for each in await removable.on_devices(paths)
-            if each.name == zpool
-        ]
-    chosen = _choose(pool, found)
-    # what else of ours is in it is there, too
+        found = await removable.on_devices(paths)
+    chosen = _choose(zpool, pool, found, given.force)
+    # other pools in the same zpool come with it
     mates = [
         each
         for each in pools
@@ -66,6 +72,35 @@ async def run(given: argparse.Namespace) -> int:
                 await removable.make_nodes(each.home)
     await _tell(pool, chosen, mates)
     return 0
+
+
+def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
+    """Check the name given for a zpool.
+
+    :raises Failed: if it cannot be one, or qubesd has pools on it
+    """
+    try:
+        layout.dataset_name(zpool)
+        if "/" in zpool:
+            raise layout.BadName(f"{zpool} is a dataset; name its zpool")
+    except layout.BadName as exc:
+        raise Failed(str(exc)) from exc
+    names = [pool.name for pool in pools if pool.zpool == zpool]
+    if names:
+        raise Failed(
+            sentences.ZPOOL_HAS_POOLS.format(
+                zpool=zpool, pools=", ".join(names), pool=names[0]
+            )
+        )
+
+
+async def _check_imported(pool: Pool) -> None:
+    """:raises Failed: if what is imported is another zpool, or not allowed"""
+    imported = removable.guid(pool.zpool)
+    if pool.guid not in (None, imported):
+        raise Failed(_is_another(pool, "that is imported", str(imported)))
+    async with slow(f"Looking at {pool.name}"):
+        await _check(pool)
 
 
 def _named(name: str, pools: Sequence[Pool]) -> Pool:
@@ -87,23 +122,40 @@ def _is_another(pool: Pool, where: str, other: str) -> str:
     )
 
 
-def _choose(pool: Pool, found: Sequence[Found]) -> Found:
-    """:raises Failed: unless the pool's zpool is there and can be imported"""
-    zpool = pool.zpool
-    if not found:
+def _choose(
+    zpool: str, pool: Pool | None, found: Sequence[Found], force: bool
+) -> Found:
+    """Choose the zpool to import from all that are on disks.
+
+    :param pool: that is to be in it; None: none of qubesd
+    :raises Failed: unless exactly one fits and can be imported
+    """
+    named = [each for each in found if each.name == zpool]
+    if not named:
         raise Failed(sentences.ZPOOL_NOWHERE.format(zpool=zpool))
-    guids = ", ".join(sorted(each.guid for each in found))
-    right = [each for each in found if pool.guid in (None, each.guid)]
-    if not right:
+    guids = ", ".join(sorted(each.guid for each in named))
+    noted = None if pool is None else pool.guid
+    right = [each for each in named if noted in (None, each.guid)]
+    if pool is not None and not right:
         raise Failed(_is_another(pool, "on the disks that are here", guids))
     if len(right) > 1:
+        sentence = sentences.ZPOOLS_OF_A_NAME
+        if pool is not None and noted is None:
+            sentence = sentences.ZPOOL_SEVERAL
         raise Failed(
-            sentences.ZPOOL_SEVERAL.format(
-                zpool=zpool, guids=guids, pool=pool.name
+            sentence.format(
+                zpool=zpool, guids=guids, pool=pool.name if pool else ""
             )
         )
     (chosen,) = right
-    if chosen.elsewhere:
+    names = sorted({x.name for x in found if x.guid == chosen.guid})
+    if len(names) > 1:
+        raise Failed(
+            sentences.ZPOOL_NAMES.format(
+                guid=chosen.guid, names=", ".join(map(policy.shown, names))
+            )
+        )
+    if chosen.elsewhere and not force:
         raise Failed(sentences.ZPOOL_ELSEWHERE.format(zpool=zpool))
     if chosen.state not in ("ONLINE", "DEGRADED"):
         raise Failed(
@@ -117,7 +169,10 @@ def _choose(pool: Pool, found: Sequence[Found]) -> Found:
 
 
 async def _take_in(
-    chosen: Found, paths: Sequence[str], pool: Pool, mates: Sequence[Pool]
+    chosen: Found,
+    paths: Sequence[str],
+    pool: Pool | None,
+    mates: Sequence[Pool],
 ) -> list[Pool]:
     """Import, and export again what is not as it must be.
 
@@ -126,104 +181,103 @@ async def _take_in(
     :return: those of *mates* that are there
     :raises Failed: if it was not imported
     """
-    zpool, there = chosen.name, []
     async with removable.no_new_nodes():
         try:
-            altroot = RUN_DIR / "mounts" / zpool
-            await removable.take_in(chosen.guid, paths, str(altroot))
-            if removable.guid(zpool) != chosen.guid:
-                raise Failed(f"{zpool} is not imported by that name")
-            for each in mates:
-                try:
-                    await _check(each)
-                except Gone:
-                    if each is pool:
-                        raise
-                else:
-                    there.append(each)
+            altroot = str(RUN_DIR / "mounts" / chosen.name)
+            await removable.take_in(
+                chosen.guid, paths, altroot, force=chosen.elsewhere
+            )
+            await _check_zpool(chosen)
+            return await _check_all(pool, mates)
         except BaseException as exc:
-            if removable.guid(zpool) == chosen.guid:
-                await removable.give_back(zpool)
+            # whatever its name is now
+            for name in removable.names_of(chosen.guid):
+                await removable.give_back(name)
             if isinstance(exc, CommandFailed):
                 if removable.had_elsewhere(exc.output):
+                    zpool = chosen.name
                     why = sentences.ZPOOL_ELSEWHERE.format(zpool=zpool)
                     raise Failed(why) from exc
             raise
+
+
+async def _check_zpool(chosen: Found) -> None:
+    """:raises Failed: if it has another name, or a property is not right"""
+    names = removable.names_of(chosen.guid)
+    if names != [chosen.name]:
+        raise Failed(
+            sentences.ZPOOL_OTHER_NAME.format(
+                zpool=chosen.name,
+                name=", ".join(map(policy.shown, names)) or "-",
+            )
+        )
+    wrong = await removable.wrong_zpool_property(chosen.name)
+    if wrong is not None:
+        name, value, wanted = wrong
+        raise Failed(
+            sentences.ZPOOL_PROPERTY.format(
+                zpool=chosen.name,
+                property=name,
+                value=policy.shown(value),
+                wanted=wanted,
+            )
+        )
+
+
+async def _check_all(pool: Pool | None, mates: Sequence[Pool]) -> list[Pool]:
+    """Return those of *mates* that are there.
+
+    :raises Gone: if *pool* is not
+    :raises Failed: if a property of one is not allowed
+    """
+    there = []
+    for each in mates:
+        try:
+            await _check(each)
+        except Gone:
+            if each is pool:
+                raise
+        else:
+            there.append(each)
     return there
 
 
 async def _check(pool: Pool) -> None:
-    """See whether a pool is as it was when it went away.
+    """Check that a pool is as it was when it went away.
 
     :raises Gone: if it is not there
-    :raises Failed: if dom0 is to treat its volumes otherwise
+    :raises Failed: if a property is not allowed
     """
     try:
-        found = await removable.properties(
-            pool.dataset, layout.OWNER, layout.UDEV_FLAG
-        )
-    except CommandFailed as exc:
-        why = sentences.CONTAINER_MISSING.format(dataset=pool.dataset)
-        raise Gone(why) from exc
-    owner = found[pool.dataset][layout.OWNER]
-    if not owner.local:
-        why = sentences.unmarked(pool.name, pool.dataset, False)
-        raise Gone(why)
-    if owner.value != pool.name:
-        raise Gone(
-            sentences.CONTAINER_CLAIMED.format(
-                dataset=pool.dataset,
-                owner=owner.value,
-                property=layout.OWNER,
-            )
-        )
-    if pool.home not in found:
-        why = sentences.CONTAINER_MISSING.format(dataset=pool.home)
-        raise Gone(why)
-    for dataset, values in found.items():
-        if f"{dataset}/".startswith(f"{pool.home}/"):
-            for name, value, wanted in _changed(pool, dataset, values):
-                raise Failed(
-                    sentences.DISK_CHANGED.format(
-                        dataset=dataset,
-                        property=name,
-                        value=value,
-                        wanted=wanted,
-                    )
-                )
+        await policy.check(pool.place)
+    except policy.NotThere as exc:
+        raise Gone(str(exc)) from exc
+    except policy.Refused as exc:
+        raise Failed(str(exc)) from exc
 
 
-def _changed(
-    pool: Pool, dataset: str, values: dict[str, Value]
-) -> Iterator[tuple[str, str, str]]:
-    """Properties, their values, and what these must be."""
-    wanted = dict(layout.SAFE)
-    if pool.driver == ENCRYPTED:
-        wanted["encryptionroot"] = pool.dataset
-        if dataset == pool.dataset:
-            wanted["keylocation"] = "prompt"
-    for name, value in wanted.items():
-        if values[name].value != value:
-            yield name, values[name].value, value
-
-
-async def _tell(pool: Pool, chosen: Found, mates: Sequence[Pool]) -> None:
-    if pool.guid is None:
-        print(NOT_NOTED.format(zpool=pool.zpool, pool=pool.name))
+async def _tell(
+    pool: Pool | None, chosen: Found, mates: Sequence[Pool]
+) -> None:
+    if pool is not None and pool.guid is None:
+        print(NOT_NOTED.format(zpool=chosen.name, pool=pool.name))
     if chosen.state != "ONLINE":
         broken = ", ".join(chosen.devices)
-        print(f"{pool.zpool} is {chosen.state}: {broken}", file=sys.stderr)
+        print(f"{chosen.name} is {chosen.state}: {broken}", file=sys.stderr)
     homes = tuple(each.home + "/" for each in mates)
     others = [
         name
-        for name in await removable.volumes(pool.zpool)
+        for name in await removable.volumes(chosen.name)
         if not name.startswith(homes)
     ]
     if others:
         print(
             OTHERS.format(
-                count=len(others), zpool=pool.zpool, example=others[0]
+                count=len(others),
+                zpool=chosen.name,
+                example=policy.shown(others[0]),
             )
         )
-    also = ", ".join(each.name for each in mates if each.name != pool.name)
-    print(f"{pool.name} is attached{', and with it ' + also if also else ''}.")
+    name = pool.name if pool is not None else chosen.name
+    also = ", ".join(each.name for each in mates if each is not pool)
+    print(f"{name} is attached{', and with it ' + also if also else ''}.")

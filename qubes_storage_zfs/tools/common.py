@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .. import layout
+from .. import layout, policy
 from ..backoff import now
 from ..key import RUN_DIR
 from ..zfs import keys, native
@@ -64,6 +64,12 @@ class Pool:
         """The dataset below which the qubes' datasets are."""
         return (
             self.dataset if self.driver == ENCRYPTED else self.dataset + "/vm"
+        )
+
+    @property
+    def place(self) -> policy.Place:
+        return policy.Place(
+            self.name, self.dataset, self.home, self.driver == ENCRYPTED
         )
 
 

@@ -9,13 +9,14 @@ Nothing here writes, except make_blank_again().
 """
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import core, native
@@ -86,10 +87,40 @@ def split_devices(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Device:
-    path: str  # as given
-    number: int  # st_rdev
-    sysfs: Path  # its folder in /sys/devices
+class Device:
+    """A block device, as it was when it was looked up.
+
+    :ivar path: as given; a link may lead to another device a moment later
+    :ivar number: st_rdev
+    :ivar sysfs: its folder in /sys/devices
+    :ivar sequence: the number that the kernel gives to its disk, and to no
+        other since the machine booted (diskseq)
+    """
+
+    path: str
+    number: int
+    sysfs: Path
+    sequence: str = ""
+
+    @property
+    def node(self) -> str:
+        """The kernel's name; no other device gets it while this is open."""
+        return "/dev/" + self.sysfs.name.replace("!", "/")
+
+    def partitions(self) -> list[Path]:
+        """The folders of its partitions in sysfs."""
+        return _partitions(self.sysfs)
+
+    def must_be_the_same(self) -> None:
+        """:raises DeviceRefused: if its path leads to another device now"""
+        now = _look(self.path)
+        if (now.number, now.sequence) != (self.number, self.sequence):
+            raise DeviceRefused(
+                self.path,
+                "leads to another device now than when it was checked; nothing"
+                " on that device was changed. Find out what changes the link,"
+                " and try again",
+            )
 
     @property
     def disk(self) -> Path:
@@ -98,7 +129,7 @@ class _Device:
         return self.sysfs.parent if part else self.sysfs
 
 
-def _look(path: str) -> _Device:
+def _look(path: str) -> Device:
     """:raises DeviceRefused: if *path* is not that of a block device"""
     names = "; give a device by its full name, as in /dev/disk/by-id"
     if not path.startswith("/"):
@@ -111,10 +142,11 @@ def _look(path: str) -> _Device:
         raise DeviceRefused(path, "is not a block device" + names)
     number = status.st_rdev
     sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-    return _Device(path, number, sysfs.resolve())
+    found = Device(path, number, sysfs.resolve())
+    return replace(found, sequence=_entry(found.disk, "diskseq"))
 
 
-def _check_distinct(devices: Sequence[_Device]) -> None:
+def _check_distinct(devices: Sequence[Device]) -> None:
     for place, device in enumerate(devices):
         for other in devices[:place]:
             if device.number == other.number:
@@ -169,7 +201,7 @@ def _mounted_at(number: int, mountinfo: str) -> str | None:
     return None
 
 
-def _users(device: _Device) -> Iterator[str]:
+def _users(device: Device) -> Iterator[str]:
     """Whose it is, in words that follow the device's name."""
     mountinfo = Path("/proc/self/mountinfo").read_text(errors="replace")
     place = _mounted_at(device.number, mountinfo)
@@ -192,15 +224,20 @@ def _users(device: _Device) -> Iterator[str]:
             yield f"is attached to a running qube ({backend.name})"
 
 
-def _erase(device: _Device) -> str:
+def _erase(device: Device) -> str:
     return (
         f"or, if nothing on it is needed, run 'sudo wipefs --all {device.path}'"
         " and overwrite its first and last MiB with zeroes"
     )
 
 
-def _obstacles(device: _Device) -> Iterator[str]:
+def _obstacles(device: Device) -> Iterator[str]:
     """What the kernel tells without opening the device; ends of sentences."""
+    if _entry(device.sysfs, "dm/uuid").startswith("LVM-"):
+        yield (
+            "is a volume of LVM, as those that qubes have their data on; name a"
+            " disk or a partition"
+        )
     if device.sysfs.name.startswith("zd"):
         yield (
             "is a volume of ZFS, and a zpool within a zpool can hang the"
@@ -243,9 +280,10 @@ def _claim(path: str) -> None:
     os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
 
 
-async def _signatures(path: str) -> list[str]:
+async def _signatures(path: str, given: str = "") -> list[str]:
     """What libblkid recognises at *path*, as it calls it; [] if nothing.
 
+    :param given: what a person calls it
     :raises DeviceRefused: if it could not be read
     """
     try:
@@ -259,7 +297,7 @@ async def _signatures(path: str) -> list[str]:
         if exc.code == 127:
             raise
         raise DeviceRefused(
-            path, f"cannot be read ({exc.output}); name another device"
+            given or path, f"cannot be read ({exc.output}); name another device"
         ) from exc
     found = re.findall(r"^(?:PT)?TYPE=(.*)$", exported, re.MULTILINE)
     found += re.findall(r"^[^#].*,(.*)$", listing, re.MULTILINE)
@@ -279,17 +317,17 @@ def _edges_zero(path: str) -> bool:
     return True
 
 
-async def _obstacle_inside(device: _Device) -> str | None:
+async def _obstacle_inside(device: Device) -> str | None:
     """What opening and reading the device tells; the end of a sentence."""
     busy = zero = False
     try:
-        await _patiently(_claim, device.path)
-        zero = await core.in_thread(_edges_zero, device.path)
+        await _patiently(_claim, device.node)
+        zero = await core.in_thread(_edges_zero, device.node)
     except OSError as exc:
         busy = exc.errno == errno.EBUSY
         if not busy:
             return f"cannot be read ({exc.strerror}); name another device"
-    names = await _signatures(device.path)
+    names = await _signatures(device.node, device.path)
     name = names[0] if names else ""
     found = f"carries {_MEANING.get(name, f'a signature ({name})')}"
     if busy:
@@ -316,23 +354,45 @@ async def _obstacle_inside(device: _Device) -> str | None:
     return None
 
 
-async def check_blank(devices: Sequence[str]) -> list[str]:
-    """Give *devices* back if all of them may be overwritten.
+@contextlib.asynccontextmanager
+async def checked(devices: Sequence[str]) -> AsyncIterator[list[Device]]:
+    """Check that *devices* may be overwritten, and keep them open.
 
-    Nothing is written, and the first that may not be ends it.
+    Nothing is written, and the first that may not be overwritten ends it.
+    While a device is open its node leads to no other one, whatever becomes of
+    the links to it; zpool(8) can still open it for itself alone.
 
     :raises DeviceRefused: with a sentence for a person
     :raises CommandFailed: 127 if wipefs(8) or blkid(8) is not installed
     """
     known = [await core.in_thread(_look, path) for path in devices]
     _check_distinct(known)
-    for device in known:
-        reason = await core.in_thread(
-            next, _obstacles(device), None
-        ) or await _obstacle_inside(device)
-        if reason:
-            raise DeviceRefused(device.path, reason)
-    return list(devices)
+    with contextlib.ExitStack() as kept:
+        for device in known:
+            reason = await core.in_thread(next, _obstacles(device), None)
+            if reason is None:
+                await core.in_thread(_keep_open, device, kept)
+                reason = await _obstacle_inside(device)
+            if reason:
+                raise DeviceRefused(device.path, reason)
+        yield known
+
+
+def _keep_open(device: Device, kept: contextlib.ExitStack) -> None:
+    """:raises DeviceRefused: if it cannot be opened, or became another one"""
+    try:
+        fd = os.open(device.node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        why = f"cannot be read ({exc.strerror}); name another device"
+        raise DeviceRefused(device.path, why) from exc
+    kept.callback(os.close, fd)
+    device.must_be_the_same()
+
+
+async def check_blank(devices: Sequence[str]) -> list[str]:
+    """Give *devices* back if all of them may be overwritten; see checked()."""
+    async with checked(devices):
+        return list(devices)
 
 
 def _clear_edges(path: str) -> None:

@@ -37,17 +37,14 @@ _BUSY_WORDS = (
     "one or more vdevs refer to the same device",
 )
 
-#: of the zpool; a pool whose disk is gone must give errors, not hang qubes
-_ZPOOL_PROPERTIES = {"autotrim": "on", "failmode": "continue"}
-#: of the root dataset, inherited by all that is made in it
-_ROOT_PROPERTIES = {
-    "mountpoint": "none",
-    "canmount": "off",
-    "volmode": "dev",
-    "snapdev": "hidden",
-    "atime": "off",
-    "org.qubes-os:part-of-qvm-pool": "true",
-    "com.sun:auto-snapshot": "false",
+#: of a zpool, created here or attached: one whose disk is gone gives errors
+#: and neither hangs qubes nor stops the machine, and no disk that is connected
+#: becomes part of it or changes its size
+ZPOOL_PROPERTIES = {
+    "failmode": "continue",
+    "autotrim": "on",
+    "autoreplace": "off",
+    "autoexpand": "off",
 }
 
 
@@ -127,7 +124,7 @@ async def create_zpool(
     name: str,
     devices: Sequence[str],
     compression: str,
-    properties: Mapping[str, str] | None = None,
+    properties: Mapping[str, str],
 ) -> None:
     """Create a zpool over *devices* that check_blank() has just accepted.
 
@@ -138,19 +135,15 @@ async def create_zpool(
     zpool(8) made before it found out; see make_blank_again().
 
     :param devices: absolute paths; their space is added up, nothing mirrored
-    :param properties: more of the root dataset's, or instead of the usual
+    :param properties: of the root dataset, inherited by all that is in it
     :raises ValueError: for a device that zpool(8) might take as a keyword
     :raises CommandFailed: if zpool(8) refused
     """
     if not devices or not all(path.startswith("/") for path in devices):
         raise ValueError("A zpool needs devices, given by absolute paths.")
-    root = {
-        **_ROOT_PROPERTIES,
-        "compression": compression,
-        **(properties or {}),
-    }
+    root = {"compression": compression, **properties}
     arguments = ["create"]
-    for key, value in _ZPOOL_PROPERTIES.items():
+    for key, value in ZPOOL_PROPERTIES.items():
         arguments += ["-o", f"{key}={value}"]
     for key, value in root.items():
         arguments += ["-O", f"{key}={value}"]

@@ -27,9 +27,6 @@ _NEVER = re.compile(r"(zd|loop|ram|zram|sr|fd|nbd)[0-9]")
 #: in lower case, in what zpool(8) says of one that somebody else may have
 _ELSEWHERE = ("another system", "other system", "imported on", "multihost")
 
-#: native properties that say how dom0 treats a dataset
-PROPERTIES = ("volmode", "snapdev", "encryptionroot", "keylocation")
-
 
 @dataclass(frozen=True)
 class Found:
@@ -52,14 +49,6 @@ class Found:
         return had_elsewhere(self.status)
 
 
-@dataclass(frozen=True)
-class Value:
-    """A property of a dataset, and whether it is set on that itself."""
-
-    value: str
-    local: bool
-
-
 def had_elsewhere(text: str) -> bool:
     """Whether what zpool(8) says of a zpool is that another machine has it."""
     return any(words in text.lower() for words in _ELSEWHERE)
@@ -71,6 +60,32 @@ def guid(zpool: str) -> str | None:
         return (_KSTAT / zpool / "guid").read_text("ascii").strip()
     except OSError:
         return None
+
+
+def names_of(which: str) -> list[str]:
+    """Return the names of imported zpools that have the GUID *which*."""
+    return [
+        file.parent.name
+        for file in sorted(_KSTAT.glob("*/guid"))
+        if guid(file.parent.name) == which
+    ]
+
+
+def which_import(zpool: str) -> str | None:
+    """Return a text that differs for each import of a zpool.
+
+    Its GUID, and when the kernel created the statistics that it creates at
+    each import (crtime in the header of a kstat, kstat_seq_show_headers()).
+
+    :return: None if no zpool of that name is imported
+    """
+    try:
+        with open(_KSTAT / zpool / "iostats", encoding="ascii") as file:
+            header = file.readline().split()
+    except OSError:
+        return guid(zpool)
+    created = header[5] if len(header) > 5 else ""
+    return f"{guid(zpool)} {created}"
 
 
 # --- looking for one
@@ -175,15 +190,42 @@ def _depth(line: str) -> int:
 # --- importing, exporting
 
 
-async def take_in(which: str, paths: Sequence[str], altroot: str) -> None:
+async def take_in(
+    which: str, paths: Sequence[str], altroot: str, force: bool = False
+) -> None:
     """Import the zpool with the guid *which*: nothing is mounted, no key is
     loaded, and no boot imports it by itself.
 
+    It gets the properties that native.create_zpool() gives a zpool, whatever
+    the disk says: failmode=panic, for one, lets a disk stop the machine.
+
     :param altroot: what its mount points are below
+    :param force: also if another machine had it last, and did not export it
     :raises CommandFailed: if zpool(8) refuses
     """
-    options = ("-N", "-o", "cachefile=none", "-R", altroot)
+    options = ["-N", "-o", "cachefile=none", "-R", altroot]
+    for key, value in native.ZPOOL_PROPERTIES.items():
+        options += ["-o", f"{key}={value}"]
+    if force:
+        options.append("-f")
     await native.run("zpool", "import", *options, *_looked_at(paths), which)
+
+
+async def wrong_zpool_property(zpool: str) -> tuple[str, str, str] | None:
+    """Compare with native.ZPOOL_PROPERTIES; each value is one of few words.
+
+    :return: the first property that differs, its value and the right one
+    :raises CommandFailed: if zpool(8) refuses
+    """
+    wanted = native.ZPOOL_PROPERTIES
+    _, text = await native.run(
+        "zpool", "get", "-Hp", "-o", "value", ",".join(wanted), zpool
+    )
+    values = text.split("\n")
+    for (name, right), value in zip(wanted.items(), values, strict=True):
+        if value != right:
+            return name, value, right
+    return None
 
 
 async def give_back(zpool: str) -> None:
@@ -212,27 +254,6 @@ def mounted(zpool: str) -> list[str]:
         if len(words) > 2 and words[2] == "zfs":
             if f"{words[0]}/".startswith(f"{zpool}/"):
                 found.append(words[1])
-    return found
-
-
-async def properties(dataset: str, *users: str) -> dict[str, dict[str, Value]]:
-    """Native and users' properties of a dataset and all below it.
-
-    :raises CommandFailed: if there is no such dataset
-    """
-    _, text = await native.run(
-        "zfs",
-        *("get", "-Hp", "-r", "-t", "filesystem,volume"),
-        *("-o", "name,property,value,source"),
-        ",".join((*PROPERTIES, *users)),
-        dataset,
-    )
-    found: dict[str, dict[str, Value]] = {}
-    for line in filter(None, text.split("\n")):
-        name, key, value, source = line.split("\t")
-        found.setdefault(name, {})[key] = Value(
-            value, source in ("local", "received")
-        )
     return found
 
 
@@ -282,7 +303,7 @@ async def no_new_nodes() -> AsyncIterator[None]:
         os.close(setting)
 
 
-async def make_nodes(home: str) -> None:
+async def make_nodes(home: str, only_if_missing: bool = False) -> None:
     """Have ZFS make the nodes of all zvols below *home*, which is volmode=dev
     already and stays so (zvol_set_volmode_impl()).
 
@@ -290,9 +311,12 @@ async def make_nodes(home: str) -> None:
     both wait for each other for ever (zvol_os_create_minor() for the export,
     spa_export_common() for it; seen on 2.4.4).
 
+    :param only_if_missing: do nothing if all of them are there
     :raises CommandFailed: if zfs(8) refuses
     """
     links = [device.link(name) for name in await volumes(home)]
+    if only_if_missing and all(map(os.path.exists, links)):
+        return
     await native.set_property(home, "volmode", "dev")
     end = asyncio.get_running_loop().time() + device.LINK_LIMIT
     while asyncio.get_running_loop().time() < end:

@@ -60,8 +60,8 @@ def test_partitions_and_the_whole_disk(tmp_path) -> None:
     (disk / "queue").mkdir()
     assert blank._partitions(disk) == [disk / "vdz1", disk / "vdz9"]
     assert blank._partitions(disk / "vdz1") == []
-    assert blank._Device("/dev/vdz1", 1, disk / "vdz1").disk == disk
-    assert blank._Device("/dev/vdz", 0, disk).disk == disk
+    assert blank.Device("/dev/vdz1", 1, disk / "vdz1").disk == disk
+    assert blank.Device("/dev/vdz", 0, disk).disk == disk
 
 
 def test_partition_of_a_disk_that_is_given_too(tmp_path) -> None:
@@ -70,8 +70,8 @@ def test_partition_of_a_disk_that_is_given_too(tmp_path) -> None:
     part.mkdir(parents=True)
     (part / "partition").write_text("1\n")
     both = [
-        blank._Device("/dev/vdz1", 1, part),
-        blank._Device("/dev/vdz", 0, disk),
+        blank.Device("/dev/vdz1", 1, part),
+        blank.Device("/dev/vdz", 0, disk),
     ]
     for devices in (both, both[::-1]):
         with pytest.raises(blank.DeviceRefused, match="is a partition of"):

@@ -13,10 +13,10 @@ import pytest
 import qubes.storage
 
 from qubes_storage_zfs import layout
-from qubes_storage_zfs.adoption import HOME_PROPERTIES
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.key import Key
+from qubes_storage_zfs.policy import HOME_PROPERTIES
 from qubes_storage_zfs.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import core, device, keyholder
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from qubes_storage_zfs import policy
 from qubes_storage_zfs.zfs import blank, native
 from qubes_storage_zfs.zfs.blank import DeviceRefused
 from qubes_storage_zfs.zfs.errors import CommandFailed
@@ -110,7 +111,7 @@ def check(*devices: str) -> list[str]:
 
 
 def create(*devices: str) -> None:
-    mark = {"org.example:mark": "yes"}
+    mark = {**policy.ZPOOL_ROOT_SETTINGS, "org.example:mark": "yes"}
     asyncio.run(native.create_zpool(ZPOOL, devices, "lz4", mark))
 
 
@@ -310,7 +311,8 @@ def test_data_without_a_signature(disk, loop, offset, size):
 # --- making it --------------------------------------------------------------
 
 PROPERTIES = {
-    "zpool": "autotrim=on failmode=continue ashift=0",
+    "zpool": "autotrim=on failmode=continue autoreplace=off autoexpand=off"
+    " ashift=0",
     "zfs": "mountpoint=none canmount=off volmode=dev snapdev=hidden atime=off"
     " compression=lz4 org.qubes-os:part-of-qvm-pool=true"
     " com.sun:auto-snapshot=false org.example:mark=yes",

@@ -49,6 +49,26 @@ local function own_properties(ds, prefix)
     return found
 end
 
+-- The first of the rules, a list of {name, value} as a program gets it, that a
+-- property of ds breaks: a table that says which and how, nil if none is.  The
+-- source does not count: a value that was received is a value.
+-- Second result: whether ds has one of them of its own, not inherited.
+local function first_wrong(ds, rules)
+    local own, number = false, 1
+    local rule = rules["1"]
+    while rule ~= nil do
+        local value, source = zfs.get_prop(ds, rule.name)
+        if value ~= rule.value then
+            return {dataset = ds, property = rule.name, value = value,
+                source = source, wanted = rule.value}, own
+        end
+        own = own or is_own(ds, source)
+        number = number + 1
+        rule = rules[string.format("%d", number)]
+    end
+    return nil, own
+end
+
 -- Number of the current generation of a volume, nil if it has none; whether
 -- that is one whose content nobody keeps; and what was asked for when such a
 -- one was made, a string.

@@ -1,12 +1,11 @@
 -- What is where a pool's container should be.  Read-only.
 --
--- argv: container, home, owner (property), flag (property), prefix (of all
---       our properties)
+-- argv: container, home, owner (property), prefix (of all our properties)
 -- gives: parent, exists, home (booleans); type; owner; owner_above (a dataset
---        above that some pool has claimed); flag, volmode (of home);
---        foreign (a child of home that is not the dataset of a qube of ours,
---        absent if there is none); bare (of a container without owner: whether
---        it was received without its properties, see common.lua)
+--        above that some pool has claimed); foreign (a child of home that is
+--        not the dataset of a qube of ours, absent if there is none); bare (of
+--        a container without owner: whether it was received without its
+--        properties, see common.lua)
 local out = {}
 local parent = parent_of(argv.container)
 out.parent = parent == nil or zfs.exists(parent)
@@ -29,8 +28,6 @@ elseif value ~= nil then
 end
 if zfs.exists(argv.home) then
     out.home = true
-    out.flag = (zfs.get_prop(argv.home, argv.flag))
-    out.volmode = (zfs.get_prop(argv.home, "volmode"))
     out.bare = out.owner == nil and is_bare(argv.home, argv.prefix)
     for child in zfs.list.children(argv.home) do
         local ours = is_empty_qube(child, argv.prefix) and (out.owner ~= nil

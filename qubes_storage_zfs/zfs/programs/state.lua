@@ -9,12 +9,13 @@
 --       creation instead of what follows; size (a string) or source (qube,
 --       and property that says what is committed there) of what nobody keeps,
 --       if it is made now; tuned (property): give that of the current
---       generation
+--       generation; rules (list of {name, value}): say whether what is to be
+--       opened, or what a new generation inherits from, breaks one
 -- gives: missing (if the container is); owner (not with dates), or bare, as
 --       container.lua has it; qube (whether
 --       its dataset exists) or mountable (whether ZFS would mount it if it
 --       did); current (number, absent if there is no volume); numbers (of all
---       generations); properties; tuned
+--       generations); properties; tuned; wrong (see first_wrong())
 --       of what nobody keeps: scratch (true); usable (whether it can be taken
 --       back to what would be made now); touched (whether it must be); fresh
 --       (whether it is a clone of the source's committed state, absent if that
@@ -38,8 +39,11 @@ end
 
 if not zfs.exists(qube) then
     local home = parent_of(qube)
-    out.mountable = not zfs.exists(home)
-        or (zfs.get_prop(home, "mountpoint")) ~= "none"
+    local there = zfs.exists(home)
+    out.mountable = not there or (zfs.get_prop(home, "mountpoint")) ~= "none"
+    if there and argv.rules then
+        out.wrong = (first_wrong(home, argv.rules))
+    end
     return out
 end
 out.qube = true
@@ -51,6 +55,15 @@ if there and scratch then
     out.fresh = is_fresh(ds)
     out.usable = is_usable(ds, size, out.fresh)
     out.touched = out.usable and is_touched(ds, beginning(ds))
+end
+if argv.rules then
+    local own = true
+    if there then
+        out.wrong, own = first_wrong(ds, argv.rules)
+    end
+    if own and out.wrong == nil then
+        out.wrong = (first_wrong(qube, argv.rules))
+    end
 end
 local numbers = {}
 if argv.counted and not out.usable or argv.revisions then

@@ -1,0 +1,86 @@
+"""Create a zpool on the disks that were checked, under names that last.
+
+``zpool create`` opens a device by its path, and a link such as those in
+/dev/mapper or /dev/disk may lead to another disk by then.  So it is given the
+kernel's name of a device that is kept open.  Names such as /dev/sdb and
+/dev/dm-3 belong to other disks after the next boot; so the zpool is told the
+path that was given afterwards.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from . import core, native, removable
+from .blank import Device
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+#: seconds that udev has for the link to a new partition
+LINK_LIMIT = 10.0
+
+
+async def create(
+    name: str,
+    devices: Sequence[Device],
+    compression: str,
+    properties: Mapping[str, str],
+) -> None:
+    """Create a zpool over *devices* that blank.checked() keeps open.
+
+    :param properties: of its root dataset
+    :raises DeviceRefused: if a path leads to another device than was checked;
+        then there is no zpool
+    :raises CommandFailed: if zpool(8) refused
+    """
+    await _must_be_the_same(devices)
+    nodes = [device.node for device in devices]
+    await native.create_zpool(name, nodes, compression, properties)
+    try:
+        await _must_be_the_same(devices)
+        await _record_paths(name, devices)
+    except BaseException:
+        await native.destroy_zpool(name)
+        raise
+
+
+async def _must_be_the_same(devices: Sequence[Device]) -> None:
+    for device in devices:
+        await core.in_thread(device.must_be_the_same)
+
+
+async def _record_paths(name: str, devices: Sequence[Device]) -> None:
+    """Have the zpool's labels name its devices as they were given."""
+    for recorded in await removable.disks(name):
+        for device in devices:
+            path = _lasting(device, recorded)
+            if path is not None and path != recorded:
+                await _record_path(name, recorded, path)
+
+
+def _lasting(device: Device, recorded: str) -> str | None:
+    """Return the path for a vdev by the name that was given for its disk.
+
+    :param recorded: what ``zpool create`` recorded, of this device or another
+    :return: None if it is of another, or there is no such path
+    """
+    if not device.path.startswith("/dev/"):
+        return None
+    if recorded == device.node:
+        return device.path
+    parts = {f"/dev/{part.name}" for part in device.partitions()}
+    # zpool(8) makes a partition on a whole disk, and udev a link to that
+    if recorded in parts and device.path.startswith("/dev/disk/"):
+        return f"{device.path}-part1"
+    return None
+
+
+async def _record_path(name: str, recorded: str, path: str) -> None:
+    end = asyncio.get_running_loop().time() + LINK_LIMIT
+    while os.path.realpath(path) != recorded:
+        if asyncio.get_running_loop().time() > end:
+            LOG.warning("zpool %s: %s is not %s yet", name, path, recorded)
+            return
+        await asyncio.sleep(0.1)
+    await native.run("zpool", "set", f"path={path}", name, recorded)
