@@ -25,6 +25,10 @@ class Gone(Failed):
     """A pool is not in the zpool."""
 
 
+class Changed(Failed):
+    """A property of what is in a pool is not allowed."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("pool", metavar="POOL", nargs="?")
@@ -37,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--force",
         action="store_true",
         help="also if another system had it last and did not export it",
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="also if a property is not allowed, without any device",
     )
 
 
@@ -51,6 +60,7 @@ async def run(given: argparse.Namespace) -> int:
     if removable.guid(zpool) is not None:
         if pool is not None:
             await _check_imported(pool)
+            await _make_nodes([pool], only_if_missing=True)
         print(f"{given.pool or zpool} is attached already.")
         return 0
     async with slow(f"Looking for {zpool}"):
@@ -64,14 +74,20 @@ async def run(given: argparse.Namespace) -> int:
         if each.zpool == zpool and each.guid in (None, chosen.guid)
     ]
     async with slow(f"Importing {zpool}"):
-        mates = await _take_in(chosen, paths, pool, mates)
-    async with slow("Waiting for its devices"):
-        for each in mates:
-            # what is locked gets them when its key is loaded
-            if not (await keys.state(each.home)).locked:
-                await removable.make_nodes(each.home)
+        mates = await _take_in(chosen, paths, pool, mates, given.repair)
+    await _make_nodes(mates)
     await _tell(pool, chosen, mates)
     return 0
+
+
+async def _make_nodes(
+    pools: Sequence[Pool], only_if_missing: bool = False
+) -> None:
+    async with slow("Waiting for devices"):
+        for pool in pools:
+            # what is locked gets them when its key is loaded
+            if not (await keys.state(pool.home)).locked:
+                await removable.make_nodes(pool.home, only_if_missing)
 
 
 def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
@@ -173,11 +189,13 @@ async def _take_in(
     paths: Sequence[str],
     pool: Pool | None,
     mates: Sequence[Pool],
+    repair: bool,
 ) -> list[Pool]:
     """Import, and export again what is not as it must be.
 
     No zvol of it has a device before it was looked at.
 
+    :param repair: leave it imported if a property is not allowed
     :return: those of *mates* that are there
     :raises Failed: if it was not imported
     """
@@ -188,7 +206,7 @@ async def _take_in(
                 chosen.guid, paths, altroot, force=chosen.elsewhere
             )
             await _check_zpool(chosen)
-            return await _check_all(pool, mates)
+            return await _check_all(pool, mates, repair)
         except BaseException as exc:
             # whatever its name is now
             for name in removable.names_of(chosen.guid):
@@ -224,11 +242,13 @@ async def _check_zpool(chosen: Found) -> None:
         )
 
 
-async def _check_all(pool: Pool | None, mates: Sequence[Pool]) -> list[Pool]:
-    """Return those of *mates* that are there.
+async def _check_all(
+    pool: Pool | None, mates: Sequence[Pool], repair: bool
+) -> list[Pool]:
+    """Return those of *mates* that are there and may have devices.
 
     :raises Gone: if *pool* is not
-    :raises Failed: if a property of one is not allowed
+    :raises Changed: if a property of one is not allowed, unless *repair*
     """
     there = []
     for each in mates:
@@ -237,6 +257,10 @@ async def _check_all(pool: Pool | None, mates: Sequence[Pool]) -> list[Pool]:
         except Gone:
             if each is pool:
                 raise
+        except Changed as exc:
+            if not repair:
+                raise
+            print(f"{exc}. No qube starts from {each.name} before.")
         else:
             there.append(each)
     return there
@@ -246,14 +270,14 @@ async def _check(pool: Pool) -> None:
     """Check that a pool is as it was when it went away.
 
     :raises Gone: if it is not there
-    :raises Failed: if a property is not allowed
+    :raises Changed: if a property is not allowed
     """
     try:
         await policy.check(pool.place)
     except policy.NotThere as exc:
         raise Gone(str(exc)) from exc
     except policy.Refused as exc:
-        raise Failed(str(exc)) from exc
+        raise Changed(str(exc)) from exc
 
 
 async def _tell(

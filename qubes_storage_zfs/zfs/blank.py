@@ -104,12 +104,8 @@ class Device:
 
     @property
     def node(self) -> str:
-        """The kernel's name; no other device gets it while this is open."""
+        """The kernel's name; no other device gets it while it is open."""
         return "/dev/" + self.sysfs.name.replace("!", "/")
-
-    def partitions(self) -> list[Path]:
-        """The folders of its partitions in sysfs."""
-        return _partitions(self.sysfs)
 
     def must_be_the_same(self) -> None:
         """:raises DeviceRefused: if its path leads to another device now"""
@@ -117,9 +113,8 @@ class Device:
         if (now.number, now.sequence) != (self.number, self.sequence):
             raise DeviceRefused(
                 self.path,
-                "leads to another device now than when it was checked; nothing"
-                " on that device was changed. Find out what changes the link,"
-                " and try again",
+                "leads to another device now than when it was checked; that one"
+                " was not changed. Find out what changes the link",
             )
 
     @property
@@ -170,7 +165,7 @@ def _entry(sysfs: Path, name: str) -> str:
         return ""
 
 
-def _partitions(sysfs: Path) -> list[Path]:
+def partitions(sysfs: Path) -> list[Path]:
     """The sysfs folders of a disk's partitions."""
     return sorted(file.parent for file in sysfs.glob("*/partition"))
 
@@ -336,7 +331,7 @@ async def _obstacle_inside(device: Device) -> str | None:
             f"is in use by the system or by an imported zpool{also}; release"
             " it there, or name another device"
         )
-    parts = ", ".join(part.name for part in _partitions(device.sysfs))
+    parts = ", ".join(part.name for part in partitions(device.sysfs))
     if parts:
         return (
             f"has partitions ({parts}); name an empty disk or one empty"
@@ -358,9 +353,8 @@ async def _obstacle_inside(device: Device) -> str | None:
 async def checked(devices: Sequence[str]) -> AsyncIterator[list[Device]]:
     """Check that *devices* may be overwritten, and keep them open.
 
-    Nothing is written, and the first that may not be overwritten ends it.
-    While a device is open its node leads to no other one, whatever becomes of
-    the links to it; zpool(8) can still open it for itself alone.
+    Nothing is written.  While a device is open its node leads to no other one;
+    zpool(8) can still open it for itself alone.
 
     :raises DeviceRefused: with a sentence for a person
     :raises CommandFailed: 127 if wipefs(8) or blkid(8) is not installed
@@ -414,10 +408,10 @@ def _clear_edges(path: str) -> None:
 async def _undo(path: str) -> None:
     """:raises ZfsError: if it holds what zpool(8) does not write"""
     device = await core.in_thread(_look, path)
-    partitions = _partitions(device.sysfs)
-    numbers = {_entry(part, "partition") for part in partitions}
+    parts = partitions(device.sysfs)
+    numbers = {_entry(part, "partition") for part in parts}
     names = set(await _signatures(path))
-    nodes = ["/dev/" + part.name.replace("!", "/") for part in partitions]
+    nodes = ["/dev/" + part.name.replace("!", "/") for part in parts]
     for node in nodes:
         names.update(await _signatures(node))
     if numbers - _ZPOOL_PARTITIONS or names - _ZPOOL_SIGNATURES:

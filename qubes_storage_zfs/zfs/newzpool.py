@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from . import core, native, removable
-from .blank import Device
+from .blank import Device, partitions
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -69,7 +69,7 @@ def _lasting(device: Device, recorded: str) -> str | None:
         return None
     if recorded == device.node:
         return device.path
-    parts = {f"/dev/{part.name}" for part in device.partitions()}
+    parts = {f"/dev/{part.name}" for part in partitions(device.sysfs)}
     # zpool(8) makes a partition on a whole disk, and udev a link to that
     if recorded in parts and device.path.startswith("/dev/disk/"):
         return f"{device.path}-part1"

@@ -58,8 +58,8 @@ def test_partitions_and_the_whole_disk(tmp_path) -> None:
         (disk / f"vdz{number}").mkdir(parents=True)
         (disk / f"vdz{number}/partition").write_text(number + "\n")
     (disk / "queue").mkdir()
-    assert blank._partitions(disk) == [disk / "vdz1", disk / "vdz9"]
-    assert blank._partitions(disk / "vdz1") == []
+    assert blank.partitions(disk) == [disk / "vdz1", disk / "vdz9"]
+    assert blank.partitions(disk / "vdz1") == []
     assert blank.Device("/dev/vdz1", 1, disk / "vdz1").disk == disk
     assert blank.Device("/dev/vdz", 0, disk).disk == disk
 
@@ -180,17 +180,17 @@ def test_create_zpool_is_one_call_and_never_forced(monkeypatch) -> None:
 def test_create_zpool_tries_again_while_busy(monkeypatch) -> None:
     busy = "cannot open '/dev/a': Device or resource busy"
     called = fake_run(monkeypatch, [busy, busy])
-    asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4"))
+    asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4", {}))
     assert len(called) == 3
 
     called = fake_run(monkeypatch, [busy] * 9)
     with pytest.raises(errors.CommandFailed, match="busy"):
-        asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4"))
+        asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4", {}))
     assert len(called) == 4
 
     called = fake_run(monkeypatch, ["cannot create 'tank': pool exists"])
     with pytest.raises(errors.CommandFailed, match="exists"):
-        asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4"))
+        asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4", {}))
     assert len(called) == 1
 
 
@@ -198,7 +198,7 @@ def test_create_zpool_tries_again_while_busy(monkeypatch) -> None:
 def test_create_zpool_takes_only_paths(monkeypatch, devices) -> None:
     called = fake_run(monkeypatch, [])
     with pytest.raises(ValueError):
-        asyncio.run(native.create_zpool("tank", devices, "lz4"))
+        asyncio.run(native.create_zpool("tank", devices, "lz4", {}))
     assert not called
 
 

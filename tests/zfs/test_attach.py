@@ -1,17 +1,13 @@
 """qvm-zfs attach and detach: disks that come and go, as a person has them."""
 
 import asyncio
-import contextlib
 import inspect
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from qubes.exc import StoragePoolException
@@ -24,12 +20,20 @@ from qubes_storage_zfs.zfs import keys, native, removable
 
 from .answers import Person
 from .conftest import MIB, EncryptedLab, Lab, export_zpool, read, sh, write
+from .sticks import (
+    COMMAND,
+    INHIBIT,
+    change,
+    guid,
+    make,
+    no_node_appears,
+    parts_of_a_disk,
+    prop,
+    qvm_zfs,
+    refused,
+)
 
-COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 HOSTID = Path("/sys/module/spl/parameters/spl_hostid")
-INHIBIT = Path("/sys/module/zfs/parameters/zvol_inhibit_dev")
-PART = 512000  # sectors of 512 bytes
-
 #: stands in for the package of that name, where qubesd runs
 QUBESADMIN = """
 import json, os, types
@@ -45,84 +49,10 @@ class Qubes:
 """
 
 
-def qvm_zfs(*arguments, env=None):
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    # where the machine is slow
-    progress = re.compile(r"^.* \.\.\.\n", re.MULTILINE)
-    return done.returncode, done.stdout, progress.sub("", done.stderr)
-
-
-def refused(*arguments, env=None):
-    """What one line says why."""
-    code, out, err = qvm_zfs(*arguments, env=env)
-    assert (code, out) == (1, "") and err.count("\n") == 1
-    return err
-
-
-class Disks:
-    """Parts of disks that come and go, and what qubes.xml says."""
-
-    def __init__(self):
-        self.here = set()
-
-    def connect(self, *names):
-        """*a* and *b*; what is on them stays when they go."""
-        for name in names:
-            disk, start = {
-                "a": ("/dev/vdd", 2048),
-                "b": ("/dev/vdd", 2048 + PART),
-            }[name]
-            table = f"0 {PART} linear {disk} {start}"
-            sh("dmsetup", "create", f"stick-{name}", "--table", table)
-            self.here.add(name)
-        sh("udevadm", "settle")
-        return [f"/dev/mapper/stick-{name}" for name in names]
-
-    def take_away(self, *names):
-        for name in names:
-            sh("udevadm", "settle")
-            sh("dmsetup", "remove", "--retry", f"stick-{name}")
-            self.here.discard(name)
-
-    def zpool(self, *names, kind=()):
-        sh(
-            "zpool",
-            "create",
-            "-m",
-            "none",
-            "stick",
-            *kind,
-            *self.connect(*names),
-        )
-
-    def configure(self, *configs):
-        """These pools are in qubes.xml."""
-        root = ElementTree.Element("qubes")
-        pools = ElementTree.SubElement(root, "pools")
-        for config in configs:
-            given = {name: str(value) for name, value in config.items()}
-            ElementTree.SubElement(pools, "pool", given)
-        common.QUBES_XML.parent.mkdir(exist_ok=True)
-        common.QUBES_XML.unlink(missing_ok=True)
-        common.QUBES_XML.write_bytes(ElementTree.tostring(root))
-
-
 @pytest.fixture
 def disks():
-    parts = Disks()
-    yield parts
-    subprocess.run(["zpool", "destroy", "-f", "stick"], check=False)
-    parts.take_away(*list(parts.here))
-    sh("blkdiscard", "-q", "-f", "-z", "/dev/vdd")
-    common.QUBES_XML.unlink(missing_ok=True)
+    with parts_of_a_disk() as parts:
+        yield parts
 
 
 @pytest.fixture
@@ -130,14 +60,6 @@ def person(monkeypatch):
     somebody = Person()
     monkeypatch.setattr(ask, "prompt", somebody.prompt)
     return somebody
-
-
-def make(kind, disks):
-    """A pool on the zpool stick that qubes.xml has."""
-    options = {"asked": True} if kind is EncryptedLab else {}
-    lab = kind("stick", **options)
-    disks.configure(lab.pool.config)
-    return lab
 
 
 @pytest.fixture
@@ -150,14 +72,6 @@ def stick(disks):
 def either(request, disks, person):
     disks.zpool("a")
     return make(request.param, disks)
-
-
-def prop(name):
-    return sh("zpool", "get", "-Ho", "value", name, "stick")
-
-
-def guid():
-    return prop("guid")
 
 
 # --- away and back
@@ -384,41 +298,6 @@ def test_no_such_pool(disks):
 
 
 # --- what was done to a disk that was away
-
-
-@contextlib.contextmanager
-def no_node_appears():
-    """No zvol's within this, not even for a moment."""
-    log = Path("/tmp/uevents")
-    with open(log, "wb") as file:
-        command = ["udevadm", "monitor", "--kernel", "-s", "block"]
-        with subprocess.Popen(command, stdout=file) as monitor:
-            try:
-                time.sleep(1)
-                yield
-                time.sleep(1)
-            finally:
-                monitor.kill()
-    assert "/zd" not in log.read_text()
-
-
-def change(lab, *commands):
-    """As somebody does who had the disk.
-
-    Without nodes: to change volmode and export at once can hang the kernel
-    (see removable.make_nodes()).
-    """
-    if removable.guid("stick") is not None:
-        code, _, why = qvm_zfs("detach", lab.name)
-        assert code == 0, why
-    INHIBIT.write_text("1")
-    try:
-        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
-        for command in commands:
-            sh(*command)
-        export_zpool("stick")
-    finally:
-        INHIBIT.write_text("0")
 
 
 @pytest.mark.parametrize(

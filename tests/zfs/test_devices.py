@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from qubes_storage_zfs import policy
-from qubes_storage_zfs.zfs import blank, native
+from qubes_storage_zfs.zfs import blank, native, newzpool
 from qubes_storage_zfs.zfs.blank import DeviceRefused
 from qubes_storage_zfs.zfs.errors import CommandFailed
 
@@ -401,3 +401,97 @@ def test_undoing_leaves_an_imported_zpool(loop, no_zpool):
     with pytest.raises(DeviceRefused, match="could not be made empty"):
         undo(loop)
     assert sh("zpool", "list", "-Ho", "health", ZPOOL) == "ONLINE"
+
+
+# --- the disk that was checked, and no other
+
+
+def make_of(link: Path) -> None:
+    async def story() -> None:
+        async with blank.checked([str(link)]) as disks:
+            await newzpool.create(ZPOOL, disks, "lz4", {"mountpoint": "none"})
+
+    asyncio.run(story())
+
+
+def swap(link: Path, target: str) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_link_that_is_swapped_costs_no_other_disk(
+    disk, loop, no_zpool, monkeypatch, when
+):
+    link = Path("/dev/devtest-link")
+    swap(link, loop)
+    write(disk, 0, b"somebody's data")
+    before = edges(disk)
+    signatures, create_zpool = blank._signatures, native.create_zpool
+
+    async def swapped_first(*words):
+        swap(link, disk)
+        return await (create_zpool if when == "while" else signatures)(*words)
+
+    if when == "while":
+        monkeypatch.setattr(native, "create_zpool", swapped_first)
+    else:
+        monkeypatch.setattr(blank, "_signatures", swapped_first)
+    try:
+        with pytest.raises(DeviceRefused, match="leads to another device now"):
+            make_of(link)
+    finally:
+        link.unlink()
+    assert edges(disk) == before
+    assert not native.zpool_imported(ZPOOL)
+    monkeypatch.undo()
+    undo(loop)
+    assert check(loop) == [loop]
+
+
+@pytest.mark.parametrize("kind", ["mapper", "by-path"])
+def test_the_zpool_records_the_path_that_was_given(
+    disk, no_zpool, tmp_path, kind
+):
+    """The kernel's name is another disk's after the next boot."""
+    if kind == "mapper":
+        sh(
+            "dmsetup",
+            "create",
+            "devtest",
+            "--table",
+            f"0 700000 linear {disk} 0",
+        )
+        given = recorded = Path("/dev/mapper/devtest")
+    else:
+        links = Path("/dev/disk/by-path").glob("*")
+        given = next(x for x in links if os.path.realpath(x) == disk)
+        recorded = Path(f"{given}-part1")
+    until(given.exists)
+    try:
+        make_of(given)
+        shown = sh("zpool", "list", "-HPv", "-o", "name", ZPOOL).split()
+        assert shown == [ZPOOL, str(recorded)]
+        cache = tmp_path / "cache"
+        cache.write_bytes(Path("/etc/zfs/zpool.cache").read_bytes())
+        sh("zpool", "export", ZPOOL)
+        label = sh("zdb", "-l", str(recorded))
+        assert f"path: '{recorded}'" in label
+        sh("zpool", "import", "-N", "-c", str(cache), ZPOOL)
+        sh("zpool", "destroy", ZPOOL)
+    finally:
+        sh("sh", "-c", f"zpool destroy {ZPOOL} 2>/dev/null || true")
+        if kind == "mapper":
+            sh("udevadm", "settle")
+            sh("dmsetup", "remove", "--retry", "devtest")
+
+
+def test_a_volume_of_lvm_is_refused_even_if_blank(disk):
+    command = "dmsetup", "create", "devtest-lv", "--uuid", "LVM-devtestdevtest"
+    sh(*command, "--table", f"0 700000 linear {disk} 0")
+    try:
+        until(lambda: os.path.exists("/dev/mapper/devtest-lv"))
+        assert refused("/dev/mapper/devtest-lv", "is a volume of LVM")
+    finally:
+        sh("udevadm", "settle")
+        sh("dmsetup", "remove", "--retry", "devtest-lv")

@@ -1,0 +1,131 @@
+"""Faults of what is checked on disks that were away."""
+
+from .base import LUA, Fault, zfs_tests
+
+FAULTS = (
+    Fault(
+        "nothing below the qubes root is checked",
+        LUA + "policy.lua",
+        "        queue[last] = child\n",
+        "        last = last - 1\n",
+        zfs_tests("policy", "first_use_checks_everything_below_the_qubes_root"),
+    ),
+    Fault(
+        "devices of snapshots are allowed",
+        "policy.py",
+        '    "snapdev": "hidden",\n    layout.UDEV_FLAG',
+        "    layout.UDEV_FLAG",
+        zfs_tests("policy", "add_refuses_what_is_not_allowed"),
+    ),
+    Fault(
+        "what an encrypted pool's key does not protect is accepted",
+        "policy.py",
+        'rules["encryptionroot"] = place.container',
+        "pass",
+        zfs_tests("policy", "an_encrypted_pool_has_one_root_for_all"),
+    ),
+    Fault(
+        "a file that the disk names is where a key comes from",
+        "policy.py",
+        "root_rules.update(KEY_RULES)",
+        "pass",
+        zfs_tests("policy", "an_encrypted_pool_has_one_root_for_all"),
+    ),
+    Fault(
+        "a filesystem that dom0 would mount is accepted",
+        LUA + "policy.lua",
+        "return wrong or would_mount(ds)",
+        "return wrong",
+        zfs_tests("policy", "first_use_checks_everything_below_the_qubes_root"),
+    ),
+    Fault(
+        "a zpool that was imported at boot is never checked",
+        "pool.py",
+        "await self.store.first_check.check(self.place)",
+        "return",
+        zfs_tests("policy", "first_use_checks_everything_below_the_qubes_root"),
+    ),
+    Fault(
+        "a zpool that is imported again counts as checked",
+        "zfs/removable.py",
+        'return f"{guid(zpool)} {created}"',
+        "return guid(zpool)",
+        zfs_tests("policy", "another_import_is_checked_again"),
+    ),
+    Fault(
+        "a start does not look at the volume's own properties",
+        "transfer.py",
+        "        if state.wrong is not None:\n",
+        "        if False:\n",
+        zfs_tests("policy", "a_start_notices_what_was_changed_meanwhile"),
+    ),
+    Fault(
+        "a new generation inherits what was changed",
+        LUA + "state.lua",
+        "if own and out.wrong == nil then",
+        "if false then",
+        zfs_tests("policy", "a_start_notices_what_was_changed_meanwhile"),
+    ),
+    Fault(
+        "words from a disk are shown as they are",
+        "policy.py",
+        '    short = line if len(line) <= SHOWN else line[:SHOWN] + "..."\n',
+        "    short = line\n",
+        zfs_tests("policy", "words_from_the_disk_are_shown_escaped_and_short"),
+    ),
+    Fault(
+        "attach keeps the properties of the disk's zpool",
+        "zfs/removable.py",
+        '        options += ["-o", f"{key}={value}"]\n',
+        "        pass\n",
+        zfs_tests("attach_zpool", "properties_of_the_zpool_are_not_the_disks"),
+    ),
+    Fault(
+        "what the zpool's properties became is not looked at",
+        "tools/attach.py",
+        "    if wrong is not None:\n",
+        "    if False:\n",
+        zfs_tests(
+            "attach_zpool",
+            "a_zpool_that_keeps_its_properties_is_exported_again",
+        ),
+    ),
+    Fault(
+        "a zpool with another name stays imported",
+        "tools/attach.py",
+        "for name in removable.names_of(chosen.guid):",
+        "for name in [chosen.name]:",
+        zfs_tests(
+            "attach_zpool",
+            "a_zpool_imported_by_another_name_is_exported_again",
+        ),
+    ),
+    Fault(
+        "a text on the disk hides a property",
+        LUA + "common.lua",
+        "        if value ~= rule.value then\n",
+        "        if value ~= rule.value and #value < 20 then\n",
+        zfs_tests("policy", "words_from_the_disk_are_shown_escaped_and_short"),
+    ),
+    Fault(
+        "a device that became another one is made a zpool of",
+        "zfs/blank.py",
+        "if (now.number, now.sequence) != (self.number, self.sequence):",
+        "if False:",
+        zfs_tests("devices", "a_link_that_is_swapped_costs_no_other_disk"),
+    ),
+    Fault(
+        "a zpool is made of what a link leads to by then",
+        "zfs/newzpool.py",
+        "nodes = [device.node for device in devices]",
+        "nodes = [device.path for device in devices]",
+        zfs_tests("devices", "a_link_that_is_swapped_costs_no_other_disk"),
+    ),
+    Fault(
+        "a volume of LVM is taken for a zpool",
+        "zfs/blank.py",
+        'if _entry(device.sysfs, "dm/uuid").startswith("LVM-"):',
+        "if False:",
+        zfs_tests("devices", "a_volume_of_lvm_is_refused_even_if_blank"),
+    ),
+)

@@ -1,0 +1,153 @@
+"""A disk that comes and goes, and qvm-zfs as a person runs it."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+from qubes_storage_zfs.tools import common
+from qubes_storage_zfs.zfs import removable
+
+from .conftest import EncryptedLab, export_zpool, sh
+
+COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
+INHIBIT = Path("/sys/module/zfs/parameters/zvol_inhibit_dev")
+PART = 512000  # sectors of 512 bytes
+
+
+def qvm_zfs(*arguments, env=None):
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    # where the machine is slow
+    progress = re.compile(r"^.* \.\.\.\n", re.MULTILINE)
+    return done.returncode, done.stdout, progress.sub("", done.stderr)
+
+
+def refused(*arguments, env=None):
+    """What one line says why."""
+    code, out, err = qvm_zfs(*arguments, env=env)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    return err
+
+
+class Disks:
+    """Parts of disks that come and go, and what qubes.xml says."""
+
+    def __init__(self):
+        self.here = set()
+
+    def connect(self, *names):
+        """*a* and *b*; what is on them stays when they go."""
+        for name in names:
+            disk, start = {
+                "a": ("/dev/vdd", 2048),
+                "b": ("/dev/vdd", 2048 + PART),
+            }[name]
+            table = f"0 {PART} linear {disk} {start}"
+            sh("dmsetup", "create", f"stick-{name}", "--table", table)
+            self.here.add(name)
+        sh("udevadm", "settle")
+        return [f"/dev/mapper/stick-{name}" for name in names]
+
+    def take_away(self, *names):
+        for name in names:
+            sh("udevadm", "settle")
+            sh("dmsetup", "remove", "--retry", f"stick-{name}")
+            self.here.discard(name)
+
+    def zpool(self, *names, kind=()):
+        sh(
+            "zpool",
+            "create",
+            "-m",
+            "none",
+            "stick",
+            *kind,
+            *self.connect(*names),
+        )
+
+    def configure(self, *configs):
+        """These pools are in qubes.xml."""
+        root = ElementTree.Element("qubes")
+        pools = ElementTree.SubElement(root, "pools")
+        for config in configs:
+            given = {name: str(value) for name, value in config.items()}
+            ElementTree.SubElement(pools, "pool", given)
+        common.QUBES_XML.parent.mkdir(exist_ok=True)
+        common.QUBES_XML.unlink(missing_ok=True)
+        common.QUBES_XML.write_bytes(ElementTree.tostring(root))
+
+
+@contextlib.contextmanager
+def parts_of_a_disk():
+    """Disks whose end is that of the zpool stick and of qubes.xml."""
+    parts = Disks()
+    try:
+        yield parts
+    finally:
+        subprocess.run(["zpool", "destroy", "-f", "stick"], check=False)
+        parts.take_away(*list(parts.here))
+        sh("blkdiscard", "-q", "-f", "-z", "/dev/vdd")
+        common.QUBES_XML.unlink(missing_ok=True)
+
+
+def make(kind, disks):
+    """A pool on the zpool stick that qubes.xml has."""
+    options = {"asked": True} if kind is EncryptedLab else {}
+    lab = kind("stick", **options)
+    disks.configure(lab.pool.config)
+    return lab
+
+
+def prop(name):
+    return sh("zpool", "get", "-Ho", "value", name, "stick")
+
+
+def guid():
+    return prop("guid")
+
+
+@contextlib.contextmanager
+def no_node_appears():
+    """No zvol's within this, not even for a moment."""
+    log = Path("/tmp/uevents")
+    with open(log, "wb") as file:
+        command = ["udevadm", "monitor", "--kernel", "-s", "block"]
+        with subprocess.Popen(command, stdout=file) as monitor:
+            try:
+                time.sleep(1)
+                yield
+                time.sleep(1)
+            finally:
+                monitor.kill()
+    assert "/zd" not in log.read_text()
+
+
+def change(lab, *commands):
+    """As somebody does who had the disk.
+
+    Without nodes: to change volmode and export at once can hang the kernel
+    (see removable.make_nodes()).
+    """
+    if removable.guid("stick") is not None:
+        code, _, why = qvm_zfs("detach", lab.name)
+        assert code == 0, why
+    INHIBIT.write_text("1")
+    try:
+        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
+        for command in commands:
+            sh(*command)
+        export_zpool("stick")
+    finally:
+        INHIBIT.write_text("0")

@@ -1,0 +1,189 @@
+"""What attach does with zpools: their properties, names, and no pool on them."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from qubes_storage_zfs import layout
+from qubes_storage_zfs.tools import main
+from qubes_storage_zfs.zfs import native, removable
+from qubes_storage_zfs.zfs.removable import Found
+
+from .conftest import Lab, export_zpool, sh
+from .sticks import (
+    INHIBIT,
+    change,
+    guid,
+    make,
+    no_node_appears,
+    parts_of_a_disk,
+    prop,
+    qvm_zfs,
+    refused,
+)
+
+OTHERS = {
+    "failmode": "panic",
+    "autotrim": "off",
+    "autoreplace": "on",
+    "autoexpand": "on",
+}
+
+
+@pytest.fixture
+def disks():
+    with parts_of_a_disk() as parts:
+        yield parts
+
+
+@pytest.fixture
+def stick(disks):
+    disks.zpool("a")
+    return make(Lab, disks)
+
+
+def test_properties_of_the_zpool_are_not_the_disks(stick, disks):
+    for name, value in OTHERS.items():
+        sh("zpool", "set", f"{name}={value}", "stick")
+    export_zpool("stick")
+    assert qvm_zfs("attach", stick.name)[0] == 0
+    assert {n: prop(n) for n in OTHERS} == native.ZPOOL_PROPERTIES
+    assert prop("cachefile") == "none"
+
+
+def attach_here(monkeypatch, *arguments):
+    """As qvm_zfs(), in this process, so that a test can be in the way."""
+    said = []
+    monkeypatch.setattr(
+        main, "print", lambda *words, **_: said.append(*words), raising=False
+    )
+    return main.main(["attach", *arguments]), "\n".join(said)
+
+
+def test_a_zpool_that_keeps_its_properties_is_exported_again(
+    stick, monkeypatch
+):
+    sh("zpool", "set", "failmode=panic", "stick")
+    export_zpool("stick")
+    run = native.run
+
+    async def without_properties(program, *words, **how):
+        if program == "zpool" and "failmode=continue" in words:
+            at = words.index("failmode=continue")
+            words = words[: at - 1] + words[at + 1 :]
+        return await run(program, *words, **how)
+
+    monkeypatch.setattr(native, "run", without_properties)
+    code, said = attach_here(monkeypatch, stick.name)
+    assert code == 1 and "stick has failmode=panic where continue" in said
+    assert removable.guid("stick") is None
+
+
+def test_a_zpool_imported_by_another_name_is_exported_again(stick, monkeypatch):
+    """Its name was changed between the look and the import."""
+    listed = removable.on_devices
+
+    async def then_renamed(paths):
+        found = await listed(paths)
+        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick", "renamed")
+        export_zpool("renamed")
+        return found
+
+    export_zpool("stick")
+    monkeypatch.setattr(removable, "on_devices", then_renamed)
+    try:
+        with no_node_appears():
+            INHIBIT.write_text("1")
+            code, said = attach_here(monkeypatch, stick.name)
+        assert code == 1 and "has the name renamed now" in said
+        assert removable.guid("renamed") is removable.guid("stick") is None
+    finally:
+        INHIBIT.write_text("0")
+
+
+def test_one_guid_with_two_names_is_refused(monkeypatch, stick):
+    right = guid()
+    export_zpool("stick")
+    listed = removable.on_devices
+
+    async def twice(paths):
+        found = await listed(paths)
+        other = Found("evil\x1b", right, "ONLINE", "", ())
+        return [*found, other]
+
+    monkeypatch.setattr(removable, "on_devices", twice)
+    code, said = attach_here(monkeypatch, stick.name)
+    assert code == 1 and right in said and "evil" in said and "stick" in said
+    assert "\x1b" not in said and removable.guid("stick") is None
+
+
+def test_a_zpool_without_a_pool_is_attached(stick, disks, tmp_path):
+    """As after dom0 was installed again."""
+    volume = stick.private(content=b"data")
+    where = tmp_path / "mounted"
+    mounted = f"mountpoint={where}"
+    sh("zfs", "create", "-u", "-o", mounted, "stick/files")
+    said = refused("attach", "--zpool", "stick")
+    assert f"qubesd has the pools {stick.name} on a zpool stick" in said
+    export_zpool("stick")
+    disks.configure()
+    assert "is on no disk" in refused("attach", "--zpool", "nowhere")
+    assert "name its zpool" in refused("attach", "--zpool", "a/b")
+    with no_node_appears():
+        code, out, err = qvm_zfs("attach", "--zpool", "stick")
+        assert (code, err) == (0, "") and out.endswith("stick is attached.\n")
+    assert prop("cachefile") == "none" and not removable.mounted("stick")
+    assert prop("failmode") == "continue"
+    assert qvm_zfs("attach", "--zpool", "stick")[1].endswith("already.\n")
+    sh("zfs", "mount", "stick/files")
+    assert not where.exists()
+    sh("zfs", "unmount", "stick/files")
+    # and the pool that is added again has its devices
+    stick.run(stick.restart().setup())
+    assert os.path.exists(volume.path)
+    assert stick.content(stick.again(volume)) == b"data"
+    one = guid()
+    export_zpool("stick")
+    disks.zpool("b")
+    other = guid()
+    export_zpool("stick")
+    said = refused("attach", "--zpool", "stick")
+    assert one in said and other in said
+    assert removable.guid("stick") is None
+
+
+def test_a_forged_text_hides_nothing(stick):
+    """What a parser of zfs(8)'s output takes for lines of it."""
+    volume = stick.private(content=b"data").dataset
+    forged = f"true\tlocal\n{volume}\tvolmode\tdev"
+    change(
+        stick,
+        ["zfs", "set", "volmode=full", volume],
+        ["zfs", "set", f"{layout.UDEV_FLAG}={forged}", volume],
+    )
+    with no_node_appears():
+        said = refused("attach", stick.name)
+    assert f"{volume} has volmode=full where dev must be" in said
+    assert removable.guid("stick") is None
+
+
+def test_what_another_machine_left_is_taken_by_force_alone(stick, disks):
+    hostid = Path("/sys/module/spl/parameters/spl_hostid")
+    before = hostid.read_text()
+    try:
+        export_zpool("stick")
+        hostid.write_text("0x11111111")
+        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
+        sh("zpool", "sync", "stick")
+        (copy,) = disks.connect("b")
+        sh("dd", "if=/dev/mapper/stick-a", f"of={copy}", "bs=1M")
+        export_zpool("stick")
+        disks.take_away("a")
+        hostid.write_text("0x22222222")
+        said = refused("attach", stick.name)
+        assert re.search("another machine had the zpool.*add --force", said)
+        assert qvm_zfs("attach", "--force", stick.name)[0] == 0
+    finally:
+        hostid.write_text(before)

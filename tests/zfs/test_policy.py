@@ -1,0 +1,224 @@
+"""Properties on disk that are not allowed: at first use, at a start, at add."""
+
+import asyncio
+import time
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from qubes_storage_zfs import ask, layout, policy
+from qubes_storage_zfs.zfs import keys
+
+from ..counting import calls
+from .answers import Person
+from .conftest import MIB, EncryptedLab, Lab, export_zpool, sh
+
+FLAG = layout.UDEV_FLAG
+#: below the qubes root, property, value; a mount point is set without mounting
+WRONG = [
+    ("work/private", "volmode", "full"),
+    ("work/private", "snapdev", "visible"),
+    ("work/private", FLAG, "false"),
+    ("work", "mountpoint", "/tmp/policy-test"),
+    ("", "snapdev", "visible"),
+    ("", FLAG, "no"),
+]
+
+
+@pytest.fixture
+def person(monkeypatch):
+    somebody = Person()
+    monkeypatch.setattr(ask, "prompt", somebody.prompt)
+    return somebody
+
+
+@pytest.fixture(params=[Lab, EncryptedLab])
+def either(request, zpool, person):
+    return request.param(zpool)
+
+
+def place(lab, below):
+    return f"{lab.pool.home}/{below}".rstrip("/")
+
+
+def change(lab, below, name, value):
+    sh("zfs", "set", "-u", f"{name}={value}", place(lab, below))
+
+
+def repair(lab, below, name):
+    if below:
+        sh("zfs", "inherit", name, place(lab, below))
+    else:
+        value = policy.HOME_SETTINGS[name]
+        sh("zfs", "set", f"{name}={value}", lab.pool.home)
+
+
+def refused(lab, work):
+    """Return the message that it is refused with, in no time."""
+    begin = time.monotonic()
+    with pytest.raises(StoragePoolException) as caught:
+        lab.run(work)
+    assert time.monotonic() - begin < 20
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 700
+    return text
+
+
+def test_first_use_checks_everything_below_the_qubes_root(either):
+    lab = either
+    lab.private(content=b"data")
+    other = lab.private("other", content=b"other")
+    for below, name, value in WRONG:
+        change(lab, below, name, value)
+        lab.restart()
+        volume = lab.again(other)
+        said = refused(lab, volume.start())
+        assert f"{place(lab, below)} has {name}={value} where " in said
+        verb = f"inherit {name}" if below else f"set {name}="
+        assert f"run 'sudo zfs {verb}" in said
+        assert name in refused(lab, volume.export())
+        # what must work does, and a repair needs no restart
+        lab.run(volume.stop())
+        repair(lab, below, name)
+        assert lab.content(volume) == b"other"
+    change(lab, "work/private", "volmode", "full")
+    lab.restart()
+    assert "volmode=full" in refused(lab, lab.again(other).import_data(MIB))
+    assert lab.pool.size and len(lab.pool.list_volumes()) == 2
+    lab.run(lab.again(other).remove())
+    assert lab.datasets("volume") == [
+        name for name in lab.datasets("volume") if "other" not in name
+    ]
+
+
+def test_an_encrypted_pool_has_one_root_for_all(zpool, person):
+    lab = EncryptedLab(zpool)
+    volume = lab.private(content=b"data")
+    plain = f"{lab.container}/plain"
+    sh("zfs", "create", "-u", "-o", "encryption=off", plain)
+    lab.restart()
+    said = refused(lab, lab.again(volume).start())
+    assert f"{plain} has encryptionroot=- where {lab.container} must" in said
+    sh("zfs", "destroy", plain)
+    sh("zfs", "set", "keylocation=file:///etc/passwd", lab.container)
+    lab.run(keys.unload(lab.container))
+    assert "keylocation" in refused(lab, lab.pool.unlock())
+    assert person.asked == []
+    sh("zfs", "set", "keylocation=prompt", lab.container)
+    assert lab.content(lab.again(volume)) == b"data"
+    assert person.asked == ["unlock"]
+
+
+def test_first_use_is_one_program_and_no_other_pools_wait(lab, make_lab):
+    volume = lab.private(content=b"data")
+    bad = make_lab()
+    broken = bad.private(content=b"data")
+    change(bad, "work/private", "volmode", "full")
+    for each in lab, bad:
+        each.restart()
+    again, broken = lab.again(volume), bad.again(broken)
+    with calls() as made:
+        lab.run(again.start())
+        lab.run(again.stop())
+        lab.run(again.start())
+        lab.run(again.stop())
+    assert made.count("policy") == 1
+    with calls() as made:
+        refused(bad, broken.start())
+        refused(bad, broken.start())
+    assert made.count("policy") == 2
+
+
+def test_another_import_is_checked_again(away):
+    lab = away
+    volume = lab.private(content=b"data")
+    lab.session(volume, b"more")
+    with calls() as made:
+        lab.session(volume, b"again")
+        export_zpool("away")
+        sh("zpool", "import", "-N", "-d", "/tmp", "away")
+        lab.session(volume, b"last")
+    assert made.count("policy") == 1
+
+
+@pytest.mark.parametrize("below", ["work/private", "work", ""])
+def test_a_start_notices_what_was_changed_meanwhile(lab, below):
+    kept, fresh = lab.private(content=b"data"), lab.volatile()
+    for name, value in (
+        ("volmode", "none"),
+        ("volmode", "full"),
+        ("snapdev", "visible"),
+        (FLAG, "false"),
+    ):
+        change(lab, below, name, value)
+        found = place(lab, below if below == "work/private" else "work")
+        said = refused(lab, kept.start())
+        assert " has " + f"{name}={value} where " in said, found
+        assert "udev" not in said.replace(FLAG, "")
+        if below != "work/private":
+            # there is none yet: it would inherit that
+            assert f"{name}={value}" in refused(lab, fresh.start())
+        repair(lab, below, name)
+    lab.start(kept, fresh)
+    lab.stop(kept, fresh)
+
+
+def test_a_value_that_was_received_is_a_value(lab):
+    volume = lab.private(content=b"data")
+    source, target = f"{lab.container}/sent", f"{lab.pool.home}/work/got"
+    sh("zfs", "create", "-s", "-V", "4M", "-o", "volmode=full", source)
+    sh("zfs", "snapshot", f"{source}@x")
+    sh("sh", "-c", f"zfs send -p {source}@x | zfs receive -u {target}")
+    lab.restart()
+    said = refused(lab, lab.again(volume).start())
+    assert f"{target} has volmode=full where dev must be" in said
+
+
+def test_words_from_the_disk_are_shown_escaped_and_short(lab):
+    volume = lab.private(content=b"data")
+    change(lab, "work/private", FLAG, "true\n\x1b[2Jx\t" + "y" * 4000)
+    lab.restart()
+    said = refused(lab, lab.again(volume).start())
+    assert f"{FLAG}=true\\x0a\\x1b[2Jx\\x09yyy" in said
+    sh("zfs", "inherit", FLAG, place(lab, "work/private"))
+    mark = f"{layout.OWNER}=other\n\x1b[2J" + "z" * 4000
+    sh("zfs", "set", mark, lab.container)
+    said = refused(lab, lab.again(volume).start())
+    assert "belongs to the pool other\\x0a\\x1b[2Jzzz" in said
+
+
+@pytest.mark.parametrize("below, name, value", WRONG[:4])
+def test_add_refuses_what_is_not_allowed(either, person, below, name, value):
+    lab = either
+    lab.private(content=b"data")
+    change(lab, below, name, value)
+    if lab.kind.is_encrypted:
+        lab.run(keys.unload(lab.container))
+    said = refused(lab, lab.restart().setup())
+    assert f"Cannot add the pool {lab.name}: {place(lab, below)} has" in said
+    assert person.asked == []
+    repair(lab, below, name)
+    lab.run(lab.restart().setup())
+
+
+def test_a_container_larger_than_the_limit_is_refused(lab, monkeypatch):
+    volume = lab.private(content=b"data")
+    monkeypatch.setattr(policy, "LIMIT", 2)
+    lab.restart()
+    said = refused(lab, lab.again(volume).start())
+    assert "number of datasets=more where at most 2" in said
+
+
+def test_tasks_share_one_check(lab):
+    volumes = [lab.private(f"q{n}", content=b"data") for n in range(3)]
+    lab.restart()
+    volumes = [lab.again(volume) for volume in volumes]
+
+    async def together():
+        paths = await asyncio.gather(*(v.export() for v in volumes))
+        for volume, path in zip(volumes, paths, strict=True):
+            await volume.export_end(path)
+
+    with calls() as made:
+        lab.run(together())
+    assert made.count("policy") == 1
