@@ -229,10 +229,7 @@ def _erase(device: Device) -> str:
 def _obstacles(device: Device) -> Iterator[str]:
     """What the kernel tells without opening the device; ends of sentences."""
     if _entry(device.sysfs, "dm/uuid").startswith("LVM-"):
-        yield (
-            "is a volume of LVM, as those that qubes have their data on; name a"
-            " disk or a partition"
-        )
+        yield "is a volume of LVM, where qubes may have data; name a disk"
     if device.sysfs.name.startswith("zd"):
         yield (
             "is a volume of ZFS, and a zpool within a zpool can hang the"
