@@ -128,6 +128,9 @@ def as_rules(properties: Mapping[str, str]) -> list[dict[str, str]]:
 def _remedy(home: str, wrong: Mapping[str, Any]) -> str:
     """Return what an administrator does who changed the property."""
     dataset, name = str(wrong.get("dataset")), str(wrong.get("property"))
+    if name == "keyformat":
+        command = f"change-key -o keyformat=passphrase {home}"
+        return sentences.DISK_REMEDY.format(command=command)
     if name not in (*SAFE, "mountpoint", "keylocation"):
         return sentences.DISK_REMEDY_MOVE
     value, at = str(wrong.get("wanted")), str(wrong.get("source"))

@@ -263,7 +263,7 @@ def test_what_another_machine_has_is_not_taken(stick, disks):
         HOSTID.write_text("0x22222222")
         said = refused("attach", stick.name)
         assert "another machine had the zpool stick last" in said
-        assert "-f" not in said and removable.guid("stick") is None
+        assert " -f" not in said and removable.guid("stick") is None
     finally:
         HOSTID.write_text(before)
 
