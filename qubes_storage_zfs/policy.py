@@ -40,9 +40,8 @@ HOME_PROPERTIES: Mapping[str, core.Value] = {
 }
 #: of an encryption root that was created by other software and is taken over
 TAKEN_OVER_SETTINGS: Mapping[str, str] = {
-    **SAFE,
+    **HOME_SETTINGS,
     "canmount": "off",
-    layout.AUTO_SNAPSHOT: "false",
 }
 #: of the root dataset of a zpool that this driver creates
 ZPOOL_ROOT_SETTINGS: Mapping[str, str] = {

@@ -60,7 +60,7 @@ def inherit_no_further(dataset):
         "secondarycache": "all",
         "snapdev": "hidden",
         "sync": "standard",
-        "volmode": "default",
+        "volmode": "dev",
     }
     given = [f"{name}={value}" for name, value in values.items()]
     sh("zfs", "set", *given, dataset)

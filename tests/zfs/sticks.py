@@ -15,6 +15,7 @@ from qubes_storage_zfs.zfs import removable
 from .conftest import EncryptedLab, export_zpool, sh
 
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
+HOSTID = Path("/sys/module/spl/parameters/spl_hostid")
 INHIBIT = Path("/sys/module/zfs/parameters/zvol_inhibit_dev")
 PART = 512000  # sectors of 512 bytes
 
@@ -108,6 +109,25 @@ def make(kind, disks):
     lab = kind("stick", **options)
     disks.configure(lab.pool.config)
     return lab
+
+
+@contextlib.contextmanager
+def another_machines(disks):
+    """The disk is a copy, made while another machine had the zpool stick."""
+    before = HOSTID.read_text()
+    try:
+        export_zpool("stick")
+        HOSTID.write_text("0x11111111")
+        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
+        sh("zpool", "sync", "stick")
+        (copy,) = disks.connect("b")
+        sh("dd", "if=/dev/mapper/stick-a", f"of={copy}", "bs=1M")
+        export_zpool("stick")
+        disks.take_away("a")
+        HOSTID.write_text("0x22222222")
+        yield
+    finally:
+        HOSTID.write_text(before)
 
 
 def prop(name):

@@ -1,8 +1,6 @@
 """What attach does with zpools: their properties, names, and no pool on them."""
 
 import os
-import re
-from pathlib import Path
 
 import pytest
 
@@ -167,23 +165,3 @@ def test_a_forged_text_hides_nothing(stick):
         said = refused("attach", stick.name)
     assert f"{volume} has volmode=full where dev must be" in said
     assert removable.guid("stick") is None
-
-
-def test_what_another_machine_left_is_taken_by_force_alone(stick, disks):
-    hostid = Path("/sys/module/spl/parameters/spl_hostid")
-    before = hostid.read_text()
-    try:
-        export_zpool("stick")
-        hostid.write_text("0x11111111")
-        sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
-        sh("zpool", "sync", "stick")
-        (copy,) = disks.connect("b")
-        sh("dd", "if=/dev/mapper/stick-a", f"of={copy}", "bs=1M")
-        export_zpool("stick")
-        disks.take_away("a")
-        hostid.write_text("0x22222222")
-        said = refused("attach", stick.name)
-        assert re.search("another machine had the zpool.*add --force", said)
-        assert qvm_zfs("attach", "--force", stick.name)[0] == 0
-    finally:
-        hostid.write_text(before)

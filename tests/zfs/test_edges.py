@@ -10,7 +10,7 @@ import pytest
 from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs import layout
-from qubes_storage_zfs.zfs import core, device
+from qubes_storage_zfs.zfs import core, device, native
 
 from .conftest import MIB, export_zpool, open_device, read, sh, write
 
@@ -501,9 +501,15 @@ def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
 def test_missing_node_is_made_again(lab, monkeypatch):
     volume = lab.private(content=b"data")
     subprocess.run(["udevadm", "settle"], check=False)
+    inhibit = Path(native.INHIBIT)
     sh("zfs", "set", "volmode=none", volume.dataset)
-    while device.name_of_node(volume.path) is not None:
-        time.sleep(0.1)
+    inhibit.write_text("1")
+    try:
+        sh("zfs", "inherit", "volmode", volume.dataset)
+        while device.name_of_node(volume.path) is not None:
+            time.sleep(0.1)
+    finally:
+        inhibit.write_text("0")
     monkeypatch.setattr(device, "NUDGE_AFTER", 0.2)
     lab.start(volume)
     assert read(volume.path) == b"data"

@@ -142,6 +142,8 @@ def test_what_somebody_put_among_the_qubes_stays(lab, tmp_path):
     sh("zfs", "create", "-o", mine, f"{home}/files")
     (tmp_path / "mnt" / "file").write_bytes(os.urandom(4096))
     sh("zfs", "unmount", f"{home}/files")
+    # with it, the pool would be refused
+    sh("zfs", "inherit", "mountpoint", f"{home}/files")
     sh("zfs", "create", "-s", "-V", "1M", f"{home}/disk")
     sh("zfs", "create", "-u", "-o", "canmount=off", f"{home}/ours")
     # the machine stopped before canmount was set
