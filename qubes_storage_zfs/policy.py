@@ -226,6 +226,7 @@ class FirstUse:
         :raises Refused: as check() does
         :raises ZfsError: if ZFS cannot be asked
         """
+        core.check_name(place.container, "check")
         imported = removable.which_import(place.container.partition("/")[0])
         if imported is not None and imported == self._checked:
             return
