@@ -14,7 +14,7 @@ from typing import Any
 import qubes.exc
 import qubes.storage
 
-from . import errors, halting, layout, options, sentences
+from . import dates, errors, halting, layout, options, sentences
 from .container import Question, State
 from .errors import refusal, told
 from .session import Session
@@ -160,6 +160,8 @@ class ZfsVolume(Session):
         them: the commit will make it one, and revert() waits for that.  Else
         "qvm-volume revert" without a revision, which takes the newest that is
         listed, would go back too far.
+
+        No date is earlier than that of a lower number; see dates.py.
         """
         if not self.save_on_stop:
             return {}
@@ -169,9 +171,10 @@ class ZfsVolume(Session):
             listed = listed[-self.revisions_to_keep :]
         else:
             listed = listed[:-1]
+        times = dates.rising(revision.creation for revision in listed)
         return {
-            revision.id: qubes.storage.isodate(revision.creation)
-            for revision in listed
+            revision.id: qubes.storage.isodate(seconds)
+            for revision, seconds in zip(listed, times, strict=True)
         }
 
     def _commits_soon(self) -> bool:

@@ -1,0 +1,31 @@
+"""Dates of revisions, in the order of their numbers whatever the clock did.
+
+core-admin sorts revisions by date (ListSnapshots in qubes/api/admin.py), and
+'qvm-volume revert' without a revision takes the last.  dom0's clock may have
+gone back between two revisions, and what ZFS wrote down is read from a disk.
+"""
+
+from collections.abc import Iterable
+
+#: the last second that a date can have: 9999-12-31T23:59:59
+LAST = 253402300799
+
+
+def rising(creations: Iterable[int]) -> list[int]:
+    """Return the times of revisions, oldest revision first, each later than
+    the one before.
+
+    A time that is too early becomes one second more than the one before: a
+    clock that was reset is behind more often than ahead.
+
+    :param creations: seconds since the epoch, as ZFS reports them
+    """
+    found: list[int] = []
+    for creation in creations:
+        least = found[-1] + 1 if found else 0
+        found.append(max(creation, least))
+    limit = LAST
+    for index in reversed(range(len(found))):
+        found[index] = min(found[index], limit)
+        limit = found[index] - 1
+    return found
