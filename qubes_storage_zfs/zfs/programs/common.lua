@@ -358,21 +358,28 @@ local function all_or_none(list)
     return coroutine.wrap(make_changes)(list)
 end
 
--- A qube's dataset that holds nothing and points to nothing.  Ours is never
--- mounted, so that nothing is put into it: it is as the one above, if it is not
--- one that cannot be mounted at all.
+-- Whether a dataset is like a qube's that holds nothing and points to nothing.
+-- Sizes do not tell: what an empty filesystem takes depends on the features
+-- that the zpool had when it was made.  But ZFS never mounts such a dataset, so
+-- that nothing is put into it: either canmount is off, or it has no mount point
+-- since the dataset above has none.  One that is larger than any empty one was
+-- mounted in between.
+local EMPTY_MOST = 131072
 local function is_empty_qube(qube, prefix)
     for _ in zfs.list.children(qube) do
         return false
     end
-    if next(own_properties(qube, prefix)) ~= nil then
+    for _ in zfs.list.snapshots(qube) do
         return false
     end
-    local home = parent_of(qube)
-    return (zfs.get_prop(qube, "type")) == "filesystem"
-        and ((zfs.get_prop(qube, "canmount")) == "off"
-            or (zfs.get_prop(qube, "logicalreferenced"))
-                == (zfs.get_prop(home, "logicalreferenced")))
+    if next(own_properties(qube, prefix)) ~= nil
+        or (zfs.get_prop(qube, "type")) ~= "filesystem"
+        or (zfs.get_prop(qube, "logicalreferenced")) > EMPTY_MOST then
+        return false
+    end
+    local mountpoint, source = zfs.get_prop(qube, "mountpoint")
+    return (zfs.get_prop(qube, "canmount")) == "off"
+        or mountpoint == "none" and not is_own(qube, source)
 end
 
 -- Whether there are zvols in the datasets below home, and no property of ours
