@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from . import layout, policy
 from .layout import VolumeName
+from .thresholds import Thresholds
 from .zfs import channel, core, device, errors
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -74,6 +75,9 @@ class Question:
 
 NOTHING_MORE = Question()
 
+#: bytes, and bytes of a block: a zvol that is made to be measured
+_PROBE = (1 << 20, 16384)
+
 
 @dataclass(frozen=True)
 class State:
@@ -109,6 +113,8 @@ class State:
     #: whether the current content differs from the committed state; what was
     #: written lately may not count yet
     dirty: bool = False
+    #: whether it is dirty only until this process has measured a blank volume
+    unsure: bool = False
     #: whether what only an export or clone needed was left by a crash
     frozen: bool = False
     #: what it was reset to when a qube started, and the number of the
@@ -157,6 +163,7 @@ class Container:
 
     :ivar dataset: the container itself, marked with its pool's name
     :ivar home: the dataset below which the qubes' datasets are
+    :ivar thresholds: what counts as written there
     """
 
     _known: ClassVar[dict[tuple[str, str], "Container"]] = {}
@@ -171,7 +178,7 @@ class Container:
         #: per volume, the highest generation number given out here
         self._given: dict[VolumeName, int] = {}
         self._swept = False
-        self._measured = False
+        self.thresholds = Thresholds(dataset.partition("/")[0])
         self.first_check = policy.FirstUse()
 
     @classmethod
@@ -196,6 +203,7 @@ class Container:
             "owner": layout.OWNER,
             "prefix": layout.PREFIX,
             **name.arguments,
+            **self.thresholds.arguments,
             **tuned,
             "want": list(asked.want),
             "revisions": asked.revisions,
@@ -237,24 +245,29 @@ class Container:
         self.in_hand.add(name.generation(number))
         return number
 
-    async def measure(self, dataset: str) -> None:
-        """Learn from a zvol that was just made what a blank one takes; once,
-        for the disks may have become others since another process did.
+    async def measure_beside(self, name: VolumeName) -> bool:
+        """Measure a zvol that is made for it, and destroyed again.
 
-        :raises ZfsError: if ZFS refuses
+        :return: whether that is newly known; not where the pool is locked
         """
-        if self._measured:
-            return
-        question = {
-            "dataset": dataset,
-            "home": self.home,
-            "blank": layout.BLANK,
-        }
-        if not await channel.read("measure", dataset, question):
-            await channel.change(
-                "measure", dataset, {**question, "write": True}
-            )
-        self._measured = True
+        if self.thresholds.measured:
+            return False
+        try:
+            state = await self.state(name, Question(counted=True))
+            dataset = name.generation(self.take(name, state.numbers, 1))
+        except errors.ZfsError:
+            return False
+        try:
+            await core.create_volume(dataset, *_PROBE, holder_mark())
+        except errors.ZfsError as exc:
+            LOG.debug("%s cannot be measured: %s", self.home, exc)
+            self.release(dataset)
+            return False
+        try:
+            await self.thresholds.measure(dataset)
+        finally:
+            await self.discard(dataset)
+        return self.thresholds.measured
 
     def release(self, dataset: str) -> None:
         """It is in nobody's hand here any more."""
@@ -313,6 +326,10 @@ class Container:
         :raises ZfsError: if ZFS cannot be asked
         """
         found = await self._unnamed(qube)
+        if "unsure" in found:
+            name = layout.volume_of(self.home, found["unsure"])
+            if await self.measure_beside(name):
+                found = await self._unnamed(qube)
         items = [
             {"name": item["name"], "guid": item["guid"]}
             for item in found["datasets"].values()
@@ -331,6 +348,7 @@ class Container:
                 "datasets": items or {},
                 "empty": empty or {},
                 "kept": {name: True for name in self.in_hand},
+                **self.thresholds.arguments,
             },
         )
         if done["gone"]:
@@ -344,7 +362,7 @@ class Container:
             "home": self.home,
             "prefix": layout.POINTER,
             "holder": layout.HOLDER,
-            "blank": layout.BLANK,
+            **self.thresholds.arguments,
         }
         if qube is not None:
             question["qube"] = qube
@@ -423,6 +441,7 @@ def _state(answer: Mapping[str, Any]) -> State:
         ],
         blank=bool(answer.get("blank")),
         dirty=bool(answer.get("dirty")),
+        unsure=bool(answer.get("unsure")),
         frozen=bool(answer.get("frozen")),
         begun_from=answer.get("begun_from"),
         begun=answer.get("begun"),

@@ -47,7 +47,13 @@ class Generations:
         if self.pinned is not None:
             more["pinned"] = self.pinned
         return await channel.change(
-            program, self.where.dataset, {**self.where.arguments, **more}
+            program,
+            self.where.dataset,
+            {
+                **self.where.arguments,
+                **self.store.thresholds.arguments,
+                **more,
+            },
         )
 
     async def state(self, *want: str, **asked: Any) -> State:
@@ -107,7 +113,7 @@ class Generations:
         async def make(_: int, dataset: str) -> None:
             mark = holder_mark() if lasting else {}
             await core.create_volume(dataset, size, blocksize, mark)
-            await self.store.measure(dataset)
+            await self.store.thresholds.measure(dataset)
 
         return await self.build(make, state)
 

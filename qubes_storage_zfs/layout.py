@@ -22,8 +22,8 @@ COMMITTED = PREFIX + "committed."
 HOLDER = PREFIX + "holder"
 #: on a zvol: what a qube's features set on it
 TUNED = PREFIX + "tuned"
-#: on the dataset below which the qubes' are: bytes that ZFS says a volume
-#: refers to which nothing was ever written to
+#: on the dataset below which the qubes' are; an earlier version wrote there
+#: what a blank volume takes.  Nothing reads it
 BLANK = PREFIX + "blank"
 #: what was there before a pool was adopted: on its container, the layout; on a
 #: qube's dataset, what qubes.xml said; with a volume's name behind it, what the
@@ -94,7 +94,6 @@ class VolumeName:
             "volume": self.volume,
             "pointer": self.pointer,
             "committed": self.committed,
-            "blank": BLANK,
         }
 
     def generation(self, number: int) -> str:
@@ -111,6 +110,12 @@ class VolumeName:
         if head == first and re.fullmatch(r"[1-9][0-9]{0,17}", tail):
             return int(tail)
         return None
+
+
+def volume_of(home: str, dataset: str) -> VolumeName:
+    """Return the volume that *dataset*, two below *home*, would be of."""
+    qube, _, last = dataset.removeprefix(home + "/").partition("/")
+    return VolumeName(home, qube, last.partition(".")[0])
 
 
 def volume_name(home: str, vid: str) -> VolumeName:

@@ -37,7 +37,7 @@ CONTAINER_UNMARKED = (
 CONTAINER_BARE = (
     "{dataset} was received without its properties, so that nothing says which"
     " of its volumes are current; receive it again from 'zfs send -R' ('zfs"
-    " send -Rw' for an encrypted pool), see moving.md in the package's"
+    " send -Rw' for an encrypted pool), see moving-zpools.md in the package's"
     " documentation"
 )
 NO_SPACE = (

@@ -247,6 +247,8 @@ class Session(Transfer):
             )
             if state.owner != self.pool.name or not self._owns(state):
                 return False
+            if state.unsure and await self.store.measure_beside(self.where):
+                state = await self.generations.state(revisions=True)
             current = state.current
             # what was written lately, ZFS may not tell yet
             needed = self.is_running() or self._unfinished(state)

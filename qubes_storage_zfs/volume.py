@@ -236,6 +236,10 @@ class ZfsVolume(Session):
                 return self
             await self._begin()
             state = await self._state_to_open(revisions=True)
+            if state.current is not None:
+                # whether nothing was written to it
+                await self.store.measure_beside(self.where)
+                state = await self._state_to_open(revisions=True)
             if state.blank and not self.is_running():
                 # qubesd was killed after this, before it wrote qubes.xml
                 await self.generations.forget()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import layout, policy
+from .. import layout, policy, thresholds
 from ..zfs import core
 from ..zfs.errors import ZfsError
 
@@ -23,8 +23,8 @@ UPSTREAM = "zfs"
 OLDER = "older"
 #: instead of the old name of a snapshot: it was made by adopting
 MADE = "-"
-#: bytes; see most_untouched() in common.lua
-UNTOUCHED = 8192
+#: bytes; what may be written to a volume that no qube wrote to
+UNTOUCHED = thresholds.UNMEASURED
 
 
 class Refused(Exception):

@@ -35,8 +35,6 @@ def undo(place: Where, found: Mapping[str, Any], known: Iterable[str]) -> Plan:
             f"it is no container of {place.pool} any more",
             [inherit(place.container, layout.OWNER)],
         )
-    blank = (found.get("home") or about)["own"].get(layout.BLANK, "")
-    untouched = int((blank.split() or ["0"])[-1]) // 2 or UNTOUCHED
     if not found.get("old_exists"):
         plan.steps.append(Step("create", place.old, "is made again"))
     names = {each["name"] for each in listed(found["old"])}
@@ -46,7 +44,7 @@ def undo(place: Where, found: Mapping[str, Any], known: Iterable[str]) -> Plan:
         points = any(name.startswith(layout.POINTER) for name in own)
         moved = last(each["name"]) in qubes and not points
         if layout.ADOPTED in own or moved:
-            _undo_qube(plan, place, each, names, untouched)
+            _undo_qube(plan, place, each, names, UNTOUCHED)
         elif points or place.was == UPSTREAM:
             plan.refused.append(
                 f"{each['name']} was made since the pool was adopted;"

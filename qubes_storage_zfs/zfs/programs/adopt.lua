@@ -1,7 +1,7 @@
 -- A generation becomes the current one of its volume: the pointer moves.
 --
--- argv: qube, volume, pointer, committed, blank (properties), number (of the
---         new generation)
+-- argv: qube, volume, pointer, committed (properties), number (of the new
+--         generation); untouched, blank (bytes, see thresholds.py)
 --       holder, mark: property that says it is ours, and its value
 --       scratch: its content is kept by nobody: no revision is made, but a
 --         snapshot to take it back to, and the generation that was current,

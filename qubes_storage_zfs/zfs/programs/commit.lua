@@ -1,7 +1,7 @@
 -- The current content of a volume becomes its newest revision.
 --
--- argv: qube, volume, pointer, committed, blank (properties), keep (old
---       revisions to keep; -1: no revisions at all), pinned (see prune())
+-- argv: qube, volume, pointer, committed (properties), untouched (bytes, see
+--       thresholds.py), keep (old revisions to keep; -1: no revisions at all), pinned (see prune())
 -- gives: list of datasets for the janitor to look at
 --
 -- One transaction group: the snapshot is there and old ones are pruned, or

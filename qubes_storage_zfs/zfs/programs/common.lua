@@ -179,19 +179,6 @@ local function revisions(qube, volume, numbers)
     return found, highest, frozen
 end
 
--- What a zvol takes that nothing was written to, as measure.lua has written it
--- down for the dataset of all qubes: its own objects, as "logicalreferenced"
--- and as "referenced" say it; nil if nobody did.
-local function blank_size(ds)
-    local home = string.match(ds, "^(.*)/[^/]*/[^/]*$")
-    local blank = own_property(home, argv.blank)
-    if blank == nil then
-        return nil, nil
-    end
-    local logical, referenced = string.match(blank, "^(%d+) ?(%d*)$")
-    return tonumber(logical), tonumber(referenced)
-end
-
 -- What is committed of a volume is written down beside its pointer, by what
 -- makes it so, for those that ask whether they are clones of it: to list
 -- snapshots is dear.  A change to be made, if it is not so written.
@@ -224,23 +211,11 @@ local function is_clone_of(ds, snapshot)
     return false
 end
 
--- Whether a zvol or a snapshot of one was never written to.
+-- Whether a zvol or a snapshot of one was never written to: it takes what a
+-- blank one does.  Without argv.blank, which thresholds.py measures, none is.
 local function is_unwritten(ds)
-    local blank = blank_size(ds)
-    return blank ~= nil
-        and (zfs.get_prop(ds, "logicalreferenced")) == blank
-end
-
--- The most bytes that are written to a zvol which nothing was written to: its
--- intent log is ended and begun anew when it is opened for the first time
--- after it was cloned or imported, or its key was loaded.  That writes one of
--- the blocks that a blank zvol has, and the smallest change writes at least
--- as many as it has: at most a sixth of what it refers to, and more than all
--- of that (measured on 2.3.9: mirrors, raidz, draid, sectors of 512 to 8192
--- bytes, encrypted or not, blocks of 4 to 128 KiB).
-local function most_untouched(ds)
-    local _, referenced = blank_size(ds)
-    return referenced ~= nil and referenced / 2 or 8192
+    return argv.blank ~= nil
+        and (zfs.get_prop(ds, "logicalreferenced")) == argv.blank
 end
 
 -- Whether the current generation ds is another than the newest revision's,
@@ -251,13 +226,19 @@ local function moved_since(newest, ds, current)
             ~= (zfs.get_prop(newest.snapshot, "volsize"))
 end
 
--- Whether ds was written to since a snapshot of it.  Counted from that very
--- one: somebody else may have made newer ones, and "written" counts from the
--- newest of all.  What is not in a transaction group that has ended is only
--- seen by a program that changes something.
-local function is_touched(ds, snapshot)
+-- Bytes written to ds since a snapshot of it.  Counted from that very one:
+-- somebody else may have made newer ones, and "written" counts from the newest
+-- of all.  What is not in a transaction group that has ended is only seen by a
+-- program that changes something.
+local function written_since(ds, snapshot)
     local short = string.match(snapshot, "@(.*)$")
-    return (zfs.get_prop(ds, "written@" .. short)) > most_untouched(ds)
+    return (zfs.get_prop(ds, "written@" .. short))
+end
+
+-- Whether a qube wrote to ds since a snapshot of it.  ZFS itself writes up to
+-- argv.untouched bytes, see thresholds.py.
+local function is_touched(ds, snapshot)
+    return written_since(ds, snapshot) > argv.untouched
 end
 
 local function changed_since(newest, ds, current)
@@ -268,6 +249,12 @@ end
 -- What a generation whose content nobody keeps was when it was made.
 local function beginning(ds)
     return ds .. "@s1"
+end
+
+-- Whether anything at all was written to such a generation, if only by ZFS
+-- itself: what is discarded is rolled back then, and no threshold can be wrong.
+local function is_used(ds)
+    return written_since(ds, beginning(ds)) > 0
 end
 
 -- Whether it is a clone of what is committed of argv.source; nil if there is

@@ -4,17 +4,24 @@
 -- dataset but lands a transaction group later, so what bears none is ours
 -- too if it has such a name as we give and nothing was ever written to it.
 --
--- argv: home, or qube for that one alone; prefix (of pointers); holder, blank
---       (properties)
+-- argv: home, or qube for that one alone; prefix (of pointers); holder
+--       (property); untouched, blank (bytes, see thresholds.py)
 -- gives: datasets (list of {name, guid, holder}; holder is "received", which
 --       names no process, if the mark came with the dataset by `zfs receive`);
+--       unsure (one that may be ours, which thresholds.py tells when it has
+--       measured, absent if there is none);
 --       empty (qubes' datasets that hold nothing); stuck (count of unreachable
 --       generations that a clone or another's snapshot keeps)
 local out = {datasets = {}, empty = {}, stuck = 0}
 
+-- More than this no blank zvol takes (41472 logical bytes were measured).
+local BLANK_MOST = 131072
+
 local function is_untouched_clone(ds)
     local origin = (zfs.get_prop(ds, "origin"))
-    return (zfs.get_prop(ds, "written")) <= most_untouched(ds)
+    local source = string.match(origin, "^(.*)@")
+    return own_property(source, argv.holder) ~= nil
+        and (zfs.get_prop(ds, "written")) <= argv.untouched
         and (zfs.get_prop(ds, "logicalreferenced"))
             == (zfs.get_prop(origin, "logicalreferenced"))
 end
@@ -27,6 +34,10 @@ local function is_ours(ds, number, mark)
         return false
     end
     if (zfs.get_prop(ds, "origin")) == nil then
+        if argv.blank == nil
+            and (zfs.get_prop(ds, "logicalreferenced")) <= BLANK_MOST then
+            out.unsure = ds
+        end
         return is_unwritten(ds)
     end
     return number > 0 and is_untouched_clone(ds)

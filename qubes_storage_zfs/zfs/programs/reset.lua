@@ -1,7 +1,7 @@
 -- A generation whose content nobody keeps becomes again what it was when it was
 -- made, and stays the same zvol: its node and udev's link to it stay.
 --
--- argv: qube, volume, pointer, blank (property), size or source as in state.lua
+-- argv: qube, volume, pointer, size or source as in state.lua
 --
 -- One transaction group; after a crash it was done, or is asked for again.
 -- What nobody wrote to is left alone.  Of what is refused as missing the
@@ -15,13 +15,13 @@ local ds = generation_name(qube, argv.volume, current)
 if not zfs.exists(ds) or not is_usable(ds, size, is_fresh(ds)) then
     return refuse(2, "reset", ds)
 end
-if is_touched(ds, beginning(ds)) then
+if is_used(ds) then
     local errno = (zfs.sync.rollback(ds))
     if errno ~= 0 then
         return refuse(errno, "rollback", ds)
     end
     -- it goes to the newest snapshot, and that may be somebody else's
-    if is_touched(ds, beginning(ds)) then
+    if is_used(ds) then
         return refuse(2, "rollback", ds)
     end
 end

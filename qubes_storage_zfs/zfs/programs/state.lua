@@ -1,7 +1,8 @@
 -- Everything the driver asks about one volume.  Read-only.
 --
 -- argv: container, owner (property), prefix (of all our properties), qube
---       (dataset), volume, pointer, committed, blank (properties),
+--       (dataset), volume, pointer, committed (properties), untouched, blank,
+--       largest (bytes, see thresholds.py),
 --       want (list of native properties of the current generation, each as
 --       dear as all the rest: the zvol is opened for it)
 --       counted: give numbers, unless what there is can be used again;
@@ -22,7 +23,8 @@
 --       has none)
 --       of what is kept: committed (snapshot, absent if there is none); or
 --       instead revisions (list of number, generation, snapshot, creation),
---       dirty, blank (as create() made it), frozen (whether a crash left
+--       dirty, unsure (whether it is dirty only until thresholds.py has
+--       measured), blank (as create() made it), frozen (whether a crash left
 --       something of freeze.lua), begun_from and begun (see common.lua)
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
@@ -54,7 +56,7 @@ if there and scratch then
     out.scratch = true
     out.fresh = is_fresh(ds)
     out.usable = is_usable(ds, size, out.fresh)
-    out.touched = out.usable and is_touched(ds, beginning(ds))
+    out.touched = out.usable and is_used(ds)
 end
 if argv.rules then
     local own = true
@@ -93,6 +95,9 @@ if not scratch and argv.revisions then
     if not argv.dates then
         local newest = list[#list]
         out.dirty = changed_since(newest, ds, current)
+        out.unsure = argv.blank == nil and out.dirty
+            and not moved_since(newest, ds, current)
+            and written_since(ds, newest.snapshot) <= argv.largest
         out.blank = #list < 2 and is_unwritten(ds)
             and (newest == nil or is_unwritten(newest.snapshot))
     end

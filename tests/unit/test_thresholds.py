@@ -1,0 +1,57 @@
+"""What counts as written is measured, capped and forgotten in time."""
+
+import asyncio
+
+import pytest
+
+from qubes_storage_zfs import thresholds
+from qubes_storage_zfs.thresholds import LARGEST, UNMEASURED, Thresholds
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Thresholds of a zpool, and what its guid and its blank zvols are."""
+    disk = {"guid": "1", "logical": 6144, "referenced": 12288}
+
+    async def read(program, dataset, arguments):
+        assert (program, arguments) == ("measure", {"dataset": dataset})
+        return {name: disk[name] for name in ("logical", "referenced")}
+
+    monkeypatch.setattr(thresholds.removable, "guid", lambda _: disk["guid"])
+    monkeypatch.setattr(thresholds.channel, "read", read)
+    return Thresholds("tank"), disk
+
+
+def test_before_it_measured_nothing_is_blank(measured):
+    found, _ = measured
+    assert not found.measured
+    assert found.arguments == {"untouched": UNMEASURED, "largest": LARGEST}
+
+
+@pytest.mark.parametrize(
+    "referenced, untouched",
+    [(12288, 3072), (90112, 22528), (1 << 40, LARGEST)],
+)
+def test_what_was_measured_is_capped(measured, referenced, untouched):
+    found, disk = measured
+    disk["referenced"] = referenced
+    asyncio.run(found.measure("tank/v"))
+    assert found.arguments["untouched"] == untouched
+    assert found.arguments["blank"] == 6144
+
+
+def test_another_zpool_of_that_name_is_measured_again(measured):
+    found, disk = measured
+    asyncio.run(found.measure("tank/v"))
+    disk["guid"] = "2"
+    assert not found.measured and "blank" not in found.arguments
+    disk["logical"] = 26112
+    asyncio.run(found.measure("tank/v"))
+    assert found.arguments["blank"] == 26112
+    disk["guid"] = None
+    assert not found.measured
+
+
+def test_no_line_is_above_the_smallest_change():
+    """12288 bytes, and as much as a blank zvol refers to (doc/design.md)."""
+    assert UNMEASURED < 12288 and LARGEST < 90112

@@ -1,0 +1,125 @@
+"""No value on a disk decides what counts as written."""
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from qubes_storage_zfs import thresholds
+from qubes_storage_zfs.thresholds import LARGEST, Blank
+from qubes_storage_zfs.zfs import core, device, removable
+
+from .conftest import MIB, export_zpool, read, sh, write
+
+#: the property that an earlier version wrote
+BLANK = "qubes-storage-zfs:blank"
+
+
+def number(name, dataset):
+    return int(sh("zfs", "get", "-Hpo", "value", name, dataset))
+
+
+def measured_too_much(lab):
+    """This process has measured the most that it may believe."""
+    guid = removable.guid(lab.pool.zpool)
+    lab.pool.store.thresholds._blank = Blank(guid, 1, 1 << 40)
+
+
+def test_a_forged_threshold_changes_nothing(lab):
+    root = lab.private("tmpl", b"v1", name="root")
+    private = lab.private("app", b"one")
+    app, volatile = lab.clone_of(root), lab.volatile("app")
+    stray = f"{lab.pool.home}/app/private.7"
+    lab.run(core.create_volume(stray, MIB, 16384, {}))
+    write(lab.run(device.wait_for_link(stray)), b"stray")
+    sh("zpool", "sync", lab.pool.zpool)
+    forged = number("logicalreferenced", stray)
+    sh("zfs", "set", f"{BLANK}={forged} 999999999999", lab.pool.home)
+
+    lab.start(private, app, volatile)
+    write(private.path, b"two")
+    write(app.path, b"evil")
+    write(volatile.path, b"evil")
+    lab.restart()  # qubesd died, then the qube
+    private, app, volatile = map(lab.again, (private, app, volatile))
+    lab.run(lab.pool.first_use())
+    assert stray.removeprefix(f"{lab.container}/") in lab.datasets()
+    for volume in (private, app, volatile):
+        lab.stop(volume)
+    assert lab.content(private) == b"two"
+    lab.start(app, volatile)
+    assert read(app.path) == b"v1" and read(volatile.path) == b""
+    lab.stop(app, volatile)
+
+
+def test_create_destroys_nothing_by_a_forged_threshold(lab):
+    private = lab.private(content=b"data")
+    forged = number("logicalreferenced", private.dataset)
+    sh("zfs", "set", f"{BLANK}={forged} {forged}", lab.pool.home)
+    sh("zfs", "destroy", f"{private.dataset}@r1")
+    lab.restart()
+    with pytest.raises(StoragePoolException, match="already"):
+        lab.run(lab.again(private).create())
+    private = lab.again(private)
+    lab.start(private)
+    assert read(private.path) == b"data"
+    lab.stop(private)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_the_smallest_write_is_not_found_by_the_next_session(lab, ready):
+    root = lab.private("tmpl", b"v1", name="root")
+    app, volatile = lab.clone_of(root), lab.volatile("app")
+    lab.start(app, volatile)
+    measured_too_much(lab)
+    for volume in (app, volatile):
+        write(volume.path, b"evil")
+    sh("zpool", "sync", lab.pool.zpool)
+    if core.version_numbers() < (2, 4):  # smaller sectors, see sectors()
+        assert 0 < number("written@s1", volatile.dataset) <= LARGEST
+    if ready:
+        lab.stop(app, volatile)
+    lab.start(app, volatile)
+    assert read(app.path) == b"v1" and read(volatile.path) == b""
+    lab.stop(app, volatile)
+
+
+def test_what_is_committed_is_capped(lab):
+    volume = lab.private(content=b"one")
+    measured_too_much(lab)
+    lab.start(volume)
+    for place in range(0, 4 * MIB, MIB):
+        write(volume.path, b"two", place)
+    assert number("written", volume.dataset) > LARGEST
+    lab.stop(volume)
+    assert lab.content(volume) == b"two"
+
+
+def test_leftovers_are_measured_before_they_go(lab):
+    """A crash left an unwritten zvol without its mark."""
+    volume = lab.private(content=b"data")
+    for name in ("private.5", "private.6"):
+        dataset = f"{lab.pool.home}/work/{name}"
+        lab.run(core.create_volume(dataset, MIB, 16384, {}))
+    write(lab.run(device.wait_for_link(dataset)), b"kept")
+    sh("zpool", "sync", lab.pool.zpool)
+    lab.restart()
+    assert not lab.pool.store.thresholds.measured
+    assert lab.sweep_until(lambda: "vm/work/private.5" not in lab.datasets())
+    assert lab.datasets("volume") == ["vm/work/private", "vm/work/private.6"]
+    assert lab.content(lab.again(volume)) == b"data"
+
+
+def test_a_doubt_is_measured_and_no_revision(away, monkeypatch):
+    """What ZFS writes when a zpool was imported is not a change, also where
+    that is more than this process takes for unwritten by itself."""
+    volume = away.private(content=b"data")
+    listed = volume.committed_ids()
+    export_zpool("away")
+    sh("zpool", "import", "-N", "-d", "/tmp", "away")
+    away.restart()
+    volume = away.again(volume)
+    sh("zpool", "sync", "away")
+    assert number(f"written@{listed[-1]}", volume.dataset) > 0
+    monkeypatch.setattr(thresholds, "UNMEASURED", 0)
+    away.run(volume.stop())
+    assert volume.committed_ids() == listed
+    assert away.datasets("volume") == ["vm/work/private"]
