@@ -8,7 +8,7 @@ import pytest
 from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs import layout
-from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.container import Container, _process_mark
 from qubes_storage_zfs.zfs import core, removable
 
 from .conftest import (
@@ -92,6 +92,7 @@ def lived_in(lab):
 def check_it_works(lab, volumes):
     """Start, stop, revert and remove what was received."""
     root, private, app, volatile = map(lab.again, volumes)
+    lab.run(lab.pool.setup())
     before = lab.datasets()
     lab.run(lab.pool.first_use())
     assert lab.datasets() == before, "garbage collection destroyed something"
@@ -175,16 +176,30 @@ def test_marks_of_a_process_do_not_travel(away, second):
     volume = away.private(content=b"data")
     path = away.run(volume.export())
     exported = path.removeprefix("/dev/zvol/")
+    alive = _process_mark(os.getppid())
+    sh("zfs", "set", f"{layout.HOLDER}={alive}", exported)
     copy = send(away, "-R")
     sh("zfs", "destroy", "-r", f"{away.container}@move")
     sh("zfs", "destroy", "-r", f"{copy}@move")
     away.run(volume.export_end(path))
     name = copy + exported.removeprefix(away.container)
     mark, source = own(name, layout.HOLDER)
-    assert source == "received" and f":{os.getpid()}:" in mark
+    assert (mark, source) == (alive, "received")
     store = Container.at(copy, f"{copy}/vm")
     assert away.run(store.in_hand_elsewhere()) == []
     away.run(store.sweep())
     left = sh("zfs", "list", "-Hro", "name", copy)
     assert name not in left.split("\n")
     assert f"{copy}/vm/work/private" in left
+
+
+def test_an_unmarked_clone_of_what_is_not_ours_stays(lab):
+    """As `zfs receive` leaves it if it was sent without properties."""
+    volume = lab.private(content=b"data")
+    sh("zfs", "inherit", layout.HOLDER, volume.dataset)
+    sh("zfs", "create", f"{lab.pool.home}/copy")
+    clone = f"{lab.pool.home}/copy/private.1"
+    sh("zfs", "clone", f"{volume.dataset}@r2", clone)
+    lab.restart()
+    lab.run(lab.pool.store.sweep())
+    assert clone.removeprefix(f"{lab.container}/") in lab.datasets()

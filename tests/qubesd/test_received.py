@@ -1,0 +1,108 @@
+"""A pool that was copied to another zpool, and a clock that goes back."""
+
+import contextlib
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .dom0 import MIB, datasets, read, tell, until, write, zfs
+
+SHUTDOWN = ("qvm-shutdown", "--wait")
+DAY = 86400
+
+
+@pytest.fixture
+def zpools(tmp_path):
+    """Two zpools; the second becomes the first."""
+    for name in ("here", "there"):
+        disk = tmp_path / name
+        with open(disk, "wb") as file:
+            file.truncate(512 * MIB)
+        zfs("zpool", "create", "-m", "none", name, str(disk))
+    yield tmp_path
+    for name in ("here", "there"):
+        subprocess.run(["zpool", "destroy", "-f", name], check=False)
+
+
+def export(name):
+    """Export a zpool; udev may still be probing a zvol of it."""
+    command = ["zpool", "export", name]
+    until(
+        lambda: not subprocess.run(command, check=False).returncode,
+        f"{name} is exported",
+    )
+
+
+def take_the_place(folder: Path):
+    """What doc/moving-zpools.md says."""
+    (guid,) = zfs("zpool", "get", "-H", "-o", "value", "guid", "here")
+    zfs("zpool", "reguid", "here")
+    export("here")
+    export("there")
+    zfs("zpool", "import", "-N", "-d", str(folder / "there"), "there", "here")
+    zfs("zpool", "reguid", "-g", guid, "here")
+
+
+def test_a_pool_that_was_copied_to_another_zpool(dom0, plain, zpools):
+    dom0.run("qvm-pool", "add", "-o", "container=here/q", "moved", "zfs_zvol")
+    dom0.run(
+        "qvm-create", "-P", "moved", "-l", "red", "-C", "StandaloneVM", "w6"
+    )
+    for content in (b"mine", b"more"):
+        dom0.run("qvm-start", "w6")
+        write("w6", "xvdb", content)
+        dom0.run(*SHUTDOWN, "w6")
+    before = dom0.revisions("w6:private")
+    zfs("zfs", "snapshot", "-r", "here/q@move")
+    copy = "zfs send -R here/q@move | zfs receive -u there/q"
+    subprocess.run(copy, shell=True, check=True)
+    zfs("zfs", "destroy", "-r", "there/q@move")
+    take_the_place(zpools)
+
+    dom0.run("qvm-start", "w6")
+    assert read("w6", "xvdb", 4) == b"more"
+    dom0.run(*SHUTDOWN, "w6")
+    assert dom0.revisions("w6:private") == before
+    dom0.run("qvm-volume", "revert", "w6:private")
+    dom0.run("qvm-start", "w6")
+    assert read("w6", "xvdb", 4) == b"mine"
+    dom0.run(*SHUTDOWN, "w6")
+    dom0.run("qvm-remove", "-f", "w6")
+    until(lambda: datasets("here/q") == ["here/q", "here/q/vm"], "w6 is gone")
+    dom0.run("qvm-pool", "remove", "moved")
+    owner = ("zfs", "get", "-Ho", "value", "qubes-storage-zfs:pool", "here/q")
+    assert zfs(*owner) == ["-"]
+
+
+@contextlib.contextmanager
+def yesterday():
+    subprocess.run(["date", "-s", f"@{int(time.time()) - DAY}"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["date", "-s", f"@{int(time.time()) + DAY}"], check=True)
+
+
+def test_the_clock_goes_back_between_two_sessions(dom0, plain):
+    dom0.run("qvm-create", "-P", "plain", "-l", "red", "-t", "tmpl", "w5")
+
+    def session(number):
+        dom0.run("qvm-start", "w5")
+        write("w5", "xvdb", b"session %d" % number)
+        dom0.run(*SHUTDOWN, "w5")
+
+    for number in (1, 2):
+        session(number)
+    with yesterday():
+        for number in (3, 4):
+            session(number)
+        listed = dom0.revisions("w5:private")
+        dom0.run("qvm-volume", "revert", "w5:private")
+        dom0.run("qvm-start", "w5")
+        found = read("w5", "xvdb", 9)
+        dom0.run(*SHUTDOWN, "w5")
+    tell(f"listed {listed}; reverted to {found!r}")
+    dom0.run("qvm-remove", "-f", "w5")
+    assert found == b"session 3" and listed == sorted(listed)
