@@ -146,7 +146,9 @@ ZPOOL_NOWHERE = (
 )
 ZPOOL_IS_ANOTHER = (
     "the pool {pool} is on the zpool {zpool} with the guid {guid}, and the one"
-    " of that name {where} has the guid {other}, so it is another disk's"
+    " of that name {where} has the guid {other}, so it is another disk's; if you"
+    " moved the pool there with 'zfs send', see moving-zpools.md in the package's"
+    " documentation"
 )
 ZPOOL_SEVERAL = (
     "there are several zpools {zpool}, with the guids {guids}, and nobody noted"
