@@ -166,7 +166,8 @@ class Chosen:
     name: str
     uuid: str | None
 
-    def is_it(self, qube: Any) -> bool:
+    def matches(self, qube: Any) -> bool:
+        """Return whether *qube* is the one that was recorded."""
         return qube.name == self.name and str(qube.uuid) == self.uuid
 
     def find(self, app: Any, instead: str) -> Any:
@@ -176,8 +177,8 @@ class Chosen:
         """
         if self.name not in app.domains:
             template = CHOSEN_MISSING
-        elif self.is_it(found := app.domains[self.name]):
-            return found
+        elif self.matches(qube := app.domains[self.name]):
+            return qube
         else:
             template = CHOSEN_REPLACED
         raise NobodyToAsk(template.format(domain=self.name, instead=instead))

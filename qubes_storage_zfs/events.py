@@ -42,7 +42,7 @@ def loaded_any(qube: Any) -> None:
 def removing(app: Any, qube: Any) -> None:
     """:raises QubesVMInUseError: if a pool asks for its passphrase in *qube*"""
     for pool in encrypted_pools(app):
-        if pool.ask_in is not None and pool.ask_in.is_it(qube):
+        if pool.ask_in is not None and pool.ask_in.matches(qube):
             why = sentences.ASKS_IN.format(qube=qube.name, pool=pool.name)
             raise qubes.exc.QubesVMInUseError(qube, plain(why))
 
