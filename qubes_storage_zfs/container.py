@@ -249,14 +249,12 @@ class Container:
         """Measure a zvol that is made for it, and destroyed again.
 
         :return: whether that is newly known; not where the pool is locked
+        :raises ZfsError: if ZFS cannot be asked
         """
         if self.thresholds.measured:
             return False
-        try:
-            state = await self.state(name, Question(counted=True))
-            dataset = name.generation(self.take(name, state.numbers, 1))
-        except errors.ZfsError:
-            return False
+        state = await self.state(name, Question(counted=True))
+        dataset = name.generation(self.take(name, state.numbers, 1))
         try:
             await core.create_volume(dataset, *_PROBE, holder_mark())
         except errors.ZfsError as exc:
