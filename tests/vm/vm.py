@@ -8,7 +8,8 @@
 
 ZFS_SUITE=2.3|2.4 chooses the guest.  The project is at /src in it (read
 only), checkouts that variables name (CHECKOUTS) beside it, and what a command
-leaves in /out is in $VM_OUT afterwards.
+leaves in /out is in $VM_OUT afterwards.  VM_KERNEL_WORDS are added to the
+kernel's command line, such as init_on_free=1.
 """
 
 import argparse
@@ -61,6 +62,8 @@ PROCESSORS = os.environ.get("VM_PROCESSORS", "1")
 #: lies at another virtual address: with them, and page tables of four levels
 #: (la57=off), starting a process takes 20 ms, without 70.
 EMULATED = "norandmaps nokaslr mitigations=off"
+#: more words for the kernel, of whoever runs this
+MORE_WORDS = os.environ.get("VM_KERNEL_WORDS", "")
 #: cx16=off: QEMU 7.2 can leave rubbish in the flags after a cmpxchg16b, and
 #: an interrupt right there ends in a panic (the kernel's allocator uses it)
 EMULATED_CPU = "max,la57=off,cx16=off"
@@ -236,6 +239,8 @@ def qemu(
     )
     if emulated:
         words += f" {EMULATED}"
+    if MORE_WORDS:
+        words += f" {MORE_WORDS}"
     command = [
         *("qemu-system-x86_64", *accelerated, "-machine", "q35"),
         *("-smp", PROCESSORS if emulated else "2"),
