@@ -6,15 +6,12 @@ in memory is only which datasets are in hand here; all else is read from ZFS.
 """
 
 import contextlib
-import functools
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
-from . import layout, policy
+from . import holder, layout, policy
 from .layout import VolumeName
 from .thresholds import Thresholds
 from .zfs import channel, core, device, errors
@@ -130,32 +127,10 @@ class State:
     properties: Mapping[str, Any] = field(default_factory=dict)
 
 
-@functools.cache
-def _this_process() -> str:
-    """Tells this process from every other one since the machine booted."""
-    return _process_mark(os.getpid()) or "unknown"
-
-
-def _process_mark(pid: int) -> str | None:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    return f"{boot.strip()}:{pid}:{stat.rpartition(')')[2].split()[19]}"
-
-
 def holder_mark() -> dict[str, str]:
     """The property that says a dataset is ours, and who made it: while that
     process lives, other processes' janitors keep off it."""
-    return {layout.HOLDER: _this_process()}
-
-
-def _holder_lives(mark: str) -> bool:
-    parts = mark.split(":")
-    if len(parts) != 3 or not parts[1].isdecimal():
-        return False
-    return _process_mark(int(parts[1])) == mark
+    return {layout.HOLDER: holder.mark()}
 
 
 class Container:
@@ -249,12 +224,14 @@ class Container:
         """Measure a zvol that is made for it, and destroyed again.
 
         :return: whether that is newly known; not where the pool is locked
-        :raises ZfsError: if ZFS cannot be asked
         """
         if self.thresholds.measured:
             return False
-        state = await self.state(name, Question(counted=True))
-        dataset = name.generation(self.take(name, state.numbers, 1))
+        try:
+            state = await self.state(name, Question(counted=True))
+            dataset = name.generation(self.take(name, state.numbers, 1))
+        except errors.ZfsError:
+            return False
         try:
             await core.create_volume(dataset, *_PROBE, holder_mark())
         except errors.ZfsError as exc:
@@ -328,10 +305,11 @@ class Container:
             name = layout.volume_of(self.home, found["unsure"])
             if await self.measure_beside(name):
                 found = await self._unnamed(qube)
+        living = holder.Living()
         items = [
             {"name": item["name"], "guid": item["guid"]}
             for item in found["datasets"].values()
-            if self._is_garbage(item)
+            if self._is_garbage(item, living)
         ]
         empty = list(found["empty"].values())
         if not items and not empty:
@@ -375,10 +353,11 @@ class Container:
         :raises ZfsError: if ZFS cannot be asked
         """
         found = await self._unnamed()
+        living = holder.Living()
         return [
             item["name"]
             for item in found["datasets"].values()
-            if not self._is_garbage(item)
+            if not self._is_garbage(item, living)
         ]
 
     async def sweep_patiently(self, qube: str) -> None:
@@ -398,13 +377,13 @@ class Container:
             holders = ", ".join(exc.holders) or "nobody that can be seen"
             LOG.warning("%s stays until %s lets go of it", exc.dataset, holders)
 
-    def _is_garbage(self, item: Mapping[str, Any]) -> bool:
+    def _is_garbage(
+        self, item: Mapping[str, Any], living: holder.Living
+    ) -> bool:
         if item["name"] in self.in_hand:
             return False
         mark = item.get("holder")
-        return (
-            mark is None or mark == _this_process() or not _holder_lives(mark)
-        )
+        return mark is None or mark == holder.mark() or mark not in living
 
     @classmethod
     async def sweep_again(cls, datasets: Iterable[str]) -> None:

@@ -1,0 +1,107 @@
+"""Marks of processes: who can tell what from them."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from qubes_storage_zfs import holder
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch, tmp_path):
+    place = tmp_path / "run" / "holder-secret"
+    monkeypatch.setattr(holder, "SECRET", place)
+    forget()
+    yield place
+    forget()
+
+
+def forget():
+    """As another process."""
+    holder._secret.cache_clear()
+    holder.mark.cache_clear()
+
+
+def other_process(secret, code="print(holder.mark(), flush=True)"):
+    setting = (
+        "import sys; from pathlib import Path\n"
+        "from qubes_storage_zfs import holder\n"
+        f"holder.SECRET = Path({str(secret)!r})\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", setting + code + "\nsys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))},
+    )
+
+
+def test_mark_tells_living_processes_from_others(secret):
+    with other_process(secret) as process:
+        mark = process.stdout.readline().strip()
+        assert mark != holder.mark()
+        living = holder.Living()
+        assert mark in living and holder.mark() in living
+        process.stdin.close()
+        process.wait()
+    assert mark not in holder.Living()
+    assert holder.mark() in holder.Living()
+
+
+def test_mark_tells_nothing_to_who_has_the_disk(secret):
+    mark = holder.mark()
+    assert re.fullmatch(r"[0-9a-f]{64}", mark)
+    boot, pid, start = holder._identity(os.getpid()).split(":")
+    for told in boot, boot[:8], f"{pid}:", f":{start}":
+        assert told not in mark
+    assert secret.stat().st_mode & 0o7777 == 0o600
+    # who knows all about the process, but not the secret, cannot tell
+    secret.unlink()
+    forget()
+    assert holder.mark() != mark
+
+
+def test_mark_of_another_boot_is_no_living_process(secret):
+    mark = holder.mark()
+    secret.unlink()
+    forget()
+    assert mark not in holder.Living()
+
+
+def test_marks_of_older_releases_are_understood():
+    identity = holder._identity(os.getpid())
+    boot, pid, start = identity.split(":")
+    living = holder.Living()
+    assert identity in living
+    for dead in (
+        f"{boot}:{pid}:{int(start) + 1}",
+        f"{boot[::-1]}:{pid}:{start}",
+        f"{boot}:{pid}",
+        "unknown",
+        "",
+        "x:y:z\n",
+    ):
+        assert dead not in living
+
+
+def test_one_secret_for_all_that_begin_at_once(secret):
+    code = "print(holder._secret().hex(), flush=True)"
+    processes = [other_process(secret, code) for _ in range(4)]
+    seen = {process.stdout.readline().strip() for process in processes}
+    for process in processes:
+        process.communicate()
+    assert seen == {secret.read_bytes().hex()}
+    assert len(secret.read_bytes()) == holder.SECRET_LENGTH
+    assert list(secret.parent.iterdir()) == [secret]
+
+
+def test_without_a_place_for_the_secret_others_count_as_dead(monkeypatch):
+    monkeypatch.setattr(holder, "SECRET", holder.Path("/proc/no/secret"))
+    assert holder.mark() in holder.Living()
+    with other_process("/proc/no/secret") as process:
+        assert process.stdout.readline().strip() not in holder.Living()
+        process.stdin.close()
