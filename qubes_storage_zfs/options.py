@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .zfs.keyholder import ITERATIONS
+
 DEFAULT_REVISIONS = 2
 DEFAULT_BLOCKSIZE = 16384  # bytes
 DEFAULT_TIMEOUT = 1200  # seconds
@@ -60,10 +62,11 @@ def parse_timeout(value: Any) -> int:
 
 def parse_iterations(value: Any) -> int:
     """:raises BadOption: unless ZFS takes so many"""
-    number = _whole(value, 100_000, 100_000_000)
+    number = _whole(value, ITERATIONS[0], ITERATIONS[-1])
     if number is None:
         raise BadOption(
-            f"pbkdf2iters must be a number from 100000 on, not {value!r}"
+            f"pbkdf2iters must be a number from {ITERATIONS[0]} to"
+            f" {ITERATIONS[-1]}, not {value!r}"
         )
     return number
 

@@ -68,6 +68,23 @@ DELAYED = (
     " other before {time}; to be asked now, run 'sudo qvm-zfs unlock {pool}' in"
     " a terminal of dom0"
 )
+NO_ANSWER = "no passphrase was given"
+BAD_ITERATIONS = (
+    "{dataset} has pbkdf2iters={call}, which is not a number from 100000 to"
+    " 100000000, so deriving its key might take hours; if you set it, run"
+    " 'sudo zfs load-key {dataset}' and 'sudo zfs change-key -o"
+    " pbkdf2iters=350000 {dataset}' in dom0; if not, somebody else had the disk"
+)
+UNPROTECTED = (
+    "the process that reads the passphrase could not protect its memory"
+    " ({call}), so no prompt was shown; run as root with CAP_IPC_LOCK, and free"
+    " memory if it is short"
+)
+SILENT_KEYHOLDER = (
+    "the process that derives the key of {dataset} did not answer for {call}"
+    " seconds and was killed; see whether its zpool responds ('zpool status'),"
+    " and try again"
+)
 TOO_OLD_TO_ENCRYPT = (
     "OpenZFS 2.3.3 or newer is needed for an encrypted pool: older ones have"
     " ways to lose encrypted data"
@@ -224,6 +241,10 @@ def reason(exc: zfs.ZfsError) -> str:
             (zfs.NoSpace, NO_SPACE),
             (zfs.Locked, LOCKED),
             (zfs.BadAnswer, BAD_ANSWER),
+            (zfs.NoAnswer, NO_ANSWER),
+            (zfs.BadIterations, BAD_ITERATIONS),
+            (zfs.Unprotected, UNPROTECTED),
+            (zfs.Silent, SILENT_KEYHOLDER),
             (zfs.NoDevice, NO_DEVICE),
             (zfs.NotFound, NOT_FOUND),
             (zfs.Exists, EXISTS),

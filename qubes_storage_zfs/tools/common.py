@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import importlib
 import json
-import os
 import sys
 import termios
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -17,8 +16,6 @@ from .. import layout, policy
 from ..backoff import now
 from ..key import RUN_DIR
 from ..zfs import keys, native
-from ..zfs.keyholder import LONGEST
-from ..zfs.native import wipe
 
 ENCRYPTED = "zfs_encrypted"
 DRIVERS = ("zfs_zvol", ENCRYPTED)
@@ -176,58 +173,31 @@ def due(pool: Pool) -> float | None:
 # --- asking
 
 
-class Terminal:
-    """Asks at the terminal, or takes lines of the standard input."""
-
-    def __init__(self, pool: str) -> None:
-        self.pool = pool
-
-    async def __call__(self, purpose: str, answers: int) -> None:
-        """:raises Failed: if nothing comes"""
-        await asyncio.to_thread(self._ask, purpose, answers)
-
-    def _ask(self, purpose: str, answers: int) -> None:
-        with _unseen():
-            if os.isatty(0):
-                print(
-                    TEXTS[purpose].format(pool=self.pool),
-                    end="",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            line = _line()
-            if os.isatty(0):
-                print(file=sys.stderr)
-        try:
-            if not line.endswith(b"\n"):
-                raise Failed("no passphrase was given")
-            os.write(answers, line)
-        finally:
-            wipe(line)
-
-
-def _line() -> bytearray:
-    """One line, its end included; what there was, at the end of input."""
-    line = bytearray()
-    while not line.endswith(b"\n") and len(line) < 2 * LONGEST:
-        byte = os.read(0, 1)
-        if not byte:
-            break
-        line += byte
-    return line
-
-
 @contextlib.contextmanager
-def _unseen() -> Iterator[None]:
-    """What is typed does not appear."""
-    if not os.isatty(0):
-        yield
-        return
-    before = termios.tcgetattr(0)
-    quiet = termios.tcgetattr(0)
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(0, termios.TCSAFLUSH, quiet)
+def terminal(pool: str) -> Iterator[keys.Prompt]:
+    """What shows the prompts for *pool*; the keyholder reads the answers.
+
+    Afterwards the terminal is as it was, also if the keyholder was killed
+    while it did not show what is typed.
+    """
+    before = _modes()
+
+    async def prompt(purpose: str, _: int) -> None:
+        if before is not None:
+            text = TEXTS[purpose].format(pool=pool)
+            print(text, end="", file=sys.stderr, flush=True)
+
     try:
-        yield
+        yield prompt
     finally:
-        termios.tcsetattr(0, termios.TCSAFLUSH, before)
+        if before is not None and _modes() not in (None, before):
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSAFLUSH, before)
+
+
+def _modes() -> list[Any] | None:
+    """Of the terminal that is the standard input; None if it is none."""
+    try:
+        return termios.tcgetattr(0)
+    except termios.error:
+        return None

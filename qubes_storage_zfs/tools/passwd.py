@@ -5,7 +5,7 @@ import argparse
 from ..options import DEFAULT_ITERATIONS, BadOption, parse_iterations
 from ..zfs import keys
 from ..zfs.errors import Busy
-from .common import Failed, Terminal, encrypted_pool
+from .common import Failed, encrypted_pool, terminal
 
 
 def _iterations(text: str) -> int:
@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def run(given: argparse.Namespace) -> int:
     pool = await encrypted_pool(given.pool)
     try:
-        await keys.change(pool.dataset, given.pbkdf2iters, Terminal(pool.name))
+        with terminal(pool.name) as prompt:
+            await keys.change(
+                pool.dataset, given.pbkdf2iters, prompt, typed=True
+            )
     except Busy as exc:
         raise Failed(
             f"the passphrase of {pool.name} was changed, but the pool stays"

@@ -3,7 +3,7 @@
 import argparse
 
 from ..zfs import keys
-from .common import Terminal, encrypted_pool
+from .common import encrypted_pool, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ async def run(given: argparse.Namespace) -> int:
     if (await keys.state(pool.dataset)).loaded:
         print(f"{pool.name} is unlocked already.")
         return 0
-    await keys.load(pool.dataset, Terminal(pool.name))
+    with terminal(pool.name) as prompt:
+        await keys.load(pool.dataset, prompt, typed=True)
     print(f"{pool.name} is unlocked.")
     return 0

@@ -58,6 +58,31 @@ class BadAnswer(ZfsError):
     """What came was no answer that a person can have given."""
 
 
+class NoAnswer(ZfsError):
+    """The standard input ended before a passphrase came."""
+
+
+class BadIterations(ZfsError):
+    """The disk says that a key takes a number of iterations that it cannot.
+
+    :ivar call: what the disk says
+    """
+
+
+class Unprotected(ZfsError):
+    """The process for a passphrase could not protect its memory.
+
+    :ivar call: what the kernel refused, and why
+    """
+
+
+class Silent(ZfsError):
+    """The process for a passphrase got stuck, and was killed.
+
+    :ivar call: seconds that it was waited for
+    """
+
+
 class Busy(ZfsError):
     """Something holds the dataset open.
 

@@ -2,34 +2,44 @@
 
 A process of its own deals with each passphrase, see keyholder.py.  What is
 done here is to run it, and to have a person asked when it wants an answer,
-which goes from the prompt to it through a pipe.
+which goes from the prompt to it through a pipe, or from the terminal to it.
 """
 
 import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from . import channel, core, device, errors, native
 
+LOG = logging.getLogger("qubes.storage.zfs")
+
 #: has a person asked: what for (a word of keyholder.py), and the file
-#: descriptor that the answer is to be written to
+#: descriptor that the answer is to be written to; or shows what is asked, if
+#: the keyholder reads the answer itself
 Prompt = Callable[[str, int], Awaitable[None]]
 
-#: how often a person is asked for one passphrase
-TRIES = 3
+#: seconds that the keyholder may take from one word to the next
+PATIENCE = 120.0
+#: ... and iterations of PBKDF2 that it makes in one more, on a slow machine
+SLOWEST = 50_000
+#: seconds that it may take to end when it was killed: a call in the kernel
+#: that waits for a disk ends when that answers
+END_LIMIT = 5.0
 
 _FOLDER = Path(__file__).resolve().parents[2]
 #: this very package, whatever else is installed; and nothing of the
-#: environment or the current directory
+#: environment or the current directory; Ctrl-C ends it without a traceback
 _START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1));"
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    " sys.path.insert(0, sys.argv.pop(1));"
     f" from {__package__}.keyholder import main; sys.exit(main(sys.argv[1:]))"
 )
 
@@ -69,14 +79,20 @@ async def state(dataset: str) -> KeyState:
     )
 
 
-async def load(root: str, prompt: Prompt) -> None:
+async def load(root: str, prompt: Prompt, typed: bool = False) -> None:
     """Load the key of *root*; if it is loaded, have the passphrase checked.
 
+    :param typed: the keyholder reads the answers from the standard input of
+        this process, which never sees them; *prompt* only shows what is asked
     :raises WrongPassphrase: if three answers were wrong
     :raises BadAnswer: if one was none
+    :raises NoAnswer: if the standard input ended
+    :raises BadIterations: if the disk says that it would take hours
+    :raises Silent: if the keyholder got stuck
+    :raises Unprotected: if it could not protect its memory
     :raises ZfsError: if ZFS refuses
     """
-    await _hold(root, prompt, "load", root)
+    await _hold(root, prompt, "load", {"typed": typed})
 
 
 async def create(
@@ -89,24 +105,26 @@ async def create(
 
     :param iterations: of PBKDF2
     :raises WrongPassphrase: if no two answers were the same and long enough
-    :raises BadAnswer: if one was none
-    :raises ZfsError: if ZFS refuses
+    :raises ZfsError: as load()
     """
     options = {"iterations": iterations, "properties": dict(properties)}
-    await _hold(root, prompt, "create", root, json.dumps(options))
+    await _hold(root, prompt, "create", options)
 
 
-async def change(root: str, iterations: int, prompt: Prompt) -> None:
+async def change(
+    root: str, iterations: int, prompt: Prompt, typed: bool = False
+) -> None:
     """Give *root* another passphrase, after the present one was asked for.
 
     A key that was not loaded is not loaded afterwards.
 
+    :param typed: as of load()
     :raises Busy: if that was done, but the key could not be unloaded again
     :raises ZfsError: as load() and create()
     """
     was_loaded = (await state(root)).loaded
-    options = {"iterations": iterations}
-    await _hold(root, prompt, "change", root, json.dumps(options))
+    options = {"iterations": iterations, "typed": typed}
+    await _hold(root, prompt, "change", options)
     if not was_loaded:
         with contextlib.suppress(errors.Locked):
             await unload(root)
@@ -144,33 +162,59 @@ def users(root: str) -> dict[str, tuple[str, ...]]:
 # --- the process that holds the key
 
 
-async def _hold(root: str, prompt: Prompt, *arguments: str) -> None:
-    tries = 0
-    async with _keyholder(*arguments) as (words, answers):
+async def _hold(
+    root: str, prompt: Prompt, verb: str, options: Mapping[str, Any]
+) -> None:
+    typed = bool(options.get("typed"))
+    limit: float | None = PATIENCE
+    async with _keyholder(typed, verb, root, json.dumps(options)) as (
+        words,
+        answers,
+    ):
         while True:
-            word, *more = (await words.readline()).decode().split() or [""]
+            word, detail = await _next(words, root, limit)
+            limit = PATIENCE
             if word == "done":
                 return
-            if word == "failed":
-                raise _failure(root, int(more[0]), " ".join(more[1:]))
-            if not word:
-                raise errors.CommandFailed("keyholder", 1, "it ended")
-            if word in ("unlock", "new"):
-                tries = 0
-            tries += word != "new-again"
-            if tries > TRIES:
-                raise errors.WrongPassphrase(root, errno.EACCES, word)
-            await prompt(word, answers)
+            if word in _ENDS:
+                raise _ENDS[word](root, detail)
+            if word == "deriving":
+                limit += int(detail) / SLOWEST
+            elif word != "answered":
+                await prompt(word, answers)
+                # who types may take as long as they like
+                limit = None if typed else PATIENCE
+
+
+async def _next(
+    words: asyncio.StreamReader, root: str, limit: float | None
+) -> tuple[str, str]:
+    """The keyholder's next word, and what follows it.
+
+    :raises Silent: if none comes for *limit* seconds
+    """
+    try:
+        line = await asyncio.wait_for(words.readline(), limit)
+    except TimeoutError as exc:
+        raise errors.Silent(root, errno.ETIMEDOUT, f"{limit:.0f}") from exc
+    if not line:
+        raise errors.CommandFailed(
+            "keyholder", 1, "the process for the passphrase ended; try again"
+        )
+    word, _, detail = line.decode(errors="replace").strip().partition(" ")
+    return word, detail
 
 
 @contextlib.asynccontextmanager
 async def _keyholder(
-    *arguments: str,
+    typed: bool, *arguments: str
 ) -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
     """The process: what it says, and where answers go.
 
     It ends when it is left, whatever happened: nothing that a cancelled
     verb began is waited for.
+
+    :param typed: it has our standard input, and no answer goes anywhere
     """
     theirs, ours = os.pipe()
     try:
@@ -178,7 +222,7 @@ async def _keyholder(
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-c", _START, str(_FOLDER)),
                 *arguments,
-                stdin=theirs,
+                stdin=None if typed else theirs,
                 stdout=asyncio.subprocess.PIPE,
                 env={"PATH": ":".join(native.FOLDERS), "LC_ALL": "C"},
             )
@@ -189,12 +233,46 @@ async def _keyholder(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await asyncio.shield(process.wait())
+            await _ended(process)
     finally:
         os.close(ours)
 
 
-def _failure(root: str, code: int, call: str) -> errors.ZfsError:
-    if code == errno.EBADMSG:
-        return errors.BadAnswer(root, code, call)
-    return errors.from_errno(code, root, call)
+#: processes that were killed and have not ended yet
+_ending: set[asyncio.Task[int]] = set()
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Wait until a killed process ended, but not for a disk."""
+    end = asyncio.create_task(process.wait())
+    _ending.add(end)
+    end.add_done_callback(_ending.discard)
+    done, _ = await asyncio.wait([end], timeout=END_LIMIT)
+    if not done:
+        LOG.warning(
+            "keyholder, process %d: killed, and waits for ZFS", process.pid
+        )
+
+
+def _failed(root: str, detail: str) -> errors.ZfsError:
+    code, _, call = detail.partition(" ")
+    return errors.from_errno(int(code), root, call)
+
+
+#: the keyholder's last words (End in keyholder.py) -> the exception
+_ENDS: Mapping[str, Callable[[str, str], errors.ZfsError]] = {
+    "failed": _failed,
+    "wrong": lambda root, purpose: errors.WrongPassphrase(
+        root, errno.EACCES, purpose
+    ),
+    "bad-answer": lambda root, _: errors.BadAnswer(
+        root, errno.EBADMSG, "answer"
+    ),
+    "no-answer": lambda root, _: errors.NoAnswer(root, errno.ENODATA, "answer"),
+    "bad-parameters": lambda root, value: errors.BadIterations(
+        root, errno.EDOM, value
+    ),
+    "unprotected": lambda root, what: errors.Unprotected(
+        root, errno.EPERM, what
+    ),
+}

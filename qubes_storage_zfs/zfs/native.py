@@ -3,16 +3,13 @@
 Creating a zpool and setting native properties have no call in libzfs_core;
 they are done by the programs zpool(8) and zfs(8), without a shell, with an
 environment of our own and with absolute paths.  Nothing else below this
-package's ``zfs`` starts a process.  And what a process that holds a secret does
-for itself.
+package's ``zfs`` starts a process.
 """
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
-import resource
 from collections.abc import Mapping, Sequence
 
 from . import core
@@ -24,9 +21,6 @@ FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 INHIBIT = "/sys/module/zfs/parameters/zvol_inhibit_dev"
 #: seconds between attempts while udev probes a device; 4.7 in all
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.2, 2.0)
-
-_PR_SET_DUMPABLE = 4  # linux/prctl.h
-_MCL_CURRENT_AND_FUTURE = 3  # sys/mman.h
 
 #: what the ZFS programs print for EBUSY (zpool_vdev.c and, for the kernel's
 #: answer, zpool_create() in libzfs_pool.c)
@@ -213,25 +207,6 @@ def _end_inhibition() -> None:
         fcntl.flock(setting, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if setting.read(1) == b"1":
             setting.write(b"0")
-
-
-def wipe(secret: bytearray | bytes) -> None:
-    """Overwrite it in memory; bytes too, which nothing may use any more."""
-    if isinstance(secret, bytearray):
-        secret[:] = bytes(len(secret))
-    elif secret:
-        header = bytes.__basicsize__ - 1
-        ctypes.memset(id(secret) + header, 0, len(secret))
-
-
-def keep_to_itself() -> None:
-    """This process gets no swap, no core dump and no other process' eyes; as
-    far as the kernel lets it."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        libc.mlockall(_MCL_CURRENT_AND_FUTURE)
 
 
 def zpool_imported(name: str) -> bool:

@@ -80,7 +80,7 @@ def test_bad_options_are_refused_in_a_sentence(dom0, safe):
         ((), "give zpool_name="),
         (("zpool_name=gone",), "gone"),
         ((f"zpool_name={ROOT_OF_KEYS}",), "is encrypted with the key of"),
-        (("zpool_name=tank", "pbkdf2iters=9"), "from 100000 on"),
+        (("zpool_name=tank", "pbkdf2iters=9"), "from 100000 to"),
         (("zpool_name=tank", "unload_timeout=soon"), "unload_timeout must"),
     ):
         words = [word for option in options for word in ("-o", option)]

@@ -1,0 +1,196 @@
+"""The process that deals with a passphrase, and who runs it; without ZFS."""
+
+import asyncio
+import contextlib
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qubes_storage_zfs import sentences
+from qubes_storage_zfs.zfs import answers, keyholder, keys, native, secrecy
+from qubes_storage_zfs.zfs.errors import Silent, WrongPassphrase, ZfsError
+
+
+async def prompt(purpose, _):
+    """A service that answers nothing, as nobody waits for the answer."""
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A keyholder that is a line of shell; $2 is the root."""
+
+    def put(script):
+        monkeypatch.setattr(keys.sys, "executable", "/bin/sh")
+        monkeypatch.setattr(keys, "_START", script)
+        # sh has no -I
+        monkeypatch.setattr(
+            keys.asyncio, "create_subprocess_exec", without_isolation
+        )
+
+    start = asyncio.create_subprocess_exec
+
+    async def without_isolation(*words, **options):
+        return await start(*(w for w in words if w != "-I"), **options)
+
+    return put
+
+
+@pytest.mark.parametrize("iterations", ["2000000000", "10000000000", "99999"])
+def test_iterations_out_of_bounds_are_refused(monkeypatch, iterations):
+    check_parameters(monkeypatch, f"1\n{iterations}", iterations)
+
+
+@pytest.mark.parametrize(
+    "printed", ["-\n-", "", "1\n2\n3", "x\n350000", f"{1 << 64}\n350000"]
+)
+def test_parameters_that_are_none_are_refused(monkeypatch, printed):
+    check_parameters(monkeypatch, printed, printed.partition("\n")[2] or "-")
+
+
+def check_parameters(monkeypatch, printed, detail):
+    async def run(*_):
+        return 0, printed
+
+    monkeypatch.setattr(native, "run", run)
+    # nobody is asked first
+    monkeypatch.setattr(keyholder.Asker, "ask", None)
+    with pytest.raises(keyholder.Stopped) as caught:
+        keyholder.present_passphrase("tank/x", keyholder.Asker(False))
+    assert caught.value.end is keyholder.End.BAD_PARAMETERS
+    assert str(caught.value.detail) == detail
+
+
+def test_each_last_word_has_its_sentence():
+    assert {end.value for end in keyholder.End} == set(keys._ENDS)
+    for word, exception in keys._ENDS.items():
+        why = sentences.reason(exception("tank/x", "5 new"))
+        assert why and "{" not in why, word
+
+
+def test_stuck_keyholder_is_killed_and_others_go_on(stand_in, monkeypatch):
+    monkeypatch.setattr(keys, "PATIENCE", 1.0)
+    stand_in('[ "$2" = tank/good ] || exec sleep 60; sleep 0.5; echo done')
+
+    async def both():
+        begin = time.monotonic()
+        stuck = asyncio.create_task(keys.load("tank/stuck", prompt))
+        await keys.load("tank/good", prompt)
+        assert not stuck.done()
+        with pytest.raises(Silent) as caught:
+            await stuck
+        return time.monotonic() - begin, sentences.reason(caught.value)
+
+    took, why = asyncio.run(both())
+    assert took < 10 and "did not answer for 1 seconds" in why
+    assert "zpool status" in why
+
+
+def test_more_iterations_may_take_longer(stand_in, monkeypatch):
+    monkeypatch.setattr(keys, "PATIENCE", 0.5)
+    monkeypatch.setattr(keys, "SLOWEST", 100)
+    stand_in("echo deriving 1000; sleep 2; echo done")
+    asyncio.run(keys.load("tank/x", prompt))
+
+
+def test_keyholder_that_does_not_die_is_not_waited_for(monkeypatch, caplog):
+    """As one that waits in the kernel for a disk."""
+    monkeypatch.setattr(keys, "END_LIMIT", 0.2)
+
+    async def leave():
+        process = await asyncio.create_subprocess_exec("sleep", "1")
+        await keys._ended(process)
+        assert process.returncode is None and keys._ending
+        await asyncio.wait(set(keys._ending))
+        return process.returncode
+
+    assert asyncio.run(leave()) == 0
+    assert "waits for ZFS" in caplog.text
+
+
+def test_person_is_asked_three_times(monkeypatch):
+    monkeypatch.setattr(answers, "piped", lambda: bytearray(b"short"))
+    with pytest.raises(keyholder.Stopped) as caught:
+        keyholder.new_passphrase(keyholder.Asker(False))
+    assert caught.value.end is keyholder.End.WRONG
+    failure = keys._ENDS["wrong"]("tank/x", str(caught.value.detail))
+    assert isinstance(failure, WrongPassphrase)
+    assert sentences.reason(failure) == sentences.NO_NEW_PASSPHRASE
+
+
+def test_typed_line_is_one_line_and_no_more():
+    code = (
+        "from qubes_storage_zfs.zfs import answers\n"
+        "print(bytes(answers.typed()), bytes(answers.typed()))\n"
+        "try: answers.typed()\n"
+        "except answers.Ended: print('ended')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=b"one\n\nlast without end",
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stdout == b"b'one' b''\nended\n"
+
+
+def test_copies_of_a_key_are_overwritten():
+    """Also one of which the allocator overwrote a part when it was freed."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    key = hashlib.pbkdf2_hmac("sha1", b"words", b"salt", 1, 32)
+    hidden = bytes(byte ^ 0xFF for byte in key)
+    places = [libc.malloc(100) for _ in range(3)]
+    for place in places:
+        ctypes.memmove(place + 1, key, 32)
+    ctypes.memmove(places[0] + 1, bytes(16), 16)
+    arena = bytearray(b"more " + key)
+    secrecy.wipe_copies(key)
+    assert key == bytes(32) and arena == b"more " + bytes(32)
+    for place in places:
+        assert ctypes.string_at(place + 1, 32) == bytes(32)
+        libc.free(ctypes.c_void_p(place))
+    assert hidden != bytes(32)
+
+
+def as_a_user_who_may_not(code):
+    """Run *code* without the right to lock memory; what it printed."""
+    setting = (
+        "import ctypes, resource\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))\n"
+        "for each in (14, 24): ctypes.CDLL(None).prctl(24, each, 0, 0, 0)\n"
+        "import os; os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys\n" + setting, code],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def test_memory_that_cannot_be_locked_is_an_error():
+    if os.geteuid():
+        pytest.skip("drops rights that only root has")
+    said = as_a_user_who_may_not(
+        "from qubes_storage_zfs.zfs import keyholder\n"
+        "keyholder.main(['load', 'tank/x', '{}'])"
+    )
+    word, _, detail = said.strip().partition(" ")
+    assert word == "unprotected" and detail.startswith("mlockall: ")
+    why = sentences.reason(keys._ENDS[word]("tank/x", detail))
+    assert "could not protect its memory (mlockall: " in why
+
+
+def test_end_of_keyholder_without_a_word(stand_in):
+    stand_in("exit 3")
+    with pytest.raises(ZfsError, match="ended; try again"):
+        asyncio.run(keys.load("tank/x", prompt))
+    with contextlib.suppress(ProcessLookupError):
+        assert not keys._ending

@@ -1,0 +1,62 @@
+"""A disk that somebody else had, and what it says of its key."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from qubes.exc import StoragePoolException
+
+from qubes_storage_zfs import ask
+from qubes_storage_zfs.zfs import core, keyholder, keys
+
+from .answers import PASSPHRASE, Person
+from .conftest import EncryptedLab, sh
+
+UNLOCK = [sys.executable, "-m", "qubes_storage_zfs.tools.main", "unlock"]
+
+
+@pytest.fixture
+def person(monkeypatch):
+    person = Person()
+    monkeypatch.setattr(ask, "prompt", person.prompt)
+    return person
+
+
+def forge(root, iterations):
+    """Have ZFS believe that a key takes so many; it needs only the key."""
+    properties = {
+        "keyformat": keyholder.PASSPHRASE,
+        "keylocation": "prompt",
+        "pbkdf2iters": iterations,
+        "pbkdf2salt": 1,
+    }
+    core.change_key(root, properties, bytes(range(32)))
+    printed = sh("zfs", "get", "-Hpo", "value", "pbkdf2iters", root)
+    assert printed == str(iterations)
+
+
+def test_iterations_of_a_forged_disk_are_refused(zpool, person):
+    lab, healthy = EncryptedLab(zpool), EncryptedLab(zpool)
+    volume = lab.private(content=b"data")
+    other = healthy.private(content=b"data")
+    for iterations in 2_000_000_000, 10_000_000_000:
+        forge(lab.container, iterations)
+        lab.run(keys.unload(lab.container))
+        begin = time.monotonic()
+        with pytest.raises(StoragePoolException, match=str(iterations)):
+            lab.run(volume.export())
+        done = subprocess.run(
+            [*UNLOCK, lab.name],
+            input=PASSPHRASE + b"\n",
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 1 and b"Traceback" not in done.stderr
+        assert b"change-key" in done.stderr and b"hours" in done.stderr
+        assert time.monotonic() - begin < 60
+        core.load_key(lab.container, bytes(range(32)))
+    # nobody was asked, and a pool beside it works
+    assert person.asked == []
+    healthy.run(keys.unload(healthy.container))
+    assert healthy.content(other) == b"data"
