@@ -760,6 +760,41 @@ def test_nothing_of_it_is_dumped() -> None:
     subprocess.run([sys.executable, "-I", "-c", script], check=True)
 
 
+@pytest.mark.parametrize("call", ["prctl", "mlock"])
+def test_what_the_kernel_refuses_to_protect_is_not_asked_for(
+    place, monkeypatch, capfd, call
+) -> None:
+    place.add("zenity", "echo never shown")
+    refusing = types.SimpleNamespace(prctl=lambda *_: 0, mlock=lambda *_: 0)
+    setattr(refusing, call, lambda *_: -1)
+    monkeypatch.setattr(place.ask, "LIBC", refusing)
+    if call == "prctl":
+        with pytest.raises(place.ask.End, match="DUMPABLE") as caught:
+            place.ask.no_core_dump()
+        assert caught.value.status == NOBODY
+    else:
+        assert place.request() == (NOBODY, b"")
+        assert "refused to lock" in capfd.readouterr().err
+    assert not place.log.exists()
+
+
+def test_any_user_may_lock_the_buffer() -> None:
+    """Without CAP_IPC_LOCK and with the smallest of the usual limits."""
+    script = (
+        "import importlib.machinery as m, os, resource, sys, types\n"
+        "sys.dont_write_bytecode = True\n"
+        "ask = types.ModuleType('ask')\n"
+        f"m.SourceFileLoader('ask', {str(SCRIPT)!r}).exec_module(ask)\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "buffer = bytearray(ask.SAID_SIZE)\n"
+        "ask.lock(buffer)\n"
+        "text = open('/proc/self/status').read()\n"
+        "assert int(text.partition('VmLck:')[2].split()[0]) >= 8, text\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", script], check=True)
+
+
 # the policy
 
 
