@@ -7,6 +7,7 @@ from typing import Any
 
 from ..zfs import core, keys
 from ..zfs.errors import NoModule, PoolAbsent, ZfsError
+from . import freed_memory
 from .common import ENCRYPTED, Pool, all_pools, due, qubesd
 
 OUTSIDE = (
@@ -29,10 +30,14 @@ async def run(given: argparse.Namespace) -> int:
     ]
     found = [await _look(pool) for pool in pools]
     outside = list(_outside(app)) if app is not None else None
+    overwritten = freed_memory.overwritten()
     if given.json:
-        print(json.dumps({"pools": found, "outside": outside}, indent=2))
+        told = {"pools": found, "outside": outside, "init_on_free": overwritten}
+        print(json.dumps(told, indent=2))
     else:
         _show(found, outside)
+        if not overwritten and any(pool.driver == ENCRYPTED for pool in pools):
+            print(freed_memory.NOT_OVERWRITTEN)
     missing = set(given.pool) - {pool.name for pool in pools}
     for name in sorted(missing):
         print(f"{name}: there is no such ZFS pool")

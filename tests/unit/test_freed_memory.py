@@ -1,0 +1,36 @@
+"""Whether the kernel overwrites freed memory, from what it says of itself."""
+
+import gzip
+
+import pytest
+
+from qubes_storage_zfs.tools import freed_memory
+
+ON = b"#\nCONFIG_INIT_ON_FREE_DEFAULT_ON=y\n"
+OFF = b"#\n# CONFIG_INIT_ON_FREE_DEFAULT_ON is not set\n"
+
+
+@pytest.mark.parametrize(
+    "words, config, answer",
+    [
+        ("root=/dev/x quiet", None, False),
+        ("root=/dev/x quiet", OFF, False),
+        ("root=/dev/x quiet", ON, True),
+        ("init_on_free=1", None, True),
+        ("quiet init_on_free=on", OFF, True),
+        ("init-on-free=y", OFF, True),
+        ("init_on_free=1 init_on_free=0", ON, False),
+        ("init_on_free=0 init_on_free=1", None, True),
+        ("init_on_free=off", ON, False),
+        ("init_on_free", OFF, False),
+        ("init_on_free=maybe", ON, True),
+        ("init_on_alloc=1", OFF, False),
+    ],
+)
+def test_the_kernel_says(monkeypatch, tmp_path, words, config, answer):
+    monkeypatch.setattr(freed_memory, "WORDS", tmp_path / "cmdline")
+    monkeypatch.setattr(freed_memory, "CONFIG", tmp_path / "config.gz")
+    freed_memory.WORDS.write_text(words + "\n")
+    if config is not None:
+        freed_memory.CONFIG.write_bytes(gzip.compress(config))
+    assert freed_memory.overwritten() is answer
