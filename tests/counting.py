@@ -19,12 +19,32 @@ from qubes_storage_zfs.zfs import channel, core
 NETLINK_CONNECTOR = 11
 CN_IDX_PROC = 1
 PROC_EVENT_FORK = 1
+PROC_EVENT_EXEC = 2
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 RECEIVED = 64 << 20  # bytes
 
 #: seconds between transaction groups that nobody waits for: none comes while
 #: something is counted
 TXG_TIMEOUT = Path("/sys/module/zfs/parameters/zfs_txg_timeout")
+
+
+def events_of_processes() -> socket.socket:
+    """Every message of it is an event of some process of this machine.
+
+    Byte 36 is the kind of event, byte 52 begins what that is about.
+    """
+    told = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR
+    )
+    # events of all processes come here, and none may be lost
+    told.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVED)
+    told.bind((0, CN_IDX_PROC))
+    body = struct.pack("=IIIIHHI", CN_IDX_PROC, 1, 0, 0, 4, 0, 1)
+    told.send(
+        struct.pack("=IHHII", 16 + len(body), 3, 0, 0, os.getpid()) + body
+    )
+    time.sleep(0.1)
+    return told
 
 
 class Forks:
@@ -38,18 +58,8 @@ class Forks:
     count: int | None = None
 
     def __enter__(self) -> "Forks":
-        self.socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR
-        )
-        # events of all processes come here, and none may be lost
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVED)
-        self.socket.bind((0, CN_IDX_PROC))
+        self.socket = events_of_processes()
         self.socket.settimeout(30)
-        body = struct.pack("=IIIIHHI", CN_IDX_PROC, 1, 0, 0, 4, 0, 1)
-        self.socket.send(
-            struct.pack("=IHHII", 16 + len(body), 3, 0, 0, os.getpid()) + body
-        )
-        time.sleep(0.1)
         return self
 
     def __exit__(self, *_: object) -> None:

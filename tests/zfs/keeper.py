@@ -1,16 +1,18 @@
 """A process that has an encrypted pool, as qubesd has; run by tests.
 
-    python -m tests.zfs.keeper ZPOOL NAME FILE
+    python -m tests.zfs.keeper ZPOOL NAME [OPTION=VALUE ...]
 
-The answer to each prompt is what FILE has in it, which is no business of
-this process.  It does what it is told on its standard input, a word a line:
-add, write, lock, ask (until it is answered or killed); and says when that is
-done.
+Passphrases are asked for by the packaged service, which shows its prompt by
+the first program that it finds; see Person in test_no_leaks.py.  This process
+does what it is told on its standard input, a word a line: add, write, lock,
+ask; and says when that is done.
 """
 
 import asyncio
+import os
 import sys
 import types
+from pathlib import Path
 
 from qubes_storage_zfs import ask
 from qubes_storage_zfs.encrypted import ZfsEncryptedPool
@@ -18,31 +20,37 @@ from qubes_storage_zfs.zfs import keys
 
 from .conftest import MIB
 
+SERVICE = Path(__file__).parents[2] / "dom0/qubes-rpc/qubes.AskPassword"
+
 
 class Screen:
-    """A GUI domain; its service is a line of shell."""
+    """dom0, which has a screen."""
 
     name = "dom0"
     klass = "AdminVM"
 
-    def __init__(self, line):
-        self.line = line
-
     async def run_service(self, service, user, **popen):
         assert user == "root"
+        name, _, purpose = service.partition("+")
+        assert name == SERVICE.name
         return await asyncio.create_subprocess_exec(
-            *("/bin/sh", "-c", self.line, service), **popen
+            *(sys.executable, "-I", str(SERVICE), purpose),
+            env={**os.environ, "DISPLAY": ":0"},
+            **popen,
         )
 
 
-async def main(zpool, name, file):
-    screen = Screen(f"read -r words; cat {file}")
-    domains = {"dom0": screen}
+async def main(zpool, name, *options):
+    domains = {"dom0": Screen()}
     ask.remember(types.SimpleNamespace(domains=domains, default_guivm=None))
     pool = ZfsEncryptedPool(
-        name=name, zpool_name=zpool, pbkdf2iters="100000", unload_timeout="0"
+        name=name,
+        zpool_name=zpool,
+        pbkdf2iters="100000",
+        unload_timeout="0",
+        **dict(option.split("=") for option in options),
     )
-    qube = types.SimpleNamespace(name="work", app=None)
+    qube = types.SimpleNamespace(name="journalist", app=None)
     volume = pool.init_volume(
         qube,
         {
@@ -63,7 +71,6 @@ async def main(zpool, name, file):
         elif word == "lock":
             await keys.unload(pool.container)
         elif word == "ask":
-            screen.line = "exec cat >/dev/null"
             print("asking", flush=True)
             await pool.unlock("work")
         print("done", flush=True)

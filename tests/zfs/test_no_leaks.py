@@ -4,34 +4,75 @@ import contextlib
 import hashlib
 import os
 import re
+import resource
+import shutil
+import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from .conftest import sh
+from qubes_storage_zfs import holder
+
+from .conftest import MIB, sectors, sh
+from .memory import memory, processes_with
+from .watch import programs
 
 PASSPHRASE = b"Tr0ub4dor and three more words"
+#: not where it is looked for
+SAID = Path("/dev/shm/what-a-person-says")
+ZENITY = Path("/usr/local/bin/zenity")
+ZPOOL, DISK = "leaks", Path("/tmp/leaks.img")
+#: where a file could be written to that lasts
+FOLDERS = ("/run", "/tmp", "/var", "/etc", "/root/.cache")
+OURS = Path(__file__).parents[2] / "qubes_storage_zfs"
+
+
+@pytest.fixture
+def person():
+    """Answers each prompt of the packaged service, or lets it stand."""
+    ZENITY.write_text(
+        f"#!/bin/sh\n[ -e {SAID} ] || exec sleep 600\nexec cat {SAID}\n"
+    )
+    ZENITY.chmod(0o755)
+    SAID.write_bytes(PASSPHRASE + b"\n")
+    yield SAID
+    SAID.unlink(missing_ok=True)
+    ZENITY.unlink()
+
+
+@pytest.fixture
+def disk():
+    """A zpool that nothing else was ever on."""
+    with open(DISK, "wb") as file:
+        file.truncate(256 * MIB)
+    sh("zpool", "create", *sectors(), "-m", "none", ZPOOL, str(DISK))
+    yield DISK
+    subprocess.run(["zpool", "destroy", "-f", ZPOOL], check=False)
+    DISK.unlink()
 
 
 class Keeper:
-    """tests.zfs.keeper, and who else is there meanwhile."""
+    """tests.zfs.keeper, what it printed, and who else is there meanwhile."""
 
-    def __init__(self, zpool, name, folder):
-        self.root = f"{zpool}/encryption/{name}"
-        file = folder / "passphrase"
-        file.write_bytes(PASSPHRASE + b"\n")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zfs.keeper", zpool, name, str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-        )
+    def __init__(self, name, *options):
+        self.name = name
+        self.root = f"{ZPOOL}/encryption/{name}"
+        self.stderr = Path(f"/tmp/stderr-of-{name}")
+        with open(self.stderr, "wb") as stderr:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "tests.zfs.keeper"),
+                    *(ZPOOL, name, *options),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+            )
 
     def tell(self, word):
         self.process.stdin.write(word.encode() + b"\n")
@@ -39,11 +80,12 @@ class Keeper:
 
     def heard(self, word):
         line = self.process.stdout.readline().decode().strip()
-        assert line == word, (line, self.process.stderr.read())
+        assert line == word, (line, self.stderr.read_text())
 
-    def does(self, word):
-        self.tell(word)
-        self.heard("done")
+    def does(self, *words):
+        for word in words:
+            self.tell(word)
+            self.heard("done")
 
     def children(self):
         path = f"/proc/{self.process.pid}/task"
@@ -54,31 +96,33 @@ class Keeper:
                 found += [int(pid) for pid in text.split()]
         return found
 
+    def keyholder(self):
+        """Its number, once its memory is locked: before it asks."""
+        for _ in range(100):
+            for pid in processes_with(b"keyholder"):
+                text = Path(f"/proc/{pid}/status").read_text()
+                if int(re.search(r"VmLck:\s+(\d+)", text)[1]) > 4096:
+                    return pid
+            time.sleep(0.1)
+        raise AssertionError("no keyholder has locked its memory")
+
     def end(self):
         self.process.kill()
         self.process.wait()
+        self.stderr.unlink(missing_ok=True)
 
 
 @pytest.fixture
-def keeper(zpool, tmp_path):
-    name = "leaks" + str(time.monotonic_ns())
-    keeper = Keeper(zpool, name, tmp_path)
-    yield keeper
-    keeper.end()
+def make_keeper(disk, person):
+    begun = []
 
+    def begin(*options):
+        begun.append(Keeper("leaks" + str(time.monotonic_ns()), *options))
+        return begun[-1]
 
-def memory(pid):
-    """All that a process has in its memory."""
-    found = []
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
-        for line in Path(f"/proc/{pid}/maps").read_text().split("\n"):
-            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r", line)
-            if match and "[v" not in line:
-                start, end = (int(part, 16) for part in match.groups())
-                with contextlib.suppress(OSError, ValueError):
-                    mem.seek(start)
-                    found.append(mem.read(end - start))
-    return b"".join(found)
+    yield begin
+    for each in begun:
+        each.end()
 
 
 def wrapping_key(root):
@@ -89,81 +133,168 @@ def wrapping_key(root):
     return hashlib.pbkdf2_hmac("sha1", PASSPHRASE, salt, int(iterations), 32)
 
 
+def secrets_of(root):
+    key = wrapping_key(root)
+    return PASSPHRASE, key, key.hex().encode()
+
+
 def output(*command):
     """Bytes; a history has what is no text in it, too."""
     return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
 
 
-class Watcher(threading.Thread):
-    """Collects what any process shows of itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.over = False
-        self.seen = set()
-
-    def run(self):
-        while not self.over:
-            for process in Path("/proc").glob("[0-9]*"):
-                if process.name == str(os.getpid()):
-                    continue
-                for kind in "cmdline", "environ":
-                    with contextlib.suppress(OSError):
-                        self.seen.add((process / kind).read_bytes())
-            time.sleep(0.02)
+def written_since(begin):
+    """Files that something was written to, of those that last."""
+    for top in (*FOLDERS, str(OURS)):
+        for folder, _, names in os.walk(top):
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(OSError):
+                    if path.is_symlink() or not path.is_file():
+                        continue
+                    # the zpool of other tests
+                    if path.stat().st_mtime >= begin and name != "tank.img":
+                        yield path
 
 
-def test_passphrase_and_key_are_nowhere(keeper):
-    watcher = Watcher()
-    watcher.start()
-    try:
-        keeper.does("add")
-        keeper.does("lock")
-        keeper.does("write")
+def data_of(path):
+    """What is in a file, without its holes, in pieces that overlap."""
+    with open(path, "rb", buffering=0) as file:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        while at < size:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                return
+            yield os.pread(file.fileno(), MIB + 512, at)
+            at += MIB
+
+
+def found_in(path, needles):
+    return {each for data in data_of(path) for each in needles if each in data}
+
+
+def test_passphrase_and_key_are_nowhere(make_keeper):
+    begin = time.time() - 1
+    with programs() as seen:
+        keeper = make_keeper()
         # in use: the kernel has the key, and only the kernel
+        keeper.does("add", "lock", "write")
         loaded = memory(keeper.process.pid)
         keeper.does("lock")
-    finally:
-        watcher.over = True
-        watcher.join()
-    key = wrapping_key(keeper.root)
+        subprocess.run(["true", "an argument"], check=True)
+    sh("zpool", "sync", ZPOOL)
+    secrets = secrets_of(keeper.root)
     unloaded = memory(keeper.process.pid)
     # what is looked for would be found
-    assert keeper.root.encode() in loaded and keeper.root.encode() in unloaded
-    for secret in (PASSPHRASE, key, key.hex().encode()):
+    root = keeper.root.encode()
+    assert root in loaded and root in unloaded
+    for secret in secrets:
         assert secret not in loaded and secret not in unloaded
-    assert any(b"keyholder" in words for words in watcher.seen)
-    assert not any(PASSPHRASE in words for words in watcher.seen)
-    history = output("zpool", "history", "-il", keeper.root.split("/")[0])
-    assert keeper.root.encode() in history
-    for secret in (PASSPHRASE, key, key.hex().encode()):
+    # programs: the service, the prompt, the keyholder, and the shortest one
+    assert not seen.missed
+    for word in b"qubes.AskPassword", b"keyholder", b"zenity", b"an argument":
+        assert any(word in words for words in seen.seen), word
+    for secret in secrets:
+        assert not any(secret in words for words in seen.seen)
+    # what is kept: files, the disk itself, its history and the journal
+    files = list(written_since(begin))
+    told = holder.SECRET.with_name(f"{keeper.name}.json")
+    assert {keeper.stderr, DISK, told} <= set(files)
+    for path in files:
+        assert not found_in(path, secrets), path
+    history = output("zpool", "history", "-il", ZPOOL)
+    assert root in history
+    for secret in secrets:
         assert secret not in history
-    assert PASSPHRASE not in output("journalctl", "-a", "--no-pager")
+        assert secret not in output("journalctl", "-a", "--no-pager")
+    # and no process stays that had them
+    assert not list(processes_with(b"keyholder"))
 
 
-def keyholder_of(keeper):
-    for pid in keeper.children():
-        with contextlib.suppress(OSError):
-            if b"keyholder" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-    return None
-
-
-def test_keyholder_leaves_no_core_and_no_swap(keeper):
-    keeper.does("add")
-    keeper.does("lock")
+def test_keyholder_leaves_no_core_and_no_swap(make_keeper, person):
+    keeper = make_keeper()
+    keeper.does("add", "lock")
+    person.unlink()
     keeper.tell("ask")
     keeper.heard("asking")
-    locked = 0
-    while not locked:
-        pid = keyholder_of(keeper)
-        if pid is not None:
-            text = Path(f"/proc/{pid}/status").read_text()
-            locked = int(re.search(r"VmLck:\s+(\d+)", text)[1])
-        time.sleep(0.1)
-    limits = Path(f"/proc/{pid}/limits").read_text()
+    # which is what is kept from being swapped out
+    limits = Path(f"/proc/{keeper.keyholder()}/limits").read_text()
     assert re.search(r"Max core file size\s+0\s+0\s", limits)
-    assert locked > 4096
+
+
+def keyholder(root, after=""):
+    """Run it as keys.py does, and more after it; it has the passphrase."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv.pop(1))\n"
+        "from qubes_storage_zfs.zfs.keyholder import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-I", "-c", code + after),
+            *(str(OURS.parent), "load", root, "{}"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def test_keyholder_wipes_passphrase_and_key(make_keeper):
+    """Where a process ends, the kernel keeps what was in its memory."""
+    keeper = make_keeper()
+    keeper.does("add", "lock")
+    after = "print('over', flush=True)\ntime.sleep(600)"
+    with keyholder(keeper.root, after) as process:
+        try:
+            process.stdin.write(PASSPHRASE + b"\n")
+            process.stdin.flush()
+            while (line := process.stdout.readline()) != b"over\n":
+                assert line
+            seen = memory(process.pid)
+        finally:
+            process.kill()
+    assert not sh(
+        *("zfs", "get", "-Ho", "value", "keystatus", keeper.root)
+    ).startswith("un")
+    assert keeper.root.encode() in seen and PASSPHRASE not in seen
+    key = wrapping_key(keeper.root)
+    for at in range(0, len(key), 8):
+        assert key[at : at + 8] not in seen
+    keeper.does("lock")
+
+
+def test_nobody_can_have_keyholder_dumped(make_keeper):
+    """Not even who raises its limit again."""
+    keeper = make_keeper()
+    keeper.does("add", "lock")
+    pattern = Path("/proc/sys/kernel/core_pattern")
+    before, folder = pattern.read_text(), Path("/tmp/cores")
+    folder.mkdir()
+    pattern.write_text(f"{folder}/core-%p")
+    other = subprocess.Popen(["sleep", "600"])
+    process = keyholder(keeper.root)
+    try:
+        assert process.stdout.readline() == b"unlock\n"
+        assert dumps_core(other) and not dumps_core(process)
+        assert [path.name for path in folder.iterdir()] == [f"core-{other.pid}"]
+    finally:
+        pattern.write_text(before)
+        shutil.rmtree(folder)
+        for each in other, process:
+            each.kill()
+            each.wait()
+
+
+def dumps_core(process):
+    """Whether it does when it crashes, and its limit allows that."""
+    unlimited = resource.RLIM_INFINITY
+    resource.prlimit(process.pid, resource.RLIMIT_CORE, (unlimited, unlimited))
+    process.send_signal(signal.SIGSEGV)
+    _, status = os.waitpid(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == -signal.SIGSEGV
+    return os.WCOREDUMP(status)
 
 
 def alive(pid):
@@ -173,11 +304,13 @@ def alive(pid):
         return False
 
 
-def test_killed_qubesd_closes_the_prompt(keeper):
-    keeper.does("add")
-    keeper.does("lock")
+def test_killed_qubesd_closes_the_prompt(make_keeper, person):
+    keeper = make_keeper()
+    keeper.does("add", "lock")
+    person.unlink()
     keeper.tell("ask")
     keeper.heard("asking")
+    keeper.keyholder()
     children = []
     while len(children) < 2:
         children = keeper.children()
@@ -195,3 +328,35 @@ def test_killed_qubesd_closes_the_prompt(keeper):
     )
     after = sh("zfs", "list", "-Hrt", "all", "-o", "name,guid", keeper.root)
     assert after == before
+
+
+# --- what can be seen without the key
+
+NAMES = {b"journalist", b"private"}
+
+
+def pieces(text, length=10):
+    """Of a text: properties are on the disk in pieces of 21 bytes."""
+    return {text[at : at + length] for at in range(len(text) - length + 1)}
+
+
+def test_what_a_locked_disk_shows(make_keeper):
+    """As encryption.md says: no more, and that much."""
+    identities = []
+
+    def found_after(*options):
+        keeper = make_keeper(*options)
+        keeper.does("add", "write", "lock")
+        sh("zpool", "sync", ZPOOL)
+        identities.append(holder._identity(keeper.process.pid))
+        told = keeper.name.encode(), os.uname().nodename.encode()
+        marks = pieces(holder._marked(identities[-1]).encode())
+        hidden = set.union(*(pieces(one.encode()) for one in identities))
+        found = found_in(DISK, {*told, *marks, *hidden, *NAMES})
+        # the pool, the host and the mark are there; not who made it
+        assert found.issuperset(told) and found & marks
+        assert not found & hidden
+        return found & NAMES
+
+    assert not found_after("opaque_names=True")
+    assert found_after() == NAMES
