@@ -260,7 +260,7 @@ async def _check_all(
         except Changed as exc:
             if not repair:
                 raise
-            print(f"{exc}. No qube starts from {each.name} before.")
+            print(f"{exc}.")
         else:
             there.append(each)
     return there
@@ -288,6 +288,12 @@ async def _tell(
     if chosen.state != "ONLINE":
         broken = ", ".join(chosen.devices)
         print(f"{chosen.name} is {chosen.state}: {broken}", file=sys.stderr)
+    if pool is not None and pool not in mates:
+        print(
+            f"{chosen.name} is imported, without devices. Repair it, then run"
+            f" 'sudo qvm-zfs attach {pool.name}'."
+        )
+        return
     homes = tuple(each.home + "/" for each in mates)
     others = [
         name

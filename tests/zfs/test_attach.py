@@ -312,6 +312,23 @@ def test_volumes_that_dom0_would_look_into_are_not_attached(
     assert INHIBIT.read_text() == "0\n"
 
 
+def test_a_change_is_undone_with_repair(stick):
+    volume = stick.private(content=b"data")
+    dataset = f"{stick.pool.home}/work/private"
+    change(stick, ["zfs", "set", "snapdev=visible", dataset])
+    with no_node_appears():
+        code, out, err = qvm_zfs("attach", "--repair", stick.name)
+        assert (code, err) == (0, "") and f"{dataset} has snapdev=" in out
+        assert "stick is imported, without devices." in out
+    with pytest.raises(StoragePoolException, match="has snapdev=visible"):
+        stick.run(volume.start())
+    sh("zfs", "inherit", "snapdev", dataset)
+    said = f"{stick.name} is attached already.\n"
+    assert qvm_zfs("attach", stick.name)[:2] == (0, said)
+    assert os.path.exists(volume.path)
+    assert stick.content(volume) == b"data"
+
+
 def test_of_a_zpool_imported_by_hand_it_is_told_as_well(stick):
     stick.private(content=b"data")
     name, dataset = layout.UDEV_FLAG, f"{stick.pool.home}/work"
