@@ -10,6 +10,7 @@ from .policy import Refused
 from .sentences import COPY_FAILED, reason
 from .zfs import errors as zfs
 from .zfs.keys import NotAsked
+from .zfs.text import printable
 
 
 def plain(text: str) -> str:
@@ -18,8 +19,7 @@ def plain(text: str) -> str:
     The client formats it with the % operator; and names in it may be of any
     kind: from qubes.xml, or of whatever holds a device open.
     """
-    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return line.replace("%", "%%")
+    return printable(text).replace("%", "%%")
 
 
 def refusal(what: str, why: str) -> qubes.exc.StoragePoolException:

@@ -8,6 +8,8 @@ OpenZFS 2.3.9), so no name reaches them that was not made or checked here.
 import re
 from dataclasses import dataclass
 
+from . import sentences
+
 #: user properties of ours
 PREFIX = "qubes-storage-zfs:"
 #: on the container: the Qubes pool it belongs to
@@ -49,6 +51,9 @@ _VOLUME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 _REVISION = re.compile(r"r([1-9][0-9]{0,17})\Z")
 _COMPONENT = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 _ZPOOL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\Z")
+#: what ZFS allows and this driver does not: spaces anywhere, and a colon in
+#: the name of a zpool (valid_char() in zfs_namecheck.c)
+_OF_ZFS = re.compile(r"[A-Za-z0-9_.: -]+\Z")
 _RESERVED_ZPOOL = re.compile(
     r"(mirror|raidz|draid|spare|log\Z|cache\Z|special\Z|dedup\Z|c[0-9])"
 )
@@ -118,13 +123,19 @@ def volume_of(home: str, dataset: str) -> VolumeName:
     return VolumeName(home, qube, last.partition(".")[0])
 
 
+def is_vid(text: str) -> bool:
+    """Return whether *text* can be the vid of a volume, ``<qube>/<volume>``."""
+    qube, slash, volume = text.partition("/")
+    return bool(slash and _QUBE.match(qube) and _VOLUME.match(volume))
+
+
 def volume_name(home: str, vid: str) -> VolumeName:
     """Parse a vid, ``<qube>/<volume>``, below *home*.
 
     :raises BadName: if no volume of ours can have that vid
     """
-    qube, slash, volume = vid.partition("/")
-    if not slash or not _QUBE.match(qube) or not _VOLUME.match(volume):
+    qube, _, volume = vid.partition("/")
+    if not is_vid(vid):
         raise BadName(
             f"{vid!r} cannot name a volume here: it must be"
             " <qube>/<volume>, letters, digits and - _ (and . in the qube)"
@@ -155,15 +166,30 @@ def dataset_name(text: str) -> str:
     :raises BadName: with the reason
     """
     parts = text.split("/")
-    if not all(_COMPONENT.match(part) for part in parts) or any(
+    if not all(_OF_ZFS.match(part) for part in parts) or any(
         part in {".", ".."} for part in parts
     ):
         raise BadName(f"{text!r} is not a name a ZFS dataset can have")
-    if not _ZPOOL.match(parts[0]):
+    if not parts[0][0].isalpha():
         raise BadName(f"{parts[0]!r} is not a name a zpool can have")
+    _check_supported(parts[0], _ZPOOL, "zpool", "- _ and .")
+    for part in parts[1:]:
+        _check_supported(part, _COMPONENT, "dataset", "- _ . and :")
     if len(text) > NAME_MAX - 2 * SUFFIX_ROOM:
         raise BadName(f"The dataset name {text} is too long")
     return text
+
+
+def _check_supported(
+    name: str, pattern: re.Pattern[str], kind: str, signs: str
+) -> None:
+    """:raises BadName: for a name that only ZFS allows"""
+    if not pattern.match(name):
+        raise BadName(
+            sentences.NAME_NOT_SUPPORTED.format(
+                kind=kind, name=name, signs=signs
+            )
+        )
 
 
 def zpool_name(text: str) -> str:
@@ -174,11 +200,13 @@ def zpool_name(text: str) -> str:
 
     :raises BadName: with the reason
     """
-    if not _ZPOOL.match(text) or _RESERVED_ZPOOL.match(text):
+    allowed = _OF_ZFS.match(text) and text[0].isalpha()
+    if not allowed or _RESERVED_ZPOOL.match(text):
         raise BadName(
             f"ZFS does not allow a zpool named {text!r}:"
             " give the pool another name"
         )
+    _check_supported(text, _ZPOOL, "zpool", "- _ and .")
     if len(text) > 64:
         raise BadName(f"The zpool name {text} is too long")
     return text

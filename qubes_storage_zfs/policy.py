@@ -18,6 +18,7 @@ from typing import Any
 from . import layout, sentences
 from .zfs import channel, core, removable
 from .zfs.errors import ZfsError
+from .zfs.text import printable
 
 #: of the qubes root and everything below it, as zfs(8) spells it: no partition
 #: scan by the kernel, no devices of snapshots, nothing that udev probes
@@ -112,9 +113,7 @@ def shown(text: Any) -> str:
     """
     if text is None or text == "":
         return "-"
-    line = str(text)
-    short = line if len(line) <= SHOWN else line[:SHOWN] + "..."
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in short)
+    return printable(str(text), SHOWN)
 
 
 def as_rules(properties: Mapping[str, str]) -> list[dict[str, str]]:

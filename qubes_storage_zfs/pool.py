@@ -234,10 +234,18 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self._volumes.pop(volume.vid, None)
 
     def _on_disk(self) -> dict[str, str]:
-        """vid -> value of the pointer, for every volume there is."""
+        """vid -> value of the pointer, for every volume there is.
+
+        A name that this driver does not give is none of its volumes', and
+        need not be text that qubesd can send.
+        """
         question = {"home": self.home, "prefix": layout.POINTER}
         answer: dict[str, str] = channel.ask("volumes", self.home, question)
-        return answer or {}
+        return {
+            vid: value
+            for vid, value in (answer or {}).items()
+            if layout.is_vid(vid)
+        }
 
     def list_volumes(self) -> list[ZfsVolume]:
         try:

@@ -107,6 +107,10 @@ NO_DEVICE = (
 NOT_FOUND = "{dataset} does not exist (any more)"
 EXISTS = "{dataset} exists already"
 NAME_TOO_LONG = "the name {dataset} is too long for ZFS"
+NAME_NOT_SUPPORTED = (
+    "this driver does not support the {kind} name '{name}', though ZFS does;"
+    " use a {kind} whose name has only letters, digits and {signs}"
+)
 OTHER = "ZFS refused '{call}' for {dataset} ({code})"
 
 MISSING_VOLUME = (
@@ -167,6 +171,11 @@ ZPOOL_IS_ANOTHER = (
     " moved the pool there with 'zfs send', see moving-zpools.md in the package's"
     " documentation"
 )
+SEVERAL_CLAIMS = (
+    "several datasets are marked as the pool {pool}, and qubesd has no pool of"
+    " that name: {datasets}; detach the disk of the wrong one, or run 'sudo zfs"
+    " inherit qubes-storage-zfs:pool' with its dataset"
+)
 ZPOOL_SEVERAL = (
     "there are several zpools {zpool}, with the guids {guids}, and nobody noted"
     " which one the pool {pool} is on; disconnect the disks of all but one"
@@ -204,6 +213,20 @@ ZPOOLS_OF_A_NAME = (
 ZPOOL_HAS_POOLS = (
     "qubesd has the pools {pools} on a zpool {zpool}; run 'sudo qvm-zfs attach"
     " {pool}'"
+)
+RECORD_REFUSED = (
+    "{dataset} has {property}={value}, which 'qvm-zfs adopt' does not write, so"
+    " nothing was changed; if that was not you, somebody else had the disk; see"
+    " disasters.md in the package's documentation"
+)
+NOT_SAVED = (
+    "dom0 has no record of the adoption of {pool}, which an older version of"
+    " this package or another dom0 did, and what its disk says is not trusted;"
+    " see moving.md in the package's documentation"
+)
+OTHER_ADOPTION = (
+    "what the dataset {container} records is not what dom0 recorded when the"
+    " pool {pool} was adopted, or the zpool is another one; nothing was changed"
 )
 POOL_IN_USE = "{zpool} is in use: {users}; end that and try again"
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import core, errors
+from . import core, errors, text
 
 #: what a channel program takes and gives
 Data = Mapping[str, Any]
@@ -31,11 +31,11 @@ def _encode(value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, str):
-        return value.encode()
+        return text.to_disk(value)
     if isinstance(value, int):
         return core.library().ctypes.int64_t(value)
     if isinstance(value, Mapping):
-        return {key.encode(): _encode(item) for key, item in value.items()}
+        return {text.to_disk(key): _encode(item) for key, item in value.items()}
     return {
         str(number).encode(): _encode(item)
         for number, item in enumerate(value, 1)
@@ -44,7 +44,7 @@ def _encode(value: Any) -> Any:
 
 def _decode(value: Any) -> Any:
     if isinstance(value, bytes):
-        return value.decode(errors="surrogateescape")
+        return text.from_disk(value)
     if isinstance(value, dict):
         return {_decode(key): _decode(item) for key, item in value.items()}
     return value

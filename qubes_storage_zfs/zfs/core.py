@@ -23,9 +23,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import errors
+from . import errors, text
 
 LOG = logging.getLogger("qubes.storage.zfs")
+# names on a disk may be any bytes: no handler gets them unchanged
+LOG.addFilter(text.printable_record)
 
 T = TypeVar("T")
 Value = str | int | bool | None

@@ -2,6 +2,8 @@
 
 import errno as _errno
 
+from .text import printable
+
 
 class ZfsError(Exception):
     """A call into ZFS failed.
@@ -19,7 +21,7 @@ class ZfsError(Exception):
 
     def __str__(self) -> str:
         name = _errno.errorcode.get(self.code, str(self.code))
-        return f"{self.call or 'ZFS'} {self.dataset}: {name}"
+        return printable(f"{self.call or 'ZFS'} {self.dataset}: {name}")
 
 
 class NoModule(ZfsError):

@@ -94,6 +94,22 @@ def test_zpool_names_that_zfs_reserves_or_refuses(name):
         layout.zpool_name(name)
 
 
+def test_names_that_only_zfs_allows():
+    """ZFS can have them, and the message must not deny it."""
+    for name, kind in (
+        ("tank/my qubes", "dataset name 'my qubes'"),
+        ("odd:pool/q", "zpool name 'odd:pool'"),
+        ("my pool", "zpool name 'my pool'"),
+    ):
+        with pytest.raises(BadName, match=f"does not support the {kind}"):
+            layout.dataset_name(name)
+    with pytest.raises(BadName, match="does not support the zpool name"):
+        layout.zpool_name("odd:pool")
+    for name in "tank/a%b", "tank/a\nb", "tank/é", "tank//b", "1tank":
+        with pytest.raises(BadName, match="not a name"):
+            layout.dataset_name(name)
+
+
 @pytest.mark.parametrize("name", ["tank", "my-pool", "p.1_2", "logs", "cold"])
 def test_zpool_names_that_are_fine(name):
     assert layout.zpool_name(name) == name

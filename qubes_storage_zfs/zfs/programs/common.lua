@@ -28,8 +28,13 @@ local function is_own(ds, source)
 end
 
 -- The value of a user property of ds itself, nil if it has none or inherits
--- it; and whether it was received.
+-- it; and whether it was received.  zfs.get_prop ends the program for what can
+-- be no name of a property (zfs_prop_user()), such as one made of the name of a
+-- dataset that is not ours.
 local function own_property(ds, name)
+    if string.find(name, "[^a-z0-9:+._-]") then
+        return nil, false
+    end
     local value, source = zfs.get_prop(ds, name)
     if is_own(ds, source) then
         return value, source == RECEIVED

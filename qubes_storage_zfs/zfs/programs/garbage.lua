@@ -26,6 +26,11 @@ local function is_untouched_clone(ds)
             == (zfs.get_prop(origin, "logicalreferenced"))
 end
 
+-- Whether layout.py could have given a volume this name.
+local function is_volume_name(volume)
+    return string.match(volume, "^[a-z0-9][a-z0-9_-]*$") ~= nil
+end
+
 local function is_ours(ds, number, mark)
     if mark ~= nil then
         return true
@@ -45,13 +50,15 @@ end
 
 local function look(qube)
     local found = children(qube)
-    if #found == 0 and is_empty_qube(qube, argv.prefix) then
+    local short = string.match(qube, "/([^/]*)$")
+    if #found == 0 and string.match(short, "^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+        and is_empty_qube(qube, argv.prefix) then
         out.empty[#out.empty + 1] = qube
     end
     for _, child in ipairs(found) do
         local volume, number = parse_generation(child)
         local current = current_number(qube, argv.prefix .. volume)
-        if number ~= current then
+        if number ~= current and is_volume_name(volume) then
             local mark, received = own_property(child, argv.holder)
             if not has_snapshots(child) and is_ours(child, number, mark) then
                 out.datasets[#out.datasets + 1] = {

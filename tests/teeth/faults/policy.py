@@ -69,8 +69,8 @@ FAULTS = (
     Fault(
         "words from a disk are shown as they are",
         "policy.py",
-        '    short = line if len(line) <= SHOWN else line[:SHOWN] + "..."\n',
-        "    short = line\n",
+        "    return printable(str(text), SHOWN)\n",
+        "    return printable(str(text))\n",
         zfs_tests("policy", "words_from_the_disk_are_shown_escaped_and_short"),
     ),
     Fault(

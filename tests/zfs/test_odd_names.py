@@ -1,0 +1,81 @@
+"""Datasets beside ours whose names this driver does not give, UTF-8 or not."""
+
+import logging
+import time
+
+import pytest
+
+from qubes_storage_zfs import layout
+from qubes_storage_zfs.zfs import channel, core
+
+from .conftest import sh
+from .test_tools import qvm_zfs
+
+MAKE = b"""
+local argv = (...).argv
+local errno = zfs.sync.snapshot(argv.snapshot)
+if errno == 0 and zfs.sync.clone ~= nil then
+    errno = zfs.sync.clone(argv.snapshot, argv.clone)
+end
+return errno
+"""
+FIND = b"""
+local argv = (...).argv
+return zfs.exists(argv.snapshot)
+    and (zfs.sync.clone == nil or zfs.exists(argv.clone))
+"""
+
+
+def program(text, arguments):
+    lzc = core.library()
+    limits = 1_000_000, 10 << 20
+    return lzc.lzc_channel_program(b"tank", text, *limits, arguments)
+
+
+def test_text_of_a_disk_goes_back_to_it():
+    for value in b"\xff\x1b", "é\n".encode(), b"":
+        assert channel._encode(channel._decode(value)) == value
+
+
+def test_strangers_beside_ours_stay(lab, caplog):
+    """A snapshot, and since OpenZFS 2.4 a volume, whose name is not UTF-8."""
+    caplog.set_level(logging.DEBUG)
+    volume = lab.private(content=b"one")
+    qube = f"{lab.pool.home}/work"
+    home = lab.pool.home.encode()
+    strange = {
+        b"snapshot": volume.dataset.encode() + b"@odd\xff",
+        b"clone": home + b"/work/odd\xff",
+    }
+    assert program(MAKE, strange) == 0
+    sh("zfs", "create", "-s", "-V", "4m", f"{qube}/my volume")
+    sh("zfs", "create", "-o", "canmount=off", f"{lab.pool.home}/my qube")
+    pointer = f"{layout.POINTER}private=0"
+    sh("zfs", "create", "-o", "canmount=off", f"{lab.pool.home}/a b")
+    sh("zfs", "set", pointer, f"{lab.pool.home}/a b")
+    lab.restart()
+    volume = lab.again(volume)
+    lab.session(volume, b"two")
+    assert lab.content(volume) == b"two"
+    assert [each.vid for each in lab.pool.list_volumes()] == ["work/private"]
+    time.sleep(1)
+    lab.run(lab.pool.store.sweep())
+    for each in f"{qube}/my volume", f"{lab.pool.home}/my qube":
+        assert sh("zfs", "list", "-Ho", "name", each) == each
+    assert program(FIND, strange)
+    assert qvm_zfs("status", lab.name)[0] == 0
+    for record in caplog.records:
+        assert record.getMessage().isprintable()
+    lab.run(volume.revert(list(volume.revisions)[-1]))
+    assert lab.content(volume) == b"one"
+    assert program(FIND, strange)
+
+
+@pytest.mark.parametrize("value", [b"\x1b[2J\xff\n", b"\xff" * 9])
+def test_a_log_line_is_printable(caplog, value):
+    text = value.decode(errors="surrogateescape")
+    core.LOG.warning("%s stays", text)
+    core.LOG.warning("%s", core.errors.NotFound(text, 2, "destroy"))
+    for record in caplog.records:
+        record.getMessage().encode()
+        assert record.getMessage().isprintable()
