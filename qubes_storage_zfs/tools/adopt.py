@@ -6,20 +6,22 @@ undone until a qube of the pool is started.
 """
 
 import argparse
-import json
-import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import layout, policy
+from .. import layout, policy, sentences
 from ..container import holder_mark
-from ..zfs import channel, core, device, native
-from . import adopt_steps, qubes_xml
+from ..zfs import channel, core, device, native, removable
+from . import adopt_record, adopt_steps, qubes_xml
 from .adopt_plan import Adoption
+from .adopt_record import Saved
 from .adopt_steps import Plan, Refused, Step, Where
 from .adopt_undo import undo
-from .common import QUBES_XML, Failed, slow
+from .common import QUBES_XML, Failed, Pool, slow
+from .output import say, warn
+from .pools import check_zpool
+from .qubes_xml import Store
 
 STOPPED = (
     "qubesd runs; shut down the qubes of the pool, run 'sudo systemctl stop"
@@ -53,7 +55,7 @@ async def run(given: argparse.Namespace) -> int:
         await _adopt(given)
     except Refused as exc:
         for text in exc.args[:-1]:
-            print(f"qvm-zfs adopt: {text}", file=sys.stderr)
+            warn(f"qvm-zfs adopt: {text}")
         raise Failed(exc.args[-1]) from exc
     return 0
 
@@ -65,44 +67,114 @@ async def _adopt(given: argparse.Namespace) -> None:
     attributes = store.pool(given.pool).attrib
     volumes = store.volumes(given.pool)
     place = adopt_steps.where(attributes, volumes)
+    guid = attributes.get(layout.ZPOOL_GUID)
+    check_zpool(Pool(place.pool, place.driver, place.container, guid))
     found = await _look(place)
     record = found.get("container", {}).get("own", {}).get(layout.ADOPTED)
+    ours = _is_ours(place, attributes, [v.vid for v in volumes])
+    if given.undo and record is None:
+        _refuse_undo(given, ours)
+        return
     if given.undo:
-        if record is None:
-            raise Refused(f"the pool {given.pool} was not adopted")
-        place = adopt_steps.where(attributes, volumes, record)
-        found = await _look(place)
-        plan = undo(place, found, {v.qube for v in volumes})
-    elif _is_ours(place, attributes, [v.vid for v in volumes]):
+        plan, found = await _undone(given, store, place, record)
+    elif ours:
         if record is None:
             raise Refused(f"the pool {given.pool} is this driver's already")
-        print(f"{given.pool} is adopted already.")
+        say(f"{given.pool} is adopted already.")
         return
     else:
         mark = holder_mark()[layout.HOLDER]
-        plan = Adoption(place, volumes, found, mark)()
-    plan.checked()
+        plan = Adoption(place, volumes, found, mark)().checked()
+        saved = _to_save(store, place, record)
+        store.adopt(place, saved.zpool_guid)
     async with slow("Looking who uses its volumes"):
         held = [text async for text in _in_use(found)]
     if held and given.apply:
         raise Refused(*held)
-    _show(plan, held)
+    _show(plan, store, held)
     if not given.apply:
         _say_how(given)
         return
     if given.undo:
-        driver = "zfs" if place.was == adopt_steps.UPSTREAM else place.driver
-        store.undo(place, driver, dict(_dropped(found)))
         kept = store.write()
         await _do(plan)
+        adopt_record.forget(given.pool)
     else:
+        adopt_record.save(saved)
         await _do(plan)
-        store.adopt(place)
         kept = store.write()
     if kept is not None:
-        print(f"{given.qubes_xml} was changed; as it was it is in {kept}")
-    print(f"{given.pool} is {'as it was' if given.undo else 'adopted'}.")
-    print("Now: sudo systemctl start qubesd")
+        say(f"{given.qubes_xml} was changed; as it was it is in {kept}")
+    say(f"{given.pool} is {'as it was' if given.undo else 'adopted'}.")
+    say("Now: sudo systemctl start qubesd")
+
+
+def _refuse_undo(given: argparse.Namespace, ours: bool) -> None:
+    """Nothing is recorded on the disk: it is undone, or was not adopted.
+
+    :param ours: whether qubes.xml has the pool as one of this driver
+    :raises Refused: if it was not adopted
+    """
+    if ours or adopt_record.load(given.pool) is None:
+        raise Refused(f"the pool {given.pool} was not adopted")
+    # undoing was cut short by then
+    if given.apply:
+        adopt_record.forget(given.pool)
+    say(f"{given.pool} is as it was.")
+
+
+def _to_save(store: Store, place: Where, record: str | None) -> Saved:
+    """What dom0 has to know to undo it.
+
+    :param record: on the container: adopting was cut short, if there is one
+    :raises Refused: if a record there is of another adoption
+    """
+    saved = adopt_record.load(place.pool) if record is not None else None
+    imported = removable.guid(place.container.partition("/")[0])
+    if record is not None:
+        on_disk = adopt_record.layout_of(place.container, record)
+        adopt_record.check_same(place, on_disk, imported, saved)
+    if saved is not None:
+        return saved
+    return Saved(
+        pool=place.pool,
+        container=place.container,
+        zpool_guid=imported,
+        was=place.was,
+        old=place.inside,
+        noted=store.pool(place.pool).get(layout.ZPOOL_GUID) is None,
+        dropped=store.dropped(place),
+    )
+
+
+async def _undone(
+    given: argparse.Namespace, store: Store, place: Where, record: str
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan to undo it, and what is on disk; *store* is changed, too.
+
+    :param record: on the container
+    :raises Refused: if it cannot be undone
+    """
+    on_disk = adopt_record.layout_of(place.container, record)
+    volumes = store.volumes(given.pool)
+    place = adopt_steps.where(
+        store.pool(given.pool).attrib, volumes, (on_disk.was, on_disk.old)
+    )
+    saved = adopt_record.load(given.pool)
+    imported = removable.guid(place.container.partition("/")[0])
+    adopt_record.check_same(place, on_disk, imported, saved)
+    upstream = place.was == adopt_steps.UPSTREAM
+    if saved is None and not upstream:
+        raise Refused(sentences.NOT_SAVED.format(pool=given.pool))
+    found = await _look(place)
+    plan = undo(place, on_disk, found, {v.qube for v in volumes}).checked()
+    store.undo(
+        place,
+        "zfs" if upstream else place.driver,
+        saved.dropped if saved is not None else {},
+        noted=upstream or (saved is not None and saved.noted),
+    )
+    return plan, found
 
 
 def _is_ours(
@@ -147,29 +219,25 @@ async def _in_use(found: Mapping[str, Any]) -> AsyncIterator[str]:
                 yield f"{name} is in use by {'; '.join(who)}; end that first"
 
 
-def _dropped(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Qube -> volume -> attributes that are no more in qubes.xml."""
-    for each in found["moved"].values():
-        record = each.get("own", {}).get(layout.ADOPTED)
-        if record is not None:
-            yield each["name"].rpartition("/")[2], json.loads(record)
-
-
-def _show(plan: Plan, held: list[str]) -> None:
+def _show(plan: Plan, store: Store, held: list[str]) -> None:
     for step in plan.steps:
-        print(f"{step.dataset}: {step.text}")
+        say(f"{step.dataset}: {step.text}")
+        for text in step.details():
+            say(f"    {text}")
+    for text in store.changes():
+        say(f"{store.path}: {text}")
     for text in plan.left:
-        print(f"left as it is: {text}")
+        say(f"left as it is: {text}")
     for text in held:
-        print(f"before that: {text}")
+        say(f"before that: {text}")
 
 
 def _say_how(given: argparse.Namespace) -> None:
     undo = "--undo " if given.undo else ""
-    print("Nothing was changed. To do it, shut down the pool's qubes and run:")
-    print("  sudo systemctl stop qubesd")
-    print(f"  sudo qvm-zfs adopt {undo}--apply {given.pool}")
-    print("  sudo systemctl start qubesd")
+    say("Nothing was changed. To do it, shut down the pool's qubes and run:")
+    say("  sudo systemctl stop qubesd")
+    say(f"  sudo qvm-zfs adopt {undo}--apply {given.pool}")
+    say("  sudo systemctl start qubesd")
 
 
 async def _do(plan: Plan) -> None:

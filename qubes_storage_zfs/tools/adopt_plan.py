@@ -8,14 +8,16 @@ written down in ZFS in that program: see ``layout.ADOPTED``.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import layout, policy
+from .adopt_record import SETTINGS
 from .adopt_steps import (
     HOME_SETTINGS,
     MADE,
     OLDER,
+    THEIRS,
     UNTOUCHED,
     UPSTREAM,
     Known,
@@ -29,7 +31,6 @@ from .adopt_steps import (
 )
 
 _LEFTOVERS = (".exported", ".importing", ".tmp")
-_THEIRS = re.compile(r"(qubes-clean[A-Za-z0-9_.-]*|qubes:[A-Za-z0-9_.:-]+)\Z")
 _OURS = re.compile(r"(r[1-9][0-9]*|x[1-9][0-9]*|s1)\Z")
 #: bytes; more than a zvol refers to that nothing was written to (90112 were
 #: measured), so that the janitor does not take it for blank
@@ -124,8 +125,8 @@ class Adoption:
             value = json.dumps(
                 {
                     "was": place.was,
-                    "old": place.old[len(place.container) + 1 :],
-                    "set": {name: has.get(name) for name in lacks},
+                    "old": place.inside,
+                    "set": dict(self._settings_before(has, lacks)),
                 }
             )
             self.plan.change(
@@ -138,6 +139,20 @@ class Adoption:
         elif lacks:
             text = "dom0 will not look into what is below"
             steps.append(Step("set", place.home, text, settings=lacks))
+
+    def _settings_before(
+        self, has: Mapping[str, str], lacks: Iterable[str]
+    ) -> Iterator[tuple[str, str | None]]:
+        """What undoing can set again: harmless values only."""
+        for name in lacks:
+            before = has.get(name)
+            if before in SETTINGS[name]:
+                yield name, before
+            else:
+                self._leave(
+                    f"{name}={before} of {self.place.home}, if adopting is"
+                    f" undone: it is {HOME_SETTINGS[name]} from now on"
+                )
 
     def _qube(self, qube: str) -> None:
         place = self.place
@@ -155,6 +170,8 @@ class Adoption:
             return
         inner = {last(each["name"]): each for each in listed(about["inner"])}
         self._missing(qube, inner)
+        for each in (about, *inner.values()):
+            self._check_settings(each)
         if layout.ADOPTED in about["own"]:
             return
         changes = list(self._taken(qube, about, inner))
@@ -183,9 +200,7 @@ class Adoption:
         """The changes that make it a qube of ours, at its new name."""
         new = f"{self.place.home}/{qube}"
         known = self.qubes[qube]
-        self._check_settings(about)
         for name, zvol in sorted(inner.items()):
-            self._check_settings(zvol)
             if name not in known:
                 self._orphan(zvol)
             elif zvol["type"] != "volume":
@@ -327,7 +342,7 @@ def _theirs(
     What goes with its last clone is neither.
     """
     found = [s for s in listed(zvol["snapshots"]) if not s["leaving"]]
-    theirs = [s for s in found if _THEIRS.match(s["name"])]
+    theirs = [s for s in found if THEIRS.match(s["name"])]
     # of one transaction group: a revision before the committed state
     theirs.sort(
         key=lambda s: (s["createtxg"], s["name"].startswith("qubes-clean"))

@@ -4,7 +4,7 @@ Pure, as are the plans made of it: from what qubes.xml says of a pool and what
 ZFS says of its datasets (program adoptable.lua) to a list of steps.
 """
 
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,8 @@ UPSTREAM = "zfs"
 OLDER = "older"
 #: instead of the old name of a snapshot: it was made by adopting
 MADE = "-"
+#: snapshots of upstream's driver: committed states and revisions
+THEIRS = re.compile(r"(qubes-clean[A-Za-z0-9_.-]*|qubes:[A-Za-z0-9_.:-]+)\Z")
 #: bytes; what may be written to a volume that no qube wrote to
 UNTOUCHED = thresholds.UNMEASURED
 
@@ -83,6 +85,11 @@ class Where:
     old: str
 
     @property
+    def inside(self) -> str:
+        """The old place in the container; empty if it is the container."""
+        return self.old[len(self.container) + 1 :]
+
+    @property
     def dropped(self) -> tuple[str, ...]:
         """Attributes of volumes that say what is not so; without them the
         qube's class says it."""
@@ -92,11 +99,12 @@ class Where:
 def where(
     attributes: Mapping[str, str],
     volumes: Sequence[Known],
-    record: str | None = None,
+    before: tuple[str, str] | None = None,
 ) -> Where:
     """Where a pool is that qubes.xml describes so.
 
-    :param record: what its container says that it was
+    :param before: of an adopted one: what it was, and in which part of the
+        container; one of adopt_record.LAYOUTS
     :raises Refused: if it is no pool that can be adopted
     """
     name, driver = attributes.get("name", ""), attributes.get("driver", "")
@@ -112,9 +120,9 @@ def where(
         layout.dataset_name(container)
     except layout.BadName as exc:
         raise Refused(str(exc)) from exc
-    if record is not None:
-        old = f"{container}/{parsed(record).get('old', '')}".rstrip("/")
-        was = UPSTREAM if parsed(record).get("was") == UPSTREAM else OLDER
+    if before is not None:
+        was, inside = before
+        old = f"{container}/{inside}".rstrip("/")
     elif driver == UPSTREAM:
         old, was = container, UPSTREAM
     else:
@@ -122,17 +130,7 @@ def where(
         flat = driver == "zfs_encrypted" and not deep
         old, was = container if flat else f"{container}/vm", OLDER
     ours = "zfs_zvol" if driver == UPSTREAM else driver
-    if old not in (container, f"{container}/vm"):
-        raise Refused(f"the property {layout.ADOPTED} of {container} is broken")
     return Where(name, ours, was, container, home, old)
-
-
-def parsed(record: str) -> dict[str, Any]:
-    try:
-        value = json.loads(record)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 # --- steps
@@ -153,6 +151,22 @@ class Step:
     new: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     changes: Sequence[Mapping[str, str]] = ()
+
+    def details(self) -> Iterator[str]:
+        """Every name and value that it sets, a line each."""
+        for name, value in self.settings.items():
+            yield f"set {name}={value}"
+        for change in self.changes:
+            what, dataset = change["what"], change["dataset"]
+            if what == "set":
+                yield f"set {change['name']}={change['value']} of {dataset}"
+            elif what == "inherit":
+                yield f"inherit {change['name']} of {dataset}"
+            elif what == "rename":
+                name, value = change["name"], change["value"]
+                yield f"rename {dataset}@{name} to @{value}"
+            else:
+                yield f"{what} {dataset}"
 
 
 @dataclass

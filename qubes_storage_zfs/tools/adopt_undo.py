@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import layout
+from .adopt_record import Layout, strangers
 from .adopt_steps import (
     MADE,
     UNTOUCHED,
@@ -15,20 +16,25 @@ from .adopt_steps import (
     inherit,
     last,
     listed,
-    parsed,
 )
 
 
-def undo(place: Where, found: Mapping[str, Any], known: Iterable[str]) -> Plan:
+def undo(
+    place: Where,
+    record: Layout,
+    found: Mapping[str, Any],
+    known: Iterable[str],
+) -> Plan:
     """Everything as it was, names and properties.
 
+    :param record: what the container says that it was
     :param known: qubes that qubes.xml knows to have volumes in the pool
     """
     plan = Plan()
-    about = found.get("container")
-    if about is None or layout.ADOPTED not in about["own"]:
-        plan.refused.append(f"{place.container} was not adopted")
+    plan.refused.extend(strangers(found))
+    if plan.refused:
         return plan
+    about = found["container"]
     if about["own"].get(layout.OWNER) is not None:
         plan.change(
             place.container,
@@ -50,7 +56,7 @@ def undo(place: Where, found: Mapping[str, Any], known: Iterable[str]) -> Plan:
                 f"{each['name']} was made since the pool was adopted;"
                 " remove the qube, or rename the dataset away"
             )
-    _undo_home(plan, place, found, parsed(about["own"][layout.ADOPTED]))
+    _undo_home(plan, place, found, record.settings)
     plan.change(
         place.container,
         "nothing is left of the adoption",
@@ -158,7 +164,7 @@ def _undo_home(
     plan: Plan,
     place: Where,
     found: Mapping[str, Any],
-    record: Mapping[str, Any],
+    before: Mapping[str, str | None],
 ) -> None:
     about = found.get("home")
     if about is None:
@@ -167,7 +173,6 @@ def _undo_home(
         changes = [{"what": "destroy", "dataset": place.home}]
         plan.change(place.home, "is destroyed, with nothing in it", changes)
         return
-    before = record.get("set", {})
     back = {name: value for name, value in before.items() if value is not None}
     if back:
         plan.steps.append(

@@ -6,16 +6,15 @@ in it.  So the file is rewritten, while qubesd is stopped: it reads the file
 when it starts, and writes what it knows over it when it runs.
 """
 
-import contextlib
-import os
-import shutil
 import socket
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+from ..layout import ZPOOL_GUID
+from . import files
+from .adopt_record import Dropped
 from .adopt_steps import Known, Refused, Where
 
 #: where qubesd listens (qubes/api/admin.py)
@@ -43,7 +42,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._text = path.read_bytes()
+            self._text, _ = files.read(path)
             keep = ElementTree.TreeBuilder(insert_comments=True)
             parser = ElementTree.XMLParser(target=keep)
             self._root = ElementTree.fromstring(self._text, parser)
@@ -74,9 +73,38 @@ class Store:
             for qube, klass, volume in self._elements(pool)
         ]
 
-    def adopt(self, place: Where) -> None:
-        """As it is once *place* is adopted; to be written()."""
-        self.pool(place.pool).set("driver", place.driver)
+    def dropped(self, place: Where) -> Dropped:
+        """The attributes that adopt() will take out: qube -> volume -> them.
+
+        :raises Refused: if one is no truth value
+        """
+        found: dict[str, dict[str, dict[str, str]]] = {}
+        for qube, _, volume in self._elements(place.pool):
+            taken = {
+                key: value
+                for key in place.dropped
+                if (value := volume.get(key)) is not None
+            }
+            for key, value in taken.items():
+                if value not in ("True", "False"):
+                    raise Refused(
+                        f"{self.path} has {key}={value!r} for a volume of"
+                        f" {qube}; it must be True or False"
+                    )
+            if taken:
+                name = volume.get("vid", "").rpartition("/")[2]
+                found.setdefault(qube, {})[name] = taken
+        return found
+
+    def adopt(self, place: Where, zpool_guid: str | None = None) -> None:
+        """Change it to what it is once *place* is adopted; write() is next.
+
+        :param zpool_guid: of the pool's zpool, to be noted; None: not known
+        """
+        pool = self.pool(place.pool)
+        pool.set("driver", place.driver)
+        if zpool_guid is not None:
+            pool.attrib.setdefault(ZPOOL_GUID, zpool_guid)
         for _, _, volume in self._elements(place.pool):
             for key in ("vid", "source"):
                 value = volume.get(key)
@@ -86,17 +114,18 @@ class Store:
                 volume.attrib.pop(key, None)
 
     def undo(
-        self,
-        place: Where,
-        driver: str,
-        dropped: Mapping[str, Mapping[str, Mapping[str, str]]],
+        self, place: Where, driver: str, dropped: Dropped, noted: bool = True
     ) -> None:
-        """The reverse.
+        """The reverse.  Nothing of it comes from a disk.
 
         :param driver: the pool's, as it was
-        :param dropped: qube -> volume -> attributes that adopt() took away
+        :param dropped: what dropped() returned before
+        :param noted: whether adopt() noted the GUID of the zpool
         """
-        self.pool(place.pool).set("driver", driver)
+        pool = self.pool(place.pool)
+        pool.set("driver", driver)
+        if noted:
+            pool.attrib.pop(ZPOOL_GUID, None)
         for qube, _, volume in self._elements(place.pool):
             vid = volume.get("vid", "")
             if vid.startswith(place.old + "/"):
@@ -106,46 +135,48 @@ class Store:
                 value = volume.get(key)
                 if value is not None:
                     volume.set(key, f"{place.old}/{value}")
+            name = vid.rpartition("/")[2]
+            before = dropped.get(qube, {}).get(name, {})
             for key in place.dropped:
                 volume.attrib.pop(key, None)
-            name = vid.rpartition("/")[2]
-            volume.attrib.update(dropped.get(qube, {}).get(name, {}))
+                if key in before:
+                    volume.set(key, before[key])
+
+    def changes(self) -> Iterator[str]:
+        """Every attribute that write() will change, a line each."""
+        before = ElementTree.fromstring(self._before).iter()
+        after = (e for e in self._root.iter() if isinstance(e.tag, str))
+        for old, new in zip(before, after, strict=True):
+            name = f"{new.tag} {old.get('vid') or old.get('name', '')}"
+            for key in sorted({*old.keys(), *new.keys()}):
+                value = new.get(key)
+                if value is None:
+                    yield f"{name}: without {key}={old.get(key)}"
+                elif value != old.get(key):
+                    yield f"{name}: {key}={value}"
 
     def write(self) -> Path | None:
-        """Replace the file at once; give where the one from before is kept, or
-        None if nothing changed.
+        """Replace the file at once.
 
-        :raises Refused: if somebody else wrote to it meanwhile
+        :return: the copy of the file from before; None if nothing changed
+        :raises Refused: if it was changed meanwhile, or cannot be written
         """
         if ElementTree.tostring(self._root) == self._before:
             return None
         text = ElementTree.tostring(self._root, encoding="unicode").encode()
-        if qubesd_runs() or self.path.read_bytes() != self._text:
-            raise Refused(
-                f"{self.path} was not written: qubesd runs again; stop it with"
-                " 'sudo systemctl stop qubesd', and repeat this command"
+        try:
+            now, status = files.read(self.path)
+            if qubesd_runs() or now != self._text:
+                raise Refused(
+                    f"{self.path} was not written: qubesd runs again; stop it"
+                    " with 'sudo systemctl stop qubesd', and repeat this"
+                    " command"
+                )
+            kept = self.path.with_name(
+                time.strftime(f"{self.path.name}.%Y-%m-%d-%H%M%S")
             )
-        kept = self.path.with_name(
-            time.strftime(f"{self.path.name}.%Y-%m-%d-%H%M%S")
-        )
-        shutil.copy2(self.path, kept)
-        before = self.path.stat()
-        handle, made = tempfile.mkstemp(dir=self.path.parent, prefix=".adopt-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text + b"\n")
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
-                os.fchmod(file.fileno(), before.st_mode & 0o7777)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(made, self.path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(made)
-            raise
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            kept = files.create_beside(kept, now, status)
+            files.replace(self.path, text + b"\n", status)
+        except OSError as exc:
+            raise Refused(f"{self.path} cannot be written: {exc}") from exc
         return kept

@@ -1,12 +1,13 @@
 """What adopting and undoing it would do, from what is on disk."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 
 from qubes_storage_zfs import layout
-from qubes_storage_zfs.tools import adopt_steps
+from qubes_storage_zfs.tools import adopt_record, adopt_steps
 from qubes_storage_zfs.tools.adopt_plan import Adoption
 from qubes_storage_zfs.tools.adopt_steps import Known, Refused
 from qubes_storage_zfs.tools.adopt_undo import undo
@@ -241,10 +242,8 @@ def test_a_container_that_is_none_is_refused():
     del there["container"]
     with pytest.raises(Refused, match="there is no filesystem tank/q"):
         plan_of(there, known())
-    with pytest.raises(Refused, match="not a name"):
+    with pytest.raises(Refused, match="does not support"):
         adopt_steps.where({**POOL, "container": "tank/a b"}, [])
-    with pytest.raises(Refused, match="is broken"):
-        adopt_steps.where(POOL, [], json.dumps({"old": "../elsewhere"}))
 
 
 @pytest.mark.parametrize(
@@ -295,8 +294,9 @@ def adopted():
 
 
 def undone(there, record):
-    place = adopt_steps.where(POOL, [], record)
-    return undo(place, there, {"work"}).checked()
+    before = adopt_record.layout_of(C, record)
+    place = adopt_steps.where(POOL, [], (before.was, before.old))
+    return undo(place, before, there, {"work"}).checked()
 
 
 def test_undoing_is_the_reverse():
@@ -313,6 +313,10 @@ def test_undoing_is_the_reverse():
     assert [
         (c["name"], c["value"]) for c in changes if c["what"] == "rename"
     ] == [("r1", "qubes:after-create:1"), ("r2", "qubes-clean-abc")]
+    shown = [text for step in plan.steps for text in step.details()]
+    assert "set readonly=on" in shown
+    assert f"rename {C}/vm/work/private@r2 to @qubes-clean-abc" in shown
+    assert f"inherit {layout.OWNER} of {C}" in shown
     gone = [c["name"] for c in changes if c["dataset"] == f"{C}/vm/work"]
     assert gone == sorted(adopted()[0]["moved"]["1"]["own"])
 
@@ -375,3 +379,201 @@ def test_undoing_is_refused_where_it_cannot_be_as_it_was():
     there["moved"]["2"] = dataset(f"{C}/vm/new")
     with pytest.raises(Refused, match="was made since the pool was adopted"):
         undone(there, record)
+
+
+# --- what a disk may record
+
+
+def _record(**changed):
+    record = {"was": "zfs", "old": "", "set": {}, **changed}
+    return json.dumps({k: v for k, v in record.items() if v is not ...})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        "[" * 8000,
+        _record(old="../elsewhere"),
+        _record(old="vm"),
+        _record(old=...),
+        _record(was="lvm"),
+        _record(vid="other/private"),
+        _record(set=["mountpoint"]),
+        _record(set={"canmount": "on"}),
+        _record(set={"mountpoint": "/etc"}),
+        _record(set={"mountpoint": ["none"]}),
+        _record(set={"volmode": "full"}),
+        _record(set={"snapdev": "visible"}),
+        _record(set={layout.UDEV_FLAG: "false"}),
+        _record(set={"sharenfs": None}),
+        _record(set={"x\ty": "none"}),
+    ],
+)
+def test_a_container_s_record_of_another_kind_is_refused(text):
+    with pytest.raises(Refused) as caught:
+        adopt_record.layout_of(C, text)
+    (why,) = caught.value.args
+    assert why.startswith(f"{C} has {layout.ADOPTED}") and why.isprintable()
+    assert len(why) < 700
+
+
+def test_a_container_s_records_that_adopting_writes():
+    for before in {}, {"mountpoint": None, "volmode": "default"}:
+        record = adopt_record.layout_of(C, _record(set=before))
+        assert (record.was, record.old, record.settings) == ("zfs", "", before)
+    assert adopt_record.layout_of(C, _record(was="older", old="vm")).old == "vm"
+
+
+@pytest.mark.parametrize(
+    "where, name, value",
+    [
+        ("qube", layout.PREFIX + "surprise", "1"),
+        ("qube", layout.POINTER + "private", "0\x1b[2J"),
+        ("qube", layout.POINTER + "Private", "0"),
+        ("qube", layout.COMMITTED + "private", "../x@r1"),
+        ("qube", layout.ADOPTED_VOLUME + "private", "2 0 rw ro"),
+        ("qube", layout.ADOPTED_VOLUME + "private", "2 " + "9" * 30 + " rw"),
+        ("qube", layout.ADOPTED, '{"private": {"pool": "other"}}'),
+        ("qube", layout.ADOPTED, '{"private": {"vid": "other/private"}}'),
+        ("qube", layout.ADOPTED, '{"private": {"save_on_stop": "yes"}}'),
+        ("qube", layout.ADOPTED, '{"private": {"save_on_stop": true}}'),
+        ("qube", layout.ADOPTED, "none"),
+        ("r1", layout.ADOPTED, "daily-2026"),
+        ("r1", layout.ADOPTED, "qubes-clean-abc\n"),
+        ("r1", layout.ADOPTED, "qubes-clean-abc"),
+        ("r1", layout.ADOPTED, "mine"),
+        ("mine", layout.ADOPTED, "-"),
+        ("mine", layout.ADOPTED, "qubes-clean-more"),
+    ],
+)
+def test_records_that_adopting_does_not_write_are_refused(where, name, value):
+    there, record = adopted()
+    qube = there["moved"]["1"]
+    own = {
+        "qube": qube["own"],
+        "r1": qube["inner"]["1"]["snapshots"]["1"]["own"],
+        "mine": qube["inner"]["1"]["snapshots"]["3"]["own"],
+    }[where]
+    own[name] = value
+    with pytest.raises(Refused) as caught:
+        undone(there, record)
+    for why in caught.value.args:
+        assert "which 'qvm-zfs adopt' does not write" in why
+        assert why.isprintable()
+    assert any(name in why for why in caught.value.args)
+
+
+def test_what_undoing_cannot_put_back_is_not_recorded():
+    attributes = {"name": "mine", "driver": "zfs_zvol"}
+    home = dataset("mine/vm", set={"mountpoint": "/etc", "volmode": "none"})
+    there = {**found(home=home), "container": dataset("mine")}
+    place = adopt_steps.where(attributes, [known(vid="mine/vm/a/private")])
+    plan = Adoption(place, [], there, "mark")().checked()
+    record = json.loads(plan.steps[0].changes[0]["value"])
+    assert "mountpoint" not in record["set"]
+    assert record["set"]["volmode"] == "none"
+    assert record["set"]["snapdev"] is None
+    assert adopt_record.layout_of("mine", json.dumps(record))
+    assert any("mountpoint=/etc of mine/vm" in text for text in plan.left)
+
+
+# --- what dom0 records
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(adopt_record, "FOLDER", tmp_path / "kept")
+    return tmp_path / "kept"
+
+
+SAVED = adopt_record.Saved(
+    pool="vault",
+    container=C,
+    zpool_guid="123",
+    was="older",
+    old="vm",
+    noted=True,
+    dropped={"work": {"private": {"save_on_stop": "False"}}},
+)
+
+
+def test_saved_and_loaded(folder):
+    assert adopt_record.load("vault") is None
+    adopt_record.save(SAVED)
+    adopt_record.save(SAVED)
+    assert adopt_record.load("vault") == SAVED
+    (file,) = folder.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+    adopt_record.forget("vault")
+    adopt_record.forget("vault")
+    assert adopt_record.load("vault") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"pool": "other"},
+        {"container": None},
+        {"zpool_guid": 123},
+        {"was": "lvm"},
+        {"old": "../x"},
+        {"noted": "yes"},
+        {"more": 1},
+        {"dropped": {"work": {"private": {"pool": "other"}}}},
+        {"dropped": {"work": {"private": {"save_on_stop": "maybe"}}}},
+        {"dropped": []},
+    ],
+)
+def test_a_file_of_another_kind_is_not_loaded(folder, change):
+    adopt_record.save(SAVED)
+    (file,) = folder.iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(Refused, match="is not what 'qvm-zfs adopt' wrote"):
+        adopt_record.load("vault")
+
+
+def test_a_folder_or_file_of_another_user_is_refused(folder):
+    adopt_record.save(SAVED)
+    (file,) = folder.iterdir()
+    file.chmod(0o622)
+    with pytest.raises(Refused, match="is not what"):
+        adopt_record.load("vault")
+    folder.chmod(0o777)
+    with pytest.raises(Refused, match="another user than root can write"):
+        adopt_record.save(SAVED)
+    folder.chmod(0o700)
+    target = folder.parent / "target"
+    file.rename(target)
+    file.symlink_to(target)
+    with pytest.raises(Refused, match="cannot be read"):
+        adopt_record.load("vault")
+    adopt_record.save(SAVED)
+    assert not file.is_symlink() and target.stat().st_mode & 0o777 == 0o622
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\nb", ".x", "x" * 201])
+def test_a_pool_s_name_that_can_name_no_file(folder, name):
+    for use in adopt_record.load, adopt_record.forget:
+        with pytest.raises(Refused, match="nothing can be recorded"):
+            use(name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"container": "tank/x"}, {"zpool_guid": "9"}, {"was": "zfs", "old": ""}],
+)
+def test_records_of_another_adoption_are_refused(change):
+    place = adopt_steps.Where(
+        "vault", "zfs_zvol", "older", C, f"{C}/vm", f"{C}/vm"
+    )
+    on_disk = adopt_record.Layout("older", "vm")
+    adopt_record.check_same(place, on_disk, "123", SAVED)
+    other = dataclasses.replace(SAVED, **change)
+    with pytest.raises(Refused, match="is not what dom0 recorded"):
+        adopt_record.check_same(place, on_disk, "123", other)

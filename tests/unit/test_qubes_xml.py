@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs.tools import adopt_steps, qubes_xml
+from qubes_storage_zfs.tools import adopt_steps, files, qubes_xml
 from qubes_storage_zfs.tools.adopt_steps import Refused
 
 CHECKOUT = os.environ.get("QUBES_CORE_ADMIN")
@@ -231,3 +231,108 @@ def test_core_admin_reads_what_was_made_of_its_own(tmp_path, monkeypatch):
     again.undo(place, "zfs", {})
     again.write()
     assert core_admin("again") == told
+
+
+# --- in a folder that others may write to
+
+
+def test_no_symlink_is_followed(file, monkeypatch):
+    monkeypatch.setattr(qubes_xml.time, "strftime", lambda form: form)
+    backup = file.name + ".%Y-%m-%d-%H%M%S"
+    target = file.with_name("target")
+    target.write_text("of another user")
+    for name in backup, f"{backup}-1":
+        file.with_name(name).symlink_to(target)
+    _, kept = adopted(file)
+    assert kept.name == f"{backup}-2" and kept.read_text() == TEXT
+    assert not kept.is_symlink() and kept.stat().st_mode & 0o777 == 0o640
+    assert target.read_text() == "of another user"
+    assert file.with_name(backup).is_symlink()
+    left = {each.name for each in file.parent.iterdir()}
+    assert not [name for name in left if name.startswith(".")]
+    target.write_text(TEXT)
+    file.unlink()
+    file.symlink_to(target)
+    with pytest.raises(Refused, match="cannot be read"):
+        qubes_xml.Store(file)
+    assert target.read_text() == TEXT
+
+
+def test_a_file_swapped_for_a_symlink_is_not_written(file):
+    store = qubes_xml.Store(file)
+    store.adopt(place_of(store))
+    target = file.with_name("target")
+    file.rename(target)
+    file.symlink_to(target)
+    with pytest.raises(Refused, match="cannot be written"):
+        store.write()
+    assert target.read_text() == TEXT
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace", "fchmod"])
+def test_nothing_half_written_stays(file, monkeypatch, fails):
+    store = qubes_xml.Store(file)
+    store.adopt(place_of(store))
+
+    def failing(*arguments, **named):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, fails, failing)
+        with pytest.raises(Refused, match="no space"):
+            store.write()
+    assert file.read_text() == TEXT
+    names = [each.name for each in file.parent.iterdir()]
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_names_of_new_files_cannot_be_foreseen(file, monkeypatch):
+    created, create = [], files._create
+
+    def noting(folder, name, data, like):
+        created.append(name)
+        create(folder, name, data, like)
+
+    monkeypatch.setattr(files, "_create", noting)
+    for number in range(2):
+        files.replace(file, b"%d" % number, file.stat())
+    first, second = created
+    assert first != second and len(first) > 32
+
+
+def test_every_change_is_shown(file):
+    store = qubes_xml.Store(file)
+    store.adopt(place_of(store), "123")
+    assert list(store.changes()) == [
+        "pool vault: driver=zfs_zvol",
+        "pool vault: zpool_guid=123",
+        "volume tank/qubes/work/root: source=tmpl/root",
+        "volume tank/qubes/work/root: vid=work/root",
+        "volume tank/qubes/work/private: vid=work/private",
+    ]
+
+
+def test_undoing_takes_out_what_adopting_noted(file):
+    store = qubes_xml.Store(file)
+    place = place_of(store)
+    store.adopt(place, "123")
+    store.write()
+    again = qubes_xml.Store(file)
+    again.undo(place, "zfs", {}, noted=False)
+    assert again.pool("vault").get("zpool_guid") == "123"
+    again.undo(place, "zfs", {})
+    again.write()
+    assert file.read_text().replace(" />", "/>") == TEXT
+
+
+def test_what_adopting_drops_must_be_true_or_false(file):
+    file.write_text(TEXT.replace('driver="zfs"', 'driver="zfs_zvol"'))
+    store = qubes_xml.Store(file)
+    place = place_of(store)
+    assert store.dropped(place)["work"]["private"] == {
+        "save_on_stop": "True",
+        "snap_on_start": "False",
+    }
+    file.write_text(file.read_text().replace('stop="True"', 'stop="perhaps"'))
+    with pytest.raises(Refused, match="save_on_stop='perhaps' for a volume"):
+        qubes_xml.Store(file).dropped(place)

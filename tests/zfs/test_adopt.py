@@ -21,7 +21,13 @@ from qubes_storage_zfs.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.key import Key
 from qubes_storage_zfs.policy import HOME_PROPERTIES
 from qubes_storage_zfs.pool import ZfsZvolPool
-from qubes_storage_zfs.tools import adopt, adopt_steps, main, qubes_xml
+from qubes_storage_zfs.tools import (
+    adopt,
+    adopt_record,
+    adopt_steps,
+    main,
+    qubes_xml,
+)
 from qubes_storage_zfs.zfs import channel, core, device, native
 
 from ..afterwards import settled
@@ -146,6 +152,7 @@ class World:
         self.xml = folder / "qubes.xml"
         self.socket = folder / "qubesd.sock"
         patch.setattr(qubes_xml, "SOCKET", str(self.socket))
+        patch.setattr(adopt_record, "FOLDER", folder / "kept")
         self.kept = {}
         self.volumes = []
         self.driver = "zfs"
@@ -470,15 +477,22 @@ def dying_after(patch, calls):
     patch.setattr(core, "create_filesystem", wrap(core.create_filesystem))
     patch.setattr(native, "rename", wrap(native.rename))
     patch.setattr(native, "set_property", wrap(native.set_property))
-    replace = qubes_xml.Store.write
 
-    def written(self):
-        left[0] -= 1
-        if left[0] == 0:
-            raise Died
-        return replace(self)
+    def wrap_file(function):
+        def counted(*arguments):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Died
+            return function(*arguments)
 
-    patch.setattr(qubes_xml.Store, "write", written)
+        return counted
+
+    for place, name in (
+        (qubes_xml.Store, "write"),
+        (adopt_record, "save"),
+        (adopt_record, "forget"),
+    ):
+        patch.setattr(place, name, wrap_file(getattr(place, name)))
     return left
 
 
@@ -713,3 +727,77 @@ def attributes_of(file):
         (each.tag, sorted(each.items()), (each.text or "").strip())
         for each in root.iter()
     ]
+
+
+# --- what the disk says is not believed
+
+
+EVIL = [
+    ("", '{"was": "zfs", "old": "", "set": {"canmount": "on"}}'),
+    ("", '{"was": "zfs", "old": "", "set": {"mountpoint": "/etc"}}'),
+    ("", '{"was": "older", "old": "vm", "set": {}}'),
+    ("/vm/work", '{"private": {"pool": "other", "vid": "sys/private"}}'),
+    ("/vm/work", '{"private": {"source": "sys/root", "rw": "True"}}'),
+    ("/vm/work/private@r1", "mine"),
+    ("/vm/work/private@r1", "\x1b]0;x\x07\n\t"),
+]
+
+
+def test_undo_takes_nothing_else_from_a_disk(small, capsys):
+    assert small("--apply") == 0
+    good = {}
+    for inside, evil in EVIL:
+        dataset = small.container + inside
+        get = "zfs", "get", "-Ho", "value", layout.ADOPTED, dataset
+        good.setdefault(dataset, sh(*get))
+        sh("zfs", "set", f"{layout.ADOPTED}={evil}", dataset)
+        before, text = small.datasets(), small.xml.read_bytes()
+        capsys.readouterr()
+        assert small("--undo", "--apply") == 1
+        said = capsys.readouterr().err
+        assert dataset in said and "nothing was changed" in said
+        assert said.replace("\n", "").isprintable()
+        assert (small.datasets(), small.xml.read_bytes()) == (before, text)
+        sh("zfs", "set", f"{layout.ADOPTED}={good[dataset]}", dataset)
+    assert small("--undo") == 0
+    shown = capsys.readouterr().out
+    assert f"{small.xml}: pool {POOL}: driver=zfs\n" in shown
+    assert f"vid={small.container}/work/private\n" in shown
+
+
+def test_undo_without_a_record_in_dom0(small):
+    """All of upstream's can be derived; see test_older_... for the rest."""
+    before, text = small.datasets(), small.xml.read_bytes()
+    assert small("--apply") == 0
+    adopt_record.forget(POOL)
+    assert small("--undo", "--apply") == 0
+    assert (small.datasets(), small.xml.read_bytes()) == (before, text)
+
+
+def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
+    container = f"{zpool}/old-{tmp_path.name}"
+    sh("zfs", "create", "-o", "mountpoint=none", container)
+    sh("zfs", "create", "-o", "canmount=off", f"{container}/vm")
+    world = older_world(
+        *(container, f"{container}/vm", "zfs_zvol"),
+        *({"container": container}, tmp_path, monkeypatch),
+    )
+    text = attributes_of(world.xml)
+    assert world("--apply") == 0
+    guid = sh("zpool", "get", "-Hpo", "value", "guid", zpool)
+    assert f'zpool_guid="{guid}"' in world.xml.read_text()
+    forged = '{"private": {"save_on_stop": "True", "snap_on_start": "True"}}'
+    sh("zfs", "set", f"{layout.ADOPTED}={forged}", f"{container}/vm/one")
+    saved = adopt_record.load(POOL)
+    adopt_record.forget(POOL)
+    assert world("--undo", "--apply") == 1
+    assert "dom0 has no record of the adoption" in capsys.readouterr().err
+    adopt_record.save(saved)
+    xml = world.xml.read_text()
+    world.xml.write_text(xml.replace(guid, "1"))
+    assert world("--undo", "--apply") == 1
+    assert "has the guid" in capsys.readouterr().err
+    world.xml.write_text(xml)
+    assert world("--undo", "--apply") == 0
+    assert attributes_of(world.xml) == text
+    assert adopt_record.load(POOL) is None
