@@ -1,7 +1,6 @@
 """Import the zpool of a pool whose disk was away; nothing is forced."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from .. import layout, policy, sentences
@@ -10,6 +9,7 @@ from ..zfs import core, keys, removable
 from ..zfs.errors import CommandFailed, NoModule
 from ..zfs.removable import Found
 from .common import Failed, Pool, configured, qubesd, slow
+from .output import say, warn
 
 NOT_NOTED = (
     "The guid of {zpool} was not noted when {pool} was added; it is told by"
@@ -61,7 +61,7 @@ async def run(given: argparse.Namespace) -> int:
         if pool is not None:
             await _check_imported(pool)
             await _make_nodes([pool], only_if_missing=True)
-        print(f"{given.pool or zpool} is attached already.")
+        say(f"{given.pool or zpool} is attached already.")
         return 0
     async with slow(f"Looking for {zpool}"):
         paths = await core.in_thread(removable.devices)
@@ -260,7 +260,11 @@ async def _check_all(
         except Changed as exc:
             if not repair:
                 raise
+<<<<<<< HEAD
             print(f"{exc}.")
+=======
+            say(f"{exc}. No qube starts from {each.name} before.")
+>>>>>>> d9b9432 (all of it)
         else:
             there.append(each)
     return there
@@ -284,9 +288,10 @@ async def _tell(
     pool: Pool | None, chosen: Found, mates: Sequence[Pool]
 ) -> None:
     if pool is not None and pool.guid is None:
-        print(NOT_NOTED.format(zpool=chosen.name, pool=pool.name))
+        say(NOT_NOTED.format(zpool=chosen.name, pool=pool.name))
     if chosen.state != "ONLINE":
         broken = ", ".join(chosen.devices)
+<<<<<<< HEAD
         print(f"{chosen.name} is {chosen.state}: {broken}", file=sys.stderr)
     if pool is not None and pool not in mates:
         print(
@@ -294,6 +299,9 @@ async def _tell(
             f" 'sudo qvm-zfs attach {pool.name}'."
         )
         return
+=======
+        warn(f"{chosen.name} is {chosen.state}: {broken}")
+>>>>>>> d9b9432 (all of it)
     homes = tuple(each.home + "/" for each in mates)
     others = [
         name
@@ -301,7 +309,7 @@ async def _tell(
         if not name.startswith(homes)
     ]
     if others:
-        print(
+        say(
             OTHERS.format(
                 count=len(others),
                 zpool=chosen.name,
@@ -310,4 +318,4 @@ async def _tell(
         )
     name = pool.name if pool is not None else chosen.name
     also = ", ".join(each.name for each in mates if each is not pool)
-    print(f"{name} is attached{', and with it ' + also if also else ''}.")
+    say(f"{name} is attached{', and with it ' + also if also else ''}.")

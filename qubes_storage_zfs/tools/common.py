@@ -4,10 +4,9 @@ import asyncio
 import contextlib
 import importlib
 import json
-import sys
 import termios
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,7 +14,8 @@ from xml.etree import ElementTree
 from .. import layout, policy
 from ..backoff import now
 from ..key import RUN_DIR
-from ..zfs import keys, native
+from ..zfs import keys
+from .output import ask, warn
 
 ENCRYPTED = "zfs_encrypted"
 DRIVERS = ("zfs_zvol", ENCRYPTED)
@@ -45,12 +45,14 @@ class Pool:
 
     :ivar dataset: its container
     :ivar guid: of its zpool, when it was added; None if that was not noted
+    :ivar is_configured: whether qubesd has it; else only a disk claims it
     """
 
     name: str
     driver: str
     dataset: str
     guid: str | None = None
+    is_configured: bool = True
 
     @property
     def zpool(self) -> str:
@@ -76,7 +78,7 @@ async def slow(what: str) -> AsyncIterator[None]:
 
     async def say() -> None:
         await asyncio.sleep(SILENCE)
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        warn(f"{what} ...")
 
     task = asyncio.create_task(say())
     try:
@@ -95,35 +97,25 @@ def qubesd() -> Any:
     return app
 
 
-async def on_disk() -> list[Pool]:
-    """The pools whose containers are there.
-
-    :raises CommandFailed: if zfs(8) refuses
-    """
-    _, text = await native.run(
-        "zfs",
-        *("get", "-Hp", "-t", "filesystem", "-s", "local,received"),
-        *("-o", "name,value", layout.OWNER),
-    )
-    found = []
-    for line in filter(None, text.split("\n")):
-        dataset, name = line.split("\t")
-        ours = dataset.endswith(f"/encryption/{name}")
-        safe = ours and (await keys.state(dataset)).root == dataset
-        driver = ENCRYPTED if safe else DRIVERS[0]
-        found.append(Pool(name, driver, dataset))
-    return found
-
-
 def configured(app: Any) -> list[Pool]:
-    """The pools that qubesd has, or will have when it runs."""
+    """Return the pools that qubesd has, or will have when it runs.
+
+    :raises Failed: if qubes.xml exists and cannot be read
+    """
     configs: list[Mapping[str, str]] = []
     if app is not None:
         configs = [pool.config for pool in app.pools.values()]
     else:
-        with contextlib.suppress(OSError, ElementTree.ParseError):
+        try:
             tree = ElementTree.parse(QUBES_XML)
-            configs = [node.attrib for node in tree.iterfind("./pools/pool")]
+        except FileNotFoundError:
+            return []
+        except (OSError, ElementTree.ParseError) as exc:
+            raise Failed(
+                f"{QUBES_XML}, which says which pools there are, cannot be"
+                f" read: {exc}; start qubesd, or restore the file"
+            ) from exc
+        configs = [node.attrib for node in tree.iterfind("./pools/pool")]
     return [_pool(each) for each in configs if each.get("driver") in DRIVERS]
 
 
@@ -136,31 +128,11 @@ def _pool(config: Mapping[str, str]) -> Pool:
     return Pool(name, driver, dataset, config.get(layout.ZPOOL_GUID))
 
 
-async def all_pools(app: Any) -> list[Pool]:
-    """Those on disk and those that only qubesd knows, by name."""
-    found = {pool.name: pool for pool in await on_disk()}
-    for pool in configured(app):
-        there = found.setdefault(pool.name, pool)
-        found[pool.name] = replace(there, guid=pool.guid)
-    return [found[name] for name in sorted(found)]
-
-
-async def encrypted_pool(name: str) -> Pool:
-    """:raises Failed: if there is no such pool with a key"""
-    for pool in await all_pools(qubesd()):
-        if pool.name == name:
-            if pool.driver != ENCRYPTED:
-                raise Failed(f"the pool {name} is not encrypted")
-            if not (await keys.state(pool.dataset)).exists:
-                raise Failed(
-                    f"{pool.dataset} is not there; is its zpool imported?"
-                )
-            return pool
-    raise Failed(f"there is no ZFS pool {name}; 'qvm-zfs status' lists them")
-
-
 def due(pool: Pool) -> float | None:
     """Seconds until qubesd forgets the key; None if nobody knows."""
+    if "/" in pool.name:
+        # a name from a disk must not lead to another file
+        return None
     try:
         told = json.loads((RUN_DIR / f"{pool.name}.json").read_text())
         if told["root"] != pool.dataset or told["due"] is None:
@@ -184,8 +156,7 @@ def terminal(pool: str) -> Iterator[keys.Prompt]:
 
     async def prompt(purpose: str, _: int) -> None:
         if before is not None:
-            text = TEXTS[purpose].format(pool=pool)
-            print(text, end="", file=sys.stderr, flush=True)
+            ask(TEXTS[purpose].format(pool=pool))
 
     try:
         yield prompt

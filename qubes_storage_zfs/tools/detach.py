@@ -9,7 +9,9 @@ from .. import sentences
 from ..container import Container
 from ..zfs import core, device, keys, removable
 from ..zfs.errors import Busy, CommandFailed, Locked, PoolAbsent
-from .common import ENCRYPTED, Failed, Pool, all_pools, qubesd, slow
+from .common import ENCRYPTED, Failed, Pool, qubesd, slow
+from .output import say
+from .pools import survey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,28 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(given: argparse.Namespace) -> int:
     app = qubesd()
-    pools = await all_pools(app)
-    for pool in pools:
-        if pool.name == given.pool:
-            break
-    else:
-        raise Failed(f"there is no ZFS pool {given.pool}")
+    found = await survey(app)
+    pool = found.named(given.pool)
     zpool = pool.zpool
-    imported = removable.guid(zpool)
-    if imported is None:
-        print(f"{pool.name} is detached already.")
+    if removable.guid(zpool) is None:
+        say(f"{pool.name} is detached already.")
         return 0
-    if pool.guid not in (None, imported):
-        raise Failed(
-            sentences.ZPOOL_IS_ANOTHER.format(
-                pool=pool.name,
-                zpool=zpool,
-                guid=pool.guid,
-                where="that is imported",
-                other=imported,
-            )
-        )
-    mates = [each for each in pools if each.zpool == zpool]
+    mates = [
+        each
+        for each in found.pools
+        if each.zpool == zpool and (each.is_configured or each is pool)
+    ]
     async with slow(f"Looking who uses {zpool}"):
         users = [
             *_qubes(app, mates),
@@ -54,11 +45,11 @@ async def run(given: argparse.Namespace) -> int:
         await _lock(mates)
         await _give_back(zpool)
     also = ", ".join(each.name for each in mates if each.name != pool.name)
-    print(f"{pool.name} is detached{', and with it ' + also if also else ''}.")
+    say(f"{pool.name} is detached{', and with it ' + also if also else ''}.")
     for disk in disks:
         name = disk.removeprefix("/dev/mapper/")
         if name != disk:
-            print(f"Close its device: 'sudo cryptsetup close {name}'.")
+            say(f"Close its device: 'sudo cryptsetup close {name}'.")
     return 0
 
 

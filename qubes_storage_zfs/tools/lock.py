@@ -1,12 +1,16 @@
 """Forget a pool's key now, or say who still holds it."""
 
 import argparse
-import sys
+import contextlib
+from functools import partial
 
 from ..sentences import reason
 from ..zfs import keys
-from ..zfs.errors import Busy, Locked
-from .common import ENCRYPTED, Failed, Pool, encrypted_pool, on_disk
+from ..zfs.errors import Locked, NotFound, PoolAbsent, ZfsError
+from ..zfs.text import SHOWN, printable
+from .common import ENCRYPTED, Failed, Pool, qubesd
+from .output import say, warn
+from .pools import Mark, check_zpool, encrypted_pool, is_supported, survey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,22 +22,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(given: argparse.Namespace) -> int:
-    if not given.all:
-        return await _lock(await encrypted_pool(given.pool))
-    pools = [pool for pool in await on_disk() if pool.driver == ENCRYPTED]
-    if not pools:
-        raise Failed("there is no encrypted pool")
-    return max([await _lock(pool) for pool in pools])
-
-
-async def _lock(pool: Pool) -> int:
-    try:
-        await keys.unload(pool.dataset)
-    except Locked:
-        print(f"{pool.name} is locked already.")
-    except Busy as exc:
-        print(f"qvm-zfs lock: {pool.name}: {reason(exc)}", file=sys.stderr)
-        return 1
-    else:
-        print(f"{pool.name} is locked.")
+    if given.all:
+        return await _lock_all()
+    pool = await encrypted_pool(given.pool, secret=False)
+    await _lock(pool.name, pool.dataset)
     return 0
+
+
+async def _lock_all() -> int:
+    """Lock what can be locked, configured or not; a failure ends nothing."""
+    found = await survey(qubesd())
+    steps = [
+        *(partial(_lock_ours, each) for each in found.pools if _has_key(each)),
+        *(partial(_lock_strange, each) for each in found.strange_roots()),
+    ]
+    if not steps and not found.unread:
+        raise Failed("there is no encrypted pool")
+    failures = list(found.unread)
+    for step in steps:
+        try:
+            await step()
+        except Failed as exc:
+            failures.append(str(exc))
+        except OSError as exc:
+            failures.append(f"{step.args[0].dataset}: {exc}")
+    for text in failures:
+        warn(f"qvm-zfs lock: {text}")
+    return 1 if failures else 0
+
+
+def _has_key(pool: Pool) -> bool:
+    return pool.is_configured and pool.driver == ENCRYPTED
+
+
+async def _lock_ours(pool: Pool) -> None:
+    check_zpool(pool)
+    # what is not there has no key in memory
+    with contextlib.suppress(PoolAbsent, NotFound):
+        await _lock(pool.name, pool.dataset)
+
+
+async def _lock_strange(mark: Mark) -> None:
+    """Lock what is marked as a pool's that qubesd does not have."""
+    place = printable(mark.dataset, SHOWN)
+    if is_supported(mark.dataset):
+        await _lock(f"{printable(mark.owner, SHOWN)} ({place})", mark.dataset)
+    elif mark.loaded:
+        raise Failed(
+            f"{place} stays unlocked, because this driver does not support"
+            " its name; run 'sudo zfs unload-key' with the name in quotes"
+        )
+
+
+async def _lock(name: str, dataset: str) -> None:
+    """:raises Failed: naming the pool, if its key stays loaded"""
+    try:
+        await keys.unload(dataset)
+    except Locked:
+        say(f"{name} is locked already.")
+    except (PoolAbsent, NotFound):
+        raise
+    except ZfsError as exc:
+        raise Failed(f"{name}: {reason(exc)}") from exc
+    else:
+        say(f"{name} is locked.")

@@ -10,12 +10,13 @@ from ..sentences import reason
 from ..zfs.errors import ZfsError
 from . import adopt, attach, detach, lock, passwd, status, unlock
 from .common import Failed
+from .output import Parser, warn
 
 VERBS = (status, unlock, lock, passwd, attach, detach, adopt)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="qvm-zfs",
         description="Qubes OS storage pools on ZFS: state, keys and disks",
     )
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; its exit status: 0, 1 if it failed, 2 if misused."""
     given = parser().parse_args(arguments)
     if os.geteuid() != 0:
-        print("qvm-zfs: run it as root, with sudo", file=sys.stderr)
+        warn("qvm-zfs: run it as root, with sudo")
         return 1
     try:
         return int(asyncio.run(given.run(given)) or 0)
@@ -45,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = reason(exc)
     except (KeyboardInterrupt, asyncio.CancelledError):
         why = "interrupted"
-    # names and words on a disk may be anything
-    line = "".join(c if c.isprintable() else "?" for c in why)
-    print(f"qvm-zfs {given.verb}: {line}", file=sys.stderr)
+    warn(f"qvm-zfs {given.verb}: {why}")
     return 1
 
 

@@ -5,7 +5,9 @@ import argparse
 from ..options import DEFAULT_ITERATIONS, BadOption, parse_iterations
 from ..zfs import keys
 from ..zfs.errors import Busy
-from .common import Failed, encrypted_pool, terminal
+from .common import Failed, terminal
+from .output import say
+from .pools import encrypted_pool
 
 
 def _iterations(text: str) -> int:
@@ -38,5 +40,5 @@ async def run(given: argparse.Namespace) -> int:
             f"the passphrase of {pool.name} was changed, but the pool stays"
             f" unlocked: {'; '.join(exc.holders) or 'something has it open'}"
         ) from exc
-    print(f"The passphrase of {pool.name} was changed.")
+    say(f"The passphrase of {pool.name} was changed.")
     return 0

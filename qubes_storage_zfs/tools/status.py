@@ -1,14 +1,16 @@
 """Pools: whether they can be used, their keys, and who holds these."""
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from ..zfs import core, keys
 from ..zfs.errors import NoModule, PoolAbsent, ZfsError
+from ..zfs.text import SHOWN, printable
 from . import freed_memory
-from .common import ENCRYPTED, Pool, all_pools, due, qubesd
+from . import pools as pools_of
+from .common import ENCRYPTED, Failed, Pool, due, qubesd
+from .output import say, say_json, warn
 
 OUTSIDE = (
     "{qube}: its {volume} volume is written to the pool {pool}, which its"
@@ -23,9 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(given: argparse.Namespace) -> int:
     app = qubesd()
+    survey = await pools_of.survey(app)
     pools = [
         pool
-        for pool in await all_pools(app)
+        for pool in survey.pools
         if not given.pool or pool.name in given.pool
     ]
     found = [await _look(pool) for pool in pools]
@@ -33,26 +36,31 @@ async def run(given: argparse.Namespace) -> int:
     overwritten = freed_memory.overwritten()
     if given.json:
         told = {"pools": found, "outside": outside, "init_on_free": overwritten}
-        print(json.dumps(told, indent=2))
+        say_json(told)
     else:
         _show(found, outside)
         if not overwritten and any(pool.driver == ENCRYPTED for pool in pools):
-            print(freed_memory.NOT_OVERWRITTEN)
+            say(freed_memory.NOT_OVERWRITTEN)
+    for text in survey.unread:
+        warn(f"qvm-zfs status: {text}")
     missing = set(given.pool) - {pool.name for pool in pools}
     for name in sorted(missing):
-        print(f"{name}: there is no such ZFS pool")
+        say(f"{name}: there is no such ZFS pool")
     return 1 if missing else 0
 
 
 async def _look(pool: Pool) -> dict[str, Any]:
     holders: dict[str, tuple[str, ...]] = {}
     try:
+        pools_of.check_zpool(pool)
         state = await keys.state(pool.dataset)
         condition = "available" if state.exists else "missing"
         if pool.driver == ENCRYPTED and state.exists:
             condition = "locked" if state.locked else "unlocked"
         if condition == "unlocked":
             holders = await core.in_thread(keys.users, pool.dataset)
+    except Failed as exc:
+        condition = f"another zpool ({exc})"
     except PoolAbsent:
         condition = "absent"
     except NoModule:
@@ -64,6 +72,7 @@ async def _look(pool: Pool) -> dict[str, Any]:
         "name": pool.name,
         "driver": pool.driver,
         "dataset": pool.dataset,
+        "configured": pool.is_configured,
         "state": condition,
         "holders": {
             dataset.removeprefix(start): list(names)
@@ -94,9 +103,13 @@ def _outside(app: Any) -> Iterator[dict[str, str]]:
 
 def _show(found: list[dict[str, Any]], outside: Any) -> None:
     if not found:
-        print("There is no ZFS pool.")
+        say("There is no ZFS pool.")
     rows = [("POOL", "DRIVER", "DATASET", "STATE")] + [
-        (each["name"], each["driver"], each["dataset"], _state(each))
+        tuple(
+            printable(cell, SHOWN)
+            for cell in (each["name"], each["driver"], each["dataset"])
+        )
+        + (_state(each),)
         for each in found
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -105,16 +118,16 @@ def _show(found: list[dict[str, Any]], outside: Any) -> None:
             cell.ljust(width)
             for cell, width in zip(row[:3], widths, strict=True)
         ]
-        print("  ".join([*cells, row[3]]))
+        say("  ".join([*cells, row[3]]))
     for each in found:
         for volume, names in each["holders"].items():
-            print(f"{each['name']}: {volume} is held by {', '.join(names)}")
+            say(f"{each['name']}: {volume} is held by {', '.join(names)}")
     for each in outside or ():
-        print(OUTSIDE.format(**each))
+        say(OUTSIDE.format(**each))
 
 
 def _state(pool: dict[str, Any]) -> str:
     state = str(pool["state"])
     if pool["forgotten_in"] is not None:
-        return f"{state}, forgotten in {pool['forgotten_in']:.0f} s"
-    return state
+        state += f", forgotten in {pool['forgotten_in']:.0f} s"
+    return state if pool["configured"] else f"{state}, not configured"

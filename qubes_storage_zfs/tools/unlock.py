@@ -3,7 +3,9 @@
 import argparse
 
 from ..zfs import keys
-from .common import encrypted_pool, terminal
+from .common import terminal
+from .output import say
+from .pools import encrypted_pool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def run(given: argparse.Namespace) -> int:
     pool = await encrypted_pool(given.pool)
     if (await keys.state(pool.dataset)).loaded:
-        print(f"{pool.name} is unlocked already.")
+        say(f"{pool.name} is unlocked already.")
         return 0
     with terminal(pool.name) as prompt:
         await keys.load(pool.dataset, prompt, typed=True)
-    print(f"{pool.name} is unlocked.")
+    say(f"{pool.name} is unlocked.")
     return 0

@@ -62,6 +62,11 @@ def guid(zpool: str) -> str | None:
         return None
 
 
+def imported() -> list[str]:
+    """Return the names of the imported zpools, of any kind, sorted."""
+    return sorted(path.parent.name for path in _KSTAT.glob("*/guid"))
+
+
 def names_of(which: str) -> list[str]:
     """Return the names of imported zpools that have the GUID *which*."""
     return [

@@ -1,13 +1,24 @@
 """What can be said of qvm-zfs without ZFS."""
 
 import argparse
+import ast
+import dataclasses
+import io
+import json
 import re
 import subprocess
 import sys
 import types
 from pathlib import Path
 
-from qubes_storage_zfs.tools import main, status
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qubes_storage_zfs.tools import common, main, output, status
+from qubes_storage_zfs.tools import pools as pools_of
+from qubes_storage_zfs.tools.common import Failed, Pool
+from qubes_storage_zfs.zfs import text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -38,8 +49,8 @@ def test_tools_do_not_import_qubesd_modules():
 
 def test_volumes_outside_are_found():
     def volume(name, pool, **more):
-        given = {"rw": True, "ephemeral": False, **more}
-        return types.SimpleNamespace(name=name, pool=pool, **given)
+        kind = {"rw": True, "ephemeral": False, **more}
+        return types.SimpleNamespace(name=name, pool=pool, **kind)
 
     def qube(name, *volumes, klass="AppVM"):
         found = {each.name: each for each in volumes}
@@ -66,3 +77,108 @@ def test_volumes_outside_are_found():
     assert list(status._outside(app)) == [
         {"qube": "both", "volume": "root", "pool": "pl"}
     ]
+
+
+# --- text from disks
+
+EVIL = "a\n\tb\x1b[2J\r\x07\x9b1m\u202ec\udcff\ud800\U000e0001é"
+SHOWN = r"a\x0a\x09b\x1b[2J\x0d\x07\x9b1m\u202ec\xff\ud800\U000e0001é"
+
+
+def test_text_becomes_printable():
+    assert text.printable(EVIL) == SHOWN
+    assert text.printable("x" * 300, 20) == "x" * 20 + "..."
+    assert text.printable("plain text, 100 %") == "plain text, 100 %"
+
+
+@given(st.binary())
+def test_bytes_of_a_disk_and_back(value):
+    there = text.from_disk(value)
+    assert text.to_disk(there) == value
+    shown = text.printable(there)
+    assert shown.isprintable()
+    shown.encode()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_output_on_a_terminal_of_any_kind(monkeypatch, encoding):
+    for say, name in (output.say, "stdout"), (output.warn, "stderr"):
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding=encoding)
+        monkeypatch.setattr(sys, name, stream)
+        say(EVIL + "\u20ac")
+        (line,) = raw.getvalue().decode(encoding).splitlines()
+        assert line.isprintable() and line.startswith(r"a\x0a\x09b\x1b[2J")
+
+
+def test_json_output_is_ascii(capsys):
+    output.say_json({EVIL: [EVIL]})
+    out = capsys.readouterr().out
+    assert out.isascii() and out.replace("\n", "").isprintable()
+    assert json.loads(out) == {EVIL: [EVIL]}
+
+
+def test_a_command_line_is_not_printed_as_it_is(capsys):
+    with pytest.raises(SystemExit):
+        main.parser().parse_args(["lock", "a", "b\x1b[2J"])
+    assert capsys.readouterr().err.replace("\n", "").isprintable()
+
+
+def test_nothing_is_printed_elsewhere():
+    """All that the tool prints goes through output.py."""
+    for file in (ROOT / "qubes_storage_zfs/tools").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            printed = isinstance(node, ast.Call) and (
+                getattr(node.func, "id", "") == "print"
+                or ast.unparse(node.func).startswith(("sys.std", "os.write"))
+            )
+            if printed and file.name != "output.py":
+                raise AssertionError(f"{file.name}:{node.lineno}")
+
+
+# --- which pool a name means
+
+
+def survey(*pools, marks=()):
+    return pools_of.Survey(pools, marks, ())
+
+
+def test_a_name_means_the_configured_pool(monkeypatch):
+    monkeypatch.setattr(pools_of.removable, "guid", lambda zpool: "1")
+    ours = Pool("p", "zfs_encrypted", "tank/encryption/p", "1")
+    theirs = Pool("p", "zfs_encrypted", "x/encryption/p", is_configured=False)
+    more = dataclasses.replace(theirs, dataset="y/\x1bz")
+    assert survey(theirs, ours).named("p") is ours
+    assert survey(theirs).named("p") is theirs
+    for several in (theirs, more), (ours, ours):
+        with pytest.raises(Failed, match="several datasets") as caught:
+            survey(*several).named("p")
+        assert str(caught.value).isprintable()
+    with pytest.raises(Failed, match="there is no ZFS pool q"):
+        survey(ours).named("q")
+    monkeypatch.setattr(pools_of.removable, "guid", lambda zpool: "2")
+    with pytest.raises(Failed, match="has the guid 2"):
+        survey(ours).named("p")
+    monkeypatch.setattr(pools_of.removable, "guid", lambda zpool: None)
+    assert survey(ours).named("p") is ours
+
+
+def test_a_mark_is_a_claim():
+    mark = pools_of.Mark("x/encryption/p", "p", "x/encryption/p", True)
+    assert mark.pool == Pool(
+        "p", "zfs_encrypted", "x/encryption/p", is_configured=False
+    )
+    plain = dataclasses.replace(mark, root=None)
+    assert plain.pool.driver == "zfs_zvol"
+    ours = Pool("p", "zfs_encrypted", "x/encryption/p")
+    assert survey(ours, marks=[mark]).strange_roots() == []
+    assert survey(mark.pool, marks=[mark, plain]).strange_roots() == [mark]
+
+
+def test_qubes_xml_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    file = tmp_path / "qubes.xml"
+    monkeypatch.setattr(common, "QUBES_XML", file)
+    assert common.configured(None) == []
+    file.write_text("<qubes><pools>")
+    with pytest.raises(Failed, match="cannot be read"):
+        common.configured(None)

@@ -1,6 +1,7 @@
 """Fixtures on a real zpool.  These tests are root's, in the guest."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import platform
@@ -8,6 +9,7 @@ import subprocess
 import time
 import types
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import qubes.storage
@@ -18,6 +20,7 @@ from qubes_storage_zfs.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.key import Key
 from qubes_storage_zfs.policy import HOME_PROPERTIES
 from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import core, device, keyholder
 
 from ..afterwards import settled
@@ -38,6 +41,18 @@ def sh(*command, check=True):
     if check and done.returncode:
         raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
     return done.stdout.strip()
+
+
+def configure(*configs):
+    """These pools are in qubes.xml, and qubesd does not run."""
+    root = ElementTree.Element("qubes")
+    pools = ElementTree.SubElement(root, "pools")
+    for config in configs:
+        given = {name: str(value) for name, value in config.items()}
+        ElementTree.SubElement(pools, "pool", given)
+    common.QUBES_XML.parent.mkdir(exist_ok=True)
+    common.QUBES_XML.unlink(missing_ok=True)
+    common.QUBES_XML.write_bytes(ElementTree.tostring(root))
 
 
 def inherit_no_further(dataset):
@@ -366,13 +381,19 @@ def patience(monkeypatch):
     monkeypatch.setattr(device, "OPEN_TRIES", 100)
 
 
-@pytest.fixture
-def away():
+@contextlib.contextmanager
+def another_zpool(name):
     """A zpool of its own, which can be exported."""
-    disk = Path("/tmp/away.img")
+    disk = Path(f"/tmp/{name}.img")
     with open(disk, "wb") as file:
         file.truncate(256 * MIB)
-    sh("zpool", "create", "-m", "none", "away", str(disk))
-    yield Lab("away")
-    subprocess.run(["zpool", "destroy", "-f", "away"], check=False)
+    sh("zpool", "create", "-m", "none", name, str(disk))
+    yield name
+    subprocess.run(["zpool", "destroy", "-f", name], check=False)
     disk.unlink()
+
+
+@pytest.fixture
+def away():
+    with another_zpool("away") as name:
+        yield Lab(name)

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from xml.etree import ElementTree
 
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import removable
 
-from .conftest import EncryptedLab, export_zpool, sh
+from .conftest import EncryptedLab, configure, export_zpool, sh
 
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 HOSTID = Path("/sys/module/spl/parameters/spl_hostid")
@@ -80,14 +79,7 @@ class Disks:
 
     def configure(self, *configs):
         """These pools are in qubes.xml."""
-        root = ElementTree.Element("qubes")
-        pools = ElementTree.SubElement(root, "pools")
-        for config in configs:
-            given = {name: str(value) for name, value in config.items()}
-            ElementTree.SubElement(pools, "pool", given)
-        common.QUBES_XML.parent.mkdir(exist_ok=True)
-        common.QUBES_XML.unlink(missing_ok=True)
-        common.QUBES_XML.write_bytes(ElementTree.tostring(root))
+        configure(*configs)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,47 @@
+"""What the tool prints: the only place of ``tools/`` that does.
+
+Names, marks and property values come from disks, and a terminal obeys the
+control characters in what is printed.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any, NoReturn
+
+from ..zfs.text import printable
+
+
+def say(text: str) -> None:
+    """Print *text* as one printable line."""
+    _print(text, sys.stdout)
+
+
+def warn(text: str) -> None:
+    """Print *text* as one printable line on the standard error."""
+    _print(text, sys.stderr)
+
+
+def ask(text: str) -> None:
+    """Print *text* on the standard error, and stay on its line."""
+    _print(text, sys.stderr, end="")
+
+
+def say_json(value: Any) -> None:
+    """Print *value* as JSON, in which all but ASCII is escaped."""
+    print(json.dumps(value, indent=2))
+
+
+def _print(text: str, stream: Any, end: str = "\n") -> None:
+    line = printable(text)
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    # a terminal of another character set is no reason to fail
+    known = line.encode(encoding, "backslashreplace").decode(encoding)
+    print(known, file=stream, end=end, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints no control characters of the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))

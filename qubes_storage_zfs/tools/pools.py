@@ -1,0 +1,184 @@
+"""Which pools there are: those that qubesd has, and those that disks claim.
+
+qubes.xml decides which dataset a pool's name means.  A mark on a disk is a
+claim: another disk can carry the same one.  So a mark counts only where no
+configured pool has the name, and only if no other dataset has the same mark.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import layout, sentences
+from ..zfs import channel, keys, removable
+from ..zfs.errors import ZfsError
+from ..zfs.text import SHOWN, printable
+from .common import DRIVERS, ENCRYPTED, Failed, Pool, configured, qubesd
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A dataset that is marked as the container of a pool.
+
+    :ivar owner: the pool's name, as the disk has it: any bytes
+    :ivar root: the dataset whose key encrypts it; None: it is not encrypted
+    :ivar loaded: whether that key is loaded
+    """
+
+    dataset: str
+    owner: str
+    root: str | None
+    loaded: bool
+
+    @property
+    def pool(self) -> Pool:
+        """The pool that it claims to be, which no configuration confirms."""
+        ours = self.dataset.endswith(f"/encryption/{self.owner}")
+        driver = ENCRYPTED if ours and self.is_root else DRIVERS[0]
+        return Pool(self.owner, driver, self.dataset, is_configured=False)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it has a key of its own."""
+        return self.root == self.dataset
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The pools and marks that were found at one time.
+
+    :ivar pools: the configured ones, then those that only disks claim; each
+        sorted by name
+    :ivar marks: of all imported zpools
+    :ivar unread: sentences on the zpools whose marks could not be read
+    """
+
+    pools: Sequence[Pool]
+    marks: Sequence[Mark]
+    unread: Sequence[str]
+
+    def named(self, name: str) -> Pool:
+        """Return the pool that *name* means.
+
+        :raises Failed: if there is none, if several datasets claim the name
+            and no configured pool has it, or if its zpool is another one
+        """
+        claims = [pool for pool in self.pools if pool.name == name]
+        chosen = [pool for pool in claims if pool.is_configured] or claims
+        if not chosen:
+            raise Failed(
+                f"there is no ZFS pool {name}; 'qvm-zfs status' lists them"
+            )
+        if len(chosen) > 1:
+            datasets = " and ".join(
+                printable(pool.dataset, SHOWN) for pool in chosen
+            )
+            raise Failed(
+                sentences.SEVERAL_CLAIMS.format(pool=name, datasets=datasets)
+            )
+        check_zpool(chosen[0])
+        return chosen[0]
+
+    def strange_roots(self) -> list[Mark]:
+        """The marked datasets with a key of their own that are no configured
+        pool's."""
+        places = {pool.dataset for pool in self.pools if pool.is_configured}
+        return [
+            mark
+            for mark in self.marks
+            if mark.is_root and mark.dataset not in places
+        ]
+
+
+async def survey(app: Any) -> Survey:
+    """Look which pools there are.
+
+    :param app: what qubesd() returned
+    :raises Failed: if qubes.xml is needed and cannot be read
+    """
+    ours = configured(app)
+    marks: list[Mark] = []
+    unread = []
+    for zpool in removable.imported():
+        if not is_supported(zpool):
+            continue
+        try:
+            marks += await _marks(zpool)
+        except ZfsError as exc:
+            reason = sentences.reason(exc)
+            unread.append(f"the zpool {zpool} cannot be read: {reason}")
+    places = {pool.dataset for pool in ours}
+    claimed = [mark.pool for mark in marks if mark.dataset not in places]
+    pools = [*sorted(ours, key=_order), *sorted(claimed, key=_order)]
+    return Survey(pools, marks, unread)
+
+
+def _order(pool: Pool) -> tuple[str, str]:
+    return pool.name, pool.dataset
+
+
+async def _marks(zpool: str) -> list[Mark]:
+    """:raises ZfsError: if ZFS cannot be asked"""
+    question = {"zpool": zpool, "owner": layout.OWNER}
+    found = await channel.read("marks", zpool, question)
+    return [
+        Mark(
+            item["dataset"],
+            item["owner"],
+            item.get("root"),
+            bool(item.get("loaded")),
+        )
+        for item in found.values()
+    ]
+
+
+def is_supported(dataset: str) -> bool:
+    """Return whether this driver can have a dataset of that name."""
+    try:
+        layout.dataset_name(dataset)
+    except layout.BadName:
+        return False
+    return True
+
+
+def check_zpool(pool: Pool) -> None:
+    """Refuse a zpool that only has the right name.
+
+    :raises Failed: if the imported zpool has another GUID than the pool's
+    """
+    imported = removable.guid(pool.zpool)
+    if None not in (imported, pool.guid) and imported != pool.guid:
+        raise Failed(
+            sentences.ZPOOL_IS_ANOTHER.format(
+                pool=pool.name,
+                zpool=pool.zpool,
+                guid=pool.guid,
+                where="that is imported",
+                other=imported,
+            )
+        )
+
+
+async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:
+    """Return the encrypted pool that *name* means, whose dataset exists.
+
+    :param secret: a passphrase will be asked for, so the dataset must not be
+        marked as another pool's
+    :raises Failed: if there is no such pool
+    """
+    found = await survey(qubesd())
+    pool = found.named(name)
+    if pool.driver != ENCRYPTED:
+        raise Failed(f"the pool {name} is not encrypted")
+    for mark in found.marks:
+        if secret and mark.dataset == pool.dataset and mark.owner != name:
+            raise Failed(
+                sentences.CONTAINER_CLAIMED.format(
+                    dataset=pool.dataset,
+                    owner=printable(mark.owner, SHOWN),
+                    property=layout.OWNER,
+                )
+            )
+    if not (await keys.state(pool.dataset)).exists:
+        raise Failed(f"{pool.dataset} is not there; is its zpool imported?")
+    return pool

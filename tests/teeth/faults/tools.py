@@ -1,0 +1,133 @@
+"""Faults of qvm-zfs: what it believes of a disk, and what it prints."""
+
+from .base import LUA, Fault, zfs_tests
+
+_CLAIMS = zfs_tests("marks", "a_name_that_two_datasets_claim")
+_ALL = zfs_tests("marks", "lock_all_locks_what_it_can")
+_PRINTED = zfs_tests("marks", "no_control_character_is_printed")
+_EVIL = zfs_tests("adopt", "undo_takes_nothing_else_from_a_disk")
+_ODD = "odd_names"
+
+FAULTS = (
+    Fault(
+        "undoing takes attributes of qubes.xml from the disk",
+        "tools/adopt.py",
+        "        saved.dropped if saved is not None else {},\n",
+        "        {\n"
+        '            each["name"].rpartition("/")[2]: __import__("json").loads(\n'
+        '                each["own"][layout.ADOPTED]\n'
+        "            )\n"
+        '            for each in found["moved"].values()\n'
+        "        },\n",
+        zfs_tests("adopt", "attributes_come_from_dom0"),
+    ),
+    Fault(
+        "undoing sets a property that is not in the table",
+        "tools/adopt_record.py",
+        "            if before not in SETTINGS.get(name, ()):\n",
+        "            if False:\n",
+        _EVIL,
+    ),
+    Fault(
+        "a record of a qube that adopting does not write is accepted",
+        "tools/adopt_undo.py",
+        "    plan.refused.extend(strangers(found))\n",
+        "",
+        _EVIL,
+    ),
+    Fault(
+        "undoing believes that the zpool is the one that was adopted",
+        "tools/adopt_record.py",
+        "            and saved.zpool_guid in (None, imported)\n",
+        "",
+        (
+            "tests/unit/test_adopt_plan.py"
+            "::test_records_of_another_adoption_are_refused",
+        ),
+    ),
+    Fault(
+        "a name that two disks claim is used",
+        "tools/pools.py",
+        "        if len(chosen) > 1:\n",
+        "        if False:\n",
+        _CLAIMS,
+    ),
+    Fault(
+        "a mark counts as much as qubes.xml",
+        "tools/pools.py",
+        "[pool for pool in claims if pool.is_configured] or claims",
+        "claims",
+        _CLAIMS,
+    ),
+    Fault(
+        "a zpool is told by its name",
+        "tools/pools.py",
+        "        check_zpool(chosen[0])\n",
+        "",
+        _CLAIMS,
+    ),
+    Fault(
+        "a passphrase is asked for another pool's dataset",
+        "tools/pools.py",
+        "mark.dataset == pool.dataset and mark.owner != name",
+        "False",
+        _CLAIMS,
+    ),
+    Fault(
+        "locking all ends at the first failure",
+        "tools/lock.py",
+        "            failures.append(str(exc))\n",
+        "            raise\n",
+        _ALL,
+    ),
+    Fault(
+        "what only a disk claims to be a pool stays unlocked",
+        "tools/lock.py",
+        "        *(partial(_lock_strange, each)"
+        " for each in found.strange_roots()),\n",
+        "",
+        _ALL,
+    ),
+    Fault(
+        "control characters are printed",
+        "tools/output.py",
+        "    line = printable(text)\n",
+        "    line = text\n",
+        _PRINTED,
+    ),
+    Fault(
+        "control characters of the command line are printed",
+        "tools/output.py",
+        "        super().error(printable(message))\n",
+        "        super().error(message)\n",
+        _PRINTED,
+    ),
+    Fault(
+        "a symlink is followed when qubes.xml is copied",
+        "tools/files.py",
+        "os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW |",
+        "os.O_CREAT |",
+        ("tests/unit/test_qubes_xml.py::test_no_symlink_is_followed",),
+    ),
+    Fault(
+        "a name that is not UTF-8 cannot be given back to ZFS",
+        "zfs/channel.py",
+        "        return text.to_disk(value)\n",
+        "        return value.encode()\n",
+        zfs_tests(_ODD, "text_of_a_disk_goes_back_to_it"),
+    ),
+    Fault(
+        "a log line has what a terminal obeys",
+        "zfs/core.py",
+        "LOG.addFilter(text.printable_record)\n",
+        "",
+        zfs_tests(_ODD, "a_log_line_is_printable"),
+    ),
+    Fault(
+        "a blank volume of another name is taken for garbage",
+        LUA + "garbage.lua",
+        "        if number ~= current and is_volume_name(volume) then\n",
+        "        if number ~= current then\n",
+        zfs_tests(_ODD, "strangers_beside_ours_stay"),
+    ),
+)
