@@ -260,11 +260,7 @@ async def _check_all(
         except Changed as exc:
             if not repair:
                 raise
-<<<<<<< HEAD
-            print(f"{exc}.")
-=======
-            say(f"{exc}. No qube starts from {each.name} before.")
->>>>>>> d9b9432 (all of it)
+            say(f"{exc}.")
         else:
             there.append(each)
     return there
@@ -291,17 +287,13 @@ async def _tell(
         say(NOT_NOTED.format(zpool=chosen.name, pool=pool.name))
     if chosen.state != "ONLINE":
         broken = ", ".join(chosen.devices)
-<<<<<<< HEAD
-        print(f"{chosen.name} is {chosen.state}: {broken}", file=sys.stderr)
+        warn(f"{chosen.name} is {chosen.state}: {broken}")
     if pool is not None and pool not in mates:
-        print(
+        say(
             f"{chosen.name} is imported, without devices. Repair it, then run"
             f" 'sudo qvm-zfs attach {pool.name}'."
         )
         return
-=======
-        warn(f"{chosen.name} is {chosen.state}: {broken}")
->>>>>>> d9b9432 (all of it)
     homes = tuple(each.home + "/" for each in mates)
     others = [
         name
