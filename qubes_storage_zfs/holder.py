@@ -23,14 +23,18 @@ SECRET_LENGTH = 32  # bytes
 _PROC = Path("/proc")
 
 
+@functools.cache
+def _boot() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
 def _identity(pid: int | str) -> str | None:
     """Tell a process from all others on all machines; None if it is gone."""
     try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text("ascii")
         stat = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
+        return f"{_boot()}:{pid}:{stat.rpartition(')')[2].split()[19]}"
     except OSError:
         return None
-    return f"{boot.strip()}:{pid}:{stat.rpartition(')')[2].split()[19]}"
 
 
 @functools.cache

@@ -37,18 +37,18 @@ def piped() -> bytearray:
     """
     buffer = bytearray(2 * LONGEST)
     length = 0
-    while b"\n" not in buffer:
-        count = os.readv(0, [memoryview(buffer)[length:]])
-        if count == 0:
-            raise GaveUp if length < len(buffer) else BadLine
-        length += count
-    end = buffer.index(b"\n")
-    answer = buffer[:end]
-    wipe(buffer)
-    if length > end + 1 or b"\0" in answer:
-        wipe(answer)
-        raise BadLine
-    return answer
+    try:
+        while b"\n" not in buffer:
+            count = os.readv(0, [memoryview(buffer)[length:]])
+            if count == 0:
+                raise GaveUp if length < len(buffer) else BadLine
+            length += count
+        end = buffer.index(b"\n")
+        if length > end + 1:
+            raise BadLine
+        return _checked(buffer[:end])
+    finally:
+        wipe(buffer)
 
 
 def typed() -> bytearray:
@@ -59,20 +59,23 @@ def typed() -> bytearray:
     :raises GaveUp: if the process that reads our output is gone
     """
     line = bytearray(2 * LONGEST)
-    for length in range(len(line)):
-        _wait_for_input()
-        if os.readv(0, [memoryview(line)[length : length + 1]]) == 0:
-            wipe(line)
-            raise Ended
-        if line[length] == ord("\n"):
-            answer = line[:length]
-            wipe(line)
-            if b"\0" in answer:
-                wipe(answer)
-                raise BadLine
-            return answer
-    wipe(line)
-    raise BadLine
+    try:
+        for length in range(len(line)):
+            _wait_for_input()
+            if os.readv(0, [memoryview(line)[length : length + 1]]) == 0:
+                raise Ended
+            if line[length] == ord("\n"):
+                return _checked(line[:length])
+        raise BadLine
+    finally:
+        wipe(line)
+
+
+def _checked(answer: bytearray) -> bytearray:
+    if b"\0" in answer:
+        wipe(answer)
+        raise BadLine
+    return answer
 
 
 def _wait_for_input() -> None:

@@ -30,6 +30,8 @@ Prompt = Callable[[str, int], Awaitable[None]]
 PATIENCE = 120.0
 #: ... and iterations of PBKDF2 that it makes in one more, on a slow machine
 SLOWEST = 50_000
+#: seconds that it has to wipe its memory before it is killed
+GRACE = 2.0
 #: seconds that it may take to end when it was killed: a call in the kernel
 #: that waits for a disk ends when that answers
 END_LIMIT = 5.0
@@ -231,9 +233,7 @@ async def _keyholder(
         try:
             yield cast(asyncio.StreamReader, process.stdout), ours
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await _ended(process)
+            await _end(process)
     finally:
         os.close(ours)
 
@@ -242,11 +242,22 @@ async def _keyholder(
 _ending: set[asyncio.Task[int]] = set()
 
 
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    """Wait until a killed process ended, but not for a disk."""
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End the keyholder and wait until it has, but not for a disk.
+
+    It may have a passphrase: it is asked to end, and wipes that first.
+    """
     end = asyncio.create_task(process.wait())
     _ending.add(end)
     end.add_done_callback(_ending.discard)
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await asyncio.wait([end], timeout=GRACE)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
     done, _ = await asyncio.wait([end], timeout=END_LIMIT)
     if not done:
         LOG.warning(

@@ -99,17 +99,63 @@ def test_more_iterations_may_take_longer(stand_in, monkeypatch):
 
 def test_keyholder_that_does_not_die_is_not_waited_for(monkeypatch, caplog):
     """As one that waits in the kernel for a disk."""
+    monkeypatch.setattr(keys, "GRACE", 0.1)
     monkeypatch.setattr(keys, "END_LIMIT", 0.2)
+    kill = asyncio.subprocess.Process.kill
 
     async def leave():
-        process = await asyncio.create_subprocess_exec("sleep", "1")
-        await keys._ended(process)
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", "trap : TERM; sleep 2; sleep 60"
+        )
+        await asyncio.sleep(0.3)
+        for stop in "terminate", "kill":
+            monkeypatch.setattr(
+                asyncio.subprocess.Process, stop, lambda self: None
+            )
+        begin = time.monotonic()
+        await keys._end(process)
+        took = time.monotonic() - begin
         assert process.returncode is None and keys._ending
+        kill(process)
         await asyncio.wait(set(keys._ending))
-        return process.returncode
+        return took
 
-    assert asyncio.run(leave()) == 0
+    assert asyncio.run(leave()) < 2
     assert "waits for ZFS" in caplog.text
+
+
+def test_keyholder_may_wipe_before_it_is_killed(
+    stand_in, monkeypatch, tmp_path
+):
+    wiped = tmp_path / "wiped"
+    stand_in(
+        f"trap 'echo > {wiped}; exit' TERM; echo new; while :; do sleep 0.1; done"
+    )
+
+    async def cancelled(purpose, answers):
+        raise KeyError(purpose)
+
+    with pytest.raises(KeyError):
+        asyncio.run(keys.load("tank/x", cancelled))
+    assert wiped.exists()
+
+
+@pytest.mark.parametrize("error", [answers.GaveUp, answers.BadLine])
+def test_first_of_two_answers_is_wiped_if_there_is_no_second(
+    monkeypatch, error
+):
+    first = bytearray(b"long enough")
+    given = iter([first])
+
+    def piped():
+        for answer in given:
+            return answer
+        raise error
+
+    monkeypatch.setattr(answers, "piped", piped)
+    with pytest.raises((answers.GaveUp, keyholder.Stopped)):
+        keyholder.new_passphrase(keyholder.Asker(False))
+    assert first == bytes(len(first))
 
 
 def test_person_is_asked_three_times(monkeypatch):

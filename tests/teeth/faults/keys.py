@@ -30,7 +30,7 @@ FAULTS = (
         "a keyholder that waits in the kernel is waited for",
         "zfs/keys.py",
         "await asyncio.wait([end], timeout=END_LIMIT)",
-        "await asyncio.wait([end])",
+        "await asyncio.wait([end], timeout=60)",
         (KEYHOLDER + "keyholder_that_does_not_die_is_not_waited_for",),
     ),
 )

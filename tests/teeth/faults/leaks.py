@@ -8,7 +8,7 @@ TERMINAL = zfs_tests("terminal", "tool_never_has_the_passphrase")
 KEYHOLDER = "tests/unit/test_keyholder.py::test_"
 SERVICE = "tests/unit/test_ask_service.py::test_"
 
-ANSWER = "    answer = buffer[:end]\n    wipe(buffer)\n"
+ANSWER = '        end = buffer.index(b"\\n")\n'
 LOAD = "        core.load_key(root, key)\n    except Exists:\n"
 CHANGE = """            await keys.change(
                 pool.dataset, given.pbkdf2iters, prompt, typed=True
@@ -35,7 +35,7 @@ FAULTS = (
         "the passphrase is written to the journal",
         "zfs/answers.py",
         ANSWER,
-        ANSWER + "    os.write(2, answer)\n",
+        ANSWER + "        os.write(2, buffer)\n",
         NOWHERE,
     ),
     Fault(
@@ -51,8 +51,8 @@ FAULTS = (
         "zfs/answers.py",
         ANSWER,
         ANSWER
-        + "    os.spawnve(os.P_WAIT, '/bin/true', ['a'],"
-        + " {'P': bytes(answer)})\n",
+        + "        os.spawnve(os.P_WAIT, '/bin/true', ['a'],"
+        + " {'P': bytes(buffer[:end])})\n",
         NOWHERE,
     ),
     Fault(
@@ -111,6 +111,20 @@ FAULTS = (
         "            wipe(passphrase)\n\n\ndef _load",
         "            pass\n\n\ndef _load",
         WIPED,
+    ),
+    Fault(
+        "the first of two answers is left in memory if there is no second",
+        "zfs/keyholder.py",
+        "        except BaseException:\n            wipe(first)\n",
+        "        except BaseException:\n",
+        (KEYHOLDER + "first_of_two_answers_is_wiped_if_there_is_no_second",),
+    ),
+    Fault(
+        "the keyholder is killed before it could wipe its memory",
+        "zfs/keys.py",
+        "            process.terminate()\n",
+        "            process.kill()\n",
+        (KEYHOLDER + "keyholder_may_wipe_before_it_is_killed",),
     ),
     Fault(
         "qvm-zfs reads the passphrase",
