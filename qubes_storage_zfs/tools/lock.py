@@ -1,16 +1,18 @@
 """Forget a pool's key now, or say who still holds it."""
 
 import argparse
+import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from ..sentences import reason
 from ..zfs import keys
 from ..zfs.errors import Locked, NotFound, PoolAbsent, ZfsError
 from ..zfs.text import SHOWN, printable
-from .common import ENCRYPTED, Failed, Pool, qubesd
+from .common import ENCRYPTED, Failed, Pool, configured, qubesd
 from .output import say, warn
-from .pools import Mark, check_zpool, encrypted_pool, is_supported, survey
+from .pools import Mark, check_zpool, encrypted_pool, is_supported, look
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,29 +32,49 @@ async def run(given: argparse.Namespace) -> int:
 
 
 async def _lock_all() -> int:
-    """Lock what can be locked, configured or not; a failure ends nothing."""
-    found = await survey(qubesd())
-    steps = [
-        *(partial(_lock_ours, each) for each in found.pools if _has_key(each)),
-        *(partial(_lock_strange, each) for each in found.strange_roots()),
-    ]
-    if not steps and not found.unread:
-        raise Failed("there is no encrypted pool")
-    failures = list(found.unread)
-    for step in steps:
-        try:
-            await step()
-        except Failed as exc:
-            failures.append(str(exc))
-        except OSError as exc:
-            failures.append(f"{step.args[0].dataset}: {exc}")
-    for text in failures:
+    """Lock what can be locked, configured or not; a failure ends nothing.
+
+    Configured pools come first and side by side, so that a zpool that does not
+    answer delays no other configured pool.
+    """
+    failures, ours = [], list[Pool]()
+    try:
+        ours = configured(qubesd())
+    except Failed as exc:
+        warn(f"qvm-zfs lock: {exc}")
+        failures.append(str(exc))
+    steps = [partial(_lock_ours, each) for each in ours if _has_key(each)]
+    failures += await _side_by_side(steps)
+    found = await look(ours)
+    for text in found.unread:
         warn(f"qvm-zfs lock: {text}")
+    failures += found.unread
+    strange = [partial(_lock_strange, each) for each in found.strange_roots()]
+    failures += await _side_by_side(strange)
+    if not steps and not strange and not failures:
+        raise Failed("there is no encrypted pool")
     return 1 if failures else 0
 
 
+async def _side_by_side(
+    steps: Sequence[Callable[[], Awaitable[None]]],
+) -> list[str]:
+    """Run *steps* at once; print and return the failures."""
+    outcomes = await asyncio.gather(*map(_outcome, steps))
+    return [text for text in outcomes if text is not None]
+
+
+async def _outcome(step: Callable[[], Awaitable[None]]) -> str | None:
+    try:
+        await step()
+    except (Failed, OSError) as exc:
+        warn(f"qvm-zfs lock: {exc}")
+        return str(exc)
+    return None
+
+
 def _has_key(pool: Pool) -> bool:
-    return pool.is_configured and pool.driver == ENCRYPTED
+    return pool.driver == ENCRYPTED
 
 
 async def _lock_ours(pool: Pool) -> None:

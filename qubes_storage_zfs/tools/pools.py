@@ -96,7 +96,11 @@ async def survey(app: Any) -> Survey:
     :param app: what qubesd() returned
     :raises Failed: if qubes.xml is needed and cannot be read
     """
-    ours = configured(app)
+    return await look(configured(app))
+
+
+async def look(ours: Sequence[Pool]) -> Survey:
+    """Look which pools disks claim, besides *ours*, which are configured."""
     marks: list[Mark] = []
     unread = []
     for zpool in removable.imported():

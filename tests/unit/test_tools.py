@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import asyncio
 import dataclasses
 import io
 import json
@@ -15,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_storage_zfs.tools import common, main, output, status
+from qubes_storage_zfs.tools import common, lock, main, output, status
 from qubes_storage_zfs.tools import pools as pools_of
 from qubes_storage_zfs.tools.common import Failed, Pool
-from qubes_storage_zfs.zfs import text
+from qubes_storage_zfs.zfs import errors, text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -182,3 +183,46 @@ def test_qubes_xml_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
     file.write_text("<qubes><pools>")
     with pytest.raises(Failed, match="cannot be read"):
         common.configured(None)
+
+
+# --- lock --all
+
+
+def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
+    """And an unreadable qubes.xml keeps nothing from being locked."""
+    unlocked = asyncio.Event()
+
+    async def unload(dataset):
+        if dataset == "a/encryption/a":
+            await asyncio.wait_for(unlocked.wait(), 10)
+            raise errors.Busy(dataset, holders=("a qube",))
+        unlocked.set()
+
+    def pools(_):
+        return [
+            Pool(name, "zfs_encrypted", f"{name}/encryption/{name}")
+            for name in ("a", "b")
+        ]
+
+    async def nothing(ours):
+        marks = [pools_of.Mark("x/y", "b", "x/y", True)]
+        return pools_of.Survey(ours, marks, ["the zpool c cannot be read"])
+
+    monkeypatch.setattr(lock.keys, "unload", unload)
+    monkeypatch.setattr(lock, "configured", pools)
+    monkeypatch.setattr(lock, "look", nothing)
+    monkeypatch.setattr(pools_of.removable, "guid", lambda zpool: None)
+    everything = argparse.Namespace(all=True)
+    assert asyncio.run(lock.run(everything)) == 1
+    out, err = capsys.readouterr()
+    assert out == "b is locked.\nb (x/y) is locked.\n"
+    assert "a: a/encryption/a is in use by a qube" in err
+    assert "the zpool c cannot be read" in err
+
+    def unreadable(_):
+        raise Failed("qubes.xml cannot be read")
+
+    monkeypatch.setattr(lock, "configured", unreadable)
+    assert asyncio.run(lock.run(everything)) == 1
+    out, err = capsys.readouterr()
+    assert out == "b (x/y) is locked.\n" and "qubes.xml cannot be" in err
