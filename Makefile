@@ -203,6 +203,7 @@ install: build
 	@install -D -m 0755 -t $(DESTDIR)/etc/qubes-rpc dom0/qubes-rpc/*
 	@install -D -m 0664 -t $(DESTDIR)/etc/qubes/policy.d dom0/policy.d/*
 	@install -D -m 0644 -t $(DESTDIR)$(MODULESLOADDIR) dom0/modules-load.d/*
+	@install -D -m 0644 -t $(DESTDIR)$(UNITDIR) dom0/systemd/*.service
 	@install -D -m 0644 -t $(DESTDIR)$(UNITDIR)/qubesd.service.d \
 	    dom0/systemd/qubesd.service.d/*
 	@install -D -m 0644 -t $(DESTDIR)$(COMPLETIONS) dom0/bash-completion/*

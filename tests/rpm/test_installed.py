@@ -29,6 +29,7 @@ from .world import (
 
 SERVICE = "/etc/qubes-rpc/qubes.AskPassword"
 DROP_IN = "/usr/lib/systemd/system/qubesd.service.d/30-qubes-storage-zfs.conf"
+UNIT = "/usr/lib/systemd/system/qubes-storage-zfs-import.service"
 DOC = f"/usr/share/doc/{NAME}"
 
 #: path -> mode, group, what rpm knows it as (c: configuration, n: noreplace,
@@ -38,6 +39,7 @@ FILES = {
     "/usr/lib/modules-load.d/qubes-storage-zfs.conf": ("100644", "root", ""),
     os.path.dirname(DROP_IN): ("040755", "root", ""),
     DROP_IN: ("100644", "root", ""),
+    UNIT: ("100644", "root", ""),
     "/usr/share/bash-completion/completions/qvm-zfs": ("100644", "root", ""),
     POLICY: ("100664", "qubes", "cn"),
     f"/usr/share/licenses/{NAME}": ("040755", "root", ""),
@@ -262,8 +264,8 @@ def test_qubesd_waits_for_zpools_and_needs_none(installed) -> None:
     parser.read(installed / DROP_IN)
     assert parser.sections() == ["Unit"]
     assert dict(parser["Unit"]) == {
-        "Wants": "zfs-import.target",
-        "After": "zfs-import.target",
+        "Wants": "qubes-storage-zfs-import.service",
+        "After": "qubes-storage-zfs-import.service",
     }
 
 
