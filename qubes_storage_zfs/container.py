@@ -42,6 +42,7 @@ class Question:
     :ivar dates: when that was, instead of what follows
     :ivar counted: the numbers of its generations, if one is to be made
     :ivar tuned: what its qube's features set on the current one
+    :ivar writable: what keeps it from being written to
     :ivar size: of a volume that nobody keeps, if it is made now; text that
         says all that a blank one is made by
     :ivar source: of such a one: the volume that it is cloned from
@@ -53,6 +54,7 @@ class Question:
     dates: bool = False
     counted: bool = False
     tuned: bool = False
+    writable: bool = False
     size: str | None = None
     source: VolumeName | None = None
     checked: bool = False
@@ -123,8 +125,12 @@ class State:
     #: the property that is not allowed, of the current generation or of what
     #: a new one inherits from, if asked for; see policy.NotAllowed
     wrong: Mapping[str, Any] | None = None
+    #: the dataset where readonly=on is set, if asked for and it is
+    read_only_by: str | None = None
     #: native properties of the current generation, as asked for
     properties: Mapping[str, Any] = field(default_factory=dict)
+    #: whether it is an earlier answer, because the zpool gives none now
+    stale: bool = False
 
 
 def holder_mark() -> dict[str, str]:
@@ -187,6 +193,7 @@ class Container:
             **(
                 {"rules": policy.as_rules(policy.SAFE)} if asked.checked else {}
             ),
+            "writable": asked.writable,
             **asked.made_from(),
         }
 
@@ -424,5 +431,6 @@ def _state(answer: Mapping[str, Any]) -> State:
         begun=answer.get("begun"),
         tuned=answer.get("tuned"),
         wrong=answer.get("wrong"),
+        read_only_by=answer.get("read_only_by"),
         properties=answer.get("properties", {}),
     )

@@ -127,7 +127,9 @@ class ZfsEncryptedPool(ZfsPool):
         await self.key.unlock(prompt, verb)
 
     async def must_be_unlocked(self) -> None:
-        if (await keys.state(self.container)).locked:
+        found = await keys.state(self.container)
+        if found.locked:
+            keys.must_be_passphrase(self.container, found)
             raise Locked(self.container)
 
     def used(self) -> None:

@@ -93,9 +93,11 @@ class Key:
         if self._forgetting is not None and not self._forgetting.done():
             # it is loaded still, and will not be
             await asyncio.wait([self._forgetting])
-        if (await keys.state(self.root)).loaded:
+        found = await keys.state(self.root)
+        if found.loaded:
             self.backoff.reset()
             return
+        keys.must_be_passphrase(self.root, found)
         task = self._asking
         if task is None or task.done():
             self.backoff.check()

@@ -21,7 +21,7 @@ from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from .space import Space
 from .volume import ZfsVolume
 from .zfs import blank, channel, core, keys, native, newzpool, removable
-from .zfs.errors import ZfsError
+from .zfs.errors import NotReadable, ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -58,6 +58,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self.forensics: bool = self._option("snap_on_start_forensics", False)
         #: whether qubes that keep something here have a tag that says so
         self.tag_qubes: bool = self._option("tag_qubes", True)
+        #: the last answer of _on_disk()
+        self._listed: dict[str, str] | None = None
         self._volumes: weakref.WeakValueDictionary[str, ZfsVolume] = (
             weakref.WeakValueDictionary()
         )
@@ -234,18 +236,27 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self._volumes.pop(volume.vid, None)
 
     def _on_disk(self) -> dict[str, str]:
-        """vid -> value of the pointer, for every volume there is.
+        """vid -> value of the pointer, for every volume there is; if the
+        zpool cannot be asked as it is, for every one there was.
 
         A name that this driver does not give is none of its volumes', and
         need not be text that qubesd can send.
+
+        :raises ZfsError: if that is not known either
         """
         question = {"home": self.home, "prefix": layout.POINTER}
-        answer: dict[str, str] = channel.ask("volumes", self.home, question)
-        return {
+        try:
+            answer = channel.ask("volumes", self.home, question)
+        except NotReadable:
+            if self._listed is None:
+                raise
+            return self._listed
+        self._listed = {
             vid: value
             for vid, value in (answer or {}).items()
             if layout.is_vid(vid)
         }
+        return self._listed
 
     def list_volumes(self) -> list[ZfsVolume]:
         try:

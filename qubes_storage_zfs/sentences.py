@@ -23,6 +23,30 @@ NO_ZPOOL = (
     "the zpool {dataset} is not imported; connect its disk and run"
     " 'sudo qvm-zfs attach --zpool {dataset}' in dom0"
 )
+ZPOOL_READ_ONLY = (
+    "the zpool {zpool} is imported read-only, so no qube in it can start; run"
+    " 'sudo zpool export {zpool}' and then 'sudo qvm-zfs attach' with the"
+    " pool's name in dom0"
+)
+ZPOOL_SUSPENDED = (
+    "the zpool {zpool} is suspended, because a disk of it failed or is gone;"
+    " connect the disk again and run 'sudo zpool clear {zpool}' in dom0 ('zpool"
+    " status {zpool}' names the disk)"
+)
+ZPOOL_SILENT = (
+    "the zpool {zpool} does not answer, probably because one of its disks does"
+    " not; look for disk errors with 'sudo dmesg' in dom0"
+)
+DATASET_READ_ONLY = (
+    "{dataset} has readonly=on, so a qube could not write to its volumes; run"
+    " 'sudo zfs set readonly=off {dataset}' in dom0"
+)
+KEY_IS_NO_PASSPHRASE = (
+    "the key of {dataset} is not a passphrase (keyformat={keyformat}); load"
+    " it with 'sudo zfs load-key {dataset}' in dom0, and give it a passphrase"
+    " with 'sudo zfs change-key -o keyformat=passphrase -o keylocation=prompt"
+    " {dataset}'"
+)
 CONTAINER_MISSING = (
     "the dataset {dataset} does not exist; was it renamed or destroyed?"
 )
@@ -269,6 +293,11 @@ def reason(exc: zfs.ZfsError) -> str:
             (zfs.Unprotected, UNPROTECTED),
             (zfs.Silent, SILENT_KEYHOLDER),
             (zfs.NoDevice, NO_DEVICE),
+            (zfs.ReadOnlyZpool, ZPOOL_READ_ONLY),
+            (zfs.Suspended, ZPOOL_SUSPENDED),
+            (zfs.SilentZpool, ZPOOL_SILENT),
+            (zfs.ReadOnlyDataset, DATASET_READ_ONLY),
+            (zfs.NoPassphrase, KEY_IS_NO_PASSPHRASE),
             (zfs.NotFound, NOT_FOUND),
             (zfs.Exists, EXISTS),
         ):
@@ -276,5 +305,10 @@ def reason(exc: zfs.ZfsError) -> str:
                 template = sentence
     name = errno.errorcode.get(exc.code, str(exc.code))
     return template.format(
-        dataset=exc.dataset, call=exc.call, code=name, holders=holders
+        dataset=exc.dataset,
+        zpool=exc.dataset.partition("/")[0].partition("@")[0],
+        call=exc.call,
+        code=name,
+        holders=holders,
+        keyformat=getattr(exc, "keyformat", ""),
     )

@@ -116,9 +116,9 @@ class Session(Transfer):
 
     async def _learn_size_of(self, path: str, number: int) -> None:
         """What was reset to a smaller one becomes as large as it was made."""
-        size = await core.in_thread(device.size_of, path)
+        dataset = self.where.generation(number)
+        size = await core.in_thread(dataset, device.size_of, path)
         if self._reset_to is not None and size < self._size:
-            dataset = self.where.generation(number)
             await native.set_property(dataset, "volsize", str(self._size))
         else:
             self._size = size

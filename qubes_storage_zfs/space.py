@@ -7,7 +7,7 @@ from typing import Any
 
 from . import layout
 from .zfs import channel
-from .zfs.errors import ZfsError
+from .zfs.errors import NotReadable, ZfsError
 
 #: seconds after which what the revisions hold is counted again, if anybody
 #: asks for it: each volume must be looked at
@@ -24,6 +24,8 @@ class Space:
         self.home = home
         #: until the event loop goes on
         self._known: dict[str, int] | None = None
+        #: the last answer
+        self._last: dict[str, int] = {}
         self._revisions: int | None = None
         self._counted = -float(COUNT_AGAIN)
         #: the last time that they are, or were, counted
@@ -32,7 +34,7 @@ class Space:
     def now(self) -> dict[str, int]:
         """``used`` and ``available``, in bytes, as ZFS gives them to what is
         below: quotas, reservations, parity and slop are in it.  Empty if ZFS
-        cannot be asked.
+        cannot be asked; the last answer if the zpool gives none now.
 
         Asked once for all that qubesd wants to know at a time.
         """
@@ -41,12 +43,27 @@ class Space:
         question = {"home": self.home}
         try:
             answer: dict[str, int] = channel.ask("space", self.home, question)
+        except NotReadable:
+            return self._last
         except ZfsError:
             return {}
+        self._last = answer or {}
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().call_soon(self._forget)
             self._known = answer
         return answer or {}
+
+    async def available(self) -> int | None:
+        """Return the bytes that can still be written; None if unknown.
+
+        The same as now() tells, waited for.
+        """
+        question = {"home": self.home}
+        try:
+            answer = await channel.read("space", self.home, question)
+        except ZfsError:
+            return None
+        return (answer or {}).get("available")
 
     def _forget(self) -> None:
         self._known = None

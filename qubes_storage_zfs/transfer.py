@@ -15,8 +15,8 @@ from .container import Container, State
 from .errors import refusal, told
 from .generations import Generations
 from .layout import VolumeName
-from .zfs import copy, core, device
-from .zfs.errors import Unwritten
+from .zfs import copy, device
+from .zfs.errors import ReadOnlyDataset, Unwritten
 
 if TYPE_CHECKING:
     from .pool import ZfsPool
@@ -120,10 +120,14 @@ class Transfer(halting.Used):
 
         :raises NotAllowed: if the volume, or what a new generation of it
             inherits from, has a property that is not allowed
+        :raises ReadOnlyDataset: if it is readonly=on, and is to be written to
         """
-        state = await self._state(*want, checked=True, **asked)
+        asked.update(checked=True, writable=bool(self.rw))
+        state = await self._state(*want, **asked)
         if state.wrong is not None:
             raise policy.NotAllowed(self.pool.home, state.wrong)
+        if state.read_only_by is not None:
+            raise ReadOnlyDataset(state.read_only_by)
         return state
 
     def _must_exist(self, state: State, what: str) -> int:
@@ -147,6 +151,16 @@ class Transfer(halting.Used):
         if not 0 <= number <= 1 << 60:
             raise refusal(what, sentences.BAD_SIZE.format(size=size))
         return self._in_blocks(number, block)
+
+    async def data_bytes(self) -> int:
+        """Return the bytes of data in the volume before compression, 0 if
+        there is no such volume.
+
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        name = "logicalreferenced"
+        state = await self.generations.state(name)
+        return int(state.properties.get(name, 0))
 
     async def _learn_size(self) -> None:
         state = await self._state("volsize")
@@ -399,11 +413,11 @@ class Transfer(halting.Used):
     ) -> None:
         # another driver's properties may be for the event loop's thread only
         needed = (
-            await core.in_thread(lambda: int(source.usage))
+            await source.data_bytes()
             if isinstance(source, Transfer)
             else int(source.usage)
         )
-        free = await core.in_thread(self.pool.available)
+        free = await self.pool.space.available()
         if free is not None and needed > free:
             why = sentences.NO_SPACE_FOR_COPY.format(
                 source=source.vid, needed=needed, free=free, pool=self.pool

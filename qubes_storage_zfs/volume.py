@@ -9,6 +9,7 @@ volume as it was, and something for the janitor.
 import contextlib
 import inspect
 import logging
+from dataclasses import replace
 from typing import Any
 
 import qubes.exc
@@ -20,7 +21,7 @@ from .errors import refusal, told
 from .session import Session
 from .transfer import locked
 from .zfs import channel, device, native
-from .zfs.errors import ZfsError
+from .zfs.errors import NotReadable, ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -31,6 +32,27 @@ _BASE_OPTIONS = frozenset(
     ).parameters.items()
     if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
 )
+
+
+class Unreadable(dict[str, str]):
+    """What is listed instead of revisions that cannot be read.
+
+    An empty list would be untrue.  An exception would end ``qvm-volume list``,
+    which shows the volumes of all pools.  So the list has one entry, which is
+    no revision and says why.
+
+    qubesd passes an id on to revert() only if it is listed.  Each is said to
+    be, so that revert() refuses it and names the reason.
+    """
+
+    def __init__(self, why: str) -> None:
+        # the client reads ASCII, a line for each id
+        text = errors.plain(f"unknown: {why}").replace("%%", "%")
+        line = text.encode("ascii", "replace").decode("ascii")
+        super().__init__({line: qubes.storage.isodate(0)})
+
+    def __contains__(self, _: object) -> bool:
+        return True
 
 
 class ZfsVolume(Session):
@@ -58,6 +80,8 @@ class ZfsVolume(Session):
         # core-admin 4.3 hands over every value but True as text
         if base.get("ephemeral") == "False":
             base["ephemeral"] = False
+        #: the last answers to what synchronous properties ask
+        self._answers: dict[Question, State] = {}
         super().__init__(**base)
 
     # --- what and where
@@ -66,10 +90,30 @@ class ZfsVolume(Session):
     def persistent(self) -> bool:
         return bool(self.save_on_stop) and not self.snap_on_start
 
-    def _state_now(self, *want: str, **asked: Any) -> State | None:
-        """For synchronous properties: None if ZFS cannot be asked now."""
+    def _ask(self, *want: str, **asked: Any) -> State:
+        """Ask ZFS now, for a synchronous property.
+
+        If the zpool does not answer in time, or cannot be asked as it is, its
+        last answer to the same question is returned, marked as stale.
+
+        :param asked: as Question has it
+        :raises ZfsError: if there is none
+        :raises BadName: if the vid cannot be a name in ZFS
+        """
+        question = Question(want, **asked)
         try:
-            state = self.store.state_now(self.where, Question(want, **asked))
+            state = self.store.state_now(self.where, question)
+        except NotReadable:
+            if question not in self._answers:
+                raise
+            return replace(self._answers[question], stale=True)
+        self._answers[question] = state
+        return state
+
+    def _state_now(self, *want: str, **asked: Any) -> State | None:
+        """As _ask(); None if ZFS cannot be asked now, and never was."""
+        try:
+            state = self._ask(*want, **asked)
         except (ZfsError, layout.BadName):
             return None
         return state if state.container else None
@@ -82,10 +126,13 @@ class ZfsVolume(Session):
 
     @property
     def path(self) -> str | None:
-        """The device node that a qube is given."""
+        """The device node that a qube is given; None if ZFS cannot be asked
+        which one that is."""
         number = self._given
         if number is None:
             number, _ = self._asked_if_changed()
+        if number is None:
+            return None
         try:
             return device.link(self.where.generation(number))
         except layout.BadName:
@@ -134,8 +181,9 @@ class ZfsVolume(Session):
         _, usage = self._asked_if_changed()
         return usage
 
-    def _asked_if_changed(self) -> tuple[int, int]:
-        """The number of the current generation, and its usage (bytes).
+    def _asked_if_changed(self) -> tuple[int | None, int]:
+        """The number of the current generation, or of the one that will be;
+        None if unknown. And its usage (bytes).
 
         While its qube is halted only verbs change them; and qubesd is asked
         about every volume once a minute, for the disk space widget.
@@ -145,10 +193,12 @@ class ZfsVolume(Session):
             return self._known
         kind = "used" if self.snap_on_start else "logicalreferenced"
         state = self._state_now(kind)
-        if state is None or state.current is None:
+        if state is None:
+            return None, 0
+        if state.current is None:
             return 0, 0
         found = state.current, int(state.properties.get(kind, 0))
-        if not in_use:
+        if not in_use and not state.stale:
             self._known = found
         return found
 
@@ -162,15 +212,25 @@ class ZfsVolume(Session):
         listed, would go back too far.
 
         No date is earlier than that of a lower number; see dates.py.
+
+        If they cannot be read, one entry says why; see Unreadable.
         """
         if not self.save_on_stop:
             return {}
-        state = self._state_now(revisions=True, dates=True)
-        listed = state.revisions if state else ()
+        try:
+            state = self._ask(revisions=True, dates=True)
+        except layout.BadName:
+            return {}
+        except ZfsError as exc:
+            return Unreadable(sentences.reason(exc))
+        if not state.container:
+            container = self.pool.container
+            why = sentences.CONTAINER_MISSING.format(dataset=container)
+            return Unreadable(why)
         if self._commits_soon():
-            listed = listed[-self.revisions_to_keep :]
+            listed = state.revisions[-self.revisions_to_keep :]
         else:
-            listed = listed[:-1]
+            listed = state.revisions[:-1]
         times = dates.rising(revision.creation for revision in listed)
         return {
             revision.id: qubes.storage.isodate(seconds)

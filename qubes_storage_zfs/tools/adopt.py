@@ -213,7 +213,7 @@ async def _in_use(found: Mapping[str, Any]) -> AsyncIterator[str]:
         if zvol["type"] == "volume"
     }
     for name in sorted(names):
-        if await core.in_thread(device.holders, name):
+        if await core.in_thread(name, device.holders, name):
             who = await device.lasting_holders(name)
             if who:
                 yield f"{name} is in use by {'; '.join(who)}; end that first"

@@ -8,6 +8,7 @@ from ..key import RUN_DIR
 from ..zfs import core, keys, removable
 from ..zfs.errors import CommandFailed, NoModule
 from ..zfs.removable import Found
+from ..zfs.threads import NO_ZPOOL
 from .common import Failed, Pool, configured, qubesd, slow
 from .output import say, warn
 
@@ -64,7 +65,7 @@ async def run(given: argparse.Namespace) -> int:
         say(f"{given.pool or zpool} is attached already.")
         return 0
     async with slow(f"Looking for {zpool}"):
-        paths = await core.in_thread(removable.devices)
+        paths = await core.in_thread(NO_ZPOOL, removable.devices)
         found = await removable.on_devices(paths)
     chosen = _choose(zpool, pool, found, given.force)
     # other pools in the same zpool come with it

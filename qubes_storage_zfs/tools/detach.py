@@ -78,7 +78,7 @@ async def _open(zpool: str) -> list[str]:
     end = asyncio.get_running_loop().time() + device.GLANCE_LIMIT
     while True:
         places = [f"{at} is mounted" for at in removable.mounted(zpool)]
-        held = await core.in_thread(keys.users, zpool)
+        held = await core.in_thread(zpool, keys.users, zpool)
         found = [
             f"{dataset} is held by {', '.join(names)}"
             for dataset, names in sorted(held.items())

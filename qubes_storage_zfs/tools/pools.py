@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import layout, sentences
-from ..zfs import channel, keys, removable
-from ..zfs.errors import ZfsError
+from ..zfs import channel, keys, native, removable
+from ..zfs.errors import SilentZpool, ZfsError
 from ..zfs.text import SHOWN, printable
 from .common import DRIVERS, ENCRYPTED, Failed, Pool, configured, qubesd
 
@@ -122,7 +122,9 @@ def _order(pool: Pool) -> tuple[str, str]:
 
 
 async def _marks(zpool: str) -> list[Mark]:
-    """:raises ZfsError: if ZFS cannot be asked"""
+    """:raises ZfsError: if ZFS cannot be asked, or does not answer"""
+    if not await native.answers(zpool):
+        raise SilentZpool(zpool)
     question = {"zpool": zpool, "owner": layout.OWNER}
     found = await channel.read("marks", zpool, question)
     return [

@@ -4,8 +4,17 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from ..zfs import core, keys
-from ..zfs.errors import NoModule, PoolAbsent, ZfsError
+from ..sentences import reason
+from ..zfs import core, keys, native
+from ..zfs.errors import (
+    NoModule,
+    PoolAbsent,
+    ReadOnlyDataset,
+    ReadOnlyZpool,
+    SilentZpool,
+    Suspended,
+    ZfsError,
+)
 from ..zfs.text import SHOWN, printable
 from . import freed_memory
 from . import pools as pools_of
@@ -51,20 +60,30 @@ async def run(given: argparse.Namespace) -> int:
 
 async def _look(pool: Pool) -> dict[str, Any]:
     holders: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
     try:
         pools_of.check_zpool(pool)
+        if not await native.answers(pool.home):
+            raise SilentZpool(pool.zpool)
         state = await keys.state(pool.dataset)
-        condition = "available" if state.exists else "missing"
-        if pool.driver == ENCRYPTED and state.exists:
-            condition = "locked" if state.locked else "unlocked"
+        condition = _condition(pool, state)
+        notes = [reason(each) for each in await _obstacles(pool, state)]
         if condition == "unlocked":
-            holders = await core.in_thread(keys.users, pool.dataset)
+            holders = await core.in_thread(
+                pool.dataset, keys.users, pool.dataset
+            )
     except Failed as exc:
         condition = f"another zpool ({exc})"
     except PoolAbsent:
         condition = "absent"
     except NoModule:
         condition = "no zfs module"
+    except ReadOnlyZpool as exc:
+        condition, notes = "read-only", [reason(exc)]
+    except SilentZpool as exc:
+        condition, notes = "silent", [reason(exc)]
+    except Suspended as exc:
+        condition, notes = "suspended", [reason(exc)]
     except ZfsError as exc:
         condition = f"broken ({exc})"
     start = pool.dataset + "/"
@@ -74,6 +93,7 @@ async def _look(pool: Pool) -> dict[str, Any]:
         "dataset": pool.dataset,
         "configured": pool.is_configured,
         "state": condition,
+        "notes": notes,
         "holders": {
             dataset.removeprefix(start): list(names)
             for dataset, names in sorted(holders.items())
@@ -82,6 +102,26 @@ async def _look(pool: Pool) -> dict[str, Any]:
             due(pool) if condition == "unlocked" and not holders else None
         ),
     }
+
+
+def _condition(pool: Pool, state: keys.KeyState) -> str:
+    if not state.exists:
+        return "missing"
+    if pool.driver != ENCRYPTED:
+        return "available"
+    return "locked" if state.locked else "unlocked"
+
+
+async def _obstacles(pool: Pool, state: keys.KeyState) -> list[ZfsError]:
+    """What will keep qubes in a pool that is there from starting."""
+    found: list[ZfsError] = []
+    home = state
+    if pool.home != pool.dataset:
+        home = await keys.state(pool.home)
+    if home.read_only_by is not None:
+        found.append(ReadOnlyDataset(home.read_only_by))
+    wrong = keys.obstacle(pool.dataset, state)
+    return [*found, wrong] if wrong is not None else found
 
 
 def _outside(app: Any) -> Iterator[dict[str, str]]:
@@ -120,6 +160,8 @@ def _show(found: list[dict[str, Any]], outside: Any) -> None:
         ]
         say("  ".join([*cells, row[3]]))
     for each in found:
+        for note in each["notes"]:
+            say(f"{each['name']}: {note}")
         for volume, names in each["holders"].items():
             say(f"{each['name']}: {volume} is held by {', '.join(names)}")
     for each in outside or ():

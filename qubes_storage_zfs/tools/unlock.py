@@ -14,9 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(given: argparse.Namespace) -> int:
     pool = await encrypted_pool(given.pool)
-    if (await keys.state(pool.dataset)).loaded:
+    found = await keys.state(pool.dataset)
+    if found.loaded:
         say(f"{pool.name} is unlocked already.")
         return 0
+    keys.must_be_passphrase(pool.dataset, found)
     with terminal(pool.name) as prompt:
         await keys.load(pool.dataset, prompt, typed=True)
     say(f"{pool.name} is unlocked.")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from . import core, native
 from .errors import CommandFailed, ZfsError
+from .threads import NO_ZPOOL
 
 #: bytes; zpool(8) wants 64 MiB, of which ZFS keeps most for itself
 SMALLEST = 256 << 20
@@ -254,13 +255,13 @@ async def _patiently(function: Callable[[str], None], path: str) -> None:
     """
     for pause in native.PAUSES:
         try:
-            await core.in_thread(function, path)
+            await core.in_thread(NO_ZPOOL, function, path)
             return
         except OSError as exc:
             if exc.errno != errno.EBUSY:
                 raise
         await asyncio.sleep(pause)
-    await core.in_thread(function, path)
+    await core.in_thread(NO_ZPOOL, function, path)
 
 
 def _claim(path: str) -> None:
@@ -314,7 +315,7 @@ async def _obstacle_inside(device: Device) -> str | None:
     busy = zero = False
     try:
         await _patiently(_claim, device.node)
-        zero = await core.in_thread(_edges_zero, device.node)
+        zero = await core.in_thread(NO_ZPOOL, _edges_zero, device.node)
     except OSError as exc:
         busy = exc.errno == errno.EBUSY
         if not busy:
@@ -356,13 +357,15 @@ async def checked(devices: Sequence[str]) -> AsyncIterator[list[Device]]:
     :raises DeviceRefused: with a sentence for a person
     :raises CommandFailed: 127 if wipefs(8) or blkid(8) is not installed
     """
-    known = [await core.in_thread(_look, path) for path in devices]
+    known = [await core.in_thread(NO_ZPOOL, _look, path) for path in devices]
     _check_distinct(known)
     with contextlib.ExitStack() as kept:
         for device in known:
-            reason = await core.in_thread(next, _obstacles(device), None)
+            reason = await core.in_thread(
+                NO_ZPOOL, next, _obstacles(device), None
+            )
             if reason is None:
-                await core.in_thread(_keep_open, device, kept)
+                await core.in_thread(NO_ZPOOL, _keep_open, device, kept)
                 reason = await _obstacle_inside(device)
             if reason:
                 raise DeviceRefused(device.path, reason)
@@ -404,7 +407,7 @@ def _clear_edges(path: str) -> None:
 
 async def _undo(path: str) -> None:
     """:raises ZfsError: if it holds what zpool(8) does not write"""
-    device = await core.in_thread(_look, path)
+    device = await core.in_thread(NO_ZPOOL, _look, path)
     parts = partitions(device.sysfs)
     numbers = {_entry(part, "partition") for part in parts}
     names = set(await _signatures(path))

@@ -8,6 +8,7 @@ program.
 
 import asyncio
 import contextlib
+import errno
 import functools
 import importlib.resources
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import core, errors, text
+from . import core, errors, text, threads
 
 #: what a channel program takes and gives
 Data = Mapping[str, Any]
@@ -120,14 +121,19 @@ def _run(programs: Sequence[_Program], sync: bool) -> list[Any]:
 def _result(program: _Program, result: Any) -> Any:
     if isinstance(result, dict) and "errno" in result:
         dataset = result.get("dataset", program.dataset)
-        return errors.from_errno(result["errno"], dataset, result["step"])
+        code, step = result["errno"], result["step"]
+        if code == errno.EAGAIN:
+            # one change that cannot follow another in the same program; a
+            # suspended zpool runs none
+            return errors.ZfsError(dataset, code, step)
+        return errors.from_errno(code, dataset, step)
     program.note(result)
     return result
 
 
 async def _run_in_thread(programs: Sequence[_Program], sync: bool) -> list[Any]:
-    threads = core.workers if sync else core.readers
-    return await core.in_thread(_run, programs, sync, threads=threads)
+    dataset = programs[0].dataset
+    return await core.in_thread(dataset, _run, programs, sync, reads=not sync)
 
 
 def _given(result: Any) -> Any:
@@ -137,14 +143,21 @@ def _given(result: Any) -> Any:
 
 
 def ask(name: str, dataset: str, arguments: Data) -> Any:
-    """Run a read-only program now, in this thread.
+    """Run a read-only program and wait for it, for a moment at most.
 
     For properties that the API wants synchronously.  It waits for no
-    transaction group and for no disk beyond cached metadata.
+    transaction group, but for the zpool's disks if not all is cached.
 
-    :raises ZfsError: if it fails
+    :raises SilentZpool: if the zpool does not answer in time
+    :raises ZfsError: if the program fails
     """
-    return _given(_run([_Program(name, dataset, arguments)], False)[0])
+    own = threads.for_zpool_of(dataset)
+    return own.ask(_run_alone, _Program(name, dataset, arguments))
+
+
+def _run_alone(program: _Program) -> Any:
+    """Run a program that only reads, in this thread."""
+    return _given(_run([program], False)[0])
 
 
 async def read(name: str, dataset: str, arguments: Data) -> Any:
@@ -297,11 +310,10 @@ async def over(key: str) -> None:
 
 async def clones_in_programs(zpool: str) -> bool:
     """Whether channel programs can clone here (OpenZFS 2.4.0 and newer)."""
-    return await core.in_thread(
-        lambda: _can_clone(zpool, core.module_version())
-    )
+    version = core.module_version()
+    return await core.in_thread(zpool, _can_clone, zpool, version, reads=True)
 
 
 @functools.lru_cache(maxsize=4)
 def _can_clone(zpool: str, _version: str | None) -> bool:
-    return bool(ask("can_clone", zpool, {}))
+    return bool(_run_alone(_Program("can_clone", zpool, {})))

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 
-from . import core, device
+from . import core, device, threads
 
 BLOCK = 1 << 20  # bytes
 #: bytes that are read while as many are written out, which bounds what is
@@ -21,7 +21,11 @@ async def sparse_copy(source: str, target: str) -> None:
     :raises OSError: if reading or writing fails
     """
     stop = threading.Event()
-    await core.in_thread(_copy, source, target, stop, stop=stop)
+    subject = threads.both(
+        device.dataset_of(source) or threads.NO_ZPOOL,
+        device.dataset_of(target) or threads.NO_ZPOOL,
+    )
+    await core.in_thread(subject, _copy, source, target, stop, stop=stop)
 
 
 def _copy(source: str, target: str, stop: threading.Event) -> None:

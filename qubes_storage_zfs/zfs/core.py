@@ -10,12 +10,10 @@ pyzfs nor the kernel module is installed.
 """
 
 import asyncio
-import concurrent.futures
 import contextlib
 import errno
 import importlib
 import logging
-import os
 import re
 import signal
 import threading
@@ -23,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import errors, text
+from . import errors, text, threads
 
 LOG = logging.getLogger("qubes.storage.zfs")
 # names on a disk may be any bytes: no handler gets them unchanged
@@ -46,27 +44,24 @@ _NAME = re.compile(
 
 _SIGNALS = signal.valid_signals()
 
-workers = concurrent.futures.ThreadPoolExecutor(16, "zfs")
-#: A program that reads runs in its caller's thread, and the kernel does not
-#: interrupt it: a processor is left for the event loop.  But never one thread
-#: alone, for a zpool that hangs must not stop the reading of all others.
-readers = concurrent.futures.ThreadPoolExecutor(
-    max(2, min(4, (os.cpu_count() or 1) - 1)), "zfs-read"
-)
-
 
 async def in_thread(
+    subject: str,
     function: Callable[..., T],
     *args: Any,
     stop: threading.Event | None = None,
-    threads: concurrent.futures.Executor = workers,
+    reads: bool = False,
 ) -> T:
     """Run *function* in a thread; if cancelled, wait for its end first.
 
+    :param subject: what it is about; its zpool's threads are used
     :param stop: set when cancelled, for a function that looks at it
+    :param reads: it is a program that only reads
     """
     loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(threads, function, *args)
+    own = threads.for_zpool_of(subject)
+    executor = own.readers if reads else own.workers
+    future = loop.run_in_executor(executor, function, *args)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -157,7 +152,9 @@ async def create_filesystem(
     """
     unmounted = {"canmount": CANMOUNT_OFF} if mountable else {}
     given = _properties({**unmounted, **properties})
-    await in_thread(call, "create", dataset, dataset.encode(), "zfs", given)
+    await in_thread(
+        dataset, call, "create", dataset, dataset.encode(), "zfs", given
+    )
 
 
 async def create_volume(
@@ -173,7 +170,9 @@ async def create_volume(
     given = _properties(
         {"volsize": size, "volblocksize": blocksize, **properties}
     )
-    await in_thread(call, "create", dataset, dataset.encode(), "zvol", given)
+    await in_thread(
+        dataset, call, "create", dataset, dataset.encode(), "zvol", given
+    )
 
 
 async def clone(
@@ -184,6 +183,7 @@ async def clone(
     :raises Exists: if there is a dataset of that name
     """
     await in_thread(
+        dataset,
         call,
         "clone",
         dataset,
@@ -199,7 +199,7 @@ async def destroy(dataset: str) -> None:
     :raises NotFound: if it is not there
     :raises Busy: if it has some, or something holds it open
     """
-    await in_thread(call, "destroy", dataset, dataset.encode())
+    await in_thread(dataset, call, "destroy", dataset, dataset.encode())
 
 
 async def sync(dataset: str) -> None:
@@ -208,7 +208,8 @@ async def sync(dataset: str) -> None:
 
     :raises PoolAbsent: if it is not imported
     """
-    await in_thread(call, "sync", dataset, dataset.partition("/")[0].encode())
+    zpool = dataset.partition("/")[0]
+    await in_thread(dataset, call, "sync", dataset, zpool.encode())
 
 
 def create_root(
@@ -252,7 +253,7 @@ async def unload_key(root: str) -> None:
     :raises Busy: while anything that it encrypts is open
     :raises Locked: if it is not loaded
     """
-    await in_thread(call, "unload_key", root, root.encode())
+    await in_thread(root, call, "unload_key", root, root.encode())
 
 
 def module_version() -> str | None:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from . import core, native
+from . import core, native, threads
 from .errors import Busy, CommandFailed, NoDevice
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -122,14 +122,29 @@ def name_of_node(path: str) -> str | None:
 
 
 def _nodes() -> list[str]:
-    """The nodes of all zvols, those first that no link of udev's leads to."""
-    linked = {
-        os.path.realpath(os.path.join(folder, name))
-        for folder, _, names in os.walk(ZVOL_DIR)
-        for name in names
-    }
+    """Return the nodes of zvols, those first that no link of udev's leads to.
+
+    Opening one in a zpool that does not answer would wait for that zpool, so
+    these are not among them.
+    """
+    linked = {}
+    for folder, _, names in os.walk(ZVOL_DIR):
+        for name in names:
+            path = os.path.join(folder, name)
+            linked[os.path.realpath(path)] = dataset_of(path) or ""
+    zpools = {dataset.partition("/")[0] for dataset in linked.values()}
+    silent = {zpool for zpool in zpools if _is_silent(zpool)}
     nodes = [f"/dev/{block.name}" for block in Path("/sys/block").glob("zd*")]
-    return sorted(nodes, key=linked.__contains__)
+    return [
+        node
+        for node in sorted(nodes, key=linked.__contains__)
+        if linked.get(node, "").partition("/")[0] not in silent
+    ]
+
+
+def _is_silent(zpool: str) -> bool:
+    own = threads.for_zpool_of(zpool)
+    return native.is_suspended(zpool) or not own.answers
 
 
 def _node_of(dataset: str) -> str | None:
@@ -154,10 +169,10 @@ async def _nudge(dataset: str, held: contextlib.ExitStack) -> None:
             held.callback(os.close, fd)
             Path(f"/sys/block/{node[5:]}/uevent").write_text("change")
 
-    node = await core.in_thread(_node_of, dataset)
+    node = await core.in_thread(dataset, _node_of, dataset)
     if node is not None:
         LOG.warning("udev made no link for %s yet: asking again", dataset)
-        await core.in_thread(announce, node)
+        await core.in_thread(dataset, announce, node)
         return
     LOG.warning("%s has no device node yet: asking for one", dataset)
     with contextlib.suppress(CommandFailed):
@@ -238,7 +253,7 @@ async def wait_for_link(dataset: str) -> str:
     :raises NoDevice: if it does not within :py:data:`LINK_LIMIT` seconds
     """
     path = link(dataset)
-    if await core.in_thread(_leads_to, path, dataset):
+    if await core.in_thread(dataset, _leads_to, path, dataset):
         return path
     loop = asyncio.get_running_loop()
     begin = loop.time()
@@ -250,7 +265,7 @@ async def wait_for_link(dataset: str) -> str:
             # before the look, so that the last one is after the last wait
             passed = loop.time() - begin
             watch.arm()
-            if await core.in_thread(_leads_to, path, dataset):
+            if await core.in_thread(dataset, _leads_to, path, dataset):
                 return path
             if passed >= LINK_LIMIT:
                 raise NoDevice(dataset, errno.ENODEV, "wait for the device of")
@@ -276,10 +291,10 @@ async def flushed(dataset: str) -> AsyncIterator[None]:
     """
     held = contextlib.ExitStack()
     try:
-        await core.in_thread(_flush, dataset, held)
+        await core.in_thread(dataset, _flush, dataset, held)
         yield
     finally:
-        await core.in_thread(held.close)
+        await core.in_thread(dataset, held.close)
 
 
 def _flush(dataset: str, held: contextlib.ExitStack) -> None:
@@ -383,7 +398,7 @@ async def retry_busy(
             return await action()
         except Busy as exc:
             if loop.time() >= end:
-                who = await core.in_thread(holders, exc.dataset)
+                who = await core.in_thread(exc.dataset, holders, exc.dataset)
                 raise Busy(exc.dataset, exc.code, exc.call, who) from exc
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.25)
@@ -397,7 +412,7 @@ async def lasting_holders(dataset: str) -> tuple[str, ...]:
     """
 
     async def look() -> None:
-        if await core.in_thread(holders, dataset):
+        if await core.in_thread(dataset, holders, dataset):
             raise Busy(dataset)
 
     try:

@@ -32,6 +32,47 @@ class PoolAbsent(ZfsError):
     """No zpool of that name is imported."""
 
 
+class NotReadable(ZfsError):
+    """The zpool is imported, but cannot be asked now.
+
+    :ivar zpool: its name
+    """
+
+    @property
+    def zpool(self) -> str:
+        return self.dataset.partition("/")[0]
+
+
+class SilentZpool(NotReadable):
+    """The zpool did not answer in time; one of its disks does not."""
+
+    def __init__(self, zpool: str) -> None:
+        super().__init__(zpool, _errno.ETIMEDOUT, "ask")
+
+
+class Suspended(NotReadable):
+    """ZFS has stopped all I/O of the zpool, because its disks fail."""
+
+
+class ReadOnlyZpool(NotReadable):
+    """The zpool is imported read-only; no channel program runs in it."""
+
+
+class ReadOnlyDataset(ZfsError):
+    """A volume is readonly=on; *dataset* is where that is set."""
+
+
+class NoPassphrase(ZfsError):
+    """The key of an encryption root is not made from a passphrase.
+
+    :ivar keyformat: raw or hex
+    """
+
+    def __init__(self, dataset: str, keyformat: str) -> None:
+        super().__init__(dataset, _errno.EINVAL, "load_key")
+        self.keyformat = keyformat
+
+
 class NotFound(ZfsError):
     """The dataset or snapshot does not exist."""
 
@@ -128,6 +169,9 @@ _BY_ERRNO: dict[int, type[ZfsError]] = {
     _errno.EDQUOT: NoSpace,
     _errno.EACCES: Locked,
     _errno.ENODATA: Unwritten,
+    # these two by pool_status_check() in zfs_ioctl.c, before anything is done
+    _errno.EROFS: ReadOnlyZpool,
+    _errno.EAGAIN: Suspended,
 }
 
 

@@ -64,6 +64,8 @@ class KeyState:
     loaded: bool
     #: passphrase, hex or raw
     format: str | None
+    #: the dataset where readonly=on is set that is so here; None: it is not
+    read_only_by: str | None = None
 
     @property
     def locked(self) -> bool:
@@ -78,6 +80,7 @@ async def state(dataset: str) -> KeyState:
         root=answer.get("root"),
         loaded=bool(answer.get("loaded")),
         format=answer.get("format"),
+        read_only_by=answer.get("read_only_by"),
     )
 
 
@@ -95,6 +98,20 @@ async def load(root: str, prompt: Prompt, typed: bool = False) -> None:
     :raises ZfsError: if ZFS refuses
     """
     await _hold(root, prompt, "load", {"typed": typed})
+
+
+def obstacle(root: str, found: KeyState) -> errors.NoPassphrase | None:
+    """Return what keeps a passphrase from unlocking *root*, if anything."""
+    if found.root != root or not found.format or found.format == "passphrase":
+        return None
+    return errors.NoPassphrase(root, found.format)
+
+
+def must_be_passphrase(root: str, found: KeyState) -> None:
+    """:raises NoPassphrase: if the key of *root* is not made from one"""
+    wrong = obstacle(root, found)
+    if wrong is not None:
+        raise wrong
 
 
 async def create(
@@ -121,10 +138,13 @@ async def change(
     A key that was not loaded is not loaded afterwards.
 
     :param typed: as of load()
+    :raises NoPassphrase: if the present key is made from none
     :raises Busy: if that was done, but the key could not be unloaded again
     :raises ZfsError: as load() and create()
     """
-    was_loaded = (await state(root)).loaded
+    found = await state(root)
+    must_be_passphrase(root, found)
+    was_loaded = found.loaded
     options = {"iterations": iterations, "typed": typed}
     await _hold(root, prompt, "change", options)
     if not was_loaded:
@@ -141,7 +161,7 @@ async def unload(root: str) -> None:
     try:
         await device.retry_busy(root, lambda: core.unload_key(root))
     except errors.Busy as exc:
-        found = await core.in_thread(users, root)
+        found = await core.in_thread(root, users, root)
         who = tuple(
             f"{dataset.removeprefix(root + '/')}: {', '.join(names)}"
             for dataset, names in sorted(found.items())

@@ -11,12 +11,16 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from . import core
 from .errors import CommandFailed
 
 #: where programs are looked for, and all of PATH that they see
 FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
+_ENVIRONMENT = {"PATH": ":".join(FOLDERS), "LC_ALL": "C"}
+#: seconds until a zpool counts as one that does not answer
+PATIENCE = 5.0
 #: whether the module makes no device nodes
 INHIBIT = "/sys/module/zfs/parameters/zvol_inhibit_dev"
 #: seconds between attempts while udev probes a device; 4.7 in all
@@ -57,7 +61,7 @@ async def _execute(path: str, arguments: Sequence[str]) -> tuple[int, str]:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={"PATH": ":".join(FOLDERS), "LC_ALL": "C"},
+        env=_ENVIRONMENT,
     )
     output, _ = await process.communicate()
     return await process.wait(), output.decode(errors="replace").strip()
@@ -96,6 +100,29 @@ async def run(
     if status not in ok:
         raise CommandFailed(command, status, output)
     return status, output
+
+
+async def answers(dataset: str) -> bool:
+    """Return whether ZFS answers a program within :py:data:`PATIENCE`.
+
+    This process would not end before a thread of its own that waits for a
+    disk.  A program that does is left to itself.
+    """
+    path = _find("zfs")
+    if path is None:
+        return True
+    process = await asyncio.create_subprocess_exec(
+        *(path, "get", "-H", "used,readonly,keystatus", dataset),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=_ENVIRONMENT,
+    )
+    try:
+        await asyncio.wait_for(process.wait(), PATIENCE)
+    except TimeoutError:
+        return False
+    return True
 
 
 async def run_patiently(program: str, *arguments: str) -> None:
@@ -216,3 +243,16 @@ def zpool_imported(name: str) -> bool:
     no wait for a zpool that does not answer.
     """
     return bool(name) and os.path.exists(f"/proc/spl/kstat/zfs/{name}/state")
+
+
+def is_suspended(zpool: str) -> bool:
+    """Return whether ZFS has stopped all I/O of a zpool, because too many of
+    its disks fail.
+
+    Read without waiting, as in zpool_imported().
+    """
+    state = Path("/proc/spl/kstat/zfs", zpool, "state")
+    try:
+        return state.read_text("ascii").strip() == "SUSPENDED"
+    except OSError:
+        return False

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from . import core, native, removable
 from .blank import Device, partitions
+from .threads import NO_ZPOOL
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -47,7 +48,7 @@ async def create(
 
 async def _must_be_the_same(devices: Sequence[Device]) -> None:
     for device in devices:
-        await core.in_thread(device.must_be_the_same)
+        await core.in_thread(NO_ZPOOL, device.must_be_the_same)
 
 
 async def _record_paths(name: str, devices: Sequence[Device]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import core, device, native
+from .threads import NO_ZPOOL
 
 _Task = asyncio.Task[Any]
 
@@ -294,7 +295,7 @@ async def no_new_nodes() -> AsyncIterator[None]:
     setting = os.open(native.INHIBIT, os.O_WRONLY | os.O_CLOEXEC)
     try:
         # one process at a time: the first that ends would end it for all
-        await core.in_thread(fcntl.flock, setting, fcntl.LOCK_EX)
+        await core.in_thread(NO_ZPOOL, fcntl.flock, setting, fcntl.LOCK_EX)
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, cast(_Task, task).cancel)
         try:

@@ -21,7 +21,7 @@ from qubes_storage_zfs.key import Key
 from qubes_storage_zfs.policy import HOME_PROPERTIES
 from qubes_storage_zfs.pool import ZfsZvolPool
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.zfs import core, device, keyholder
+from qubes_storage_zfs.zfs import core, device, keyholder, threads
 
 from ..afterwards import settled
 from .answers import PASSPHRASE
@@ -361,6 +361,13 @@ def read(path, length=16, offset=0):
     with open_device(path, os.O_RDONLY) as opened:
         opened.seek(offset)
         return opened.read(length).rstrip(b"\0")
+
+
+@pytest.fixture(autouse=True)
+def deadline(monkeypatch):
+    """Where the machine is emulated and shared, a question that waits for no
+    disk may take long."""
+    monkeypatch.setattr(threads, "DEADLINE", 30.0)
 
 
 @pytest.fixture

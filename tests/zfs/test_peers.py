@@ -221,7 +221,9 @@ def test_absent_zpool_costs_only_its_own_qubes_and_comes_back(away):
     assert away.pool.size is None and away.pool.usage is None
     assert away.pool.usage_details == {}
     assert away.pool.list_volumes() == []
-    assert volume.revisions == {} and volume.usage == 0
+    (line,) = volume.revisions
+    assert line.startswith("unknown: the zpool away is not imported")
+    assert volume.usage == 0 and volume.path is None
     assert volume.size == 4 * MIB
     assert not volume.is_dirty()
     away.run(volume.stop())

@@ -100,6 +100,17 @@ local function parent_of(ds)
     return string.match(ds, "^(.*)/[^/]*$")
 end
 
+-- The dataset where readonly=on is set that keeps ds from being written to;
+-- nil if it can be.
+local function read_only_by(ds)
+    local value, source = zfs.get_prop(ds, "readonly")
+    if value ~= "on" then
+        return nil
+    end
+    -- of a received property the source is no dataset
+    return string.match(source or "", "^%a") and source or ds
+end
+
 local function generation_name(qube, volume, number)
     if number == 0 then
         return qube .. "/" .. volume

@@ -3,12 +3,13 @@
 --
 -- argv: dataset
 -- gives: exists; root (the dataset whose key it is, absent if it is not
---        encrypted); loaded; format (of the key: passphrase, raw or hex)
+--        encrypted); loaded; format (of the key: passphrase, raw or hex);
+--        read_only_by (dataset where readonly=on is set, absent if it is not)
 local ds = argv.dataset
 if not zfs.exists(ds) then
     return {}
 end
-local out = {exists = true}
+local out = {exists = true, read_only_by = read_only_by(ds)}
 local root = (zfs.get_prop(ds, "encryptionroot"))
 if root ~= nil and root ~= "" then
     out.root = root

@@ -11,12 +11,15 @@
 --       and property that says what is committed there) of what nobody keeps,
 --       if it is made now; tuned (property): give that of the current
 --       generation; rules (list of {name, value}): say whether what is to be
---       opened, or what a new generation inherits from, breaks one
+--       opened, or what a new generation inherits from, breaks one; writable:
+--       it will be written to
 -- gives: missing (if the container is); owner (not with dates), or bare, as
 --       container.lua has it; qube (whether
 --       its dataset exists) or mountable (whether ZFS would mount it if it
 --       did); current (number, absent if there is no volume); numbers (of all
---       generations); properties; tuned; wrong (see first_wrong())
+--       generations); properties; tuned; wrong (see first_wrong());
+--       read_only_by (with writable: the dataset where readonly=on is set,
+--       absent if it can be written to)
 --       of what nobody keeps: scratch (true); usable (whether it can be taken
 --       back to what would be made now); touched (whether it must be); fresh
 --       (whether it is a clone of the source's committed state, absent if that
@@ -43,6 +46,9 @@ if not zfs.exists(qube) then
     local home = parent_of(qube)
     local there = zfs.exists(home)
     out.mountable = not there or (zfs.get_prop(home, "mountpoint")) ~= "none"
+    if there and argv.writable then
+        out.read_only_by = read_only_by(home)
+    end
     if there and argv.rules then
         out.wrong = (first_wrong(home, argv.rules))
     end
@@ -66,6 +72,9 @@ if argv.rules then
     if own and out.wrong == nil then
         out.wrong = (first_wrong(qube, argv.rules))
     end
+end
+if argv.writable then
+    out.read_only_by = read_only_by(there and ds or qube)
 end
 local numbers = {}
 if argv.counted and not out.usable or argv.revisions then

@@ -1,0 +1,94 @@
+"""A disk does not answer, or is read-only: qubesd goes on, and says why."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from .dom0 import datasets, read, write, zfs
+from .test_away import CREATE, SHUTDOWN, export, goes, refused
+
+#: seconds that a command takes here at most, if it waits for no disk
+PROMPT = 60
+
+
+@pytest.fixture(scope="module")
+def slow(dom0, plain):
+    """A qube with two revisions in a pool whose disk the test can stop."""
+    zfs("modprobe", "dm_mod")
+    table = f"0 {512 << 11} linear /dev/vde 0"
+    zfs("dmsetup", "create", "slow", "--table", table)
+    zfs("zpool", "create", "-m", "none", "slow", "/dev/mapper/slow")
+    dom0.run("qvm-pool", "add", "-o", "container=slow/q", "slow", "zfs_zvol")
+    dom0.run(*CREATE, "slow", "hung")
+    dom0.run(*CREATE, plain, "near")
+    for content in (b"one", b"two"):
+        dom0.run("qvm-start", "hung")
+        write("hung", "xvdb", content)
+        dom0.run(*SHUTDOWN, "hung")
+    assert dom0.revisions("hung:private") == ["r1", "r2"]
+    yield "hung"
+    for qube in ("hung", "near"):
+        dom0.run("qvm-remove", "-f", qube)
+    dom0.run("qvm-pool", "remove", "slow")
+    assert datasets("slow") == ["slow", "slow/q", "slow/q/vm"]
+    zfs("zpool", "destroy", "slow")
+    zfs("udevadm", "settle")
+    zfs("dmsetup", "remove", "--retry", "slow")
+
+
+def import_again(*options):
+    export("slow")
+    zfs("zpool", "import", "-N", *options, "-d", "/dev/mapper", "slow")
+    if not options:
+        zfs("zpool", "sync", "slow")
+    Path("/proc/sys/vm/drop_caches").write_text("3", "ascii")
+
+
+def reads(dom0):
+    """Everything that clients ask qubesd is answered, and soon."""
+    begin = time.monotonic()
+    dom0.run("qvm-ls", says=("hung", "near"))
+    dom0.run("qvm-volume", "list", says=("slow:hung/root", "plain:near/root"))
+    dom0.run("qvm-pool", "info", "slow", says="driver zfs_zvol")
+    said = dom0.run("qvm-volume", "info", "hung:private")
+    assert "(for revert): none" not in said
+    assert time.monotonic() - begin < 4 * PROMPT
+    return said
+
+
+def test_a_disk_that_does_not_answer(dom0, slow):
+    import_again()
+    zfs("dmsetup", "suspend", "--noflush", "--nolockfs", "slow")
+    try:
+        starting = dom0.begin("qvm-start", slow)
+        time.sleep(3)
+        assert "  r2\n" in reads(dom0)
+        goes(dom0, "near")
+    finally:
+        zfs("dmsetup", "resume", "slow")
+    dom0.end(starting)
+    assert read(slow, "xvdb", 3) == b"two"
+    dom0.run(*SHUTDOWN, slow)
+
+
+def test_a_zpool_that_is_read_only(dom0, slow):
+    import_again("-o", "readonly=on")
+    try:
+        said = reads(dom0)
+        assert "  r2\n" in said
+        why = ("slow is imported read-only", "sudo zpool export slow")
+        refused(dom0, slow, why)
+        dom0.run("qvm-volume", "revert", "hung:private", status=1, says=why)
+        dom0.run("qvm-zfs", "status", says=("read-only", *why))
+        # what an earlier qubesd knew is not known any more
+        dom0.stop()
+        dom0.start()
+        assert "  unknown: the zpool slow is imported read" in reads(dom0)
+        revert = ("qvm-volume", "revert", "hung:private")
+        for revision in ((), ("r1",)):
+            dom0.run(*revert, *revision, status=1, says=why)
+    finally:
+        import_again()
+    assert dom0.revisions("hung:private")[:2] == ["r1", "r2"]
+    goes(dom0, slow)

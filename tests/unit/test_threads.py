@@ -1,0 +1,103 @@
+"""Each zpool has threads of its own, and one question at a time."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from qubes_storage_zfs.zfs import core, errors, threads
+
+
+@pytest.fixture
+def own(monkeypatch):
+    monkeypatch.setattr(threads, "_known", {})
+    return threads.for_zpool_of("slow/a/b")
+
+
+@pytest.fixture
+def gate():
+    """What hangs, hangs until this is set."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_what_is_in_one_zpool_shares_its_threads(own):
+    for subject in "slow", "slow/x", "slow@y", "slow/a/b@r1":
+        assert threads.for_zpool_of(subject) is own
+    for subject in "slower", "slower/slow", "", "/dev/sda", "a b", "1":
+        assert threads.for_zpool_of(subject) is not own
+    none = threads.for_zpool_of(threads.NO_ZPOOL)
+    assert threads.for_zpool_of("no name\n") is none
+    pair = threads.for_zpool_of(threads.both("slow/a", "fast/b"))
+    assert pair not in (own, none, threads.for_zpool_of("fast"))
+    assert threads.for_zpool_of(threads.both("", "fast/b")) is not none
+
+
+def test_an_overdue_question_is_not_asked_again(own, gate):
+    asked = []
+
+    def slow():
+        asked.append("slow")
+        return gate.wait()
+
+    begin = time.monotonic()
+    with pytest.raises(errors.SilentZpool) as caught:
+        own.ask(slow)
+    assert caught.value.zpool == "slow"
+    assert threads.DEADLINE <= time.monotonic() - begin < 2
+    begin = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(errors.SilentZpool):
+            own.ask(slow)
+    assert time.monotonic() - begin < threads.DEADLINE
+    assert asked == ["slow"] and not own.answers
+    gate.set()
+    while not own.answers:
+        time.sleep(0.01)
+    assert own.ask(slow) is True
+
+
+def test_what_a_question_raises(own):
+    with pytest.raises(ZeroDivisionError):
+        own.ask(lambda: 1 / 0)
+    assert own.answers
+
+
+def test_questions_of_several_threads_wait_for_each_other(own):
+    found = []
+
+    def work():
+        found.append(own.ask(time.sleep, 0.01))
+
+    asking = [threading.Thread(target=work) for _ in range(5)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert found == [None] * 5 and own.answers
+
+
+def test_a_zpool_that_hangs_leaves_others_their_threads(own, gate):
+    many = 2 * threads.WORKERS
+
+    async def work():
+        for reads in (False, True):
+            hanging = [
+                asyncio.ensure_future(
+                    core.in_thread("slow/x", gate.wait, reads=reads)
+                )
+                for _ in range(many)
+            ]
+            await asyncio.sleep(0)
+            for _ in range(many):
+                await asyncio.wait_for(
+                    core.in_thread("fast/x", int, reads=reads), 10
+                )
+            assert not any(task.done() for task in hanging)
+            gate.set()
+            await asyncio.gather(*hanging)
+            gate.clear()
+
+    asyncio.run(work())

@@ -1,0 +1,85 @@
+"""A zpool on a device mapper target, whose disk a test lets hang or fail."""
+
+import contextlib
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from qubes_storage_zfs.zfs import native
+
+from .conftest import MIB, export_zpool, sectors, sh
+
+
+class Mapped:
+    """The zpool and its disk.
+
+    :ivar name: of both
+    """
+
+    def __init__(self, name):
+        self.name = name
+        self.image = Path(f"/tmp/{name}.img")
+        self.path = f"/dev/mapper/{name}"
+        with open(self.image, "wb") as file:
+            file.truncate(256 * MIB)
+        sh("modprobe", "-a", "loop", "dm_mod")
+        self.loop = sh("losetup", "--find", "--show", str(self.image))
+        length = 256 * MIB // 512
+        self.good = f"0 {length} linear {self.loop} 0"
+        self.bad = f"0 {length} error"
+        sh("dmsetup", "create", name, "--table", self.good)
+        sh("udevadm", "settle")
+        sh("zpool", "create", *sectors(), "-m", "none", name, self.path)
+
+    def hang(self):
+        """From now on the disk does not answer."""
+        sh("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
+
+    def go_on(self):
+        sh("dmsetup", "resume", self.name)
+
+    def _become(self, table):
+        sh("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
+        sh("dmsetup", "load", self.name, "--table", table)
+        self.go_on()
+
+    def fail(self):
+        """From now on the disk refuses everything; ZFS has found out."""
+        self._become(self.bad)
+        # it hangs until the disk is back
+        subprocess.Popen(
+            ["zfs", "set", "test:word=x", self.name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(300):
+            if native.is_suspended(self.name):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{self.name} is not suspended")
+
+    def mend(self):
+        self._become(self.good)
+        sh("zpool", "clear", self.name)
+
+    def import_again(self, *options):
+        """What was read from the disk is read from it again."""
+        export_zpool(self.name)
+        folder = os.path.dirname(self.path)
+        sh("zpool", "import", *options, "-d", folder, self.name)
+        sh("udevadm", "settle")
+        sh("zpool", "sync", check=False)
+        Path("/proc/sys/vm/drop_caches").write_text("3", "ascii")
+
+    def end(self):
+        with contextlib.suppress(RuntimeError):
+            self.go_on()
+        for command in (
+            ("zpool", "destroy", "-f", self.name),
+            ("udevadm", "settle"),
+            ("dmsetup", "remove", "--retry", self.name),
+            ("losetup", "--detach", self.loop),
+        ):
+            sh("timeout", "60", *command, check=False)
+        self.image.unlink()

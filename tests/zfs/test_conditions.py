@@ -1,0 +1,139 @@
+"""Conditions that keep a qube from starting are named, with the remedy."""
+
+import pytest
+from qubes.storage import StoragePoolException
+
+from qubes_storage_zfs import ask
+from qubes_storage_zfs.tools import common
+from qubes_storage_zfs.zfs import keys
+
+from .answers import PASSPHRASE, Person
+from .conftest import MIB, EncryptedLab, Lab, configure, sh
+from .mapped import Mapped
+from .test_tools import qvm_zfs, status
+
+
+@pytest.fixture(autouse=True)
+def no_qubes_xml():
+    yield
+    common.QUBES_XML.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def disk():
+    mapped = Mapped("fails")
+    yield mapped
+    mapped.end()
+
+
+def refused(lab, *operations):
+    """Why each is; the same for all."""
+    found = set()
+    for operation in operations:
+        with pytest.raises(StoragePoolException) as caught:
+            lab.run(operation())
+        found.add(str(caught.value).partition(": ")[2])
+    (why,) = found
+    return why
+
+
+def unreadable(volume):
+    (line,) = volume.revisions
+    assert volume.usage == 0 and volume.path is None
+    return line.removeprefix("unknown: ")
+
+
+def notes(lab):
+    """What `qvm-zfs status` says, in both forms."""
+    configure(lab.pool.config)
+    found = status(lab)
+    for note in found["notes"]:
+        assert f"{lab.name}: {note}\n" in qvm_zfs("status")[1]
+    return found["state"], *found["notes"]
+
+
+def test_a_zpool_that_is_imported_read_only(disk):
+    lab = Lab("fails")
+    volume = lab.private("qube", b"one")
+    lab.session(volume, b"two")
+    known, unknown = lab.again(volume), lab.again(volume)
+    assert list(known.revisions) == ["r1", "r2"]
+    disk.import_again("-o", "readonly=on")
+    why = refused(lab, volume.start, volume.export, volume.revert)
+    assert "fails is imported read-only" in why
+    assert "sudo zpool export fails" in why and "qvm-zfs attach" in why
+    assert unreadable(unknown) == why
+    assert list(known.revisions) == ["r1", "r2"]
+    assert notes(lab) == ("read-only", why)
+    lab.run(volume.stop())
+    disk.import_again()
+    assert list(unknown.revisions) == ["r1", "r2"]
+    lab.session(volume, b"three")
+
+
+def test_a_zpool_that_is_suspended(disk):
+    lab = Lab("fails")
+    volume = lab.private("qube", b"one")
+    unknown = lab.again(volume)
+    usage = lab.pool.usage
+    disk.fail()
+    try:
+        why = refused(lab, volume.start, volume.export)
+        assert "fails is suspended" in why and "sudo zpool clear fails" in why
+        assert unreadable(unknown) == why
+        assert lab.pool.usage == usage
+        assert notes(lab) == ("suspended", why)
+        lab.run(volume.stop())
+    finally:
+        disk.mend()
+    assert list(unknown.revisions) == ["r1"]
+    lab.session(volume, b"two")
+
+
+def test_readonly_is_noticed_before_anything_is_given(lab):
+    root = lab.private("tmpl", b"v1", name="root")
+    volume = lab.private("qube", b"one")
+    app, volatile = lab.clone_of(root), lab.volatile("new")
+    for where in lab.container, lab.pool.home:
+        sh("zfs", "set", "readonly=on", where)
+        why = refused(
+            lab,
+            volume.start,
+            app.start,
+            volatile.start,
+            lambda: volume.import_data(MIB),
+        )
+        assert why.startswith(f"{where} has readonly=on")
+        assert f"sudo zfs set readonly=off {where}" in why
+        assert notes(lab) == ("available", why)
+        sh("zfs", "set", "readonly=off", where)
+    sh("zfs", "set", "readonly=on", volume.dataset)
+    assert refused(lab, volume.start).startswith(f"{volume.dataset} has")
+    lab.start(app, volatile)
+    lab.stop(app, volatile)
+    sh("zfs", "set", "readonly=off", volume.dataset)
+    lab.session(volume, b"two")
+    assert notes(lab) == ("available",)
+
+
+def test_a_key_that_is_not_a_passphrase_any_more(zpool, monkeypatch, tmp_path):
+    person = Person()
+    monkeypatch.setattr(ask, "prompt", person.prompt)
+    lab = EncryptedLab(zpool)
+    volume = lab.private(content=b"one")
+    file = tmp_path / "raw.key"
+    file.write_bytes(bytes(range(32)))
+    raw = ("-o", "keyformat=raw", "-o", f"keylocation=file://{file}")
+    sh("zfs", "change-key", *raw, lab.container)
+    lab.run(keys.unload(lab.container))
+    why = refused(lab, volume.start, volume.export)
+    assert "keyformat=raw" in why and "sudo zfs change-key" in why
+    assert notes(lab) == ("locked", why)
+    for word in "unlock", "passwd":
+        given = PASSPHRASE + b"\n"
+        code, _, err = qvm_zfs(word, lab.name, given=given)
+        assert code == 1 and why in err
+    assert person.asked == []
+    # as it says
+    sh("zfs", "load-key", lab.container)
+    lab.session(volume, b"two")

@@ -1,0 +1,173 @@
+"""A disk that does not answer holds up its own zpool and nothing else."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from qubes_storage_zfs.tools import common
+from qubes_storage_zfs.zfs import channel, core, threads
+
+from ..afterwards import settled
+from .at_once import begin, end
+from .conftest import Lab, configure, sh, write
+from .mapped import Mapped
+from .test_stall import Bare, Pulse
+from .test_tools import status
+
+#: more calls than a zpool has threads
+MANY = threads.WORKERS + 4
+#: seconds; the event loop's largest gap
+GAP = 0.25
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    monkeypatch.setattr(threads, "DEADLINE", 0.2)
+    disk = Mapped("stuck")
+    yield disk
+    disk.end()
+    common.QUBES_XML.unlink(missing_ok=True)
+
+
+def looked_at(pool, *volumes):
+    """What qubesd reads of a pool and its volumes, again and again."""
+    return {
+        "pool": (pool.size, pool.usage, pool.usage_details, pool.config),
+        "listed": sorted(volume.vid for volume in pool.list_volumes()),
+        **{
+            volume.vid: (
+                volume.path,
+                volume.size,
+                volume.usage,
+                volume.revisions,
+                volume.is_outdated(),
+                volume.is_dirty(),
+                volume.config,
+                pool.get_volume(volume.vid),
+            )
+            for volume in volumes
+        },
+    }
+
+
+async def poll(*polled):
+    """As qubesd's clients ask: each question in its own turn of the loop."""
+    found = []
+    for _ in range(3):
+        found = []
+        for pool, volumes in polled:
+            found.append(looked_at(pool, *volumes))
+            await asyncio.sleep(0.01)
+    return found
+
+
+def fresh_answers(*volumes):
+    """What is known of a halted volume is not asked again; here it is."""
+    for volume in volumes:
+        volume._known = None
+
+
+class Hanging:
+    """Operations that wait for the zpool, more than it has threads.
+
+    The first is a change that must read from the disk: while it does, ZFS
+    lets nothing else look at the zpool's datasets.
+    """
+
+    def __init__(self, lab, volume):
+        dataset = lab.pool.home
+        self.tasks = [
+            asyncio.ensure_future(work)
+            for work in (
+                volume.generations.commit(3),
+                *(core.sync(dataset) for _ in range(MANY)),
+                *(
+                    channel.read("key", dataset, {"dataset": dataset})
+                    for _ in range(MANY)
+                ),
+                settled(volume.start()),
+            )
+        ]
+
+    @property
+    def pending(self):
+        return [task for task in self.tasks if not task.done()]
+
+
+def askers():
+    """Threads that put synchronous questions to the zpool."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("zfs stuck ask")
+    ]
+
+
+def test_a_silent_zpool_holds_up_nothing_else(lab, stuck):
+    far = Lab("stuck")
+    volume = far.private("far", b"one", revisions_to_keep=3)
+    far.session(volume, b"two")
+    app = far.clone_of(far.private("tmpl", b"v1", name="root"))
+    near = lab.private("near", b"here")
+    unread = far.again(volume)
+    # the pool's object for this vid again
+    far.pool._volumes[volume.vid] = volume
+    sh("zpool", "sync", "stuck")
+    before = looked_at(far.pool, volume, app)
+    assert list(volume.revisions) == ["r1", "r2"] and volume.usage > 0
+    configure(far.pool.config)
+    stuck.import_again()
+    fresh_answers(volume, app)
+    pulse, stop = Pulse(), threading.Event()
+
+    async def all_of_it():
+        # or this would never end if one zpool did hold up another
+        asyncio.get_running_loop().call_later(60, stuck.go_on)
+        beat = asyncio.ensure_future(pulse.beat(stop))
+        hanging = Hanging(far, volume)
+        await asyncio.sleep(0.5)
+        polling = asyncio.ensure_future(
+            poll((far.pool, (volume, app)), (lab.pool, (near,)))
+        )
+        telling = asyncio.ensure_future(asyncio.to_thread(status, far))
+        started = time.monotonic()
+        for _ in range(2):
+            await begin(near)
+            await asyncio.to_thread(write, near.path, b"more")
+            await end(near)
+        lasted = time.monotonic() - started
+        far_now, _ = await polling
+        found = await telling
+        why = list(unread.revisions)
+        stop.set()
+        await beat
+        assert len(hanging.pending) > MANY
+        return far_now, why, lasted, found["state"], hanging
+
+    async def with_the_disk_back():
+        stuck.hang()
+        try:
+            found = await all_of_it()
+        finally:
+            await asyncio.to_thread(stuck.go_on)
+        await asyncio.gather(*found[-1].tasks)
+        return found
+
+    with Bare() as bare:
+        far_now, why, lasted, state, _ = asyncio.run(with_the_disk_back())
+    print(f"the driver's loop: {pulse}")
+    print(f"a bare loop: {bare.pulse}")
+    print(f"two sessions in the healthy pool: {lasted:.1f} s")
+    assert max(pulse.gaps) < GAP + max(bare.pulse.gaps)
+    assert far_now == before
+    assert len(why) == 1 and why[0].startswith("unknown: the zpool stuck does")
+    assert state == "silent"
+    assert len(askers()) <= 1
+    # what it says now is true again
+    far.stop(volume)
+    far.session(volume, b"three")
+    assert list(volume.revisions) == ["r1", "r2", "r3"]
+    assert list(unread.revisions) == ["r1", "r2", "r3"]
+    assert lab.content(near) == b"more"
