@@ -139,6 +139,11 @@ def holder_mark() -> dict[str, str]:
     return {layout.HOLDER: holder.mark()}
 
 
+def _made_here_or_by_nobody(mark: str, living: holder.Living) -> bool:
+    """Whether the process of this mark is this one, or has ended."""
+    return mark == holder.mark() or mark not in living
+
+
 class Container:
     """The volumes below one dataset.
 
@@ -160,6 +165,8 @@ class Container:
         self._given: dict[VolumeName, int] = {}
         self._swept = False
         self.thresholds = Thresholds(dataset.partition("/")[0])
+        #: whether discarded content that no qube has was looked for
+        self.is_compared = False
         self.first_check = policy.FirstUse()
 
     @classmethod
@@ -284,10 +291,13 @@ class Container:
 
     # --- the janitor
 
-    async def first_use(self) -> None:
-        """Collect what an earlier process left; once, and never in the way."""
+    async def first_use(self) -> bool:
+        """Collect what an earlier process left; once, and never in the way.
+
+        :return: whether ZFS could be asked
+        """
         if self._swept:
-            return
+            return True
         self._swept = True
         try:
             # what anybody wrote before counts as written from here on
@@ -299,6 +309,7 @@ class Container:
         except BaseException:
             self._swept = False
             raise
+        return self._swept
 
     async def sweep(self, qube: str | None = None) -> list[str]:
         """Destroy what no pointer names, no revision needs and nobody holds.
@@ -313,14 +324,17 @@ class Container:
             if await self.measure_beside(name):
                 found = await self._unnamed(qube)
         living = holder.Living()
-        items = [
-            {"name": item["name"], "guid": item["guid"]}
+        garbage = [
+            item
             for item in found["datasets"].values()
             if self._is_garbage(item, living)
         ]
+        items = [{"name": x["name"], "guid": x["guid"]} for x in garbage]
         empty = list(found["empty"].values())
         if not items and not empty:
             return []
+        for item in garbage:
+            await core.destroy_bookmarks(item["bookmarks"].values())
         done = await channel.change(
             "sweep",
             self.home,
@@ -390,7 +404,15 @@ class Container:
         if item["name"] in self.in_hand:
             return False
         mark = item.get("holder")
-        return mark is None or mark == holder.mark() or mark not in living
+        return mark is None or _made_here_or_by_nobody(mark, living)
+
+    def may_collect(self, name: VolumeName, mark: str) -> bool:
+        """Whether no process is at work on a volume that no qube has.
+
+        :param mark: of the process that made its current generation
+        """
+        busy = any(name.number_of(each) is not None for each in self.in_hand)
+        return not busy and _made_here_or_by_nobody(mark, holder.Living())
 
     @classmethod
     async def sweep_again(cls, datasets: Iterable[str]) -> None:

@@ -211,11 +211,17 @@ class Generations:
         :raises NotFound: if it is none that can be that
         """
         made_from = Question(size=size, source=source).made_from()
-        await device.retry_busy(
-            self.where.dataset,
-            lambda: self._change("reset", **made_from),
-            device.GLANCE_LIMIT,
-        )
+
+        async def once() -> None:
+            try:
+                await self._change("reset", **made_from)
+            except Exists as exc:
+                # bookmarks newer than its beginning: of content that goes
+                if not await core.destroy_bookmarks_of(exc.dataset):
+                    raise
+                await self._change("reset", **made_from)
+
+        await device.retry_busy(self.where.dataset, once, device.GLANCE_LIMIT)
 
     async def _tidy(self, left: Left) -> None:
         """What a change left goes now: else it would take its space until
@@ -243,8 +249,11 @@ class Generations:
 
     # --- going
 
-    async def forget(self) -> None:
-        """Pointer, revisions and generations go, as far as they can."""
+    async def forget(self, discarded: bool = False) -> None:
+        """Pointer, revisions and generations go, as far as they can.
+
+        :param discarded: only if the content of the current one is discarded
+        """
         where = self.where
         busy = {
             name: True
@@ -257,10 +266,15 @@ class Generations:
             gone = await self._change(
                 "forget",
                 busy=busy,
+                discarded=discarded,
                 holder=layout.HOLDER,
                 prefix=layout.POINTER,
             )
             origins.extend(gone["origins"].values())
+            if gone["bookmarks"]:
+                # ZFS would refuse the rollback, and promote with them
+                await core.destroy_bookmarks(gone["bookmarks"].values())
+                return await once()
             if "unfreed" in gone:
                 raise Busy(gone["unfreed"], call="rollback")
             return "busy" in gone

@@ -312,18 +312,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     @property
     def usage_details(self) -> dict[str, int]:
-        """Bytes; ``revisions_usage`` is what would be free without them."""
-        space = self.space.now()
-        if not space:
-            return {}
-        details = {
-            "data_usage": space["used"],
-            "data_size": space["used"] + space["available"],
-        }
-        revisions = self.space.of_revisions()
-        if revisions is not None:
-            details["revisions_usage"] = revisions
-        return details
+        """Bytes, by name; see Space.details()."""
+        return self.space.details()
 
     def included_in(self, app: Any) -> qubes.storage.Pool | None:
         """The pool whose container is nearest above ours."""

@@ -27,6 +27,8 @@ class Space:
         #: the last answer
         self._last: dict[str, int] = {}
         self._revisions: int | None = None
+        #: as of_removed() says
+        self.removed: int | None = None
         self._counted = -float(COUNT_AGAIN)
         #: the last time that they are, or were, counted
         self.counting: asyncio.Task[None] | None = None
@@ -68,6 +70,24 @@ class Space:
     def _forget(self) -> None:
         self._known = None
 
+    def details(self) -> dict[str, int]:
+        """Bytes: ``data_usage`` and ``data_size``; if they were counted,
+        ``revisions_usage``, which would be free without revisions, and
+        ``removed_usage``, which clones of removed volumes keep allocated.
+        """
+        space = self.now()
+        if not space:
+            return {}
+        counted = {
+            "revisions_usage": self.of_revisions(),
+            "removed_usage": self.of_removed(),
+        }
+        return {
+            "data_usage": space["used"],
+            "data_size": space["used"] + space["available"],
+            **{name: n for name, n in counted.items() if n is not None},
+        }
+
     def of_revisions(self) -> int | None:
         """Bytes that would be free if there were no revisions; None if they
         were not counted yet.
@@ -75,26 +95,39 @@ class Space:
         They are counted apart from whoever asks, who is told what was found
         the last time.
         """
+        self._count_now_and_then()
+        return self._revisions
+
+    def of_removed(self) -> int | None:
+        """Bytes in generations that no volume has, but clones of them need;
+        None if they were not counted yet.
+        """
+        self._count_now_and_then()
+        return self.removed
+
+    def _count_now_and_then(self) -> None:
         idle = self.counting is None or self.counting.done()
         if idle and time.monotonic() - self._counted >= COUNT_AGAIN:
             with contextlib.suppress(RuntimeError):
                 loop = asyncio.get_running_loop()
                 self._counted = time.monotonic()
                 self.counting = loop.create_task(self.count())
-        return self._revisions
 
     async def count(self) -> None:
         """A program for each qube, so that nothing waits for long for one."""
         question: dict[str, Any] = {"home": self.home}
-        total = 0
+        revisions = removed = 0
         try:
             qubes = await channel.read("qubes", self.home, question)
             question["prefix"] = layout.POINTER
+            question["holder"] = layout.HOLDER
             for qube in (qubes or {}).values():
-                total += await channel.read(
+                found = await channel.read(
                     "revisions", self.home, {**question, "qube": qube}
                 )
+                revisions += found["revisions"]
+                removed += found["removed"]
         except ZfsError:
-            self._revisions = None
+            self._revisions = self.removed = None
         else:
-            self._revisions = total
+            self._revisions, self.removed = revisions, removed

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..sentences import reason
+from ..space import Space
 from ..zfs import core, keys, native
 from ..zfs.errors import (
     NoModule,
@@ -24,6 +25,15 @@ from .output import say, say_json, warn
 OUTSIDE = (
     "{qube}: its {volume} volume is written to the pool {pool}, which its"
     " key does not encrypt; see encryption.md in the package's documentation"
+)
+#: what _look() says of pools that can be asked
+_PRESENT = frozenset({"available", "locked", "unlocked"})
+#: bytes; less is what an empty volume takes
+WORTH_TELLING = 1 << 20
+REMOVED = (
+    "{name}: {mib} MiB of removed volumes stay allocated, because several"
+    " volumes, or something made outside of Qubes, are clones of them; see"
+    " tuning.md in the package's documentation"
 )
 
 
@@ -98,6 +108,9 @@ async def _look(pool: Pool) -> dict[str, Any]:
             dataset.removeprefix(start): list(names)
             for dataset, names in sorted(holders.items())
         },
+        "removed_usage": (
+            await _removed_usage(pool) if condition in _PRESENT else None
+        ),
         "forgotten_in": (
             due(pool) if condition == "unlocked" and not holders else None
         ),
@@ -122,6 +135,13 @@ async def _obstacles(pool: Pool, state: keys.KeyState) -> list[ZfsError]:
         found.append(ReadOnlyDataset(home.read_only_by))
     wrong = keys.obstacle(pool.dataset, state)
     return [*found, wrong] if wrong is not None else found
+
+
+async def _removed_usage(pool: Pool) -> int | None:
+    """Return the bytes that clones keep of removed volumes, if known."""
+    space = Space(pool.home)
+    await space.count()
+    return space.removed
 
 
 def _outside(app: Any) -> Iterator[dict[str, str]]:
@@ -164,6 +184,8 @@ def _show(found: list[dict[str, Any]], outside: Any) -> None:
             say(f"{each['name']}: {note}")
         for volume, names in each["holders"].items():
             say(f"{each['name']}: {volume} is held by {', '.join(names)}")
+        if (each["removed_usage"] or 0) >= WORTH_TELLING:
+            say(REMOVED.format(mib=each["removed_usage"] >> 20, **each))
     for each in outside or ():
         say(OUTSIDE.format(**each))
 

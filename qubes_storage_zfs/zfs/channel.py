@@ -65,10 +65,14 @@ def _programs() -> dict[str, bytes]:
 _PROGRAMS = _programs()
 
 
+#: what the others use, each also what is before it
+_SHARED = ("common", "destruction", "promotion")
+
+
 @functools.lru_cache(maxsize=64)
 def _text(names: tuple[str, ...]) -> bytes:
     """One program that runs those of these names, one after the other."""
-    lines = [_PROGRAMS["common"]]
+    lines = [_PROGRAMS[name] for name in _SHARED]
     for name in sorted(set(names)):
         head = f"local function run_{name}()\n".encode()
         lines += [head, _PROGRAMS[name], b"end\n"]

@@ -17,7 +17,7 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -200,6 +200,23 @@ async def destroy(dataset: str) -> None:
     :raises Busy: if it has some, or something holds it open
     """
     await in_thread(dataset, call, "destroy", dataset, dataset.encode())
+
+
+async def destroy_bookmarks(bookmarks: Iterable[str]) -> None:
+    """Destroy these bookmarks, of datasets in one zpool; none may be given."""
+    names = [name.encode() for name in bookmarks]
+    if names:
+        dataset = names[0].partition(b"#")[0].decode()
+        await in_thread(dataset, call, "destroy_bookmarks", dataset, names)
+
+
+async def destroy_bookmarks_of(dataset: str) -> bool:
+    """Destroy all bookmarks of a dataset; return whether it had any."""
+    found = await in_thread(
+        dataset, call, "get_bookmarks", dataset, dataset.encode(), [b"guid"]
+    )
+    await destroy_bookmarks(f"{dataset}#{name.decode()}" for name in found)
+    return bool(found)
 
 
 async def sync(dataset: str) -> None:

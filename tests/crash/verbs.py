@@ -179,6 +179,13 @@ async def remove(world: World) -> None:
     await world.volumes["app/volatile"].remove()
 
 
+async def upgrade(world: World) -> None:
+    """A qube is cloned, the clone is used, and the original removed."""
+    await clone(world)
+    await _session(world, "new/private")
+    await remove(world)
+
+
 async def remove_source(world: World) -> None:
     await _drop(world, "src/private")
 
@@ -229,6 +236,11 @@ RULES = {
     "remove": Rule(remove, True, _halted),
     "clone": Rule(
         clone, False, lambda w: _readable(w) and not _exists(w, "new/private")
+    ),
+    "upgrade": Rule(
+        upgrade,
+        False,
+        lambda w: _halted(w) and not _exists(w, "new/private"),
     ),
     "import_failed": Rule(import_failed, False, _halted),
     "begin_anew": Rule(

@@ -26,6 +26,7 @@ from ..zfs.conftest import (
 )
 from .gate import Door, Dump, Gate, Violated
 from .model import Content, Kept
+from .needed import check_needed
 
 MIB = 1 << 20
 TAG_AT = (0, MIB)  # bytes; where a volume's tag stands
@@ -334,6 +335,8 @@ class World:
         if self.foreign != self.foreign_guids(dump):
             raise Violated("what is not ours has changed")
         self._check_garbage(dump)
+        pointers = {vid: self.pointer(dump, vid) for vid in VOLUMES}
+        check_needed(dump, self.pool.home, pointers)
         return dump
 
     async def check_volume(self, vid: str) -> None:

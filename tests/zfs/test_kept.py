@@ -82,8 +82,9 @@ def test_what_was_kept_for_a_pruned_clone_alone_goes_with_it(lab):
     sh("zfs", "destroy", f"{first}@admin")
     for content in (b"three", b"four"):
         lab.session(volume, content)
-    # no revision is in it any more, but the current one was cloned from it
-    assert first.partition("/")[2].partition("/")[2] in lab.datasets("volume")
+    # no revision is in it any more, and only the current one was cloned from it
+    assert first.partition("/")[2].partition("/")[2] not in lab.datasets()
+    assert lab.content(volume) == b"four"
     lab.run(volume.import_volume(source))
     lab.session(volume, b"five")
     assert len(lab.datasets("volume")) == 2
@@ -92,8 +93,9 @@ def test_what_was_kept_for_a_pruned_clone_alone_goes_with_it(lab):
 
 def test_removal_frees_what_no_clone_needs(lab):
     source = lab.private("source", b"data", size=8 * MIB)
-    clone = lab.private("clone")
+    clone, second = lab.private("clone"), lab.private("second")
     lab.run(clone.import_volume(source))
+    lab.run(second.import_volume(source))
     lab.session(source, os.urandom(4 * MIB))
 
     def used():
@@ -115,24 +117,29 @@ def test_removal_frees_what_no_clone_needs(lab):
 
 
 @pytest.mark.parametrize("how", ["discard", "sweep"])
-def test_what_was_kept_for_another_pools_clone_goes_with_it(lab, make_lab, how):
+def test_what_is_kept_for_another_pools_clones_goes_with_all_but_one(
+    lab, make_lab, how
+):
     source = lab.private("source", b"data")
     other = make_lab()
     target = other.private("target")
     generations = target.generations
-    state = other.run(generations.state(counted=True))
-    _, clone = other.run(
-        generations.clone(source.committed, state, lasting=True)
-    )
+    made = []
+    for _ in range(2):
+        state = other.run(generations.state(counted=True))
+        made.append(
+            other.run(generations.clone(source.committed, state, lasting=True))
+        )
     lab.run(source.remove())
     assert lab.datasets("volume") == ["vm/source/private"]
-    store = other.pool.store
+    store, (_, clone) = other.pool.store, made[0]
     if how == "discard":
         other.run(store.discard(clone))
     else:
         store.release(clone)
         assert other.sweep_until(lambda: not lab.datasets("volume"))
     assert lab.datasets() == ["vm"]
+    assert f"vm/target/private.{made[1][0]}" in other.datasets("volume")
 
 
 def test_what_somebody_put_among_the_qubes_stays(lab, tmp_path):

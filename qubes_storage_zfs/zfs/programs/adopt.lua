@@ -140,8 +140,12 @@ if keep ~= nil and not argv.scratch then
     local now, _, frozen =
         revisions(qube, volume, generations(qube, volume))
     prune(qube, volume, now, frozen, argv.number, keep, left)
-    if old ~= nil and zfs.exists(old) and not has_snapshots(old) then
-        destroy_generation(old, left)
+    if old ~= nil and zfs.exists(old) then
+        if not has_snapshots(old) then
+            destroy_generation(old, left)
+        elseif not has_lasting_snapshots(old) then
+            left[#left + 1] = old
+        end
     end
 end
 return left

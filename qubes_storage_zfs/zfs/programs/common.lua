@@ -305,6 +305,16 @@ local function has_snapshots(ds)
     return false
 end
 
+-- Whether there are snapshots that are not on their way out.
+local function has_lasting_snapshots(ds)
+    for snapshot in zfs.list.snapshots(ds) do
+        if not is_leaving(snapshot) then
+            return true
+        end
+    end
+    return false
+end
+
 -- Take a revision away.  With a living clone it stays until that goes, but
 -- is a revision no more.
 local function drop_revision(snapshot)
@@ -398,60 +408,5 @@ local function is_bare(home, prefix)
         end
     end
     return bare
-end
-
--- Destroy a generation without snapshots, or with its beginning alone.  Gives
--- the errno.
-local function destroy_whole(ds)
-    if zfs.exists(beginning(ds)) then
-        drop_revision(beginning(ds))
-    end
-    return (zfs.sync.destroy(ds))
-end
-
--- Destroy a generation that nothing needs.  What the janitor must look at then
--- is added to `left`: the generation, if somebody holds it open; or what it
--- was cloned from, if a snapshot was kept for it alone.  Gives the errno.
-local function destroy_generation(ds, left)
-    local origin = (zfs.get_prop(ds, "origin"))
-    local errno = destroy_whole(ds)
-    if errno ~= 0 then
-        left[#left + 1] = ds
-    elseif origin ~= nil and not zfs.exists(origin) then
-        left[#left + 1] = string.match(origin, "^(.*)@")
-    end
-    return errno
-end
-
--- Of the revisions in `list`, oldest first, keep the newest `keep` besides
--- the committed one (none at all if keep is -1) and argv.pinned, and nothing
--- that is `frozen`.  A generation that is not current and thereby lost its
--- last snapshot goes too; for `left` see destroy_generation().
-local function prune(qube, volume, list, frozen, current, keep, left)
-    local emptied = {}
-    local function drop(item)
-        drop_revision(item.snapshot)
-        emptied[item.generation] = true
-    end
-    for _, item in ipairs(frozen) do
-        drop(item)
-    end
-    local others, spared = {}, keep + 1
-    for index, item in ipairs(list) do
-        if argv.pinned == nil or item.number ~= argv.pinned then
-            others[#others + 1] = item
-        elseif index == #list and spared > 0 then
-            spared = spared - 1
-        end
-    end
-    for index = 1, #others - spared do
-        drop(others[index])
-    end
-    for generation in pairs(emptied) do
-        local ds = generation_name(qube, volume, generation)
-        if generation ~= current and not has_snapshots(ds) then
-            destroy_generation(ds, left)
-        end
-    end
 end
 

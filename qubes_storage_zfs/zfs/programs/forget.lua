@@ -2,17 +2,20 @@
 --
 -- argv: qube, volume, pointer, committed (properties), prefix (of pointers),
 --       holder (property that marks what is ours); busy (generations in use
---       by an export, by name: left to it)
+--       by an export, by name: left to it); discarded (leave alone a volume
+--       whose content is kept)
 -- gives: busy (a generation that somebody holds open, absent if none);
---       stays (true if a clone elsewhere, a hold or a snapshot of somebody
---       else's keeps a generation); unfreed (such a one that could not be
---       rolled back, because somebody has it open); origins (datasets that the
---       janitor must look at: one of it was kept for a clone that is gone now)
+--       unfreed (one that is kept and could not be rolled back, because
+--       somebody has it open); bookmarks (list of those that must go before
+--       the rest can); origins (datasets that the janitor must look at, see
+--       to_look_at())
 --
 -- One transaction group.  What cannot go is no volume's any more: no pointer
--- names it and none of its revisions can be listed or reverted to.  What the
--- volume held beyond its cloned snapshots is freed by rolling it back.  If
--- qubesd is killed, its generations may be left, as garbage.
+-- names it and none of its revisions can be listed or reverted to.  A
+-- generation that one clone alone needs goes, see promotion.lua.  If several
+-- clones, a hold or a snapshot of somebody else's keep it, what the volume held
+-- beyond its cloned snapshots is freed by rolling it back.  If qubesd is
+-- killed, its generations may be left, as garbage.
 
 -- Snapshots of ours, revisions and those of freeze.lua, that can still be
 -- dropped.
@@ -28,12 +31,15 @@ local function snapshots_of_ours(ds)
 end
 
 local qube, volume = argv.qube, argv.volume
-local out = {origins = {}}
+local out = {origins = {}, bookmarks = {}}
 local emptied = {}
 if not zfs.exists(qube) then
     return out
 end
 local current, scratch = current_number(qube, argv.pointer)
+if argv.discarded and not scratch and current ~= nil then
+    return out
+end
 local changes = {}
 if own_property(qube, argv.pointer) ~= nil then
     changes[1] = {zfs.sync.inherit, qube, argv.pointer}
@@ -66,24 +72,23 @@ while again do
     for _, ds in ipairs(mine) do
         if zfs.exists(ds) then
             local origin = (zfs.get_prop(ds, "origin"))
-            if destroy_whole(ds) == 0 then
+            if destroy_unneeded(ds) == 0 then
                 again = true
-                if origin ~= nil and not zfs.exists(origin) then
-                    emptied[#emptied + 1] = string.match(origin, "^(.*)@")
-                end
+                emptied[#emptied + 1] = to_look_at(origin)
             end
         end
     end
 end
 for _, ds in ipairs(mine) do
     if zfs.exists(ds) then
-        if has_snapshots(ds) then
-            out.stays = true
-            if zfs.sync.rollback(ds) ~= 0 then
-                out.unfreed = ds
-            end
-        else
+        local bookmarks = bookmarks_of(ds)
+        for _, bookmark in ipairs(bookmarks) do
+            out.bookmarks[#out.bookmarks + 1] = bookmark
+        end
+        if not has_snapshots(ds) then
             out.busy = ds
+        elseif #bookmarks == 0 and zfs.sync.rollback(ds) ~= 0 then
+            out.unfreed = ds
         end
     end
 end

@@ -1,4 +1,5 @@
--- What no pointer names, holds no snapshot and is ours.  Read-only.
+-- What no pointer names, holds no snapshot and is ours; and what one clone of a
+-- volume alone keeps, see promotion.lua.  Read-only.
 --
 -- Ours is what bears our mark.  The mark is set in the call that makes a
 -- dataset but lands a transaction group later, so what bears none is ours
@@ -6,13 +7,12 @@
 --
 -- argv: home, or qube for that one alone; prefix (of pointers); holder
 --       (property); untouched, blank (bytes, see thresholds.py)
--- gives: datasets (list of {name, guid, holder}; holder is "received", which
---       names no process, if the mark came with the dataset by `zfs receive`);
---       unsure (one that may be ours, which thresholds.py tells when it has
---       measured, absent if there is none);
---       empty (qubes' datasets that hold nothing); stuck (count of unreachable
---       generations that a clone or another's snapshot keeps)
-local out = {datasets = {}, empty = {}, stuck = 0}
+-- gives: datasets (list of {name, guid, holder, bookmarks that must go first};
+--       holder is "received", which names no process, if the mark came with
+--       the dataset by `zfs receive`); unsure (one that may be ours, which
+--       thresholds.py tells when it has measured, absent if there is none);
+--       empty (qubes' datasets that hold nothing)
+local out = {datasets = {}, empty = {}}
 
 -- More than this no blank zvol takes (41472 logical bytes were measured).
 local BLANK_MOST = 131072
@@ -60,15 +60,16 @@ local function look(qube)
         local current = current_number(qube, argv.prefix .. volume)
         if number ~= current and is_volume_name(volume) then
             local mark, received = own_property(child, argv.holder)
-            if not has_snapshots(child) and is_ours(child, number, mark) then
+            local kept = has_snapshots(child)
+            if not kept and is_ours(child, number, mark)
+                or kept and mark ~= nil and sole_clone(child) ~= nil then
                 out.datasets[#out.datasets + 1] = {
                     name = child,
                     guid = (zfs.get_prop(child, "guid")),
                     -- the process that it names did not receive it
                     holder = received and "received" or mark,
+                    bookmarks = kept and bookmarks_of(child) or {},
                 }
-            elseif current == nil and mark ~= nil then
-                out.stuck = out.stuck + 1
             end
         end
     end

@@ -7,8 +7,9 @@
 --        of datasets elsewhere, for their janitors to look at)
 --
 -- Each is looked at again here, where nothing can come between: same guid,
--- no pointer, no snapshot.  What a destroyed one was cloned from is garbage
--- too if it was kept by nothing else.  A crash leaves it for the next time.
+-- no pointer, no snapshot that more than one clone needs.  What a destroyed one
+-- was cloned from is garbage too if it was kept by nothing else.  A crash
+-- leaves it for the next time.
 local out = {gone = 0, busy = {}, left = {}}
 local emptied = {}
 
@@ -16,7 +17,7 @@ local function unreachable(ds)
     local qube = parent_of(ds)
     local volume, number = parse_generation(ds)
     return current_number(qube, argv.prefix .. volume) ~= number
-        and not has_snapshots(ds)
+        and (not has_snapshots(ds) or sole_clone(ds) ~= nil)
 end
 
 local function is_marked(ds)
@@ -29,8 +30,10 @@ end
 
 local function remove(ds)
     local origin = (zfs.get_prop(ds, "origin"))
-    if destroy_whole(ds) ~= 0 then
-        out.busy[#out.busy + 1] = ds
+    if destroy_unneeded(ds) ~= 0 then
+        if not has_snapshots(ds) then
+            out.busy[#out.busy + 1] = ds
+        end
         return nil
     end
     out.gone = out.gone + 1
@@ -51,8 +54,8 @@ for _, item in pairs(argv.datasets) do
                 and argv.kept[source] == nil
                 and is_marked(source) and unreachable(source) then
                 origin = remove(source)
-            elseif not in_home(source) and not zfs.exists(cloned) then
-                out.left[#out.left + 1] = source
+            elseif not in_home(source) then
+                out.left[#out.left + 1] = to_look_at(cloned)
             end
         end
     end

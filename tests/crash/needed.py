@@ -1,0 +1,32 @@
+"""What no volume needs is not there for one clone alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .gate import Dump, Violated
+
+
+def check_needed(dump: Dump, home: str, pointers: Mapping[str, Any]) -> None:
+    """Look at each generation that is not current.
+
+    :param pointers: vid -> value of the volume's pointer; None: no such volume
+    :raises Violated: if the only clone of one could be promoted
+    """
+    zvols = {
+        f"{home}/{vid}": pointer for vid, pointer in pointers.items() if pointer
+    }
+    for name, item in dump.items():
+        first, _, number = name.partition(".")
+        if first.removeprefix(f"{home}/") not in pointers:
+            continue
+        if first in zvols and zvols[first].split()[0] == (number or "0"):
+            continue
+        clones = [
+            clone
+            for clone, each in dump.items()
+            if (each.get("origin") or "").startswith(f"{name}@")
+        ]
+        leaving = [each["leaving"] for each in item["snapshots"].values()]
+        if leaving == [True] and len(clones) == 1:
+            if clones[0].partition(".")[0] in zvols:
+                raise Violated(f"{name} is kept for {clones[0]} alone")

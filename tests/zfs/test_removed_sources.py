@@ -1,0 +1,287 @@
+"""What is left of a removed volume that others are clones of: nothing that
+one clone alone would keep, and never a state of it in another's revisions."""
+
+import os
+import time
+
+import pytest
+
+from qubes_storage_zfs.zfs import channel, core
+
+from ..crash.gate import Door, Gate, Stopped
+from .conftest import MIB, EncryptedLab, sh, write
+from .test_tools import qvm_zfs
+
+
+def used(lab):
+    """Bytes below the container, once ZFS has freed what was destroyed."""
+    last = None
+    for _ in range(20):
+        sh("zpool", "sync", lab.pool.zpool)
+        now = int(sh("zfs", "get", "-Hpo", "value", "used", lab.container))
+        if now == last:
+            break
+        last = now
+        time.sleep(0.2)
+    return now
+
+
+def removed_usage(lab):
+    lab.run(lab.pool.space.count())
+    return lab.pool.space.of_removed()
+
+
+def volumes(lab):
+    start = lab.pool.home.removeprefix(lab.container + "/") + "/"
+    return [x.removeprefix(start) for x in lab.datasets("volume")]
+
+
+def cloned(lab, source, qube, **config):
+    """A clone of *source*, as qvm-clone makes it."""
+    config.setdefault("revisions_to_keep", 3)
+    volume = lab.private(qube, size=8 * MIB, **config)
+    lab.run(volume.import_volume(source))
+    return volume
+
+
+def big(lab, qube="f1", mib=4):
+    return lab.private(qube, os.urandom(mib * MIB), size=8 * MIB)
+
+
+def test_upgrades_in_place_take_no_space(lab):
+    """A clone is made, all of it is written anew, its source is removed."""
+    source = big(lab)
+    before = used(lab)
+    for number in range(2, 5):
+        clone = cloned(lab, source, f"f{number}", revisions_to_keep=0)
+        # the clone runs meanwhile, and its revisions have the same names
+        lab.start(clone)
+        write(clone.path, os.urandom(4 * MIB))
+        lab.run(source.remove())
+        assert volumes(lab) == [f"f{number}/private.1"]
+        lab.stop(clone)
+        source = clone
+    assert used(lab) < before + MIB
+    assert removed_usage(lab) == 0
+    assert len(lab.datasets("snapshot")) == 1
+
+
+def test_no_state_of_the_removed_is_a_revision(lab):
+    source = big(lab, mib=1)
+    for content in b"a", b"b", b"c":
+        lab.session(source, content)
+    clone = cloned(lab, source, "clone")
+    lab.session(clone, b"mine")
+    before = lab.datasets("snapshot")
+    lab.run(source.remove())
+    assert lab.datasets("snapshot") == [x for x in before if "clone" in x]
+    assert list(clone.revisions) == ["r2"]
+    lab.session(clone, b"more")
+    lab.run(clone.revert("r2"))
+    assert lab.content(clone, 1) == b"c"
+
+
+def test_older_generations_of_the_removed_go_as_well(lab):
+    """Each is kept for the next one, and the last for the clone."""
+    source = lab.private("source", b"one", revisions_to_keep=5)
+    first = cloned(lab, source, "first")
+    lab.session(source, b"two")
+    sh("zfs", "snapshot", f"{source.dataset}@admin")
+    lab.run(source.revert())
+    sh("zfs", "destroy", f"{source.dataset.replace('.1', '')}@admin")
+    second = cloned(lab, source, "second")
+    lab.run(first.remove())
+    lab.run(source.remove())
+    assert volumes(lab) == ["second/private.1"]
+    assert lab.content(second, 3) == b"one"
+
+
+def test_several_clones_keep_it_until_one_is_left(lab):
+    source = big(lab)
+    first, second = cloned(lab, source, "a"), cloned(lab, source, "b")
+    lab.run(source.remove())
+    assert volumes(lab) == ["a/private.1", "b/private.1", "f1/private"]
+    # what it holds is told, and is not called revisions
+    assert removed_usage(lab) > 3.9 * MIB
+    assert lab.pool.space.of_revisions() < MIB
+    details = lab.pool.usage_details
+    assert details["removed_usage"] > 3.9 * MIB
+    _, said, _ = qvm_zfs("status", lab.name)
+    assert f"{lab.name}: 4 MiB of removed volumes stay allocated" in said
+    lab.run(first.remove())
+    assert volumes(lab) == ["b/private.1"]
+    assert removed_usage(lab) == 0
+    assert list(second.revisions) == []
+
+
+def test_old_generation_that_another_volume_needs(lab):
+    """No removal: its last revision is pruned."""
+    source = big(lab)
+    clone = cloned(lab, source, "clone")
+    other = lab.private("other", b"new")
+    source.revisions_to_keep = 0
+    lab.run(source.import_volume(other))
+    assert "f1/private" not in volumes(lab)
+    assert len(lab.content(clone, 4 * MIB)) == 4 * MIB
+
+
+def foreign(lab, source, kind):
+    """Something that is not ours to decide on; gives how to end it."""
+    snapshot = f"{source.dataset}@r2"
+    if kind == "clone":
+        name = f"{lab.container}/foreign"
+        sh("zfs", "clone", snapshot, name)
+        return "zfs", "destroy", name
+    if kind == "hold":
+        sh("zfs", "hold", "me", snapshot)
+        return "zfs", "release", "me"
+    sh("zfs", "snapshot", f"{source.dataset}@admin")
+    return "zfs", "destroy", f"{source.dataset}@admin"
+
+
+@pytest.mark.parametrize("kind", ["clone", "hold", "snapshot"])
+def test_what_others_made_of_it_is_left_alone(lab, kind):
+    source = big(lab, mib=1)
+    clone = cloned(lab, source, "clone")
+    dataset, end = source.dataset, foreign(lab, source, kind)
+    lab.run(source.remove())
+    left = lab.datasets("snapshot")
+    origin = sh("zfs", "get", "-Ho", "value", "origin", clone.dataset)
+    assert origin == f"{dataset}@r2" and removed_usage(lab) > 0.9 * MIB
+    lab.run(lab.pool.store.sweep())
+    assert lab.datasets("snapshot") == left
+    sh(*end, *([f"{dataset}@r2"] if kind == "hold" else []))
+    assert lab.sweep_until(lambda: volumes(lab) == ["clone/private.1"])
+    assert list(clone.revisions) == []
+
+
+def test_a_clone_that_is_not_ours_is_left_alone(lab):
+    source = big(lab, mib=1)
+    end = foreign(lab, source, "clone")
+    lab.run(source.remove())
+    assert "f1/private" in volumes(lab) and removed_usage(lab) > 0.9 * MIB
+    sh(*end)
+    lab.run(lab.pool.store.sweep())
+    assert lab.sweep_until(lambda: lab.datasets() == ["vm"])
+
+
+def test_no_room_below_the_clones_quota(lab):
+    source = big(lab)
+    clone = cloned(lab, source, "clone", revisions_to_keep=0)
+    lab.session(clone, os.urandom(4 * MIB))
+    quota = f"{lab.pool.home}/clone"
+    sh("zfs", "set", f"quota={6 * MIB}", quota)
+    lab.run(source.remove())
+    assert "f1/private" in volumes(lab)
+    assert removed_usage(lab) > 3.9 * MIB
+    lab.session(clone, b"works")
+    sh("zfs", "set", "quota=none", quota)
+    # as the next qubesd does
+    lab.restart()
+    lab.run(lab.pool.first_use())
+    assert lab.sweep_until(lambda: volumes(lab) == ["clone/private.1"])
+    assert lab.content(clone, 5) == b"works"
+
+
+def test_cut_off_after_the_promotion(lab, monkeypatch):
+    """qubesd is killed then; tests/crash stops everywhere else."""
+    source = big(lab, mib=1)
+    clone = cloned(lab, source, "clone")
+    lab.session(clone, b"own")
+    whole = channel._PROGRAMS["promotion"]
+    cut = whole.replace(b"return destroy_whole(ds)", b"return 16")
+    assert cut != whole
+    with Door() as door:
+        gate = door.gates[lab.container] = Gate()
+        with monkeypatch.context() as patch:
+            patch.setitem(channel._PROGRAMS, "promotion", cut)
+            channel._text.cache_clear()
+            gate.open(1)
+            with pytest.raises(Stopped):
+                lab.run(source.remove())
+        channel._text.cache_clear()
+        gate.open()
+    lab.restart()
+    clone = lab.again(clone)
+    found = sh("zfs", "list", "-Ho", "name", "-t", "snapshot", clone.dataset)
+    names = [each.partition("@")[2] for each in found.split()]
+    assert sorted(names) == ["g1", "r2", "r3"]
+    assert list(clone.revisions) == ["r2"]
+    assert "r2" in clone.committed_ids()
+    # as for any qube when qubesd starts
+    lab.run(clone.stop())
+    assert lab.sweep_until(lambda: volumes(lab) == ["clone/private.1"])
+    assert not any("@g" in name for name in lab.datasets("snapshot"))
+    lab.session(clone, b"later")
+    lab.run(clone.revert())
+    assert lab.content(clone, 3) == b"own"
+
+
+def test_locked_pool(zpool):
+    """A promotion needs no key."""
+    lab = EncryptedLab(zpool)
+    source = big(lab)
+    cloned(lab, source, "clone")
+    lab.run(core.unload_key(lab.container))
+    lab.run(source.remove())
+    assert volumes(lab) == ["clone/private.1"]
+
+
+def bookmark(dataset, snapshot):
+    """Newer than the newest snapshot of ours."""
+    sh("zfs", "snapshot", f"{dataset}@{snapshot}")
+    sh("zfs", "bookmark", f"{dataset}@{snapshot}", f"{dataset}#{snapshot}")
+    sh("zfs", "destroy", f"{dataset}@{snapshot}")
+
+
+def bookmarks(lab):
+    return lab.datasets("bookmark")
+
+
+def test_bookmarks_stop_no_operation(lab):
+    volume = lab.private(content=b"one", revisions_to_keep=2)
+    bookmark(volume.dataset, "x")
+    lab.session(volume, b"two")
+    bookmark(volume.dataset, "y")
+    lab.run(volume.resize(8 * MIB))
+    lab.run(volume.revert())
+    assert lab.content(volume, 3) == b"two"
+    lab.run(volume.revert(list(volume.revisions)[0]))
+    bookmark(volume.dataset, "z")
+    lab.session(volume, b"three")
+    write(lab.run(volume.import_data(MIB)), b"four")
+    lab.run(volume.import_data_end(True))
+    lab.run(volume.export_end(lab.run(volume.export())))
+    # of what is kept, all that the generations have is kept
+    assert any(x.endswith("#z") for x in bookmarks(lab))
+    lab.run(volume.remove())
+    assert lab.datasets() == ["vm"]
+
+
+@pytest.mark.parametrize("clones", [1, 2])
+def test_bookmarks_of_a_removed_source(lab, clones):
+    source = big(lab)
+    made = [cloned(lab, source, f"c{number}") for number in range(clones)]
+    bookmark(made[0].dataset, "x")
+    for name in "x", "y":
+        bookmark(source.dataset, name)
+    lab.session(source, os.urandom(4 * MIB))
+    bookmark(source.dataset, "late")
+    before = used(lab)
+    lab.run(source.remove())
+    assert [x.rpartition("#")[2] for x in bookmarks(lab)] == ["x"]
+    assert ("f1/private" in volumes(lab)) == (clones == 2)
+    assert before - used(lab) > 3.5 * MIB
+
+
+def test_bookmarks_of_what_is_discarded(lab):
+    volume = lab.volatile("app")
+    lab.start(volume)
+    bookmark(volume.dataset, "late")
+    dataset = volume.dataset
+    write(volume.path, b"secret")
+    lab.stop(volume)
+    lab.start(volume)
+    # the same zvol: it was rolled back
+    assert volume.dataset == dataset and bookmarks(lab) == []
+    lab.stop(volume)
