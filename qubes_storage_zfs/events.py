@@ -1,17 +1,22 @@
 """What happens when qubesd tells of a qube; see extension.py for when."""
 
+import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import qubes.exc
 
-from . import ask, sentences, tags, tuning
+from . import ask, discarded, sentences, tags, tuning
 from .encrypted import encrypted_pools, plain_volumes, pools_of
 from .errors import plain, told
 from .options import BadOption
+from .pool import ZfsPool
 from .volume import ZfsVolume
 
 LOG = logging.getLogger("qubes.storage.zfs")
+
+_tasks: set[asyncio.Task[None]] = set()
 
 OUTSIDE = (
     "qube %s: %s of it is written to the pool %s, which is not encrypted by"
@@ -96,6 +101,58 @@ def created(qube: Any) -> None:
     for volume in plain_volumes(qube):
         LOG.warning(OUTSIDE, qube.name, volume.name, volume.pool.name)
     tags.keep_true(qube)
+
+
+def retemplated(qube: Any) -> None:
+    """What was prepared of the former template goes.
+
+    qubesd replaces the volumes of *qube*, and of disposables based on it, in
+    handlers of the same event; so this looks when all of them have run.
+    """
+    if _is_in_loop() and not qube.app.vmm.offline_mode:
+        asyncio.get_running_loop().call_soon(_follow_template, qube)
+
+
+def _is_in_loop() -> bool:
+    """Whether an event loop runs; else this is not qubesd."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _follow_template(qube: Any) -> None:
+    for each in (qube, *getattr(qube, "dispvms", ())):
+        for volume in each.volumes.values():
+            if isinstance(volume, ZfsVolume) and volume.source is not None:
+                volume.follow_source()
+    _collect_discarded(qube.app)
+
+
+def removed(app: Any, qube: Any) -> None:
+    """What was prepared for *qube* in other pools goes; its own volumes are
+    removed by qubesd.
+
+    A disposable that goes when it stops never had another template.
+    """
+    if not getattr(qube, "auto_cleanup", False):
+        volumes = getattr(qube, "volumes", {}).values()
+        _collect_discarded(app, [(v.pool.name, v.vid) for v in volumes])
+
+
+def _collect_discarded(app: Any, besides: Iterable[discarded.Key] = ()) -> None:
+    if app.vmm.offline_mode or not _is_in_loop():
+        return
+    for pool in app.pools.values():
+        if isinstance(pool, ZfsPool):
+            task = asyncio.create_task(
+                discarded.collect(pool, app, besides, wait=True),
+                name=f"collect in {pool.name}",
+            )
+            # the loop alone would not keep it
+            _tasks.add(task)
+            task.add_done_callback(_tasks.discard)
 
 
 def tagged(qube: Any) -> None:

@@ -98,6 +98,15 @@ class PoolExtension(qubes.ext.Extension):  # type: ignore[misc]
     def on_create(self, qube: Any, **_kwargs: Any) -> None:
         events.created(qube)
 
+    # QubesVM's own come before those of AppVM and DispVM, which replace volumes
+    @_on("property-set:template", vm=qubes.vm.qubesvm.QubesVM)
+    def on_template(self, qube: Any, **_kwargs: Any) -> None:
+        events.retemplated(qube)
+
+    @_on("domain-delete", system=True)
+    def on_delete(self, app: Any, *, vm: Any, **_kwargs: Any) -> None:
+        events.removed(app, vm)
+
     @_on("domain-tag-add:zfs-pool-*", "domain-tag-delete:zfs-pool-*")
     def on_tag(self, qube: Any, **_kwargs: Any) -> None:
         events.tagged(qube)

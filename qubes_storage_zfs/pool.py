@@ -16,6 +16,7 @@ import qubes.storage
 
 from . import adoption, errors, layout, options, policy, sentences
 from .container import Container, State
+from .discarded import collect_once
 from .errors import refusal, told
 from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from .space import Space
@@ -60,6 +61,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self.tag_qubes: bool = self._option("tag_qubes", True)
         #: the last answer of _on_disk()
         self._listed: dict[str, str] | None = None
+        #: the qubes that the pool is for, once one has a volume here
+        self._app: Any = None
         self._volumes: weakref.WeakValueDictionary[str, ZfsVolume] = (
             weakref.WeakValueDictionary()
         )
@@ -122,7 +125,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     async def first_use(self) -> None:
         """Every verb that changes something begins with this."""
-        await self.store.first_use()
+        if await self.store.first_use() and not self.store.is_compared:
+            await collect_once(self, self._app)
 
     async def must_be_allowed(self) -> None:
         """Check what is on disk before anything of it is opened or handed out.
@@ -196,8 +200,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         config = dict(volume_config)
         config.setdefault("vid", f"{vm.name}/{config['name']}")
         config.setdefault("revisions_to_keep", self.revisions_to_keep)
+        old = self._volumes.get(config["vid"])
         volume = self._make_volume(config)
+        if old is not None:
+            volume.replaces, old.replaces = old, None
         volume.qube, volume.app = vm.name, vm.app
+        self._app = vm.app
         return volume
 
     def _make_volume(self, config: dict[str, Any]) -> ZfsVolume:
@@ -230,6 +238,11 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             for each in self._volumes.values()
             if each.source is not None and each.source.vid == volume.vid
         ]
+
+    async def idle(self, vid: str) -> None:
+        """Wait until nothing is being prepared for the volume *vid*."""
+        if vid in self._volumes:
+            await self._volumes[vid].idle()
 
     def unlist(self, volume: ZfsVolume) -> None:
         """*volume* was removed."""

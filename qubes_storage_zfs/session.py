@@ -295,9 +295,35 @@ class Session(Transfer):
         was.
         """
         kept = self.save_on_stop or self._kept_for_forensics()
-        if self._given is None and not kept and self._has_next_start():
+        if not self._in_use() and not kept and self._has_next_start():
             self._due = True
             self._prepare_later()
+
+    def follow_source(self) -> None:
+        """The volume has another source: prepare it again, or have what was
+        prepared of the former one destroyed."""
+        if not self._kept_for_forensics():
+            self._preparing = asyncio.create_task(
+                self._follow_source(), name=f"prepare {self.vid}"
+            )
+
+    async def _follow_source(self) -> None:
+        await halting.stopped(self)
+        if not self._in_use():
+            self._due = True
+            await self._prepare()
+
+    async def idle(self) -> None:
+        """Wait until nothing is being prepared."""
+        if self._preparing is not None and not self._preparing.done():
+            await asyncio.wait([self._preparing])
+
+    def _successor(self) -> Any:
+        """The volume that its qube has instead of this one, which qubesd makes
+        when the qube gets another template; None if it has this one."""
+        volumes = getattr(self._owner, "volumes", None) or {}
+        other = volumes.get(self.name)
+        return None if other is self else other
 
     def _prepare_later(self) -> None:
         # the loop alone would not keep it from being collected
@@ -315,23 +341,37 @@ class Session(Transfer):
         due, self._due = self._due, False
         if not due:
             return
+        successor = self._successor()
         what = self._cannot("prepare")
         try:
             with told(what):
                 await self.pool.first_use()
-                try:
-                    await self.pool.must_be_allowed()
-                    await self.pool.must_be_unlocked()
-                except (Locked, policy.Refused):
-                    await self._discard()
-                else:
+                if successor is not None:
+                    await self._leave_to(successor)
+                elif await self._can_be_prepared():
                     await self._make_next(what)
+                else:
+                    await self._discard()
         except StoragePoolException as exc:
             LOG.warning("%s", exc)
 
+    async def _leave_to(self, successor: Any) -> None:
+        place = successor.pool.name, successor.vid
+        if place != (self.pool.name, self.vid):
+            await self.generations.forget(discarded=True)
+
+    async def _can_be_prepared(self) -> bool:
+        """Not without the key, for which no person is asked, or where what is
+        on disk is not allowed."""
+        try:
+            await self.pool.must_be_allowed()
+            await self.pool.must_be_unlocked()
+        except (Locked, policy.Refused):
+            return False
+        return self._has_next_start()
+
     async def _discard(self) -> None:
-        """Its content goes; nothing can be made without the key, for which no
-        person is asked, or where what is on disk is not allowed."""
+        """Its content goes, and nothing is made."""
         state = await self._state()
         if state.current is None or not self._owns(state):
             return

@@ -31,6 +31,8 @@ def locked(method: Method) -> Method:
     @functools.wraps(method)
     async def changing(self: "Transfer", *args: Any, **kwargs: Any) -> Any:
         self._known = None
+        if self.replaces is not None:
+            await self.replaces.idle()
         try:
             return await method(self, *args, **kwargs)
         finally:
@@ -49,12 +51,18 @@ class Transfer(halting.Used):
     _import_replaces: bool = False
     #: the task that began it
     _import_task: "weakref.ref[asyncio.Task[Any]] | None" = None
+    #: the object that qubesd had for this volume before
+    replaces: "Transfer | None" = None
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         #: number of the current generation, and usage, if they were asked for
         #: since the last verb and no qube has it
         self._known: tuple[int, int] | None = None
+
+    async def idle(self) -> None:
+        """Wait until nothing is being prepared."""
+        raise NotImplementedError
 
     # --- what both halves use
 

@@ -11,7 +11,7 @@ def _tasks() -> list[asyncio.Task[None]]:
     return [
         task
         for task in asyncio.all_tasks()
-        if task.get_name().startswith("prepare ")
+        if task.get_name().startswith(("prepare ", "collect "))
     ]
 
 

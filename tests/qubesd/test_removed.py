@@ -1,0 +1,152 @@
+"""What is left of qubes and templates that are gone, with a real qubesd."""
+
+import os
+import time
+
+import pytest
+
+from .dom0 import MIB, datasets, read, write, zfs
+
+SHUTDOWN = ("qvm-shutdown", "--wait")
+CREATE = ("qvm-create", "-l", "red")
+
+
+def of(*qubes):
+    """The datasets of these qubes, in all pools."""
+    return [
+        name
+        for name in datasets("tank")
+        if "/vm/" in name and name.split("/vm/")[1].split("/")[0] in qubes
+    ]
+
+
+def until(condition, seconds=30):
+    """Wait for what qubesd does afterwards; return whether it did."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def is_gone(*qubes):
+    assert until(lambda: not of(*qubes)), of(*qubes)
+
+
+def used():
+    zfs("zpool", "sync", "tank")
+    return int(zfs("zfs", "get", "-Hpo", "value", "used", "tank/plain")[0])
+
+
+@pytest.fixture(scope="module")
+def second(dom0, plain):
+    """Another pool, with a copy of the template."""
+    option = "container=tank/second"
+    dom0.run("qvm-pool", "add", "-o", option, "second", "zfs_zvol")
+    dom0.run("qvm-clone", "-q", "-P", "second", "tmpl", "tmpl-2")
+    return "second"
+
+
+def test_what_was_prepared_in_the_pool_of_a_former_template(dom0, second):
+    dom0.run(*CREATE, "-P", "plain", "-t", "tmpl", "w1")
+    dom0.run("qvm-start", "w1")
+    dom0.run(*SHUTDOWN, "w1")
+    root = "tank/plain/vm/w1/root.1"
+    assert root in of("w1")
+    # the former pool is not used meanwhile, and no qubesd starts
+    dom0.run("qvm-prefs", "w1", "template", "tmpl-2")
+    assert until(lambda: not any("plain/vm/w1/root" in x for x in of("w1")))
+    assert until(lambda: any("second/vm/w1/root" in x for x in of("w1")))
+    dom0.run("qvm-start", "w1")
+    dom0.run(*SHUTDOWN, "w1")
+    dom0.run("qvm-remove", "-f", "w1")
+    is_gone("w1")
+
+
+def test_private_data_that_a_disposable_was_prepared_with(dom0, second):
+    for name, pool in (("d1", "plain"), ("d2", second)):
+        dom0.run(*CREATE, "-P", pool, "-t", "tmpl", name)
+        dom0.run("qvm-prefs", name, "template_for_dispvms", "True")
+    dom0.run("qvm-start", "d1")
+    write("d1", "xvdb", b"SECRET-OF-D1")
+    dom0.run(*SHUTDOWN, "d1")
+    dom0.run(*CREATE, "-P", "plain", "-C", "DispVM", "-t", "d1", "nd")
+    dom0.run("qvm-start", "nd")
+    assert read("nd", "xvdb", 12) == b"SECRET-OF-D1"
+    dom0.run(*SHUTDOWN, "nd")
+    dom0.run("qvm-prefs", "nd", "template", "d2")
+    assert until(lambda: not any("plain/vm/nd/private" in x for x in of("nd")))
+    # core calls disposables directly when their template gets another one
+    dom0.run("qvm-prefs", "d2", "template", "tmpl-2")
+    dom0.run("qvm-remove", "-f", "d1")
+    is_gone("d1")
+    dom0.run("qvm-start", "nd")
+    assert read("nd", "xvdb", 12) == bytes(12)
+    dom0.run(*SHUTDOWN, "nd")
+    dom0.run("qvm-remove", "-f", "nd", "d2")
+    is_gone("nd", "d2")
+
+
+def test_a_removed_template_is_free_at_once(dom0, plain):
+    dom0.run(
+        "qvm-create", "-P", "plain", "-l", "black", "-C", "TemplateVM", "big"
+    )
+    dom0.give("big:root", os.urandom(10 * MIB))
+    dom0.run(*CREATE, "-P", "plain", "-t", "big", "w3")
+    assert until(lambda: any("/w3/root" in name for name in of("w3")))
+    before = used()
+    dom0.run("qvm-prefs", "w3", "template", "tmpl")
+    dom0.run("qvm-remove", "-f", "big")
+    is_gone("big")
+    assert until(lambda: before - used() > 9 * MIB)
+    dom0.run("qvm-remove", "-f", "w3")
+
+
+def test_a_template_that_is_upgraded_in_place(dom0, plain):
+    before = used()
+    dom0.run(
+        "qvm-create", "-P", "plain", "-l", "black", "-C", "TemplateVM", "f1"
+    )
+    dom0.give("f1:root", os.urandom(8 * MIB))
+    for old, new in (("f1", "f2"), ("f2", "f3")):
+        dom0.run("qvm-clone", "-q", "-P", "plain", old, new)
+        keep = ("qvm-volume", "config", f"{new}:root", "revisions_to_keep", "0")
+        dom0.run(*keep)
+        dom0.run("qvm-remove", "-f", old)
+        dom0.run("qvm-start", new)
+        write(new, "xvda", os.urandom(8 * MIB))
+        dom0.run(*SHUTDOWN, new)
+    is_gone("f1", "f2")
+    assert until(lambda: used() - before < 10 * MIB), used() - before
+    assert dom0.revisions("f3:root") == []
+    dom0.run("qvm-remove", "-f", "f3")
+
+
+def test_what_an_earlier_qubesd_did_not_notice(dom0, second):
+    """The dataset of a qube that had its root volume here once."""
+    dom0.run(*CREATE, "-P", "plain", "-t", "tmpl", "w5")
+    dom0.run("qvm-start", "w5")
+    dom0.run(*SHUTDOWN, "w5")
+    assert until(lambda: "tank/plain/vm/w5/root.1" in of("w5"))
+    # as if it had not been here
+    root = "tank/plain/vm/w5"
+    made = zfs("zfs", "get", "-Ho", "value", "origin", f"{root}/root.1")
+    pointer = "qubes-storage-zfs:current.root"
+    value = zfs("zfs", "get", "-Ho", "value", pointer, root)
+    left = root.replace("w5", "lost")
+    zfs("zfs", "create", "-o", "canmount=off", left)
+    zfs("zfs", "clone", made[0], f"{left}/root.1")
+    zfs("zfs", "snapshot", f"{left}/root.1@s1")
+    zfs("zfs", "set", "qubes-storage-zfs:holder=gone:1:1", f"{left}/root.1")
+    zfs("zfs", "set", f"{pointer}={value[0]}", left)
+    dom0.stop()
+    dom0.start()
+    dom0.run("qvm-start", "w5")
+    is_gone("lost")
+    assert "tank/plain/vm/w5/root.1" in of("w5")
+    dom0.run(*SHUTDOWN, "w5")
+    dom0.run("qvm-remove", "-f", "w5")
+    is_gone("w5")
+    dom0.run("qvm-remove", "-f", "tmpl-2")
+    dom0.run("qvm-pool", "remove", "second")

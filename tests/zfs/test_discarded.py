@@ -1,0 +1,236 @@
+"""Discarded content that no qube has any more."""
+
+import asyncio
+import types
+
+import pytest
+
+from qubes_storage_zfs import discarded, events, holder, layout
+
+from .conftest import MIB, Lab, sh, write
+
+
+class Domains(list):
+    """Found by name, too."""
+
+    def __getitem__(self, name):
+        for qube in self:
+            if qube.name == name:
+                return qube
+        raise KeyError(name)
+
+
+class Qubes:
+    """What of qubesd's application object is looked at."""
+
+    def __init__(self, *labs):
+        self.vmm = types.SimpleNamespace(offline_mode=False)
+        dom0 = types.SimpleNamespace(name="dom0", klass="AdminVM")
+        self.domains = Domains([dom0])
+        self.pools = {lab.pool.name: lab.pool for lab in labs}
+        self.labs = labs
+        for lab in labs:
+            lab.vm = self.vm
+
+    def vm(self, name):
+        if any(qube.name == name for qube in self.domains):
+            return self.domains[name]
+        qube = types.SimpleNamespace(
+            name=name,
+            klass="AppVM",
+            app=self,
+            storage=True,
+            volumes={},
+            features={},
+        )
+        self.domains.append(qube)
+        return qube
+
+    def restart(self):
+        for lab in self.labs:
+            self.pools[lab.pool.name] = lab.restart()
+            self.pools[lab.pool.name]._app = self
+
+    def give(self, volume):
+        """As qubesd: the qube has this volume from now on."""
+        self.vm(volume.qube).volumes[volume.name] = volume
+        return volume
+
+
+@pytest.fixture
+def labs(zpool):
+    return Lab(zpool), Lab(zpool)
+
+
+@pytest.fixture
+def app(labs):
+    return Qubes(*labs)
+
+
+def template(app, lab, name, content):
+    volume = lab.private(name, content, name="root", size=8 * MIB)
+    return app.give(volume)
+
+
+def used_once(app, lab, source, qube="w1"):
+    """A qube's root volume, after a session and prepared again."""
+    volume = app.give(lab.clone_of(source, qube))
+    lab.start(volume)
+    write(volume.path, b"scribble")
+    lab.stop(volume)
+    assert any(f"vm/{qube}/root." in x for x in lab.datasets())
+    return volume
+
+
+def change(lab, app, qube):
+    """The event, and what comes of it."""
+
+    async def fire():
+        events.retemplated(app.vm(qube))
+        await asyncio.sleep(0)
+
+    lab.run(fire())
+
+
+def test_another_template_in_the_same_pool(labs, app):
+    lab, _ = labs
+    old = template(app, lab, "old", b"v1")
+    new = template(app, lab, "new", b"v2")
+    before = used_once(app, lab, old).dataset
+    app.give(lab.clone_of(new, "w1"))
+    change(lab, app, "w1")
+    # no start is needed for the former template's space to be free
+    app.domains.remove(app.vm("old"))
+    lab.run(old.remove())
+    assert not any("vm/old" in x for x in lab.datasets())
+    current = app.vm("w1").volumes["root"]
+    lab.start(current)
+    assert not current.is_outdated() and current.dataset != before
+    lab.stop(current)
+
+
+def test_another_template_in_another_pool(labs, app):
+    lab, other = labs
+    old = template(app, lab, "old", b"v1")
+    new = template(app, other, "new", b"v2")
+    used_once(app, lab, old)
+    used_once(app, lab, old, "disp")
+    for qube in "w1", "disp":
+        app.give(other.clone_of(new, qube))
+    app.vm("w1").dispvms = [app.vm("disp")]
+    change(lab, app, "w1")
+    assert [x for x in lab.datasets() if "old" not in x] == ["vm"]
+    assert {"vm/w1/root.1", "vm/disp/root.1"} < set(other.datasets())
+
+
+def test_a_template_that_changes_while_its_former_is_prepared(labs, app):
+    lab, other = labs
+    old = template(app, lab, "old", b"v1")
+    new = template(app, other, "new", b"v2")
+    again = template(app, lab, "again", b"v3")
+    for at, source in (other, new), (lab, again):
+        volume = used_once(app, lab, old)
+
+        async def stop_and_change(volume=volume, at=at, source=source):
+            await volume.start()
+            await volume.stop()
+            app.give(at.clone_of(source, "w1"))
+            events.retemplated(app.vm("w1"))
+            await asyncio.sleep(0)
+
+        lab.run(stop_and_change())
+        now = app.vm("w1").volumes["root"]
+        assert now.source is source
+        assert ("vm/w1" in lab.datasets()) == (at is lab)
+        at.start(now)
+        assert not now.is_outdated()
+        at.stop(now)
+        app.give(lab.clone_of(old, "w1"))
+        change(lab, app, "w1")
+
+
+def test_the_next_qubesd_destroys_what_no_qube_has(labs, app):
+    """Also what an older version of the driver left, with its source."""
+    lab, _ = labs
+    old = template(app, lab, "old", b"v1")
+    gone = used_once(app, lab, old)
+    kept = used_once(app, lab, old, "w2")
+    volatile = app.give(lab.volatile("w2"))
+    lab.start(volatile)
+    lab.stop(volatile)
+    app.domains.remove(app.vm("w1"))
+    app.restart()
+    # what a backup loads is a second set, and the first to use the pool
+    lab.pool._app = types.SimpleNamespace(
+        vmm=types.SimpleNamespace(offline_mode=True), domains=[]
+    )
+    lab.run(lab.pool.first_use())
+    assert "vm/w1/root.1" in lab.datasets()
+    lab.pool._app = app
+    lab.run(lab.pool.first_use())
+    left = set(lab.datasets("volume"))
+    assert left == {"vm/old/root", "vm/w2/root.1", "vm/w2/volatile"}
+    assert gone.vid == "w1/root" and kept.vid == "w2/root"
+
+
+def test_removal_of_a_qube_whose_template_was_in_another_pool(labs, app):
+    """As it is if nothing was noticed when the template changed."""
+    lab, other = labs
+    old = template(app, lab, "old", b"v1")
+    used_once(app, lab, old)
+    new = template(app, other, "new", b"v2")
+    mine = used_once(app, other, new)
+    qube = app.vm("w1")
+    app.domains.remove(qube)
+
+    async def remove():
+        events.removed(app, qube)
+        await mine.remove()
+
+    lab.run(remove())
+    assert [x for x in lab.datasets() if "old" not in x] == ["vm"]
+    assert [x for x in other.datasets() if "new" not in x] == ["vm"]
+
+
+def test_who_must_not_decide(labs, app):
+    lab, _ = labs
+    old = template(app, lab, "old", b"v1")
+    used_once(app, lab, old)
+    stranger = app.vm("w1")
+    app.domains.remove(stranger)
+    loading = types.SimpleNamespace(
+        name="w2", klass="AppVM", storage=None, volumes={}
+    )
+    before = lab.datasets()
+    app.domains.append(loading)
+    lab.run(discarded.collect(lab.pool, app))
+    app.domains.remove(loading)
+    app.vmm.offline_mode = True
+    lab.run(discarded.collect(lab.pool, app))
+    lab.run(discarded.collect(lab.pool, None))
+    app.vmm.offline_mode = False
+    sh("zfs", "set", f"{layout.OWNER}=another", lab.container)
+    lab.run(discarded.collect(lab.pool, app))
+    sh("zfs", "set", f"{layout.OWNER}={lab.name}", lab.container)
+    app.domains.append(stranger)
+    lab.run(discarded.collect(lab.pool, app))
+    assert lab.datasets() == before
+    app.domains.remove(stranger)
+    lab.run(discarded.collect(lab.pool, app))
+    assert not any("w1" in x for x in lab.datasets())
+
+
+def test_what_another_process_works_on_stays(labs, app):
+    lab, _ = labs
+    old = template(app, lab, "old", b"v1")
+    volume = used_once(app, lab, old)
+    app.domains.remove(app.vm("w1"))
+    mark = holder._identity(1)
+    sh("zfs", "set", f"{layout.HOLDER}={mark}", volume.dataset)
+    lab.run(discarded.collect(lab.pool, app))
+    assert "vm/w1/root.1" in lab.datasets()
+    # a volume that is kept is never destroyed so
+    assert "vm/old/root" in lab.datasets()
+    app.domains.remove(app.vm("old"))
+    lab.run(discarded.collect(lab.pool, app))
+    assert "vm/old/root" in lab.datasets()
