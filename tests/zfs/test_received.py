@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.container import Container, _process_mark
+from qubes_storage_zfs import holder, layout
+from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.zfs import core, removable
 
 from .conftest import (
@@ -176,7 +176,8 @@ def test_marks_of_a_process_do_not_travel(away, second):
     volume = away.private(content=b"data")
     path = away.run(volume.export())
     exported = path.removeprefix("/dev/zvol/")
-    alive = _process_mark(os.getppid())
+    alive = holder._marked(holder._identity(os.getppid()))
+    assert alive in holder.Living()
     sh("zfs", "set", f"{layout.HOLDER}={alive}", exported)
     copy = send(away, "-R")
     sh("zfs", "destroy", "-r", f"{away.container}@move")
