@@ -51,17 +51,14 @@ def test_properties_of_the_zpool_are_not_the_disks(stick, disks):
     assert prop("cachefile") == "none"
 
 
-def attach_here(monkeypatch, *arguments):
+def attach_here(capsys, *arguments):
     """As qvm_zfs(), in this process, so that a test can be in the way."""
-    said = []
-    monkeypatch.setattr(
-        main, "print", lambda *words, **_: said.append(*words), raising=False
-    )
-    return main.main(["attach", *arguments]), "\n".join(said)
+    code = main.main(["attach", *arguments])
+    return code, capsys.readouterr().err
 
 
 def test_a_zpool_that_keeps_its_properties_is_exported_again(
-    stick, monkeypatch
+    stick, monkeypatch, capsys
 ):
     sh("zpool", "set", "failmode=panic", "stick")
     export_zpool("stick")
@@ -74,12 +71,14 @@ def test_a_zpool_that_keeps_its_properties_is_exported_again(
         return await run(program, *words, **how)
 
     monkeypatch.setattr(native, "run", without_properties)
-    code, said = attach_here(monkeypatch, stick.name)
+    code, said = attach_here(capsys, stick.name)
     assert code == 1 and "stick has failmode=panic where continue" in said
     assert removable.guid("stick") is None
 
 
-def test_a_zpool_imported_by_another_name_is_exported_again(stick, monkeypatch):
+def test_a_zpool_imported_by_another_name_is_exported_again(
+    stick, monkeypatch, capsys
+):
     """Its name was changed between the look and the import."""
     listed = removable.on_devices
 
@@ -94,14 +93,14 @@ def test_a_zpool_imported_by_another_name_is_exported_again(stick, monkeypatch):
     try:
         with no_node_appears():
             INHIBIT.write_text("1")
-            code, said = attach_here(monkeypatch, stick.name)
+            code, said = attach_here(capsys, stick.name)
         assert code == 1 and "has the name renamed now" in said
         assert removable.guid("renamed") is removable.guid("stick") is None
     finally:
         INHIBIT.write_text("0")
 
 
-def test_one_guid_with_two_names_is_refused(monkeypatch, stick):
+def test_one_guid_with_two_names_is_refused(stick, monkeypatch, capsys):
     right = guid()
     export_zpool("stick")
     listed = removable.on_devices
@@ -112,7 +111,7 @@ def test_one_guid_with_two_names_is_refused(monkeypatch, stick):
         return [*found, other]
 
     monkeypatch.setattr(removable, "on_devices", twice)
-    code, said = attach_here(monkeypatch, stick.name)
+    code, said = attach_here(capsys, stick.name)
     assert code == 1 and right in said and "evil" in said and "stick" in said
     assert "\x1b" not in said and removable.guid("stick") is None
 
