@@ -18,10 +18,11 @@ from . import adoption, errors, layout, options, policy, sentences
 from .container import Container, State
 from .discarded import collect_once
 from .errors import refusal, told
+from .listing import Listing
 from .options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from .space import Space
 from .volume import ZfsVolume
-from .zfs import blank, channel, core, keys, native, newzpool, removable
+from .zfs import blank, core, keys, native, newzpool, removable
 from .zfs.errors import NotReadable, ZfsError
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -59,8 +60,6 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self.forensics: bool = self._option("snap_on_start_forensics", False)
         #: whether qubes that keep something here have a tag that says so
         self.tag_qubes: bool = self._option("tag_qubes", True)
-        #: the last answer of _on_disk()
-        self._listed: dict[str, str] | None = None
         #: the qubes that the pool is for, once one has a volume here
         self._app: Any = None
         self._volumes: weakref.WeakValueDictionary[str, ZfsVolume] = (
@@ -248,32 +247,15 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         """*volume* was removed."""
         self._volumes.pop(volume.vid, None)
 
-    def _on_disk(self) -> dict[str, str]:
-        """vid -> value of the pointer, for every volume there is; if the
-        zpool cannot be asked as it is, for every one there was.
-
-        A name that this driver does not give is none of its volumes', and
-        need not be text that qubesd can send.
-
-        :raises ZfsError: if that is not known either
-        """
-        question = {"home": self.home, "prefix": layout.POINTER}
-        try:
-            answer = channel.ask("volumes", self.home, question)
-        except NotReadable:
-            if self._listed is None:
-                raise
-            return self._listed
-        self._listed = {
-            vid: value
-            for vid, value in (answer or {}).items()
-            if layout.is_vid(vid)
-        }
-        return self._listed
+    @functools.cached_property
+    def _listing(self) -> Listing:
+        return Listing(self.home)
 
     def list_volumes(self) -> list[ZfsVolume]:
         try:
-            found = self._on_disk()
+            found = self._listing.now()
+        except NotReadable:
+            found = self._listing.last
         except ZfsError:
             return []
         return [self._known(vid, value) for vid, value in sorted(found.items())]
@@ -283,10 +265,10 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         if vid in self._volumes:
             return self._volumes[vid]
         try:
-            found = self._on_disk()
+            found = self._listing.now()
         except ZfsError:
             # qubesd asks for sources while it starts; a KeyError would end it
-            return self._known(vid, "")
+            return self._known(vid, self._listing.last.get(vid, ""))
         if vid not in found:
             raise KeyError(vid)
         return self._known(vid, found[vid])

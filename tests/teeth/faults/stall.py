@@ -46,8 +46,8 @@ FAULTS = (
     Fault(
         "the last list of volumes is not used",
         "pool.py",
-        "if self._listed is None:",
-        "if True:",
+        "found = self._listing.last",
+        "found = {}",
         _SILENT,
     ),
     Fault(
