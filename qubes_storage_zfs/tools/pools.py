@@ -79,6 +79,13 @@ class Survey:
         check_zpool(chosen[0])
         return chosen[0]
 
+    def other_owner(self, pool: Pool) -> str | None:
+        """The name on the dataset of *pool*, if that is another one."""
+        for mark in self.marks:
+            if mark.dataset == pool.dataset and mark.owner != pool.name:
+                return mark.owner
+        return None
+
     def strange_roots(self) -> list[Mark]:
         """The marked datasets with a key of their own that are no configured
         pool's."""
@@ -176,15 +183,15 @@ async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:
     pool = found.named(name)
     if pool.driver != ENCRYPTED:
         raise Failed(f"the pool {name} is not encrypted")
-    for mark in found.marks:
-        if secret and mark.dataset == pool.dataset and mark.owner != name:
-            raise Failed(
-                sentences.CONTAINER_CLAIMED.format(
-                    dataset=pool.dataset,
-                    owner=printable(mark.owner, SHOWN),
-                    property=layout.OWNER,
-                )
+    owner = found.other_owner(pool)
+    if secret and owner is not None:
+        raise Failed(
+            sentences.CONTAINER_CLAIMED.format(
+                dataset=pool.dataset,
+                owner=printable(owner, SHOWN),
+                property=layout.OWNER,
             )
+        )
     if not (await keys.state(pool.dataset)).exists:
         raise Failed(f"{pool.dataset} is not there; is its zpool imported?")
     return pool

@@ -50,7 +50,7 @@ async def run(given: argparse.Namespace) -> int:
         for pool in survey.pools
         if not given.pool or pool.name in given.pool
     ]
-    found = [await _look(pool) for pool in pools]
+    found = [await _look(pool, survey) for pool in pools]
     outside = list(_outside(app)) if app is not None else None
     overwritten = freed_memory.overwritten()
     if given.json:
@@ -68,7 +68,7 @@ async def run(given: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-async def _look(pool: Pool) -> dict[str, Any]:
+async def _look(pool: Pool, survey: pools_of.Survey) -> dict[str, Any]:
     holders: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
     try:
@@ -78,6 +78,8 @@ async def _look(pool: Pool) -> dict[str, Any]:
         state = await keys.state(pool.dataset)
         condition = _condition(pool, state)
         notes = [reason(each) for each in await _obstacles(pool, state)]
+        if survey.other_owner(pool) is not None:
+            condition = "marked as another pool's"
         if condition == "unlocked":
             holders = await core.in_thread(
                 pool.dataset, keys.users, pool.dataset

@@ -174,6 +174,9 @@ def test_a_mark_is_a_claim():
     ours = Pool("p", "zfs_encrypted", "x/encryption/p")
     assert survey(ours, marks=[mark]).strange_roots() == []
     assert survey(mark.pool, marks=[mark, plain]).strange_roots() == [mark]
+    other = dataclasses.replace(mark, owner="q")
+    assert survey(ours, marks=[mark]).other_owner(ours) is None
+    assert survey(ours, marks=[other]).other_owner(ours) == "q"
 
 
 def test_qubes_xml_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):

@@ -87,6 +87,7 @@ def test_a_name_that_two_datasets_claim(safe, claim):
     mark(safe.container, b"another")
     for verb in "unlock", "passwd":
         assert "belongs to the pool another" in qvm_zfs(verb, name)[2]
+    assert "marked as another pool's" in qvm_zfs("status", name)[1]
     common.QUBES_XML.write_text("<qubes>")
     code, _, err = qvm_zfs("lock", name)
     assert code == 1 and "cannot be read" in err
