@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .dom0 import MIB, machine, read, until, write
+from .dom0 import MIB, datasets, machine, read, until, write
 
 SHUTDOWN = ("qvm-shutdown", "--wait")
 SERVICE, WRITER = b"admin.vm.volume.ImportWithSize", b"dd bs=128K of=/dev/"
@@ -63,7 +63,10 @@ def test_the_session_that_has_just_ended_is_what_is_read(dom0, qube, wait):
     dom0.run("qvm-clone", "-P", "plain", qube, "copy")
     assert dom0.revisions(f"{qube}:private")[-1] not in before
     assert content(dom0, "copy") == last
+    session(dom0, "copy", b"goes")
+    ends("copy")
     dom0.run("qvm-remove", "-f", "copy")
+    assert not any("/copy" in name for name in datasets("tank"))
     session(dom0, qube, b"before it")
     ends(qube)
     dom0.give(f"{qube}:private", b"imported")
