@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .dom0 import MIB, datasets, machine, read, until, write
+from .dom0 import MIB, datasets, lives, machine, read, until, write
 
 SHUTDOWN = ("qvm-shutdown", "--wait")
 SERVICE, WRITER = b"admin.vm.volume.ImportWithSize", b"dd bs=128K of=/dev/"
@@ -33,7 +33,9 @@ def session(dom0, qube, content):
 
 def ends(qube):
     """Its domain ends; qubesd hears of it in some tenths of a second."""
-    os.kill(machine(qube)["pid"], signal.SIGKILL)
+    pid = machine(qube)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not lives(pid), f"{qube} has ended")
 
 
 def content(dom0, qube):
