@@ -30,6 +30,9 @@ MIB = 1 << 20
 #: how the root volume of the template begins
 ROOT = b"the template's root"
 SOCKET = "/run/qubesd.sock"
+#: what qubesd is made of; in the guest
+CORE_ADMIN = Path("/core-admin/version")
+IS_R43 = CORE_ADMIN.exists() and CORE_ADMIN.read_text("ascii")[:4] == "4.3."
 STORE = Path("/var/lib/qubes/qubes.xml")
 #: seconds until a command, or qubesd's start, is given up
 LIMIT = 300
