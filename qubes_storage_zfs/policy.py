@@ -17,7 +17,7 @@ from typing import Any
 
 from . import layout, sentences
 from .zfs import channel, core, removable
-from .zfs.errors import ZfsError
+from .zfs.errors import NoPassphrase, ZfsError
 from .zfs.text import printable
 
 #: of the qubes root and everything below it, as zfs(8) spells it: no partition
@@ -52,8 +52,8 @@ ZPOOL_ROOT_SETTINGS: Mapping[str, str] = {
 }
 #: of an encrypted pool's container, besides being its own encryption root
 KEY_RULES: Mapping[str, str] = {
-    "keylocation": "prompt",
     "keyformat": "passphrase",
+    "keylocation": "prompt",
 }
 #: datasets in a pool; many times the volumes that a machine can have
 LIMIT = 100_000
@@ -126,9 +126,6 @@ def as_rules(properties: Mapping[str, str]) -> list[dict[str, str]]:
 def _remedy(home: str, wrong: Mapping[str, Any]) -> str:
     """Return what an administrator does who changed the property."""
     dataset, name = str(wrong.get("dataset")), str(wrong.get("property"))
-    if name == "keyformat":
-        command = f"change-key -o keyformat=passphrase {home}"
-        return sentences.DISK_REMEDY.format(command=command)
     if name not in (*SAFE, "mountpoint", "keylocation"):
         return sentences.DISK_REMEDY_MOVE
     value, at = str(wrong.get("wanted")), str(wrong.get("source"))
@@ -161,6 +158,7 @@ async def check(place: Place, must_be_claimed: bool = True) -> None:
     :raises NotThere: if the container or the qubes root does not exist, or
         has another pool's name on it
     :raises NotAllowed: for the first dataset that breaks a rule
+    :raises NoPassphrase: if that is the key of an encrypted pool
     :raises ZfsError: if ZFS cannot be asked
     """
     rules, root_rules = dict(SAFE), dict[str, str]()
@@ -181,6 +179,8 @@ async def check(place: Place, must_be_claimed: bool = True) -> None:
         },
     )
     _check_identity(place, found, must_be_claimed)
+    if found.get("property") == "keyformat":
+        raise NoPassphrase(place.container, shown(found.get("value")))
     if "property" in found:
         raise NotAllowed(place.home, found)
 

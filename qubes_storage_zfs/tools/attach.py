@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .. import layout, policy, sentences
 from ..key import RUN_DIR
 from ..zfs import core, keys, removable
-from ..zfs.errors import CommandFailed, NoModule
+from ..zfs.errors import CommandFailed, NoModule, NoPassphrase
 from ..zfs.removable import Found
 from ..zfs.threads import NO_ZPOOL
 from .common import Failed, Pool, configured, qubesd, slow
@@ -279,6 +279,8 @@ async def _check(pool: Pool) -> None:
         raise Gone(str(exc)) from exc
     except policy.Refused as exc:
         raise Changed(str(exc)) from exc
+    except NoPassphrase as exc:
+        raise Changed(sentences.reason(exc)) from exc
 
 
 async def _tell(
