@@ -12,20 +12,21 @@ LAST = 253402300799
 
 
 def rising(creations: Iterable[int]) -> list[int]:
-    """Return the times of revisions, oldest revision first, each later than
+    """Return the times of revisions, oldest revision first, none earlier than
     the one before.
 
-    A time that is too early becomes one second more than the one before: a
-    clock that was reset is behind more often than ahead.
+    A time that is earlier becomes one second more than the one before: a clock
+    that was reset is behind more often than ahead.  Equal times stay, because
+    core-admin's sort keeps the order that it is given.
 
     :param creations: seconds since the epoch, as ZFS reports them
     """
     found: list[int] = []
     for creation in creations:
-        least = found[-1] + 1 if found else 0
-        found.append(max(creation, least))
+        before = found[-1] if found else 0
+        found.append(creation if creation >= before else before + 1)
     limit = LAST
     for index in reversed(range(len(found))):
         found[index] = min(found[index], limit)
-        limit = found[index] - 1
+        limit = found[index]
     return found
