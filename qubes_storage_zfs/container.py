@@ -139,11 +139,6 @@ def holder_mark() -> dict[str, str]:
     return {layout.HOLDER: holder.mark()}
 
 
-def _made_here_or_by_nobody(mark: str, living: holder.Living) -> bool:
-    """Whether the process of this mark is this one, or has ended."""
-    return mark == holder.mark() or mark not in living
-
-
 class Container:
     """The volumes below one dataset.
 
@@ -324,11 +319,8 @@ class Container:
             if await self.measure_beside(name):
                 found = await self._unnamed(qube)
         living = holder.Living()
-        garbage = [
-            item
-            for item in found["datasets"].values()
-            if self._is_garbage(item, living)
-        ]
+        unnamed = found["datasets"].values()
+        garbage = [x for x in unnamed if self._is_garbage(x, living)]
         items = [{"name": x["name"], "guid": x["guid"]} for x in garbage]
         empty = list(found["empty"].values())
         if not items and not empty:
@@ -404,7 +396,7 @@ class Container:
         if item["name"] in self.in_hand:
             return False
         mark = item.get("holder")
-        return mark is None or _made_here_or_by_nobody(mark, living)
+        return mark is None or not living.is_another(mark)
 
     def may_collect(self, name: VolumeName, mark: str) -> bool:
         """Whether no process is at work on a volume that no qube has.
@@ -412,7 +404,7 @@ class Container:
         :param mark: of the process that made its current generation
         """
         busy = any(name.number_of(each) is not None for each in self.in_hand)
-        return not busy and _made_here_or_by_nobody(mark, holder.Living())
+        return not busy and not holder.Living().is_another(mark)
 
     @classmethod
     async def sweep_again(cls, datasets: Iterable[str]) -> None:

@@ -91,3 +91,7 @@ class Living:
             known = set(filter(None, identities))
             self._marks = frozenset(known | {_marked(each) for each in known})
         return found in self._marks
+
+    def is_another(self, found: str) -> bool:
+        """Whether the process that made the mark lives and is not this one."""
+        return found != mark() and found in self

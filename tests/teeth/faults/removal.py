@@ -111,7 +111,7 @@ FAULTS = (
     Fault(
         "a volume that another process works on is destroyed",
         "container.py",
-        "return not busy and _made_here_or_by_nobody(mark, holder.Living())",
+        "return not busy and not holder.Living().is_another(mark)",
         "return not busy",
         zfs_tests("discarded", "what_another_process_works_on_stays"),
     ),

@@ -99,7 +99,7 @@ FAULTS = (
     Fault(
         "the janitor takes what another process has in hand",
         "container.py",
-        "return mark is None or _made_here_or_by_nobody(mark, living)",
+        "return mark is None or not living.is_another(mark)",
         "return True",
         zfs_tests("edges", "what_another_process_holds_is_left_alone"),
     ),
