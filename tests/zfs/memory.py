@@ -4,6 +4,9 @@ import contextlib
 import re
 from pathlib import Path
 
+#: in the arguments of each keyholder
+KEYHOLDER = b"zfs.keyholder import main"
+
 
 def memory(pid):
     """All that a process has in its memory."""

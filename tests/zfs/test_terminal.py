@@ -18,7 +18,7 @@ from qubes_storage_zfs.zfs import keys
 
 from .answers import PASSPHRASE, Person
 from .conftest import EncryptedLab, sh
-from .memory import memory, processes_with
+from .memory import KEYHOLDER, memory, processes_with
 
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 NEW = b"quite another passphrase"
@@ -101,7 +101,7 @@ def test_tool_never_has_the_passphrase(safe, typist):
     assert safe.container.encode() in seen
     assert PASSPHRASE not in seen and NEW not in seen
     # the keyholder wiped the first, and has the second still
-    holder = process_of(b"keyholder", safe.container)
+    holder = process_of(KEYHOLDER, safe.container)
     seen = memory(holder)
     assert PASSPHRASE not in seen and NEW in seen
     person.types(NEW + b"\n")
@@ -109,7 +109,7 @@ def test_tool_never_has_the_passphrase(safe, typist):
     assert b"was changed." in person.shown
     assert NEW not in person.shown
     assert person.shows_what_is_typed()
-    assert not list(processes_with(b"keyholder"))
+    assert not list(processes_with(KEYHOLDER))
 
 
 @pytest.mark.parametrize("how", ["interrupted", "keyholder", "tool"])
@@ -121,7 +121,7 @@ def test_terminal_is_as_before_whatever_ends_it(safe, typist, how):
         person.types(b"half of i\x03")
         person.sees(rb"qvm-zfs unlock: interrupted\r\nstatus 1")
     elif how == "keyholder":
-        os.kill(process_of(b"keyholder", safe.container), signal.SIGKILL)
+        os.kill(process_of(KEYHOLDER, safe.container), signal.SIGKILL)
         person.sees(rb"status 1")
     else:
         os.kill(process_of(b"tools.main", safe.name), signal.SIGKILL)
@@ -129,10 +129,10 @@ def test_terminal_is_as_before_whatever_ends_it(safe, typist, how):
     assert person.shows_what_is_typed()
     assert b"Traceback" not in person.shown
     for _ in range(50):
-        if not list(processes_with(b"keyholder")):
+        if not list(processes_with(KEYHOLDER)):
             break
         time.sleep(0.1)
-    assert not list(processes_with(b"keyholder"))
+    assert not list(processes_with(KEYHOLDER))
     assert safe.run(keys.state(safe.container)).locked
 
 

@@ -109,7 +109,7 @@ FAULTS = (
         "the passphrase is left in the keyholder's memory",
         "zfs/keyholder.py",
         "            wipe(passphrase)\n\n\ndef _load",
-        "            pass\n\n\ndef _load",
+        "            sys.kept = passphrase\n\n\ndef _load",
         WIPED,
     ),
     Fault(
