@@ -77,7 +77,8 @@ class NotAllowed(Refused):
     """
 
     def __init__(self, home: str, wrong: Mapping[str, Any]) -> None:
-        self.dataset = shown(wrong.get("dataset"))
+        # ZFS itself bounds the length of names
+        self.dataset = printable(str(wrong.get("dataset")), layout.NAME_MAX)
         self.name = shown(wrong.get("property"))
         super().__init__(
             sentences.DISK_CHANGED.format(
