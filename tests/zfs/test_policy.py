@@ -96,10 +96,12 @@ def test_an_encrypted_pool_has_one_root_for_all(zpool, person):
     volume = lab.private(content=b"data")
     plain = f"{lab.container}/plain"
     sh("zfs", "create", "-u", "-o", "encryption=off", plain)
+    # an empty one would be collected first
+    sh("zfs", "create", "-u", f"{plain}/files")
     lab.restart()
     said = refused(lab, lab.again(volume).start())
     assert f"{plain} has encryptionroot=- where {lab.container} must" in said
-    sh("zfs", "destroy", plain)
+    sh("zfs", "destroy", "-r", plain)
     sh("zfs", "set", "keylocation=file:///etc/passwd", lab.container)
     lab.run(keys.unload(lab.container))
     assert "keylocation" in refused(lab, lab.again(volume).export())
