@@ -35,20 +35,26 @@ def test_no_dataset_is_left_after_an_upgrade_of_the_zpool(old):
     assert old.datasets() == ["vm"]
 
 
-@pytest.mark.parametrize("how", ["mounted", "was mounted", "has a snapshot"])
+@pytest.mark.parametrize(
+    "how", ["mounted", "was mounted", "has a snapshot", "a qube's was mounted"]
+)
 def test_what_may_have_content_stays(lab, tmp_path, how):
     volume = lab.private()
-    dataset = f"{lab.pool.home}/theirs"
-    sh("zfs", "create", dataset)
+    name = "theirs"
+    if how == "a qube's was mounted":
+        name = volume.vid.partition("/")[0]
+    dataset = f"{lab.pool.home}/{name}"
+    if name == "theirs":
+        sh("zfs", "create", dataset)
     if how == "has a snapshot":
         sh("zfs", "snapshot", f"{dataset}@theirs")
     else:
         sh("zfs", "set", f"mountpoint={tmp_path}", dataset)
         with open(tmp_path / "file", "wb") as file:
             file.write(bytes(range(256)) * 1024)
-        if how == "was mounted":
+        if how != "mounted":
             sh("zfs", "inherit", "mountpoint", dataset)
     lab.run(lab.pool.store.sweep())
     lab.run(volume.remove())
-    assert "vm/theirs" in lab.datasets()
+    assert f"vm/{name}" in lab.datasets()
     sh("zfs", "destroy", "-r", dataset)

@@ -371,28 +371,36 @@ local function all_or_none(list)
     return coroutine.wrap(make_changes)(list)
 end
 
--- Whether a dataset is like a qube's that holds nothing and points to nothing.
--- Sizes do not tell: what an empty filesystem takes depends on the features
--- that the zpool had when it was made.  But ZFS never mounts such a dataset, so
--- that nothing is put into it: either canmount is off, or it has no mount point
--- since the dataset above has none.  One that is larger than any empty one was
--- mounted in between.
+-- Whether a qube's dataset holds nothing and points to nothing, so that it can
+-- be destroyed.  had_volume: a volume of this driver was in it until now.
+--
+-- Such a dataset is never mounted: canmount is off, or it inherits that it has
+-- no mount point.  One that is larger than any empty filesystem was mounted in
+-- between.  A dataset that had no volume may be an administrator's with a small
+-- file in it; it counts as empty only if it cannot be mounted at all, or takes
+-- exactly what the qubes root takes.  After "zpool upgrade" an empty one may
+-- take more than that, and stays.
 local EMPTY_MOST = 131072
-local function is_empty_qube(qube, prefix)
+local function is_empty_qube(qube, prefix, had_volume)
     for _ in zfs.list.children(qube) do
         return false
     end
     for _ in zfs.list.snapshots(qube) do
         return false
     end
+    local size = (zfs.get_prop(qube, "logicalreferenced"))
     if next(own_properties(qube, prefix)) ~= nil
         or (zfs.get_prop(qube, "type")) ~= "filesystem"
-        or (zfs.get_prop(qube, "logicalreferenced")) > EMPTY_MOST then
+        or size > EMPTY_MOST then
         return false
     end
+    if (zfs.get_prop(qube, "canmount")) == "off" then
+        return true
+    end
     local mountpoint, source = zfs.get_prop(qube, "mountpoint")
-    return (zfs.get_prop(qube, "canmount")) == "off"
-        or mountpoint == "none" and not is_own(qube, source)
+    return mountpoint == "none" and not is_own(qube, source)
+        and (had_volume or size
+            == (zfs.get_prop(parent_of(qube), "logicalreferenced")))
 end
 
 -- Whether there are zvols in the datasets below home, and no property of ours

@@ -61,10 +61,11 @@ for _, item in pairs(argv.datasets) do
     end
 end
 for _, qube in pairs(argv.empty) do
-    emptied[qube] = true
+    emptied[qube] = emptied[qube] or false
 end
-for qube in pairs(emptied) do
-    if zfs.exists(qube) and is_empty_qube(qube, argv.prefix) then
+for qube, had_volume in pairs(emptied) do
+    if zfs.exists(qube)
+        and is_empty_qube(qube, argv.prefix, had_volume) then
         zfs.sync.destroy(qube)
     end
 end

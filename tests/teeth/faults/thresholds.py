@@ -67,16 +67,22 @@ FAULTS = (
     Fault(
         "an empty dataset is told by its size",
         LUA + "common.lua",
-        'or mountpoint == "none" and not is_own(qube, source)',
-        'or (zfs.get_prop(qube, "logicalreferenced"))'
-        ' == (zfs.get_prop(parent_of(qube), "logicalreferenced"))',
+        "and (had_volume or size",
+        "and (size",
         zfs_tests("empty", "no_dataset_is_left_after_an_upgrade_of_the_zpool"),
     ),
     Fault(
         "a dataset that is mounted counts as empty",
         LUA + "common.lua",
-        'or (zfs.get_prop(qube, "logicalreferenced")) > EMPTY_MOST then',
+        "or size > EMPTY_MOST then",
         "then",
         zfs_tests("empty", "what_may_have_content_stays"),
+    ),
+    Fault(
+        "an administrator's small filesystem counts as empty",
+        LUA + "common.lua",
+        "and (had_volume or size",
+        "and (true or size",
+        zfs_tests("kept", "what_somebody_put_among_the_qubes_stays"),
     ),
 )
