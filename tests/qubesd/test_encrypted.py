@@ -104,6 +104,7 @@ def test_looks_ask_nobody(dom0, work):
 
 
 def test_a_start_asks_once(dom0, work):
+    lock(dom0)
     dom0.answer("wrong one", PASSPHRASE)
     dom0.run("qvm-start", work)
     assert len(dom0.asked()) == 2
