@@ -314,8 +314,11 @@ async def over(key: str) -> None:
 
 async def clones_in_programs(zpool: str) -> bool:
     """Whether channel programs can clone here (OpenZFS 2.4.0 and newer)."""
-    version = core.module_version()
-    return await core.in_thread(zpool, _can_clone, zpool, version, reads=True)
+    return await core.in_thread(
+        zpool,
+        lambda: _can_clone(zpool, core.module_version()),
+        reads=True,
+    )
 
 
 @functools.lru_cache(maxsize=4)

@@ -31,25 +31,31 @@ def stuck(monkeypatch):
     common.QUBES_XML.unlink(missing_ok=True)
 
 
-def looked_at(pool, *volumes):
+def questions(pool, *volumes):
     """What qubesd reads of a pool and its volumes, again and again."""
-    return {
-        "pool": (pool.size, pool.usage, pool.usage_details, pool.config),
-        "listed": sorted(volume.vid for volume in pool.list_volumes()),
-        **{
-            volume.vid: (
-                volume.path,
-                volume.size,
-                volume.usage,
-                volume.revisions,
-                volume.is_outdated(),
-                volume.is_dirty(),
-                volume.config,
-                pool.get_volume(volume.vid),
-            )
-            for volume in volumes
-        },
+    found = {
+        "size": lambda: pool.size,
+        "usage": lambda: pool.usage,
+        "details": lambda: pool.usage_details,
+        "config": lambda: pool.config,
+        "listed": lambda: sorted(each.vid for each in pool.list_volumes()),
     }
+    for volume in volumes:
+        found |= {
+            (volume.vid, "path"): lambda v=volume: v.path,
+            (volume.vid, "size"): lambda v=volume: v.size,
+            (volume.vid, "usage"): lambda v=volume: v.usage,
+            (volume.vid, "revisions"): lambda v=volume: v.revisions,
+            (volume.vid, "outdated"): volume.is_outdated,
+            (volume.vid, "dirty"): volume.is_dirty,
+            (volume.vid, "config"): lambda v=volume: v.config,
+            (volume.vid, "object"): lambda v=volume: pool.get_volume(v.vid),
+        }
+    return found
+
+
+def looked_at(pool, *volumes):
+    return {name: ask() for name, ask in questions(pool, *volumes).items()}
 
 
 async def poll(*polled):
@@ -58,8 +64,11 @@ async def poll(*polled):
     for _ in range(3):
         found = []
         for pool, volumes in polled:
-            found.append(looked_at(pool, *volumes))
-            await asyncio.sleep(0.01)
+            answers = {}
+            for name, ask in questions(pool, *volumes).items():
+                answers[name] = ask()
+                await asyncio.sleep(0.001)
+            found.append(answers)
     return found
 
 
