@@ -43,7 +43,7 @@ FAULTS = (
         "zfs/answers.py",
         ANSWER,
         ANSWER
-        + "    os.spawnv(os.P_WAIT, '/bin/true', ['a', bytes(answer)])\n",
+        + "        os.spawnv(os.P_WAIT, '/bin/true', ['a', bytes(buffer[:end])])\n",
         NOWHERE,
     ),
     Fault(
