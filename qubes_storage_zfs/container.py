@@ -156,6 +156,8 @@ class Container:
         self.in_hand: set[str] = set()
         #: those of them that export() gave away
         self.exports: set[str] = set()
+        #: qubes' datasets that this process created, until a volume is in one
+        self.created: set[str] = set()
         #: per volume, the highest generation number given out here
         self._given: dict[VolumeName, int] = {}
         self._swept = False

@@ -89,6 +89,7 @@ class Generations:
                         await core.create_filesystem(
                             self.where.dataset, {}, state.mountable
                         )
+                        self.store.created.add(self.where.dataset)
                 await make(number, dataset)
                 return number, dataset
             except (Exists, NotFound):
@@ -97,6 +98,7 @@ class Generations:
                     raise
                 state = await self.state(counted=True)
             except BaseException:
+                self.store.created.discard(self.where.dataset)
                 await self._discard_unless_current(number, dataset)
                 raise
         raise AssertionError("unreachable")
@@ -140,8 +142,10 @@ class Generations:
             number=number,
             holder=layout.HOLDER,
             mark=holder_mark()[layout.HOLDER],
+            created=self.where.dataset in self.store.created,
             **more,
         )
+        self.store.created.discard(self.where.dataset)
         return left
 
     async def adopt(self, number: int, **more: Any) -> None:

@@ -13,6 +13,7 @@
 --       keep: old revisions to keep, -1 for no revisions at all; absent: prune
 --         nothing
 --       touched: refuse a generation that was never written to
+--       created: this process created the qube's dataset a moment ago
 --       origin: clone this snapshot to make the generation (OpenZFS >= 2.4)
 --       promote: take over the origin's revisions, if that is the same
 --         volume's and no other snapshot would move with them
@@ -108,6 +109,9 @@ if errno ~= 0 then
 end
 
 -- The pointer has moved; the rest is tidying.
+if argv.created then
+    zfs.sync.set_prop(qube, CREATED, "yes")
+end
 local left = {}
 local origin = (zfs.get_prop(new, "origin"))
 if argv.promote and origin ~= nil then

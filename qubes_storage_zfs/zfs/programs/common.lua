@@ -371,17 +371,20 @@ local function all_or_none(list)
     return coroutine.wrap(make_changes)(list)
 end
 
+-- On a qube's dataset that this driver created, see adopt.lua.
+local CREATED = "qubes-storage-zfs:created"
+
 -- Whether a qube's dataset holds nothing and points to nothing, so that it can
--- be destroyed.  had_volume: a volume of this driver was in it until now.
+-- be destroyed.
 --
 -- Such a dataset is never mounted: canmount is off, or it inherits that it has
 -- no mount point.  One that is larger than any empty filesystem was mounted in
--- between.  A dataset that had no volume may be an administrator's with a small
--- file in it; it counts as empty only if it cannot be mounted at all, or takes
--- exactly what the qubes root takes.  After "zpool upgrade" an empty one may
--- take more than that, and stays.
+-- between.  A dataset that does not bear CREATED may be an administrator's with
+-- a small file in it; it counts as empty only if it cannot be mounted at all, or
+-- takes exactly what the qubes root takes.  After "zpool upgrade" an empty one
+-- may take more than that, and stays.
 local EMPTY_MOST = 131072
-local function is_empty_qube(qube, prefix, had_volume)
+local function is_empty_qube(qube, prefix)
     for _ in zfs.list.children(qube) do
         return false
     end
@@ -399,7 +402,7 @@ local function is_empty_qube(qube, prefix, had_volume)
     end
     local mountpoint, source = zfs.get_prop(qube, "mountpoint")
     return mountpoint == "none" and not is_own(qube, source)
-        and (had_volume or size
+        and (own_property(qube, CREATED) ~= nil or size
             == (zfs.get_prop(parent_of(qube), "logicalreferenced")))
 end
 

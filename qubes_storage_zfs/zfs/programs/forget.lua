@@ -97,7 +97,7 @@ for _, ds in ipairs(emptied) do
         out.origins[#out.origins + 1] = ds
     end
 end
-if is_empty_qube(qube, argv.prefix, current ~= nil or #mine > 0) then
+if is_empty_qube(qube, argv.prefix) then
     zfs.sync.destroy(qube)
 end
 return out

@@ -61,11 +61,10 @@ for _, item in pairs(argv.datasets) do
     end
 end
 for _, qube in pairs(argv.empty) do
-    emptied[qube] = emptied[qube] or false
+    emptied[qube] = true
 end
-for qube, had_volume in pairs(emptied) do
-    if zfs.exists(qube)
-        and is_empty_qube(qube, argv.prefix, had_volume) then
+for qube in pairs(emptied) do
+    if zfs.exists(qube) and is_empty_qube(qube, argv.prefix) then
         zfs.sync.destroy(qube)
     end
 end

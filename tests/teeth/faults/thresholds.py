@@ -67,7 +67,7 @@ FAULTS = (
     Fault(
         "an empty dataset is told by its size",
         LUA + "common.lua",
-        "and (had_volume or size",
+        "and (own_property(qube, CREATED) ~= nil or size",
         "and (size",
         zfs_tests("empty", "no_dataset_is_left_after_an_upgrade_of_the_zpool"),
     ),
@@ -81,7 +81,7 @@ FAULTS = (
     Fault(
         "an administrator's small filesystem counts as empty",
         LUA + "common.lua",
-        "and (had_volume or size",
+        "and (own_property(qube, CREATED) ~= nil or size",
         "and (true or size",
         zfs_tests("kept", "what_somebody_put_among_the_qubes_stays"),
     ),
