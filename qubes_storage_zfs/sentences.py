@@ -59,9 +59,9 @@ CONTAINER_UNMARKED = (
     " 'sudo zfs set {property}={pool} {dataset}' in dom0"
 )
 CONTAINER_BARE = (
-    "{dataset} was received without its properties, so that nothing says which"
-    " of its volumes are current; receive it again from 'zfs send -R' ('zfs"
-    " send -Rw' for an encrypted pool), see moving-zpools.md in the package's"
+    "{dataset} was received without its properties, which name the current"
+    " content of each volume; receive it again from 'zfs send -R' ('zfs send"
+    " -Rw' for an encrypted pool), see moving-zpools.md in the package's"
     " documentation"
 )
 NO_SPACE = (
@@ -97,7 +97,8 @@ BAD_ITERATIONS = (
     "{dataset} has pbkdf2iters={call}, which is not a number from 100000 to"
     " 100000000, so deriving its key might take hours; if you set it, run"
     " 'sudo zfs load-key {dataset}' and 'sudo zfs change-key -o"
-    " pbkdf2iters=350000 {dataset}' in dom0; if not, somebody else had the disk"
+    " pbkdf2iters=350000 {dataset}' in dom0; if not, another system changed the"
+    " disk: see disasters.md in the package's documentation"
 )
 UNPROTECTED = (
     "the process that reads the passphrase could not protect its memory"
@@ -240,17 +241,18 @@ ZPOOL_HAS_POOLS = (
 )
 RECORD_REFUSED = (
     "{dataset} has {property}={value}, which 'qvm-zfs adopt' does not write, so"
-    " nothing was changed; if that was not you, somebody else had the disk; see"
-    " disasters.md in the package's documentation"
+    " nothing was changed; if you did not set it, another system changed the"
+    " disk: see disasters.md in the package's documentation"
 )
 NOT_SAVED = (
-    "dom0 has no record of the adoption of {pool}, which an older version of"
-    " this package or another dom0 did, and what its disk says is not trusted;"
-    " see moving.md in the package's documentation"
+    "dom0 has no record of the adoption of {pool} (an older version of this"
+    " package or another dom0 adopted it), and the record on the disk is not"
+    " trusted; see moving.md in the package's documentation"
 )
 OTHER_ADOPTION = (
-    "what the dataset {container} records is not what dom0 recorded when the"
-    " pool {pool} was adopted, or the zpool is another one; nothing was changed"
+    "the record on {container} is not what dom0 recorded when the pool {pool}"
+    " was adopted, or the zpool is another one, so nothing was changed; see"
+    " moving.md in the package's documentation"
 )
 POOL_IN_USE = "{zpool} is in use: {users}; end that and try again"
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
