@@ -1,4 +1,4 @@
-"""Import the zpool of a pool whose disk was away; nothing is forced."""
+"""Import the zpool of a pool whose disk was away."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Zpools that come and go: looked for, imported, exported; never by force.
+"""Zpools that come and go: looked for, imported, exported.
 
 Whatever a disk that was away says is somebody's claim until it was looked at:
 labels name a zpool, and its datasets say how dom0 is to treat them.
