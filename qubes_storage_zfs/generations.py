@@ -265,15 +265,19 @@ class Generations:
             if where.number_of(name) is not None
         }
         origins: list[str] = []
+        again = False
 
         async def once() -> bool:
+            nonlocal again
             gone = await self._change(
                 "forget",
                 busy=busy,
                 discarded=discarded,
+                again=again,
                 holder=layout.HOLDER,
                 prefix=layout.POINTER,
             )
+            again = True
             origins.extend(gone["origins"].values())
             if gone["bookmarks"]:
                 # ZFS would refuse the rollback, and promote with them

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from qubes_storage_zfs import layout
 from qubes_storage_zfs.zfs import channel, core
 
 from ..crash.gate import Door, Gate, Stopped
@@ -285,3 +286,20 @@ def test_bookmarks_of_what_is_discarded(lab):
     # the same zvol: it was rolled back
     assert volume.dataset == dataset and bookmarks(lab) == []
     lab.stop(volume)
+
+
+def test_a_removal_that_is_tried_again_spares_a_new_volume(lab):
+    """It is tried again while a process holds open what it rolls back."""
+    volume = lab.private(content=b"new")
+    lab.run(
+        volume.generations._change(
+            "forget",
+            busy={},
+            again=True,
+            holder=layout.HOLDER,
+            prefix=layout.POINTER,
+        )
+    )
+    assert lab.content(volume) == b"new"
+    lab.run(volume.remove())
+    assert lab.datasets() == ["vm"]

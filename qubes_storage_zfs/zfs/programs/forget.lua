@@ -3,7 +3,8 @@
 -- argv: qube, volume, pointer, committed (properties), prefix (of pointers),
 --       holder (property that marks what is ours); busy (generations in use
 --       by an export, by name: left to it); discarded (leave alone a volume
---       whose content is kept)
+--       whose content is kept); again (the pointer was dropped before: one that
+--       exists is of a new volume with the same name, which is left alone)
 -- gives: busy (a generation that somebody holds open, absent if none);
 --       unfreed (one that is kept and could not be rolled back, because
 --       somebody has it open); bookmarks (list of those that must go before
@@ -38,6 +39,9 @@ if not zfs.exists(qube) then
 end
 local current, scratch = current_number(qube, argv.pointer)
 if argv.discarded and not scratch and current ~= nil then
+    return out
+end
+if argv.again and current ~= nil then
     return out
 end
 local changes = {}

@@ -67,6 +67,16 @@ FAULTS = (
         zfs_tests("removed_sources", "bookmarks_of_a_removed_source"),
     ),
     Fault(
+        "a removal that is tried again removes a new volume",
+        LUA + "forget.lua",
+        "if argv.again and current ~= nil then",
+        "if false then",
+        zfs_tests(
+            "removed_sources",
+            "a_removal_that_is_tried_again_spares_a_new_volume",
+        ),
+    ),
+    Fault(
         "a bookmark keeps a volume from being reset",
         "generations.py",
         "if not await core.destroy_bookmarks_of(exc.dataset):",
