@@ -76,19 +76,25 @@ async def collect(
         }
         answer = await channel.read("discarded", pool.home, question)
         for vid, mark in (answer or {}).items():
+            place = (pool.name, vid)
             # asked each time, as qubes may have come meanwhile
-            owned = of_qubes(app)
-            if owned is None:
-                return
-            if (pool.name, vid) in owned.union(besides):
+            if not _has_none(app, place, besides):
                 continue
             if wait:
                 await pool.idle(vid)
+                if not _has_none(app, place, besides):
+                    continue
             await _destroy(pool, vid, mark)
     except (NoModule, PoolAbsent):
         pass
     except (ZfsError, layout.BadName) as exc:
         LOG.warning("pool %s: discarded volumes may stay: %s", pool.name, exc)
+
+
+def _has_none(app: Any, place: Key, besides: Iterable[Key]) -> bool:
+    """Return whether it is certain that no qube has the volume."""
+    owned = of_qubes(app)
+    return owned is not None and place not in owned.union(besides)
 
 
 async def _destroy(pool: "ZfsPool", vid: str, mark: str) -> None:

@@ -1,13 +1,56 @@
 """Volumes that are destroyed while qubes come and go."""
 
 import asyncio
+import types
 
-from qubes_storage_zfs import layout
+from qubes_storage_zfs import discarded, layout
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.generations import Generations
 from qubes_storage_zfs.zfs import channel, core
 
 VID = "w1/root"
+
+
+def app(*volumes):
+    """qubesd's application object with one qube that has *volumes*."""
+    pool = types.SimpleNamespace(name="p")
+    found = {vid: types.SimpleNamespace(pool=pool, vid=vid) for vid in volumes}
+    qube = types.SimpleNamespace(klass="AppVM", storage=True, volumes=found)
+    vmm = types.SimpleNamespace(offline_mode=False)
+    return types.SimpleNamespace(vmm=vmm, domains=[qube])
+
+
+def collected(monkeypatch, before, after):
+    """What collect() destroys.
+
+    :param before: vids of the qube's volumes when it begins
+    :param after: the same when nothing is being prepared any more
+    """
+    destroyed = []
+    qubes = app(*before)
+
+    async def read(*_):
+        return {VID: ""}
+
+    async def idle(_):
+        qubes.domains[:] = app(*after).domains
+
+    async def destroy(_pool, vid, _mark):
+        destroyed.append(vid)
+
+    monkeypatch.setattr(channel, "read", read)
+    monkeypatch.setattr(discarded, "_destroy", destroy)
+    pool = types.SimpleNamespace(
+        name="p", home="z/p/vm", container="z/p", idle=idle
+    )
+    asyncio.run(discarded.collect(pool, qubes, wait=True))
+    return destroyed
+
+
+def test_a_qube_that_gets_a_volume_back_keeps_it(monkeypatch):
+    assert collected(monkeypatch, [], []) == [VID]
+    assert collected(monkeypatch, [VID], [VID]) == []
+    assert collected(monkeypatch, [], [VID]) == []
 
 
 def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
