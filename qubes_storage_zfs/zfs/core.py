@@ -204,9 +204,9 @@ async def destroy(dataset: str) -> None:
 
 async def destroy_bookmarks(bookmarks: Iterable[str]) -> None:
     """Destroy these bookmarks, of datasets in one zpool; none may be given."""
-    names = [name.encode() for name in bookmarks]
+    names = [text.to_disk(name) for name in bookmarks]
     if names:
-        dataset = names[0].partition(b"#")[0].decode()
+        dataset = text.from_disk(names[0].partition(b"#")[0])
         await in_thread(dataset, call, "destroy_bookmarks", dataset, names)
 
 
@@ -215,7 +215,9 @@ async def destroy_bookmarks_of(dataset: str) -> bool:
     found = await in_thread(
         dataset, call, "get_bookmarks", dataset, dataset.encode(), [b"guid"]
     )
-    await destroy_bookmarks(f"{dataset}#{name.decode()}" for name in found)
+    await destroy_bookmarks(
+        f"{dataset}#{text.from_disk(name)}" for name in found
+    )
     return bool(found)
 
 

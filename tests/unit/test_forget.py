@@ -75,3 +75,21 @@ def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
     store = Container("z/p", "z/p/vm")
     asyncio.run(Generations(where, store, "z").forget())
     assert told == [False, True, True] and not answers
+
+
+def test_bookmarks_may_have_names_of_any_bytes(monkeypatch):
+    """As a disk may have them; an exception would escape stop()."""
+    called = []
+    answers = {"get_bookmarks": {b"\xff": {}}, "destroy_bookmarks": None}
+
+    def call(what, subject, *arguments):
+        called.append((what, subject, arguments[0]))
+        return answers[what]
+
+    monkeypatch.setattr(core, "call", call)
+    dataset = "z/p/vm/w1/root"
+    assert asyncio.run(core.destroy_bookmarks_of(dataset))
+    assert called == [
+        ("get_bookmarks", dataset, dataset.encode()),
+        ("destroy_bookmarks", dataset, [dataset.encode() + b"#\xff"]),
+    ]
