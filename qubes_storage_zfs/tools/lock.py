@@ -66,7 +66,9 @@ async def _side_by_side(
 
 async def _outcome(step: Callable[[], Awaitable[None]]) -> str | None:
     try:
-        await step()
+        # what is not there has no key in memory
+        with contextlib.suppress(PoolAbsent, NotFound):
+            await step()
     except (Failed, OSError) as exc:
         warn(f"qvm-zfs lock: {exc}")
         return str(exc)
@@ -79,9 +81,7 @@ def _has_key(pool: Pool) -> bool:
 
 async def _lock_ours(pool: Pool) -> None:
     check_zpool(pool)
-    # what is not there has no key in memory
-    with contextlib.suppress(PoolAbsent, NotFound):
-        await _lock(pool.name, pool.dataset)
+    await _lock(pool.name, pool.dataset)
 
 
 async def _lock_strange(mark: Mark) -> None:

@@ -229,3 +229,25 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
     assert asyncio.run(lock.run(everything)) == 1
     out, err = capsys.readouterr()
     assert out == "b (x/y) is locked.\n" and "qubes.xml cannot be" in err
+
+
+def test_a_zpool_that_is_exported_meanwhile_ends_nothing(monkeypatch, capsys):
+    """After it was found that a disk claims a pool in it."""
+
+    async def unload(dataset):
+        if dataset == "x/y":
+            raise errors.PoolAbsent("x")
+
+    async def two(ours):
+        marks = [
+            pools_of.Mark("x/y", "gone", "x/y", True),
+            pools_of.Mark("z/y", "here", "z/y", True),
+        ]
+        return pools_of.Survey(ours, marks, [])
+
+    monkeypatch.setattr(lock.keys, "unload", unload)
+    monkeypatch.setattr(lock, "configured", lambda _: [])
+    monkeypatch.setattr(lock, "look", two)
+    everything = argparse.Namespace(all=True)
+    assert asyncio.run(lock.run(everything)) == 0
+    assert capsys.readouterr() == ("here (z/y) is locked.\n", "")
