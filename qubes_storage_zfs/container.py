@@ -122,8 +122,7 @@ class State:
     begun: int | None = None
     #: what its qube's features set on the current generation, if asked for
     tuned: str | None = None
-    #: the property that is not allowed, of the current generation or of what
-    #: a new one inherits from, if asked for; see policy.NotAllowed
+    #: a property that is not allowed, if asked for; see policy.NotAllowed
     wrong: Mapping[str, Any] | None = None
     #: the dataset where readonly=on is set, if asked for and it is
     read_only_by: str | None = None
@@ -134,8 +133,7 @@ class State:
 
 
 def holder_mark() -> dict[str, str]:
-    """The property that says a dataset is ours, and who made it: while that
-    process lives, other processes' janitors keep off it."""
+    """Return the property that says which process made a dataset."""
     return {layout.HOLDER: holder.mark()}
 
 

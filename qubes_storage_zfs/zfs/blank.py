@@ -3,9 +3,7 @@
 zpool(8) itself overwrites partition tables, destroyed zpools and data without
 a signature, all without being forced (run on 2.3.9).  So a device is accepted
 only if nothing uses it, nothing can be recognised on it, and both its ends
-are zero; whatever is not certain is refused.
-
-Nothing here writes, except make_blank_again().
+are zero.  Only make_blank_again() writes to a device.
 """
 
 import asyncio
