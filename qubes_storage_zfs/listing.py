@@ -1,5 +1,7 @@
 """Which volumes a pool has on disk, asked synchronously."""
 
+from collections.abc import Mapping
+
 from . import layout
 from .zfs import channel
 
@@ -18,16 +20,23 @@ class Listing:
     def now(self) -> dict[str, str]:
         """Return vid -> value of the pointer, for every volume there is.
 
-        A name that this driver does not give is none of its volumes', and
-        need not be text that qubesd can send.
+        If the answer takes longer than the deadline, as in a pool with many
+        volumes, it becomes the last answer when it comes.
 
         :raises ZfsError: if ZFS cannot be asked now
         """
         question = {"home": self.home, "prefix": layout.POINTER}
-        answer = channel.ask("volumes", self.home, question)
+        channel.ask_for_list("volumes", self.home, question, self._note)
+        return self.last
+
+    def _note(self, answer: Mapping[str, str] | None) -> None:
+        """Keep an answer; called in another thread.
+
+        A name that this driver does not give is none of its volumes', and
+        need not be text that qubesd can send.
+        """
         self.last = {
             vid: value
             for vid, value in (answer or {}).items()
             if layout.is_vid(vid)
         }
-        return self.last

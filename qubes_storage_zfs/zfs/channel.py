@@ -155,8 +155,22 @@ def ask(name: str, dataset: str, arguments: Data) -> Any:
     :raises SilentZpool: if the zpool does not answer in time
     :raises ZfsError: if the program fails
     """
-    own = threads.for_zpool_of(dataset)
-    return own.ask(_run_alone, _Program(name, dataset, arguments))
+    questions = threads.for_zpool_of(dataset).questions
+    return questions.ask(_run_alone, _Program(name, dataset, arguments))
+
+
+def ask_for_list(
+    name: str, dataset: str, arguments: Data, note: Callable[[Any], None]
+) -> None:
+    """As ask(), for a program that may take longer in a large pool.
+
+    :param note: is called with the result, in another thread, even if it
+        comes too late
+    :raises SilentZpool: if it does not come in time
+    :raises ZfsError: if the program fails
+    """
+    listings = threads.for_zpool_of(dataset).listings
+    listings.ask(_run_alone, _Program(name, dataset, arguments, note))
 
 
 def _run_alone(program: _Program) -> Any:

@@ -31,6 +31,45 @@ _ZPOOL = re.compile(r"[A-Za-z+][A-Za-z0-9_.+-]*\Z")
 Future = concurrent.futures.Future[Any]
 
 
+class Questions:
+    """Questions to one zpool whose answers are waited for synchronously.
+
+    There is one at a time, in a thread of their own.
+    """
+
+    def __init__(self, zpool: str, name: str) -> None:
+        self._zpool = zpool
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, name)
+        #: the question that was not answered in time
+        self._overdue: Future | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether no question is overdue."""
+        return self._overdue is None or self._overdue.done()
+
+    def ask(self, function: Callable[..., T], *args: Any) -> T:
+        """Run *function* in the thread and wait for it, not longer than
+        :py:data:`DEADLINE`.
+
+        What is overdue goes on in its thread.  Until it ends, no other
+        question is put to the zpool, and this raises at once.
+
+        :raises SilentZpool: if it takes longer
+        """
+        if not self.answered:
+            raise errors.SilentZpool(self._zpool)
+        future: Future = self._thread.submit(function, *args)
+        concurrent.futures.wait([future], DEADLINE)
+        if not future.done():
+            # one that still waits behind another thread's question is not put
+            if not future.cancel():
+                self._overdue = future
+            raise errors.SilentZpool(self._zpool)
+        result: T = future.result()
+        return result
+
+
 class Threads:
     """The threads that work for one zpool, as long as the process lives.
 
@@ -38,6 +77,9 @@ class Threads:
 
     :ivar workers: for calls that change something or touch a device node
     :ivar readers: for programs that only read
+    :ivar questions: for what properties of the API ask
+    :ivar listings: for a list of all volumes, which takes longer than the
+        deadline in a large pool; no property waits for it
     """
 
     def __init__(self, zpool: str) -> None:
@@ -46,36 +88,13 @@ class Threads:
         pool = concurrent.futures.ThreadPoolExecutor
         self.workers = pool(WORKERS, name)
         self.readers = pool(READERS, f"{name} read")
-        #: one thread, for there is one question at a time
-        self._asker = pool(1, f"{name} ask")
-        #: the question that was not answered in time
-        self._overdue: Future | None = None
+        self.questions = Questions(zpool, f"{name} ask")
+        self.listings = Questions(zpool, f"{name} list")
 
     @property
     def answers(self) -> bool:
-        """Whether no question to the zpool is overdue."""
-        return self._overdue is None or self._overdue.done()
-
-    def ask(self, function: Callable[..., T], *args: Any) -> T:
-        """Run *function* in a thread and wait for it, not longer than
-        :py:data:`DEADLINE`.
-
-        What is overdue goes on in its thread.  Until it ends, no other
-        question is put to the zpool, and this raises at once.
-
-        :raises SilentZpool: if it takes longer
-        """
-        if not self.answers:
-            raise errors.SilentZpool(self.zpool)
-        future: Future = self._asker.submit(function, *args)
-        concurrent.futures.wait([future], DEADLINE)
-        if not future.done():
-            # one that still waits behind another thread's question is not put
-            if not future.cancel():
-                self._overdue = future
-            raise errors.SilentZpool(self.zpool)
-        result: T = future.result()
-        return result
+        """Whether no question of a property is overdue."""
+        return self.questions.answered
 
 
 _known: dict[str, Threads] = {}

@@ -44,24 +44,31 @@ def test_an_overdue_question_is_not_asked_again(own, gate):
 
     begin = time.monotonic()
     with pytest.raises(errors.SilentZpool) as caught:
-        own.ask(slow)
+        own.questions.ask(slow)
     assert caught.value.zpool == "slow"
     assert threads.DEADLINE <= time.monotonic() - begin < 2
     begin = time.monotonic()
     for _ in range(100):
         with pytest.raises(errors.SilentZpool):
-            own.ask(slow)
+            own.questions.ask(slow)
     assert time.monotonic() - begin < threads.DEADLINE
     assert asked == ["slow"] and not own.answers
     gate.set()
     while not own.answers:
         time.sleep(0.01)
-    assert own.ask(slow) is True
+    assert own.questions.ask(slow) is True
+
+
+def test_a_slow_list_holds_up_no_property(own, gate):
+    with pytest.raises(errors.SilentZpool):
+        own.listings.ask(gate.wait)
+    assert own.answers
+    assert own.questions.ask(int) == 0
 
 
 def test_what_a_question_raises(own):
     with pytest.raises(ZeroDivisionError):
-        own.ask(lambda: 1 / 0)
+        own.questions.ask(lambda: 1 / 0)
     assert own.answers
 
 
@@ -69,7 +76,7 @@ def test_questions_of_several_threads_wait_for_each_other(own):
     found = []
 
     def work():
-        found.append(own.ask(time.sleep, 0.01))
+        found.append(own.questions.ask(time.sleep, 0.01))
 
     asking = [threading.Thread(target=work) for _ in range(5)]
     for thread in asking:

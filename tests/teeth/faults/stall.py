@@ -22,7 +22,7 @@ FAULTS = (
     Fault(
         "each synchronous question waits for its own deadline",
         "zfs/threads.py",
-        "if not self.answers:",
+        "if not self.answered:",
         "if False:",
         (
             "tests/unit/test_threads.py"

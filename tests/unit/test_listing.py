@@ -1,0 +1,31 @@
+"""A list of volumes that comes after the deadline is not lost."""
+
+import threading
+import time
+
+import pytest
+
+from qubes_storage_zfs.listing import Listing
+from qubes_storage_zfs.zfs import channel, errors, threads
+
+
+def test_a_late_answer_is_the_last_one(monkeypatch):
+    gate = threading.Event()
+
+    def run(programs, sync):
+        gate.wait()
+        answer = {"work/private": "3", "no vid": "0"}
+        programs[0].note(answer)
+        return [answer]
+
+    monkeypatch.setattr(threads, "_known", {})
+    monkeypatch.setattr(channel, "_run", run)
+    listing = Listing("tank/pool/vm")
+    with pytest.raises(errors.SilentZpool):
+        listing.now()
+    assert listing.last == {}
+    gate.set()
+    while not listing.last:
+        time.sleep(0.01)
+    assert listing.last == {"work/private": "3"}
+    assert listing.now() == listing.last
