@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
+#: classes of domains whose "storage" is None for ever (BaseVM.__init__())
+_WITHOUT_VOLUMES = frozenset(("AdminVM", "RemoteVM"))
+
 #: a volume: the name of its pool, and its vid
 Key = tuple[str, str]
 
@@ -39,7 +42,7 @@ def of_qubes(app: Any) -> set[Key] | None:
         return None
     found = set()
     for qube in app.domains:
-        if qube.klass == "AdminVM" or not hasattr(qube, "storage"):
+        if qube.klass in _WITHOUT_VOLUMES or not hasattr(qube, "storage"):
             continue
         if qube.storage is None:
             return None

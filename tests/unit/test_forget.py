@@ -53,6 +53,16 @@ def test_a_qube_that_gets_a_volume_back_keeps_it(monkeypatch):
     assert collected(monkeypatch, [], [VID]) == []
 
 
+def test_what_has_no_volumes_counts_as_loaded():
+    """A RemoteVM's storage is None, as that of a qube being loaded."""
+    qubes = app(VID)
+    bare = types.SimpleNamespace(klass="RemoteVM", storage=None, volumes={})
+    qubes.domains.append(bare)
+    assert discarded.of_qubes(qubes) == {("p", VID)}
+    bare.klass = "AppVM"
+    assert discarded.of_qubes(qubes) is None
+
+
 def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
     """A volume may have been created under the same name meanwhile."""
     told = []
