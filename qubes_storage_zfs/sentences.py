@@ -255,6 +255,13 @@ OTHER_ADOPTION = (
     " moving.md in the package's documentation"
 )
 POOL_IN_USE = "{zpool} is in use: {users}; end that and try again"
+NOT_ATTACHED_AGAIN = (
+    "the pool {pool} is detached, but 'qvm-zfs attach' will refuse it: {why}"
+)
+ADOPTED_BUT = (
+    "the pool {pool} was not adopted: {why}; correct that and repeat this"
+    " command, or undo it with 'sudo qvm-zfs adopt --undo --apply {pool}'"
+)
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
 
 

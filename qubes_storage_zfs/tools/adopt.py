@@ -102,6 +102,7 @@ async def _adopt(given: argparse.Namespace) -> None:
     else:
         adopt_record.save(saved)
         await _do(plan)
+        await _must_be_allowed(place)
         kept = store.write()
     if kept is not None:
         say(f"{given.qubes_xml} was changed; as it was it is in {kept}")
@@ -244,6 +245,19 @@ async def _do(plan: Plan) -> None:
     async with slow("Changing them"):
         for step in plan.steps:
             await _DO[step.verb](step)
+
+
+async def _must_be_allowed(place: Where) -> None:
+    """Check what is on disk as the driver will at the first use.
+
+    :raises Refused: if a property is not allowed; qubes.xml is as it was
+    """
+    pool = Pool(place.pool, place.driver, place.container)
+    try:
+        await policy.check(pool.place)
+    except policy.Refused as exc:
+        why = sentences.ADOPTED_BUT.format(pool=place.pool, why=exc)
+        raise Refused(why) from exc
 
 
 async def _create(step: Step) -> None:

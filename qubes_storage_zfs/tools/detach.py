@@ -5,12 +5,12 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .. import sentences
+from .. import policy, sentences
 from ..container import Container
 from ..zfs import core, device, keys, removable
 from ..zfs.errors import Busy, CommandFailed, Locked, PoolAbsent
 from .common import ENCRYPTED, Failed, Pool, qubesd, slow
-from .output import say
+from .output import say, warn
 from .pools import survey
 
 
@@ -40,6 +40,8 @@ async def run(given: argparse.Namespace) -> int:
     if users:
         why = sentences.POOL_IN_USE.format(zpool=zpool, users="; ".join(users))
         raise Failed(why)
+    async with slow(f"Checking {zpool}"):
+        await _warn_of_changes(mates)
     disks = await removable.disks(zpool)
     async with slow(f"Exporting {zpool}"):
         await _lock(mates)
@@ -51,6 +53,15 @@ async def run(given: argparse.Namespace) -> int:
         if name != disk:
             say(f"Close its device: 'sudo cryptsetup close {name}'.")
     return 0
+
+
+async def _warn_of_changes(mates: Sequence[Pool]) -> None:
+    """Say which pools would not be attached again as they are now."""
+    for pool in mates:
+        try:
+            await policy.check(pool.place)
+        except policy.Refused as exc:
+            warn(sentences.NOT_ATTACHED_AGAIN.format(pool=pool.name, why=exc))
 
 
 def _qubes(app: Any, mates: Sequence[Pool]) -> Iterator[str]:

@@ -99,7 +99,7 @@ def pytest_collection_modifyitems(config, items):
     here = Path(__file__).parent
     # the books have a zpool of the same name; the tools look at all pools,
     # and each test leaves one
-    first = ("test_books", "test_tools")
+    first = ("test_books", "test_tools", "test_marks", "test_terminal")
     items.sort(key=lambda item: [name not in item.nodeid for name in first])
     if os.access("/dev/zfs", os.R_OK | os.W_OK):
         return

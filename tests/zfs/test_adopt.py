@@ -765,6 +765,20 @@ def test_undo_takes_nothing_else_from_a_disk(small, capsys):
     assert f"vid={small.container}/work/private\n" in shown
 
 
+def test_what_the_driver_would_refuse_is_not_adopted(small, capsys):
+    before, moved = f"{small.container}/work", f"{small.container}/vm/work"
+    sh("zfs", "set", "canmount=noauto", before)
+    sh("zfs", "set", "mountpoint=/tmp/theirs", before)
+    text = small.xml.read_bytes()
+    assert small("--apply") == 1
+    said = capsys.readouterr().err
+    assert f"the pool {POOL} was not adopted: {moved} has mountpoint=" in said
+    assert small.xml.read_bytes() == text
+    sh("zfs", "inherit", "mountpoint", moved)
+    assert small("--apply") == 0
+    assert small.xml.read_bytes() != text
+
+
 def test_undo_without_a_record_in_dom0(small):
     """All of upstream's can be derived; see test_older_... for the rest."""
     before, text = small.datasets(), small.xml.read_bytes()

@@ -51,6 +51,14 @@ def test_properties_of_the_zpool_are_not_the_disks(stick, disks):
     assert prop("cachefile") == "none"
 
 
+def test_detach_says_what_attach_will_refuse(stick):
+    sh("zfs", "set", "volmode=full", stick.pool.home)
+    code, _, err = qvm_zfs("detach", stick.name)
+    assert code == 0 and "is detached, but 'qvm-zfs attach' will" in err
+    assert "volmode=full" in err
+    assert "volmode=full" in refused("attach", stick.name)
+
+
 def attach_here(capsys, *arguments):
     """As qvm_zfs(), in this process, so that a test can be in the way."""
     code = main.main(["attach", *arguments])

@@ -128,4 +128,18 @@ FAULTS = (
         "if False:",
         zfs_tests("devices", "a_volume_of_lvm_is_refused_even_if_blank"),
     ),
+    Fault(
+        "what is adopted is not checked",
+        "tools/adopt.py",
+        "        await _must_be_allowed(place)\n",
+        "",
+        zfs_tests("adopt", "what_the_driver_would_refuse_is_not_adopted"),
+    ),
+    Fault(
+        "detach does not check",
+        "tools/detach.py",
+        "        await _warn_of_changes(mates)\n",
+        "        pass\n",
+        zfs_tests("attach_zpool", "detach_says_what_attach_will_refuse"),
+    ),
 )
