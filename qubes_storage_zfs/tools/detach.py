@@ -8,7 +8,14 @@ from typing import Any
 from .. import policy, sentences
 from ..container import Container
 from ..zfs import core, device, keys, removable
-from ..zfs.errors import Busy, CommandFailed, Locked, PoolAbsent
+from ..zfs.errors import (
+    Busy,
+    CommandFailed,
+    Locked,
+    NoPassphrase,
+    PoolAbsent,
+    ZfsError,
+)
 from .common import ENCRYPTED, Failed, Pool, qubesd, slow
 from .output import say, warn
 from .pools import survey
@@ -60,8 +67,9 @@ async def _warn_of_changes(mates: Sequence[Pool]) -> None:
     for pool in mates:
         try:
             await policy.check(pool.place)
-        except policy.Refused as exc:
-            warn(sentences.NOT_ATTACHED_AGAIN.format(pool=pool.name, why=exc))
+        except (policy.Refused, NoPassphrase) as exc:
+            why = sentences.reason(exc) if isinstance(exc, ZfsError) else exc
+            warn(sentences.NOT_ATTACHED_AGAIN.format(pool=pool.name, why=why))
 
 
 def _qubes(app: Any, mates: Sequence[Pool]) -> Iterator[str]:
