@@ -7,7 +7,7 @@ from ..zfs import keys
 from ..zfs.errors import Busy
 from .common import Failed, terminal
 from .output import say
-from .pools import encrypted_pool
+from .pools import encrypted_pool, must_be_allowed
 
 
 def _iterations(text: str) -> int:
@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(given: argparse.Namespace) -> int:
     pool = await encrypted_pool(given.pool)
+    if (await keys.state(pool.dataset)).locked:
+        await must_be_allowed(pool)
     try:
         with terminal(pool.name) as prompt:
             await keys.change(

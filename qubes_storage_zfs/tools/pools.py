@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import layout, sentences
+from .. import layout, policy, sentences
 from ..zfs import channel, keys, native, removable
 from ..zfs.errors import SilentZpool, ZfsError
 from ..zfs.text import SHOWN, printable
@@ -195,3 +195,15 @@ async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:
     if not (await keys.state(pool.dataset)).exists:
         raise Failed(f"{pool.dataset} is not there; is its zpool imported?")
     return pool
+
+
+async def must_be_allowed(pool: Pool) -> None:
+    """Check what is on disk before the key is loaded, which makes devices.
+
+    :raises Failed: if a property is not allowed
+    :raises ZfsError: if ZFS cannot be asked, or no passphrase unlocks *pool*
+    """
+    try:
+        await policy.check(pool.place, must_be_claimed=False)
+    except policy.Refused as exc:
+        raise Failed(str(exc)) from exc

@@ -5,7 +5,7 @@ import argparse
 from ..zfs import keys
 from .common import terminal
 from .output import say
-from .pools import encrypted_pool
+from .pools import encrypted_pool, must_be_allowed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ async def run(given: argparse.Namespace) -> int:
         say(f"{pool.name} is unlocked already.")
         return 0
     keys.must_be_passphrase(pool.dataset, found)
+    await must_be_allowed(pool)
     with terminal(pool.name) as prompt:
         await keys.load(pool.dataset, prompt, typed=True)
     say(f"{pool.name} is unlocked.")

@@ -10,8 +10,9 @@ from qubes_storage_zfs import ask, layout, policy
 from qubes_storage_zfs.zfs import keys
 
 from ..counting import calls
-from .answers import Person
+from .answers import PASSPHRASE, Person
 from .conftest import MIB, EncryptedLab, Lab, export_zpool, sh
+from .test_tools import locked, qvm_zfs
 
 FLAG = layout.UDEV_FLAG
 #: below the qubes root, property, value; a mount point is set without mounting
@@ -224,3 +225,18 @@ def test_tasks_share_one_check(lab):
     with calls() as made:
         lab.run(together())
     assert made.count("policy") == 1
+
+
+@pytest.mark.parametrize("verb", ["unlock", "passwd"])
+def test_the_tool_loads_no_key_of_what_is_not_allowed(zpool, verb):
+    """A key that is loaded makes devices."""
+    lab = EncryptedLab(zpool)
+    lab.private(content=b"data")
+    change(lab, "work/private", "volmode", "full")
+    lab.run(keys.unload(lab.container))
+    given = PASSPHRASE + b"\n" + b"another one\n" * 2
+    code, out, err = qvm_zfs(verb, lab.name, given=given)
+    assert (code, out) == (1, "") and "has volmode=full where" in err
+    assert locked(lab)
+    repair(lab, "work/private", "volmode")
+    assert qvm_zfs(verb, lab.name, given=given)[0] == 0

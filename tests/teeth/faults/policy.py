@@ -142,4 +142,18 @@ FAULTS = (
         "        pass\n",
         zfs_tests("attach_zpool", "detach_says_what_attach_will_refuse"),
     ),
+    Fault(
+        "the tool unlocks what is not allowed",
+        "tools/unlock.py",
+        "    await must_be_allowed(pool)\n",
+        "",
+        zfs_tests("policy", "the_tool_loads_no_key_of_what_is_not_allowed"),
+    ),
+    Fault(
+        "the tool changes the passphrase of what is not allowed",
+        "tools/passwd.py",
+        "        await must_be_allowed(pool)\n",
+        "        pass\n",
+        zfs_tests("policy", "the_tool_loads_no_key_of_what_is_not_allowed"),
+    ),
 )
