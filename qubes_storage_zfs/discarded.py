@@ -79,6 +79,9 @@ async def collect(
         }
         answer = await channel.read("discarded", pool.home, question)
         for vid, mark in (answer or {}).items():
+            if not layout.is_vid(vid):
+                # of a dataset that is not this driver's
+                continue
             place = (pool.name, vid)
             # asked each time, as qubes may have come meanwhile
             if not _has_none(app, place, besides):

@@ -30,7 +30,7 @@ def collected(monkeypatch, before, after):
     qubes = app(*before)
 
     async def read(*_):
-        return {VID: ""}
+        return {"a b/root": "", VID: ""}
 
     async def idle(_):
         qubes.domains[:] = app(*after).domains
