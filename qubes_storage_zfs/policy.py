@@ -99,12 +99,14 @@ class Place:
     :ivar container: its dataset
     :ivar home: the qubes root
     :ivar is_encrypted: whether the container is an encryption root of its own
+    :ivar zpool_guid: of the zpool, as qubes.xml has it; None: not recorded
     """
 
     pool: str
     container: str
     home: str
     is_encrypted: bool
+    zpool_guid: str | None = None
 
 
 def shown(text: Any) -> str:
@@ -150,6 +152,28 @@ def _is_plain(dataset: str) -> bool:
 
 
 # --- the check
+
+
+def check_zpool(place: Place) -> None:
+    """Compare the zpool that is imported with the one that qubes.xml names.
+
+    Another disk's zpool may have the same name, and the pool's name on it.
+
+    :raises NotThere: if it has another GUID
+    """
+    zpool = place.container.partition("/")[0]
+    imported = removable.guid(zpool)
+    if place.zpool_guid in (None, imported) or imported is None:
+        return
+    raise NotThere(
+        sentences.ZPOOL_IS_ANOTHER.format(
+            pool=place.pool,
+            zpool=zpool,
+            guid=place.zpool_guid,
+            where="that is imported",
+            other=imported,
+        )
+    )
 
 
 async def check(place: Place, must_be_claimed: bool = True) -> None:
@@ -227,6 +251,7 @@ class FirstUse:
         :raises ZfsError: if ZFS cannot be asked
         """
         core.check_name(place.container, "check")
+        check_zpool(place)
         imported = removable.which_import(place.container.partition("/")[0])
         if imported is not None and imported == self._checked:
             return

@@ -92,9 +92,9 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     @property
     def place(self) -> policy.Place:
-        return policy.Place(
-            self.name, self.container, self.home, self.is_encrypted
-        )
+        guid = self._options.get(layout.ZPOOL_GUID)
+        where = self.container, self.home
+        return policy.Place(self.name, *where, self.is_encrypted, guid)
 
     def zpool_must_be_here(self, what: str) -> None:
         """:raises StoragePoolException: if it is not imported"""

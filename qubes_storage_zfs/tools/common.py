@@ -68,7 +68,11 @@ class Pool:
     @property
     def place(self) -> policy.Place:
         return policy.Place(
-            self.name, self.dataset, self.home, self.driver == ENCRYPTED
+            self.name,
+            self.dataset,
+            self.home,
+            self.driver == ENCRYPTED,
+            self.guid,
         )
 
 

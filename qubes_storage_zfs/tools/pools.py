@@ -159,17 +159,10 @@ def check_zpool(pool: Pool) -> None:
 
     :raises Failed: if the imported zpool has another GUID than the pool's
     """
-    imported = removable.guid(pool.zpool)
-    if None not in (imported, pool.guid) and imported != pool.guid:
-        raise Failed(
-            sentences.ZPOOL_IS_ANOTHER.format(
-                pool=pool.name,
-                zpool=pool.zpool,
-                guid=pool.guid,
-                where="that is imported",
-                other=imported,
-            )
-        )
+    try:
+        policy.check_zpool(pool.place)
+    except policy.NotThere as exc:
+        raise Failed(str(exc)) from exc
 
 
 async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from qubes.storage import StoragePoolException
 
 from qubes_storage_zfs import layout
 from qubes_storage_zfs.tools import main
@@ -57,6 +58,21 @@ def test_detach_says_what_attach_will_refuse(stick):
     assert code == 0 and "is detached, but 'qvm-zfs attach' will" in err
     assert "volmode=full" in err
     assert "volmode=full" in refused("attach", stick.name)
+
+
+def test_a_zpool_of_the_same_name_is_not_used(stick, disks):
+    """It was imported at boot, say, and the pool's name is on it, too."""
+    volume = stick.private()
+    export_zpool("stick")
+    disks.take_away("a")
+    disks.zpool("b")
+    mark = f"{layout.OWNER}={stick.name}"
+    sh("zfs", "create", "-p", stick.pool.home)
+    sh("zfs", "set", mark, stick.container)
+    stick.restart()
+    with pytest.raises(StoragePoolException, match="so it is another disk's"):
+        stick.run(stick.again(volume).start())
+    stick.run(stick.again(volume).stop())
 
 
 def attach_here(capsys, *arguments):

@@ -156,4 +156,11 @@ FAULTS = (
         "        pass\n",
         zfs_tests("policy", "the_tool_loads_no_key_of_what_is_not_allowed"),
     ),
+    Fault(
+        "another zpool of the same name is used",
+        "policy.py",
+        "        check_zpool(place)\n",
+        "",
+        zfs_tests("attach_zpool", "a_zpool_of_the_same_name_is_not_used"),
+    ),
 )
