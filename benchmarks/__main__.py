@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from qubes_storage_zfs import ZfsZvolPool
-from tests.afterwards import afterwards
+from tests.afterwards import afterwards, be_patient
 from tests.counting import Forks, cost, quiet, rest
 from tests.zfs.conftest import core_admin_version, sh
 
@@ -130,6 +130,7 @@ async def run(rounds: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    be_patient()
     given = parser(__doc__, "bench", rounds=5).parse_args()
     begin()
     with quiet():

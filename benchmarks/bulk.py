@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qubes_storage_zfs import ZfsZvolPool
-from tests.afterwards import afterwards
+from tests.afterwards import afterwards, be_patient
 from tests.counting import rest
 from tests.zfs.conftest import sh
 
@@ -147,6 +147,7 @@ async def measured(size: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> int:
+    be_patient()
     given = parser(__doc__, "bulk", size=2048, rounds=3).parse_args()
     begin()
     found = asyncio.run(measured(given.size * MIB, given.rounds))

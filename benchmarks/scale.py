@@ -25,7 +25,7 @@ import libzfs_core
 from qubes_storage_zfs import ZfsZvolPool, layout
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.zfs import native
-from tests.afterwards import afterwards
+from tests.afterwards import afterwards, be_patient
 from tests.counting import Cost, cost, now, quiet, rest
 from tests.zfs.conftest import sh
 
@@ -265,6 +265,7 @@ async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    be_patient()
     command = parser(__doc__, "scale", volumes=2000, revisions=10)
     given = command.parse_args()
     begin()

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.afterwards import be_patient
+
 from . import stage
 from .stage import check, say, sh
 
@@ -261,6 +263,7 @@ def removal(_):
 
 def main():
     """Tell it all; the exit status says whether every check held."""
+    be_patient()
     begin = last = time.monotonic()
     good = None
     say(

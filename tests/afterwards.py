@@ -4,7 +4,18 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from qubes_storage_zfs.zfs import threads
+
 T = TypeVar("T")
+
+
+def be_patient() -> None:
+    """Let synchronous questions take long in this process.
+
+    Where the machine is emulated and shared, one that waits for no disk takes
+    longer than the driver's deadline, and an earlier answer would be returned.
+    """
+    threads.DEADLINE = 30.0
 
 
 def _tasks() -> list[asyncio.Task[None]]:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..afterwards import be_patient
 from ..zfs.conftest import sectors
 from .enumerate import WORLDS, run, sequences
 from .links import Links
@@ -17,6 +18,7 @@ SIZE = 1 << 30  # bytes
 
 
 def main() -> int:
+    be_patient()
     parser = argparse.ArgumentParser(prog="tests.crash", description=__doc__)
     parser.add_argument("--depth", type=int, default=3, help="verbs in a row")
     parser.add_argument(

@@ -22,7 +22,7 @@ import qubes.storage
 from qubes_storage_zfs.container import Container
 from qubes_storage_zfs.pool import ZfsZvolPool
 
-from ..afterwards import afterwards
+from ..afterwards import afterwards, be_patient
 from ..zfs.conftest import inherit_no_further
 
 NAME = "power"
@@ -124,6 +124,7 @@ async def _main(seed: str, cut: int, lies: bool) -> None:
 
 
 if __name__ == "__main__":
+    be_patient()
     try:
         asyncio.run(
             _main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "lying")

@@ -37,7 +37,14 @@ said: list[str] = []
 
 def sh(*command, check=True):
     """Run a command, give what it printed."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        # the name of a dataset may be any bytes
+        errors="surrogateescape",
+    )
     if check and done.returncode:
         raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
     return done.stdout.strip()

@@ -24,12 +24,6 @@ if not zfs.exists(argv.home) then
 end
 out.bare = out.owner == nil and is_bare(argv.home, argv.prefix)
 
--- ZFS itself makes no name with another character; "%" is in the name of what
--- an interrupted receive left.
-local function is_name(ds)
-    return string.find(ds, "[^A-Za-z0-9_.:/ %%-]") == nil
-end
-
 -- Whether dom0 would mount it: "zfs mount -a" does at each boot.
 local function would_mount(ds)
     local mountpoint, source = zfs.get_prop(ds, "mountpoint")
@@ -42,10 +36,6 @@ local function would_mount(ds)
 end
 
 local function wrong_with(ds)
-    if not is_name(ds) then
-        return {dataset = ds, property = "name", value = ds,
-            wanted = "a name that zfs(8) accepts"}
-    end
     local wrong = first_wrong(ds, argv.rules)
     if wrong == nil and ds == argv.home then
         wrong = first_wrong(ds, argv.root_rules)
