@@ -8,7 +8,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..afterwards import be_patient
 from ..zfs.conftest import sectors
 from .enumerate import WORLDS, run, sequences
 from .links import Links
@@ -18,7 +17,6 @@ SIZE = 1 << 30  # bytes
 
 
 def main() -> int:
-    be_patient()
     parser = argparse.ArgumentParser(prog="tests.crash", description=__doc__)
     parser.add_argument("--depth", type=int, default=3, help="verbs in a row")
     parser.add_argument(

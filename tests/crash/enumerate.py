@@ -16,7 +16,7 @@ from typing import Any
 
 import qubes.storage
 
-from ..afterwards import abandoned, afterwards
+from ..afterwards import abandoned, afterwards, be_patient
 from .gate import Door, Dump, Stopped, Violated, names
 from .same import Shape, shape
 from .verbs import RULES, at_rest
@@ -326,6 +326,7 @@ def _process(
     encrypted: bool,
 ) -> None:
     qubes.storage.VOLUME_STATE_DIR = folder
+    be_patient()
 
     def tell(tally: Tally) -> None:
         tallies[number] = tally
