@@ -22,7 +22,7 @@ def test_both_drivers_are_listed_with_their_options(dom0):
         ((), "give either container=<dataset>"),
         (("container=tank/x", "block_devices=/dev/vdc"), "give either"),
         (("container=gone/x",), "the zpool gone is not imported"),
-        (("container=tank/a b",), "tank/a b"),
+        (("container=tank/a b",), "does not support the dataset name 'a b'"),
         (("container=tank/x", "revisions_to_keep=-2"), "from -1 on"),
         (("container=tank/x", "revisions_to_keep=few"), "from -1 on"),
         (("container=tank/x", "ephemeral_volatile=maybe"), "True or False"),

@@ -133,7 +133,7 @@ def test_a_silent_zpool_holds_up_nothing_else(lab, stuck):
 
     async def all_of_it():
         # or this would never end if one zpool did hold up another
-        asyncio.get_running_loop().call_later(60, stuck.go_on)
+        asyncio.get_running_loop().call_later(240, stuck.go_on)
         beat = asyncio.ensure_future(pulse.beat(stop))
         hanging = Hanging(far, volume)
         await asyncio.sleep(0.5)
@@ -169,7 +169,10 @@ def test_a_silent_zpool_holds_up_nothing_else(lab, stuck):
     print(f"the driver's loop: {pulse}")
     print(f"a bare loop: {bare.pulse}")
     print(f"two sessions in the healthy pool: {lasted:.1f} s")
-    assert max(pulse.gaps) < GAP + max(bare.pulse.gaps)
+    # the emulated processor stops both loops now and then: a question that held
+    # the loop would do it each time
+    worst, bare_worst = (sorted(x.gaps)[-3] for x in (pulse, bare.pulse))
+    assert worst < GAP + bare_worst
     assert far_now == before
     assert len(why) == 1 and why[0].startswith("unknown: the zpool stuck does")
     assert state == "silent"
