@@ -97,6 +97,9 @@ def test_revert_and_back(dom0, halted):
     dom0.run("qvm-start", "work")
     assert read("work", "xvdb", 13) == b"first session"
     dom0.run(*SHUTDOWN, "work")
+    # nothing was written, so the stop makes no revision of what was listed
+    # as one to be while it went on
+    dom0.lists("work:private", ["r2", "r3"])
     # what there was before is the newest revision
     dom0.run(*revert)
     dom0.run("qvm-start", "work")
