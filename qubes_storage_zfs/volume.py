@@ -9,6 +9,7 @@ volume as it was, and something for the janitor.
 import contextlib
 import inspect
 import logging
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -41,14 +42,15 @@ class Unreadable(dict[str, str]):
     which shows the volumes of all pools.  So the list has one entry, which is
     no revision and says why.
 
-    qubesd passes an id on to revert() only if it is listed.  Each is said to
-    be, so that revert() refuses it and names the reason.
+    qubesd passes an id on to revert() only if it is listed, and has no other
+    characters than these (core-admin after 4.3).  Each is said to be listed, so
+    that revert() refuses it and names the reason.
     """
 
+    _UNSAFE = re.compile(r"[^A-Za-z0-9:._-]+")
+
     def __init__(self, why: str) -> None:
-        # the client reads ASCII, a line for each id
-        text = errors.plain(f"unknown: {why}").replace("%%", "%")
-        line = text.encode("ascii", "replace").decode("ascii")
+        line = self._UNSAFE.sub("_", f"unknown: {why}").strip("_")
         super().__init__({line: qubes.storage.isodate(0)})
 
     def __contains__(self, _: object) -> bool:

@@ -84,7 +84,7 @@ def test_a_zpool_that_is_read_only(dom0, slow):
         # what an earlier qubesd knew is not known any more
         dom0.stop()
         dom0.start()
-        assert "  unknown: the zpool slow is imported read" in reads(dom0)
+        assert "  unknown:_the_zpool_slow_is_imported_read-only_" in reads(dom0)
         revert = ("qvm-volume", "revert", "hung:private")
         for revision in ((), ("r1",)):
             dom0.run(*revert, *revision, status=1, says=why)

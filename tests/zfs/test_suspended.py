@@ -174,7 +174,7 @@ def test_a_silent_zpool_holds_up_nothing_else(lab, stuck):
     worst, bare_worst = (sorted(x.gaps)[-3] for x in (pulse, bare.pulse))
     assert worst < GAP + bare_worst
     assert far_now == before
-    assert len(why) == 1 and why[0].startswith("unknown: the zpool stuck does")
+    assert len(why) == 1 and why[0].startswith("unknown:_the_zpool_stuck_does_")
     assert state == "silent"
     assert len(askers()) <= 1
     # what it says now is true again
