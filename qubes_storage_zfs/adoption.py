@@ -92,11 +92,7 @@ async def claim(container: str, name: str, release: bool = False) -> None:
     if owner is not None:
         raise refusal(
             f"Cannot claim {container}",
-            sentences.CONTAINER_CLAIMED.format(
-                dataset=container,
-                owner=policy.shown(owner),
-                property=layout.OWNER,
-            ),
+            policy.claimed(container, owner),
         )
 
 
@@ -108,11 +104,7 @@ def obstacle(name: str, container: str, found: Mapping[str, Any]) -> str:
     if found.get("exists") and found["type"] != "filesystem":
         return f"{container} is a {found['type']}, not a filesystem"
     if owner not in (None, name):
-        return sentences.CONTAINER_CLAIMED.format(
-            dataset=container,
-            owner=policy.shown(owner),
-            property=layout.OWNER,
-        )
+        return policy.claimed(container, owner)
     if above and f"{container}/".startswith(f"{above}/vm/"):
         return f"{container} is where another pool keeps its qubes"
     return ""

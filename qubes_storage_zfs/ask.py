@@ -8,7 +8,6 @@ service's standard input stays open; its end closes the prompt.
 import asyncio
 import contextlib
 import logging
-import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, cast
 
 import qubes.exc
 
+from . import options
 from .zfs import keys
 from .zfs.keys import NobodyToAsk, NotAsked
 
@@ -46,9 +46,6 @@ CHOSEN_REPLACED = (
 #: what is done where nobody can be asked
 UNLOCK_BY_HAND = "run 'sudo qvm-zfs unlock {pool}' in a terminal of dom0"
 
-#: a qube's name, as core-admin allows it and the service checks it again
-_QUBE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")
-
 #: exit status of the service -> what it means
 _ENDS = {1: CANCELLED, 4: SILENT}
 
@@ -74,7 +71,7 @@ class Asker:
         self._find = find
         #: one line: the pool, how many seconds to wait, the qube
         self._request = f"{pool} {{limit}}"
-        if qube is not None and _QUBE.match(qube):
+        if qube is not None and options.QUBE_NAME.match(qube):
             self._request += f" {qube}"
 
     def _why(self, template: str, domain: Any) -> str:

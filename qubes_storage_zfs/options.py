@@ -15,7 +15,8 @@ _COMPRESSIONS = re.compile(
     r"(on|off|lzjb|zle|lz4|gzip(-[1-9])?|zstd(-([1-9]|1[0-9]))?)\Z"
 )
 _BLOCKSIZE = re.compile(r"([1-9][0-9]{0,9})([kKmM]?)\Z")
-_DOMAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")
+#: as core-admin allows it, and the service qubes.AskPassword checks it again
+QUBE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")
 #: ZFS reads and writes all of a zpool more slowly with dedup, as long as a
 #: block remains that was written with it
 DEDUP_ON = "on-for-ever"
@@ -73,7 +74,7 @@ def parse_iterations(value: Any) -> int:
 
 def parse_domain(value: Any) -> str:
     """:raises BadOption: unless a qube can have that name"""
-    if not isinstance(value, str) or not _DOMAIN.match(value):
+    if not isinstance(value, str) or not QUBE_NAME.match(value):
         raise BadOption(
             f"ask_password_domain must be the name of a qube, not {value!r}"
         )

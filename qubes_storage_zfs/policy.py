@@ -119,6 +119,27 @@ def shown(text: Any) -> str:
     return printable(str(text), SHOWN)
 
 
+def claimed(container: str, owner: Any) -> str:
+    """Return the sentence for a container that another pool's name is on.
+
+    :param owner: that name, as the disk has it
+    """
+    return sentences.CONTAINER_CLAIMED.format(
+        dataset=container, owner=shown(owner), property=layout.OWNER
+    )
+
+
+def unmarked(pool: str, dataset: str, bare: bool) -> str:
+    """Return the sentence for a container that carries no pool's name.
+
+    :param bare: it was received without its properties
+    """
+    template = (
+        sentences.CONTAINER_BARE if bare else sentences.CONTAINER_UNMARKED
+    )
+    return template.format(dataset=dataset, pool=pool, property=layout.OWNER)
+
+
 def as_rules(properties: Mapping[str, str]) -> list[dict[str, str]]:
     """Return *properties* as channel programs take them."""
     return [
@@ -218,15 +239,9 @@ def _check_identity(
         raise NotThere(sentences.CONTAINER_MISSING.format(dataset=missing))
     if owner is None and must_be_claimed:
         bare = bool(found.get("bare"))
-        raise NotThere(sentences.unmarked(place.pool, place.container, bare))
+        raise NotThere(unmarked(place.pool, place.container, bare))
     if owner not in (None, place.pool):
-        raise NotThere(
-            sentences.CONTAINER_CLAIMED.format(
-                dataset=place.container,
-                owner=shown(owner),
-                property=layout.OWNER,
-            )
-        )
+        raise NotThere(claimed(place.container, owner))
     if missing:
         raise NotThere(sentences.CONTAINER_MISSING.format(dataset=place.home))
 

@@ -183,15 +183,10 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             why = sentences.CONTAINER_MISSING.format(dataset=self.container)
             raise refusal(what, why)
         if state.owner is None:
-            why = sentences.unmarked(self.name, self.container, state.bare)
+            why = policy.unmarked(self.name, self.container, state.bare)
             raise refusal(what, why)
         if state.owner != self.name:
-            why = sentences.CONTAINER_CLAIMED.format(
-                dataset=self.container,
-                owner=policy.shown(state.owner),
-                property=layout.OWNER,
-            )
-            raise refusal(what, why)
+            raise refusal(what, policy.claimed(self.container, state.owner))
 
     # --- volumes
 

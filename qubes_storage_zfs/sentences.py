@@ -6,7 +6,6 @@ qubesd's modules: the tools say the same.
 
 import errno
 
-from . import layout
 from .zfs import errors as zfs
 from .zfs.blank import DeviceRefused
 
@@ -263,15 +262,6 @@ ADOPTED_BUT = (
     " command, or undo it with 'sudo qvm-zfs adopt --undo --apply {pool}'"
 )
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
-
-
-def unmarked(pool: str, dataset: str, bare: bool) -> str:
-    """Return the sentence for a container that carries no pool's name.
-
-    :param bare: it was received without its properties
-    """
-    template = CONTAINER_BARE if bare else CONTAINER_UNMARKED
-    return template.format(dataset=dataset, pool=pool, property=layout.OWNER)
 
 
 def reason(exc: zfs.ZfsError) -> str:
