@@ -121,10 +121,7 @@ demo: vm-image
 test: lint unit zfs-test
 
 lint: prepare
-	@python=$$(tests/vm/venv)/bin/python && set -x && \
-	$$python -m black --check -q . && \
-	$$python -m ruff check -q . && \
-	$$python -m mypy --no-error-summary
+	@tests/lint
 
 unit: prepare
 	@$$(tests/vm/venv)/bin/python -m pytest -q -p no:cacheprovider \
