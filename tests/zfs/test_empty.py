@@ -1,5 +1,6 @@
 """What a removed qube leaves: no dataset, and nobody's files are taken."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -58,3 +59,35 @@ def test_what_may_have_content_stays(lab, tmp_path, how):
     lab.run(volume.remove())
     assert f"vm/{name}" in lab.datasets()
     sh("zfs", "destroy", "-r", dataset)
+
+
+def test_a_small_file_stays_with_canmount_off(lab, tmp_path):
+    """An administrator's filesystem is not an empty qube's dataset."""
+    dataset = f"{lab.pool.home}/theirs"
+    sh("zfs", "create", "-o", f"mountpoint={tmp_path}", dataset)
+    (tmp_path / "file").write_bytes(os.urandom(4096))
+    sh("zfs", "unmount", dataset)
+    # with its mount point, the pool would be refused
+    sh("zfs", "inherit", "mountpoint", dataset)
+    sh("zfs", "set", "canmount=off", dataset)
+    lab.run(lab.pool.store.sweep())
+    # as if it were a qube of that name
+    lab.run(lab.private("theirs").remove())
+    assert "vm/theirs" in lab.datasets()
+    sh("zfs", "destroy", "-r", dataset)
+
+
+def test_a_qubes_dataset_with_canmount_off_is_marked(old):
+    """The driver sets canmount=off where a mount point would be inherited."""
+    sh("zfs", "set", "mountpoint=/nowhere", old.pool.home)
+    volume = old.private()
+    qube = volume.dataset.rpartition("/")[0]
+    asked = "canmount,qubes-storage-zfs:created"
+    values = sh("zfs", "get", "-Ho", "value", asked, qube).split()
+    assert values == ["off", "yes"]
+    sh("zpool", "upgrade", "old")
+    # of another size than the qubes root
+    late = old.private("late")
+    for each in (volume, late):
+        old.run(each.remove())
+    assert old.datasets() == ["vm"]

@@ -380,7 +380,7 @@ local CREATED = "qubes-storage-zfs:created"
 -- Such a dataset is never mounted: canmount is off, or it inherits that it has
 -- no mount point.  One that is larger than any empty filesystem was mounted in
 -- between.  A dataset that does not bear CREATED may be an administrator's with
--- a small file in it; it counts as empty only if it cannot be mounted at all, or
+-- a small file in it, also if canmount is off now; it counts as empty only if it
 -- takes exactly what the qubes root takes.  After "zpool upgrade" an empty one
 -- may take more than that, and stays.
 local EMPTY_MOST = 131072
@@ -397,13 +397,14 @@ local function is_empty_qube(qube, prefix)
         or size > EMPTY_MOST then
         return false
     end
-    if (zfs.get_prop(qube, "canmount")) == "off" then
-        return true
+    if (zfs.get_prop(qube, "canmount")) ~= "off" then
+        local mountpoint, source = zfs.get_prop(qube, "mountpoint")
+        if mountpoint ~= "none" or is_own(qube, source) then
+            return false
+        end
     end
-    local mountpoint, source = zfs.get_prop(qube, "mountpoint")
-    return mountpoint == "none" and not is_own(qube, source)
-        and (own_property(qube, CREATED) ~= nil or size
-            == (zfs.get_prop(parent_of(qube), "logicalreferenced")))
+    return own_property(qube, CREATED) ~= nil
+        or size == (zfs.get_prop(parent_of(qube), "logicalreferenced"))
 end
 
 -- Whether there are zvols in the datasets below home, and no property of ours

@@ -67,8 +67,8 @@ FAULTS = (
     Fault(
         "an empty dataset is told by its size",
         LUA + "common.lua",
-        "and (own_property(qube, CREATED) ~= nil or size",
-        "and (size",
+        "    return own_property(qube, CREATED) ~= nil\n        or size",
+        "    return size",
         zfs_tests("empty", "no_dataset_is_left_after_an_upgrade_of_the_zpool"),
     ),
     Fault(
@@ -81,8 +81,16 @@ FAULTS = (
     Fault(
         "an administrator's small filesystem counts as empty",
         LUA + "common.lua",
-        "and (own_property(qube, CREATED) ~= nil or size",
-        "and (true or size",
+        "    return own_property(qube, CREATED) ~= nil\n        or size",
+        "    return true or size",
         zfs_tests("kept", "what_somebody_put_among_the_qubes_stays"),
+    ),
+    Fault(
+        "a small filesystem with canmount=off counts as empty",
+        LUA + "common.lua",
+        '    if (zfs.get_prop(qube, "canmount")) ~= "off" then\n',
+        '    if (zfs.get_prop(qube, "canmount")) == "off" then\n'
+        "        return true\n    else\n",
+        zfs_tests("empty", "a_small_file_stays_with_canmount_off"),
     ),
 )
