@@ -204,8 +204,15 @@ class Generations:
     # --- committing
 
     async def commit(self, keep: int) -> None:
-        """What changed becomes a revision; older ones are pruned."""
-        await self._tidy(await self._change("commit", keep=keep))
+        """What changed becomes a revision; older ones are pruned.
+
+        What is in doubt until this process has measured, it measures first.
+        """
+        left = await self._change("commit", keep=keep)
+        if "unsure" in left:
+            await self.store.measure_beside(self.where)
+            left = await self._change("commit", keep=keep, unmeasured=True)
+        await self._tidy(left)
 
     async def reset(self, size: str, source: VolumeName | None) -> None:
         """The current generation becomes again what adopt() made it.

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from .zfs import channel, removable
 
 #: bytes; until this process has measured.  Less than the smallest change
-#: writes on any of 36 kinds of zpools (12288, see doc/design.md), so that
-#: nothing that was written is taken for unwritten
-UNMEASURED = 8192
+#: writes on any kind of zpool: 12288, or about 6 KiB with
+#: redundant_metadata=none and sectors of 512 bytes (see doc/design.md).  What
+#: ZFS itself writes may be more; a volume between this and LARGEST is unsure,
+#: and is measured before it is committed
+UNMEASURED = 4096
 #: of what a blank zvol refers to: the intent log's block is at most 0.17 of
 #: it, or 0.25 where the volume has copies=2 and the blank zvol had not
 _SHARE = 4
@@ -63,7 +65,8 @@ class Thresholds:
 
         untouched: the most bytes that count as not written.  blank: logical
         bytes of a blank zvol; absent if not measured, when nothing counts as
-        blank.  largest: what untouched may be at most.
+        blank, and what is between untouched and largest is unsure.  largest:
+        what untouched may be at most.
         """
         blank = self._known()
         if blank is None:

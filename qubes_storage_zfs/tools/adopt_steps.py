@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import layout, policy, thresholds
+from .. import layout, policy
 from ..zfs import core
 from ..zfs.errors import ZfsError
 
@@ -25,8 +25,9 @@ OLDER = "older"
 MADE = "-"
 #: snapshots of upstream's driver: committed states and revisions
 THEIRS = re.compile(r"(qubes-clean[A-Za-z0-9_.-]*|qubes:[A-Za-z0-9_.:-]+)\Z")
-#: bytes; what may be written to a volume that no qube wrote to
-UNTOUCHED = thresholds.UNMEASURED
+#: bytes; the most that ZFS itself writes to a volume when its zpool is imported
+#: (doc/design.md).  Only what a plan says and refuses depends on it
+UNTOUCHED = 8192
 
 
 class Refused(Exception):

@@ -113,7 +113,8 @@ def test_leftovers_are_measured_before_they_go(lab):
     assert lab.content(lab.again(volume)) == b"data"
 
 
-def test_a_doubt_is_measured_and_no_revision(away, monkeypatch):
+@pytest.mark.parametrize("given", [False, True])
+def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
     """What ZFS writes when a zpool was imported is not a change, also where
     that is more than this process takes for unwritten by itself."""
     volume = away.private(content=b"data")
@@ -122,9 +123,37 @@ def test_a_doubt_is_measured_and_no_revision(away, monkeypatch):
     sh("zpool", "import", "-N", "-d", "/tmp", "away")
     away.restart()
     volume = away.again(volume)
+    if given:
+        away.start(volume)
     sh("zpool", "sync", "away")
     assert number(f"written@{listed[-1]}", volume.dataset) > 0
     monkeypatch.setattr(thresholds, "UNMEASURED", 0)
-    away.run(volume.stop())
+    assert not away.pool.store.thresholds.measured
+    away.stop(volume)
+    assert away.pool.store.thresholds.measured
     assert volume.committed_ids() == listed
     assert away.datasets("volume") == ["vm/work/private"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_smallest_change_is_committed_unmeasured(away, given):
+    """One disk with sectors of 512 bytes, and metadata that is not doubled."""
+    sh("zfs", "set", "redundant_metadata=none", away.pool.home)
+    volume = away.private(content=b"one")
+    away.session(volume, b"two")
+    away.restart()
+    volume = away.again(volume)
+    away.start(volume)
+    listed = volume.committed_ids()
+    write(volume.path, b"new")
+    sh("zpool", "sync", "away")
+    written = number(f"written@{listed[-1]}", volume.dataset)
+    assert thresholds.UNMEASURED < written
+    print(f"the smallest change writes {written} bytes")
+    if not given:  # qubesd died
+        away.restart()
+        volume = away.again(volume)
+    assert not away.pool.store.thresholds.measured
+    away.stop(volume)
+    assert len(volume.committed_ids()) == len(listed) + 1
+    assert away.content(volume, 3) == b"new"

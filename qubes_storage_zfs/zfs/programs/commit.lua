@@ -1,8 +1,12 @@
 -- The current content of a volume becomes its newest revision.
 --
--- argv: qube, volume, pointer, committed (properties), untouched (bytes, see
---       thresholds.py), keep (old revisions to keep; -1: no revisions at all), pinned (see prune())
--- gives: list of datasets for the janitor to look at
+-- argv: qube, volume, pointer, committed (properties); untouched, blank,
+--       largest (bytes, see thresholds.py); keep (old revisions to keep; -1: no
+--       revisions at all), pinned (see prune()), unmeasured (commit what is
+--       unsure, too)
+-- gives: list of datasets for the janitor to look at; or unsure (true), if
+--       whether the volume changed is known when thresholds.py has measured:
+--       then nothing was changed
 --
 -- One transaction group: the snapshot is there and old ones are pruned, or
 -- nothing happened.  Repeating it after a crash finds nothing to do, or what
@@ -21,6 +25,10 @@ local left = {}
 local list, highest, frozen =
     revisions(qube, volume, generations(qube, volume))
 local newest = list[#list]
+if argv.keep >= 0 and not argv.unmeasured
+    and is_unsure(newest, ds, current) then
+    return {unsure = true}
+end
 local committed = newest and newest.snapshot
 local changes = {}
 if argv.keep >= 0 and changed_since(newest, ds, current) then

@@ -257,6 +257,14 @@ local function is_touched(ds, snapshot)
     return written_since(ds, snapshot) > argv.untouched
 end
 
+-- Whether ds counts as changed only until thresholds.py has measured: more was
+-- written than argv.untouched, and no more than ZFS itself may write somewhere.
+local function is_unsure(newest, ds, current)
+    return argv.blank == nil and not moved_since(newest, ds, current)
+        and is_touched(ds, newest.snapshot)
+        and written_since(ds, newest.snapshot) <= argv.largest
+end
+
 local function changed_since(newest, ds, current)
     return moved_since(newest, ds, current)
         or is_touched(ds, newest.snapshot)

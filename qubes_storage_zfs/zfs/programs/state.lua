@@ -104,9 +104,7 @@ if not scratch and argv.revisions then
     if not argv.dates then
         local newest = list[#list]
         out.dirty = changed_since(newest, ds, current)
-        out.unsure = argv.blank == nil and out.dirty
-            and not moved_since(newest, ds, current)
-            and written_since(ds, newest.snapshot) <= argv.largest
+        out.unsure = is_unsure(newest, ds, current)
         out.blank = #list < 2 and is_unwritten(ds)
             and (newest == nil or is_unwritten(newest.snapshot))
     end

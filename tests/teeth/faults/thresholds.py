@@ -58,6 +58,24 @@ FAULTS = (
         zfs_tests("thresholds", "a_doubt_is_measured_and_no_revision"),
     ),
     Fault(
+        "a volume that is given out is committed without a measurement",
+        "generations.py",
+        'if "unsure" in left:\n            await'
+        " self.store.measure_beside(self.where)\n",
+        'if "unsure" in left:\n',
+        zfs_tests("thresholds", "a_doubt_is_measured_and_no_revision"),
+    ),
+    Fault(
+        "the smallest change is below the threshold",
+        "thresholds.py",
+        "UNMEASURED = 4096",
+        "UNMEASURED = 8192",
+        (
+            "tests/unit/test_thresholds.py"
+            "::test_no_line_is_above_the_smallest_change",
+        ),
+    ),
+    Fault(
         "dates of revisions decrease when the clock goes back",
         "dates.py",
         "found.append(creation if creation >= before else before + 1)",
