@@ -9,6 +9,7 @@ wait_for_domain_shutdown()), and what the user does next must not be refused.
 
 import asyncio
 import functools
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ import qubes.storage
 
 from . import sentences
 from .errors import refusal
+
+LOG = logging.getLogger("qubes.storage.zfs")
 
 #: seconds that an operation waits for a stop
 LIMIT = 30.0
@@ -48,8 +51,8 @@ def has_ended(qube: Any) -> bool:
 async def stopped(*volumes: Any) -> None:
     """Wait until a stop in progress of the volumes has ended.
 
-    A running qube is not waited for.  Call it without the lock of a volume,
-    which its stop() needs.
+    A running qube is not waited for, nor is a volume after one vain wait.  Call
+    it without the lock of a volume, which its stop() needs.
 
     :param volumes: volumes of any driver; only ours are waited for
     """
@@ -57,6 +60,8 @@ async def stopped(*volumes: Any) -> None:
     end = asyncio.get_running_loop().time() + LIMIT
     while any(each.is_stopping() for each in waiting):
         if asyncio.get_running_loop().time() >= end:
+            for each in waiting:
+                each.end_wait()
             return
         await asyncio.sleep(INTERVAL)
 
@@ -85,12 +90,15 @@ class Used(qubes.storage.Volume):  # type: ignore[misc]
     :ivar app: its application object; None likewise
     :ivar _given: number of the generation that start() gave, until stop()
     :ivar _stopped: whether stop() has ended since the last start()
+    :ivar _awaited_in_vain: whether an operation has waited for a stop that did
+        not come, since the last start() or stop()
     """
 
     qube: str | None = None
     app: Any = None
     _given: int | None = None
     _stopped = False
+    _awaited_in_vain = False
 
     @property
     def _owner(self) -> Any:
@@ -110,8 +118,27 @@ class Used(qubes.storage.Volume):  # type: ignore[misc]
         return not self._stopped and bool(super().is_running())
 
     def is_stopping(self) -> bool:
-        """Return whether its qube has ended, and stop() has not yet."""
+        """Return whether its qube has ended, and stop() has not yet.
+
+        After a vain wait no stop is expected: qubesd's note is from before, as
+        a crash leaves it.
+        """
+        if self._awaited_in_vain:
+            return False
         return self.is_running() and has_ended(self._owner)
+
+    def end_wait(self) -> None:
+        """Expect no stop until the next start() or stop(), if one was awaited
+        in vain."""
+        if self.is_stopping():
+            self._awaited_in_vain = True
+            LOG.warning(
+                "the volume %s in the pool %s was not stopped within %g s after"
+                " its qube ended; start the qube and shut it down",
+                self.vid,
+                self.pool.name,
+                LIMIT,
+            )
 
     def _is_starting(self) -> bool:
         """Return whether start() has ended and other volumes of the qube are

@@ -109,6 +109,7 @@ class Session(Transfer):
                 else:
                     current = await self._start_scratch(what, ready)
             self._given, self._stopped = current, False
+            self._awaited_in_vain = False
             path = await device.wait_for_link(self.where.generation(current))
             if self.save_on_stop:
                 await self._learn_size_of(path, current)
@@ -221,6 +222,7 @@ class Session(Transfer):
         What was written to a volume that nobody keeps goes afterwards, and
         is not waited for; see prepare().
         """
+        self._awaited_in_vain = False
         try:
             with channel.together(self._qube_key):
                 committed = await self._commit_or_discard()

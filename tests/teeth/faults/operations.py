@@ -18,6 +18,13 @@ FAULTS = (
         zfs_tests("operations", "a_running_qube_is_not_waited_for"),
     ),
     Fault(
+        "each operation waits for a stop that never comes",
+        "halting.py",
+        "            self._awaited_in_vain = True\n",
+        "",
+        ("tests/unit/test_halting.py::test_a_vain_wait_is_not_repeated",),
+    ),
+    Fault(
         "a qube that is starting is reverted",
         "halting.py",
         "if self.is_running() or self._is_starting():",

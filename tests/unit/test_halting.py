@@ -1,0 +1,77 @@
+"""A stop that never comes is awaited once."""
+
+import asyncio
+import logging
+import types
+
+import pytest
+import qubes.storage
+
+from qubes_storage_zfs import halting
+from qubes_storage_zfs.pool import ZfsZvolPool
+
+
+class Qube:
+    """A halted qube, and the application that it is in."""
+
+    name = "tmpl"
+
+    def __init__(self):
+        self.app = self
+        self.vmm = types.SimpleNamespace(offline_mode=False)
+        self.domains = {"tmpl": self}
+
+    def get_power_state(self):
+        return "Halted"
+
+
+@pytest.fixture(name="stale")
+def fixture_stale(monkeypatch):
+    """A volume that qubesd noted as running before it crashed."""
+    monkeypatch.setattr(halting, "LIMIT", 0.2)
+    monkeypatch.setattr(halting, "INTERVAL", 0.01)
+    monkeypatch.setattr(qubes.storage.Volume, "is_running", lambda _: True)
+    pool = ZfsZvolPool(name="p", container="z/p")
+    config = {"name": "root", "pool": "p", "rw": True, "size": 1 << 20}
+    volume = pool.init_volume(Qube(), {**config, "save_on_stop": True})
+    volume.app = Qube()
+    return volume
+
+
+def waits(*volumes):
+    """Return how many seconds an operation of the volumes waits."""
+
+    async def wait():
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        # several qubes that have one template are started at a time
+        await asyncio.gather(*(halting.stopped(*volumes) for _ in range(3)))
+        return loop.time() - began
+
+    return asyncio.run(wait())
+
+
+def test_a_vain_wait_is_not_repeated(stale, caplog):
+    caplog.set_level(logging.WARNING)
+    assert stale.is_stopping()
+    assert waits(None, stale) >= halting.LIMIT
+    assert waits(stale) < halting.LIMIT / 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "the volume tmpl/root in the pool p was not stopped within 0.2 s after"
+        " its qube ended; start the qube and shut it down"
+    ]
+    # it is in use all the same
+    assert stale.is_running()
+
+
+def test_the_next_stop_is_awaited_again(stale, monkeypatch):
+    waits(stale)
+    assert not stale.is_stopping()
+
+    async def refuse():
+        raise OSError("not here")
+
+    monkeypatch.setattr(stale, "_commit_or_discard", refuse)
+    asyncio.run(stale.stop())
+    assert stale.is_stopping()
+    assert waits(stale) >= halting.LIMIT
