@@ -80,7 +80,7 @@ RST2MAN = mkdir -p $(@D) && \
 
 .PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
     test-teeth test-rpm test-qubesd dom0-given bench bench-scale bench-bulk bench-smoke prepare vm-image vm \
-    build install dist rpm clean
+    build install install-dom0 install-askpassword dist rpm clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
@@ -187,9 +187,11 @@ build: $(MANUAL)
 	    $(PYTHON) -m pip wheel -q --disable-pip-version-check --no-cache-dir \
 	    --no-index --no-deps --no-build-isolation -w build/wheel .
 
+install: install-dom0 install-askpassword
+
 # The package manager knows the files: without RECORD, pip leaves them alone.
 # Bytecode is left to rpm.  Root's Python imports nothing of a user's.
-install: build
+install-dom0: build
 	@$(PYTHON) -m pip install -q --disable-pip-version-check --no-cache-dir \
 	    --no-index --no-deps --no-compile --no-warn-script-location \
 	    --ignore-installed --root-user-action=ignore --root "$(DESTDIR)/" \
@@ -197,7 +199,6 @@ install: build
 	@sed -i '1s,.*,#!/usr/bin/python3 -I,' $(DESTDIR)/usr/bin/qvm-zfs
 	@cd $(DESTDIR)/usr/lib/python3*/site-packages/ && \
 	    rm -f qubes_storage_zfs-*.dist-info/{INSTALLER,RECORD,REQUESTED}
-	@install -D -m 0755 -t $(DESTDIR)/etc/qubes-rpc dom0/qubes-rpc/*
 	@install -D -m 0664 -t $(DESTDIR)/etc/qubes/policy.d dom0/policy.d/*
 	@install -D -m 0644 -t $(DESTDIR)$(MODULESLOADDIR) dom0/modules-load.d/*
 	@install -D -m 0644 -t $(DESTDIR)$(UNITDIR) dom0/systemd/*.service
@@ -206,6 +207,10 @@ install: build
 	@install -D -m 0644 -t $(DESTDIR)$(COMPLETIONS) dom0/bash-completion/*
 	@for page in $(MANUAL); do install -D -m 0644 -t \
 	    $(DESTDIR)$(MANDIR)/$$(basename $$(dirname $$page)) $$page; done
+
+# the prompt, which the GUI domain needs as well
+install-askpassword:
+	@install -D -m 0755 -t $(DESTDIR)/etc/qubes-rpc dom0/qubes-rpc/*
 
 # the files as they are, not yet committed ones too, whatever the umask
 dist:

@@ -56,7 +56,11 @@ def newer(tree, tmp_path_factory) -> dict[str, Path]:
 
 
 def ours(packages: dict[str, Path]) -> list[Path]:
-    return [package for name, package in packages.items() if name != "src"]
+    return [
+        package
+        for name, package in packages.items()
+        if not name.endswith(".src")
+    ]
 
 
 @pytest.fixture

@@ -125,18 +125,18 @@ def test_what_is_required(packages) -> None:
         assert found == expected
 
 
-def test_the_source_package(packages) -> None:
+@pytest.mark.parametrize("name", [NAME, f"{NAME}-askpassword"])
+def test_the_source_package(name, packages) -> None:
     version = query(packages[NAME], "--qf", "%{VERSION}")[0]
-    assert set(query(packages["src"], "--qf", "[%{FILENAMES}\n]")) == {
-        f"{NAME}-{version}.tar.gz",
-        f"{NAME}.spec",
-    }
+    files = query(packages[f"{name}.src"], "--qf", "[%{FILENAMES}\n]")
+    assert set(files) == {f"{NAME}-{version}.tar.gz", f"{name}.spec"}
 
 
 def test_what_is_in_them_is_the_same_twice(packages, tarball, tmp_path) -> None:
     """Their headers have the folder of the build in the spec as it was run."""
     again = build(tarball, tmp_path)
-    assert set(again) == {NAME, f"{NAME}-askpassword", "src"}
+    ask = f"{NAME}-askpassword"
+    assert set(again) == {NAME, ask, f"{NAME}.src", f"{ask}.src"}
     for name, package in packages.items():
         digest = ("--qf", "%{PAYLOADDIGEST}")
         assert query(again[name], *digest) == query(package, *digest), name

@@ -91,11 +91,32 @@ def test_there_is_a_page_for_the_command() -> None:
     assert "qvm-zfs" in PAGES
 
 
-def test_both_package_sets_are_built_from_the_spec() -> None:
+def _yaml(name: str) -> dict:
     import yaml
 
-    listed = yaml.safe_load((PROJECT / ".qubesbuilder").read_text())
-    assert sorted(listed) == ["host", "vm"]
-    for wanted in listed.values():
-        (spec,) = wanted["rpm"]["build"]
-        assert (PROJECT / f"{spec}.in").is_file()
+    return yaml.safe_load((PROJECT / name).read_text())
+
+
+def test_what_qubes_builder_builds() -> None:
+    """dom0 gets both packages, a qube no package that needs dom0's."""
+    listed = _yaml(".qubesbuilder")
+    main, ask = (
+        f"rpm_spec/{name}.spec" for name in (NAME, f"{NAME}-askpassword")
+    )
+    assert listed["host"] == {"rpm": {"build": [main, ask]}}
+    assert listed["vm"]["rpm"] == {"build": [ask]}
+    found = {path.name for path in (PROJECT / "rpm_spec").glob("*.spec.in")}
+    assert found == {f"{Path(spec).name}.in" for spec in (main, ask)}
+
+
+def test_ci_of_qubes_builds_what_qubes_builder_builds() -> None:
+    listed = _yaml(".qubesbuilder")
+    included = {
+        Path(one["file"]).stem: one["project"]
+        for one in _yaml(".gitlab-ci.yml")["include"]
+    }
+    expected = {"gitlab-base", "gitlab-host", "gitlab-vm-fedora"}
+    if "deb" in listed["vm"]:
+        expected.add("gitlab-vm-debian")
+    assert set(included) == expected
+    assert set(included.values()) == {"QubesOS/qubes-continuous-integration"}

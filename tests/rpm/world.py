@@ -107,13 +107,16 @@ def dom0(**versions: str | None) -> list[Path]:
 
 
 def build(tarball: Path, folder: Path) -> dict[str, Path]:
-    """The packages of a tarball by name; the source package as "src"."""
+    """Build the packages of a tarball; return them by name.
+
+    The names of source packages end in ".src".
+    """
     run(PROJECT / "rpm_spec/build", tarball, folder)
     found = {}
     for package in folder.glob("*.rpm"):
         kind = package.name.split(".")[-2]
         name = re.sub(r"-[^-]*-[^-]*\Z", "", package.name)
-        found["src" if kind == "src" else name] = package
+        found[f"{name}.src" if kind == "src" else name] = package
     return found
 
 
