@@ -20,7 +20,7 @@ setup(
         ],
         "console_scripts": ["qvm-zfs = qubes_storage_zfs.tools.main:main"],
         "qubes.ext": [
-            "qubes_storage_zfs = qubes_storage_zfs.extension:PoolExtension",
+            "qubes_storage_zfs = qubes_storage_zfs.driver.extension:PoolExtension",
         ],
     },
 )

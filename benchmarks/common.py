@@ -9,7 +9,7 @@ from typing import Any
 
 import qubes.storage
 
-from qubes_storage_zfs.zfs import core
+from qubes_storage_zfs.zfs import lzc
 from tests.zfs.conftest import core_admin_version
 
 MIB = 1 << 20
@@ -50,7 +50,7 @@ def begin() -> None:
 def save(given: argparse.Namespace, found: dict[str, Any]) -> None:
     """Write what was found to where the command line says."""
     machine = {
-        "openzfs": core.module_version(),
+        "openzfs": lzc.module_version(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "core-admin": core_admin_version(),

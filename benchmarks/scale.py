@@ -22,9 +22,10 @@ from typing import Any
 
 import libzfs_core
 
-from qubes_storage_zfs import ZfsZvolPool, layout
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.zfs import native
+from qubes_storage_zfs import ZfsZvolPool
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import commands
 from tests.afterwards import afterwards, be_patient
 from tests.counting import Cost, cost, now, quiet, rest
 from tests.zfs.conftest import sh
@@ -76,7 +77,7 @@ def fill(home: str, first: int, last: int, revisions: int) -> None:
         return volume
 
     # many share a transaction group; none gets a device
-    inhibit = Path(native.INHIBIT)
+    inhibit = Path(commands.INHIBIT)
     inhibit.write_text("1")
     try:
         with ThreadPoolExecutor(24) as threads:
@@ -99,8 +100,8 @@ def fill(home: str, first: int, last: int, revisions: int) -> None:
     for at in range(0, len(volumes), AT_ONCE):
         some = volumes[at : at + AT_ONCE]
         for name, value in (
-            (layout.POINTER, "0"),
-            (layout.COMMITTED, f"private@r{revisions}"),
+            (naming.POINTER, "0"),
+            (naming.COMMITTED, f"private@r{revisions}"),
         ):
             _run(
                 snapshots=[],

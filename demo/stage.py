@@ -17,9 +17,10 @@ import qubes.ext
 import qubes.storage
 import qubes.vm.kinds
 
-from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool, ask
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.extension import PoolExtension
+from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool
+from qubes_storage_zfs.driver import prompts
+from qubes_storage_zfs.driver.extension import PoolExtension
+from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.tools.common import QUBES_XML
 from tests.afterwards import settled
 from tests.zfs.answers import Person
@@ -70,7 +71,7 @@ def sh(command):
 def person():
     """Somebody answers each prompt from now on; who, and what was asked."""
     somebody = Person()
-    ask.prompt = somebody.prompt
+    prompts.prompt = somebody.prompt
     return somebody
 
 

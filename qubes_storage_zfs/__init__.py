@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .encrypted import ZfsEncryptedPool
-    from .pool import ZfsZvolPool
+    from .driver.encrypted import ZfsEncryptedPool
+    from .driver.pool import ZfsZvolPool
 
 __all__ = ["ZfsEncryptedPool", "ZfsZvolPool"]
 
 #: class -> its module, and the driver that it is
 _POOLS = {
-    "ZfsZvolPool": ("pool", "zfs_zvol"),
-    "ZfsEncryptedPool": ("encrypted", "zfs_encrypted"),
+    "ZfsZvolPool": ("driver.pool", "zfs_zvol"),
+    "ZfsEncryptedPool": ("driver.encrypted", "zfs_encrypted"),
 }
 
 
@@ -28,5 +28,5 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(importlib.import_module(f".{module}", __name__), name)
     except Exception as exc:  # whatever it is, qubesd must live
-        broken = importlib.import_module(".broken", __name__)
-        return broken.pool_class(driver, exc)
+        placeholder = importlib.import_module(".driver.placeholder", __name__)
+        return placeholder.pool_class(driver, exc)

@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import layout, policy, sentences
-from ..container import holder_mark
-from ..zfs import channel, core, device, native, removable
-from . import adopt_record, adopt_steps, qubes_xml
-from .adopt_plan import Adoption
-from .adopt_record import Saved
-from .adopt_steps import Plan, Refused, Step, Where
-from .adopt_undo import undo
+from ..migrate import records, steps
+from ..migrate.plan import Adoption
+from ..migrate.records import Saved
+from ..migrate.steps import Plan, Refused, Step, Where
+from ..migrate.undo import undo
+from ..store import messages, naming, policy
+from ..store.container import holder_mark
+from ..zfs import channel, commands, devices, importexport, lzc
+from . import qubes_xml
 from .common import QUBES_XML, Failed, Pool, slow
 from .output import say, warn
 from .pools import check_zpool
@@ -66,11 +67,11 @@ async def _adopt(given: argparse.Namespace) -> None:
     store = qubes_xml.Store(given.qubes_xml)
     attributes = store.pool(given.pool).attrib
     volumes = store.volumes(given.pool)
-    place = adopt_steps.where(attributes, volumes)
-    guid = attributes.get(layout.ZPOOL_GUID)
+    place = steps.where(attributes, volumes)
+    guid = attributes.get(naming.ZPOOL_GUID)
     check_zpool(Pool(place.pool, place.driver, place.container, guid))
     found = await _look(place)
-    record = found.get("container", {}).get("own", {}).get(layout.ADOPTED)
+    record = found.get("container", {}).get("own", {}).get(naming.ADOPTED)
     ours = _is_ours(place, attributes, [v.vid for v in volumes])
     if given.undo and record is None:
         _refuse_undo(given, ours)
@@ -83,7 +84,7 @@ async def _adopt(given: argparse.Namespace) -> None:
         say(f"{given.pool} is adopted already.")
         return
     else:
-        mark = holder_mark()[layout.HOLDER]
+        mark = holder_mark()[naming.HOLDER]
         plan = Adoption(place, volumes, found, mark)().checked()
         saved = _to_save(store, place, record)
         store.adopt(place, saved.zpool_guid)
@@ -98,9 +99,9 @@ async def _adopt(given: argparse.Namespace) -> None:
     if given.undo:
         kept = store.write()
         await _do(plan)
-        adopt_record.forget(given.pool)
+        records.forget(given.pool)
     else:
-        adopt_record.save(saved)
+        records.save(saved)
         await _do(plan)
         await _must_be_allowed(place)
         kept = store.write()
@@ -116,11 +117,11 @@ def _refuse_undo(given: argparse.Namespace, ours: bool) -> None:
     :param ours: whether qubes.xml has the pool as one of this driver
     :raises Refused: if it was not adopted
     """
-    if ours or adopt_record.load(given.pool) is None:
+    if ours or records.load(given.pool) is None:
         raise Refused(f"the pool {given.pool} was not adopted")
     # undoing was cut short by then
     if given.apply:
-        adopt_record.forget(given.pool)
+        records.forget(given.pool)
     say(f"{given.pool} is as it was.")
 
 
@@ -130,11 +131,11 @@ def _to_save(store: Store, place: Where, record: str | None) -> Saved:
     :param record: on the container: adopting was cut short, if there is one
     :raises Refused: if a record there is of another adoption
     """
-    saved = adopt_record.load(place.pool) if record is not None else None
-    imported = removable.guid(place.container.partition("/")[0])
+    saved = records.load(place.pool) if record is not None else None
+    imported = importexport.guid(place.container.partition("/")[0])
     if record is not None:
-        on_disk = adopt_record.layout_of(place.container, record)
-        adopt_record.check_same(place, on_disk, imported, saved)
+        on_disk = records.layout_of(place.container, record)
+        records.check_same(place, on_disk, imported, saved)
     if saved is not None:
         return saved
     return Saved(
@@ -143,7 +144,7 @@ def _to_save(store: Store, place: Where, record: str | None) -> Saved:
         zpool_guid=imported,
         was=place.was,
         old=place.inside,
-        noted=store.pool(place.pool).get(layout.ZPOOL_GUID) is None,
+        noted=store.pool(place.pool).get(naming.ZPOOL_GUID) is None,
         dropped=store.dropped(place),
     )
 
@@ -156,17 +157,17 @@ async def _undone(
     :param record: on the container
     :raises Refused: if it cannot be undone
     """
-    on_disk = adopt_record.layout_of(place.container, record)
+    on_disk = records.layout_of(place.container, record)
     volumes = store.volumes(given.pool)
-    place = adopt_steps.where(
+    place = steps.where(
         store.pool(given.pool).attrib, volumes, (on_disk.was, on_disk.old)
     )
-    saved = adopt_record.load(given.pool)
-    imported = removable.guid(place.container.partition("/")[0])
-    adopt_record.check_same(place, on_disk, imported, saved)
-    upstream = place.was == adopt_steps.UPSTREAM
+    saved = records.load(given.pool)
+    imported = importexport.guid(place.container.partition("/")[0])
+    records.check_same(place, on_disk, imported, saved)
+    upstream = place.was == steps.UPSTREAM
     if saved is None and not upstream:
-        raise Refused(sentences.NOT_SAVED.format(pool=given.pool))
+        raise Refused(messages.NOT_SAVED.format(pool=given.pool))
     found = await _look(place)
     plan = undo(place, on_disk, found, {v.qube for v in volumes}).checked()
     store.undo(
@@ -192,12 +193,12 @@ async def _look(place: Where) -> dict[str, Any]:
         "container": place.container,
         "home": place.home,
         "old": place.old,
-        "prefix": layout.PREFIX,
-        "settings": list(adopt_steps.SETTINGS),
-        "zvol_settings": list(adopt_steps.ZVOL_SETTINGS),
+        "prefix": naming.PREFIX,
+        "settings": list(steps.SETTINGS),
+        "zvol_settings": list(steps.ZVOL_SETTINGS),
     }
     async with slow(f"Looking at {place.container}"):
-        await core.sync(place.container)
+        await lzc.sync(place.container)
         found: dict[str, Any] = await channel.read(
             "adoptable", place.container, question
         )
@@ -214,8 +215,8 @@ async def _in_use(found: Mapping[str, Any]) -> AsyncIterator[str]:
         if zvol["type"] == "volume"
     }
     for name in sorted(names):
-        if await core.in_thread(name, device.holders, name):
-            who = await device.lasting_holders(name)
+        if await lzc.in_thread(name, devices.holders, name):
+            who = await devices.lasting_holders(name)
             if who:
                 yield f"{name} is in use by {'; '.join(who)}; end that first"
 
@@ -256,23 +257,23 @@ async def _must_be_allowed(place: Where) -> None:
     try:
         await policy.check(pool.place)
     except policy.Refused as exc:
-        why = sentences.ADOPTED_BUT.format(pool=place.pool, why=exc)
+        why = messages.ADOPTED_BUT.format(pool=place.pool, why=exc)
         raise Refused(why) from exc
 
 
 async def _create(step: Step) -> None:
-    await core.create_filesystem(
+    await lzc.create_filesystem(
         step.dataset, policy.HOME_PROPERTIES, mountable=False
     )
 
 
 async def _settings(step: Step) -> None:
     for name, value in step.settings.items():
-        await native.set_property(step.dataset, name, value)
+        await commands.set_property(step.dataset, name, value)
 
 
 async def _rename(step: Step) -> None:
-    await native.rename(step.dataset, step.new)
+    await commands.rename(step.dataset, step.new)
 
 
 async def _change(step: Step) -> None:

@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
-from .. import layout, policy, sentences
-from ..key import RUN_DIR
-from ..zfs import core, keys, removable
+from ..store import messages, naming, policy
+from ..store.rundir import RUN_DIR
+from ..zfs import importexport, keys, lzc
 from ..zfs.errors import CommandFailed, NoModule, NoPassphrase
-from ..zfs.removable import Found
+from ..zfs.importexport import Found
 from ..zfs.threads import NO_ZPOOL
 from .common import Failed, Pool, configured, qubesd, slow
 from .output import say, warn
@@ -56,17 +56,17 @@ async def run(given: argparse.Namespace) -> int:
     zpool = given.zpool if pool is None else pool.zpool
     if pool is None:
         _must_have_no_pool(zpool, pools)
-    if core.module_version() is None:
+    if lzc.module_version() is None:
         raise NoModule(zpool, call="import")
-    if removable.guid(zpool) is not None:
+    if importexport.guid(zpool) is not None:
         if pool is not None:
             await _check_imported(pool)
             await _make_nodes([pool], only_if_missing=True)
         say(f"{given.pool or zpool} is attached already.")
         return 0
     async with slow(f"Looking for {zpool}"):
-        paths = await core.in_thread(NO_ZPOOL, removable.devices)
-        found = await removable.on_devices(paths)
+        paths = await lzc.in_thread(NO_ZPOOL, importexport.block_devices)
+        found = await importexport.on_devices(paths)
     chosen = _choose(zpool, pool, found, given.force)
     # other pools in the same zpool come with it
     mates = [
@@ -88,7 +88,7 @@ async def _make_nodes(
         for pool in pools:
             # what is locked gets them when its key is loaded
             if not (await keys.state(pool.home)).locked:
-                await removable.make_nodes(pool.home, only_if_missing)
+                await importexport.make_nodes(pool.home, only_if_missing)
 
 
 def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
@@ -97,15 +97,15 @@ def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
     :raises Failed: if it cannot be one, or qubesd has pools on it
     """
     try:
-        layout.dataset_name(zpool)
+        naming.dataset_name(zpool)
         if "/" in zpool:
-            raise layout.BadName(f"{zpool} is a dataset; name its zpool")
-    except layout.BadName as exc:
+            raise naming.BadName(f"{zpool} is a dataset; name its zpool")
+    except naming.BadName as exc:
         raise Failed(str(exc)) from exc
     names = [pool.name for pool in pools if pool.zpool == zpool]
     if names:
         raise Failed(
-            sentences.ZPOOL_HAS_POOLS.format(
+            messages.ZPOOL_HAS_POOLS.format(
                 zpool=zpool, pools=", ".join(names), pool=names[0]
             )
         )
@@ -113,7 +113,7 @@ def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
 
 async def _check_imported(pool: Pool) -> None:
     """:raises Failed: if what is imported is another zpool, or not allowed"""
-    imported = removable.guid(pool.zpool)
+    imported = importexport.guid(pool.zpool)
     if pool.guid not in (None, imported):
         raise Failed(_is_another(pool, "that is imported", str(imported)))
     async with slow(f"Looking at {pool.name}"):
@@ -130,7 +130,7 @@ def _named(name: str, pools: Sequence[Pool]) -> Pool:
 
 
 def _is_another(pool: Pool, where: str, other: str) -> str:
-    return sentences.ZPOOL_IS_ANOTHER.format(
+    return messages.ZPOOL_IS_ANOTHER.format(
         pool=pool.name,
         zpool=pool.zpool,
         guid=pool.guid,
@@ -149,16 +149,16 @@ def _choose(
     """
     named = [each for each in found if each.name == zpool]
     if not named:
-        raise Failed(sentences.ZPOOL_NOWHERE.format(zpool=zpool))
+        raise Failed(messages.ZPOOL_NOWHERE.format(zpool=zpool))
     guids = ", ".join(sorted(each.guid for each in named))
     noted = None if pool is None else pool.guid
     right = [each for each in named if noted in (None, each.guid)]
     if pool is not None and not right:
         raise Failed(_is_another(pool, "on the disks that are here", guids))
     if len(right) > 1:
-        sentence = sentences.ZPOOLS_OF_A_NAME
+        sentence = messages.ZPOOLS_OF_A_NAME
         if pool is not None and noted is None:
-            sentence = sentences.ZPOOL_SEVERAL
+            sentence = messages.ZPOOL_SEVERAL
         raise Failed(
             sentence.format(
                 zpool=zpool, guids=guids, pool=pool.name if pool else ""
@@ -168,15 +168,15 @@ def _choose(
     names = sorted({x.name for x in found if x.guid == chosen.guid})
     if len(names) > 1:
         raise Failed(
-            sentences.ZPOOL_NAMES.format(
+            messages.ZPOOL_NAMES.format(
                 guid=chosen.guid, names=", ".join(map(policy.shown, names))
             )
         )
     if chosen.elsewhere and not force:
-        raise Failed(sentences.ZPOOL_ELSEWHERE.format(zpool=zpool))
+        raise Failed(messages.ZPOOL_ELSEWHERE.format(zpool=zpool))
     if chosen.state not in ("ONLINE", "DEGRADED"):
         raise Failed(
-            sentences.ZPOOL_BROKEN.format(
+            messages.ZPOOL_BROKEN.format(
                 zpool=zpool,
                 status=chosen.status or chosen.state,
                 devices=", ".join(chosen.devices) or "no device is missing",
@@ -200,41 +200,41 @@ async def _take_in(
     :return: those of *mates* that are there
     :raises Failed: if it was not imported
     """
-    async with removable.no_new_nodes():
+    async with importexport.no_new_nodes():
         try:
             altroot = str(RUN_DIR / "mounts" / chosen.name)
-            await removable.take_in(
+            await importexport.take_in(
                 chosen.guid, paths, altroot, force=chosen.elsewhere
             )
             await _check_zpool(chosen)
             return await _check_all(pool, mates, repair)
         except BaseException as exc:
             # whatever its name is now
-            for name in removable.names_of(chosen.guid):
-                await removable.give_back(name)
+            for name in importexport.names_of(chosen.guid):
+                await importexport.give_back(name)
             if isinstance(exc, CommandFailed):
-                if removable.had_elsewhere(exc.output):
+                if importexport.had_elsewhere(exc.output):
                     zpool = chosen.name
-                    why = sentences.ZPOOL_ELSEWHERE.format(zpool=zpool)
+                    why = messages.ZPOOL_ELSEWHERE.format(zpool=zpool)
                     raise Failed(why) from exc
             raise
 
 
 async def _check_zpool(chosen: Found) -> None:
     """:raises Failed: if it has another name, or a property is not right"""
-    names = removable.names_of(chosen.guid)
+    names = importexport.names_of(chosen.guid)
     if names != [chosen.name]:
         raise Failed(
-            sentences.ZPOOL_OTHER_NAME.format(
+            messages.ZPOOL_OTHER_NAME.format(
                 zpool=chosen.name,
                 name=", ".join(map(policy.shown, names)) or "-",
             )
         )
-    wrong = await removable.wrong_zpool_property(chosen.name)
+    wrong = await importexport.wrong_zpool_property(chosen.name)
     if wrong is not None:
         name, value, wanted = wrong
         raise Failed(
-            sentences.ZPOOL_PROPERTY.format(
+            messages.ZPOOL_PROPERTY.format(
                 zpool=chosen.name,
                 property=name,
                 value=policy.shown(value),
@@ -280,7 +280,7 @@ async def _check(pool: Pool) -> None:
     except policy.Refused as exc:
         raise Changed(str(exc)) from exc
     except NoPassphrase as exc:
-        raise Changed(sentences.reason(exc)) from exc
+        raise Changed(messages.reason(exc)) from exc
 
 
 async def _tell(
@@ -300,7 +300,7 @@ async def _tell(
     homes = tuple(each.home + "/" for each in mates)
     others = [
         name
-        for name in await removable.volumes(chosen.name)
+        for name in await importexport.volumes(chosen.name)
         if not name.startswith(homes)
     ]
     if others:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import importlib
-import json
 import termios
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .. import layout, policy
-from ..backoff import now
-from ..key import RUN_DIR
+from ..store import naming, policy, rundir
 from ..zfs import keys
 from .output import ask, warn
 
@@ -129,21 +126,12 @@ def _pool(config: Mapping[str, str]) -> Pool:
         dataset = f"{config.get('zpool_name', name)}/encryption/{name}"
     else:
         dataset = config.get("container", name)
-    return Pool(name, driver, dataset, config.get(layout.ZPOOL_GUID))
+    return Pool(name, driver, dataset, config.get(naming.ZPOOL_GUID))
 
 
 def due(pool: Pool) -> float | None:
     """Seconds until qubesd forgets the key; None if nobody knows."""
-    if "/" in pool.name:
-        # a name from a disk must not lead to another file
-        return None
-    try:
-        told = json.loads((RUN_DIR / f"{pool.name}.json").read_text())
-        if told["root"] != pool.dataset or told["due"] is None:
-            return None
-        return max(0.0, float(told["due"]) - now())
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return rundir.seconds_left(pool.name, pool.dataset)
 
 
 # --- asking

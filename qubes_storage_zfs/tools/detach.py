@@ -5,9 +5,9 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .. import policy, sentences
-from ..container import Container
-from ..zfs import core, device, keys, removable
+from ..store import messages, policy
+from ..store.container import Container
+from ..zfs import devices, importexport, keys, lzc
 from ..zfs.errors import (
     Busy,
     CommandFailed,
@@ -30,7 +30,7 @@ async def run(given: argparse.Namespace) -> int:
     found = await survey(app)
     pool = found.named(given.pool)
     zpool = pool.zpool
-    if removable.guid(zpool) is None:
+    if importexport.guid(zpool) is None:
         say(f"{pool.name} is detached already.")
         return 0
     mates = [
@@ -45,11 +45,11 @@ async def run(given: argparse.Namespace) -> int:
             *await _open(zpool),
         ]
     if users:
-        why = sentences.POOL_IN_USE.format(zpool=zpool, users="; ".join(users))
+        why = messages.POOL_IN_USE.format(zpool=zpool, users="; ".join(users))
         raise Failed(why)
     async with slow(f"Checking {zpool}"):
         await _warn_of_changes(mates)
-    disks = await removable.disks(zpool)
+    disks = await importexport.disks(zpool)
     async with slow(f"Exporting {zpool}"):
         await _lock(mates)
         await _give_back(zpool)
@@ -68,8 +68,8 @@ async def _warn_of_changes(mates: Sequence[Pool]) -> None:
         try:
             await policy.check(pool.place)
         except (policy.Refused, NoPassphrase) as exc:
-            why = sentences.reason(exc) if isinstance(exc, ZfsError) else exc
-            warn(sentences.NOT_ATTACHED_AGAIN.format(pool=pool.name, why=why))
+            why = messages.reason(exc) if isinstance(exc, ZfsError) else exc
+            warn(messages.NOT_ATTACHED_AGAIN.format(pool=pool.name, why=why))
 
 
 def _qubes(app: Any, mates: Sequence[Pool]) -> Iterator[str]:
@@ -94,10 +94,10 @@ async def _in_hand(mates: Sequence[Pool]) -> list[str]:
 
 async def _open(zpool: str) -> list[str]:
     """What is mounted or open, for longer than udev looks at it."""
-    end = asyncio.get_running_loop().time() + device.GLANCE_LIMIT
+    end = asyncio.get_running_loop().time() + devices.GLANCE_LIMIT
     while True:
-        places = [f"{at} is mounted" for at in removable.mounted(zpool)]
-        held = await core.in_thread(zpool, keys.users, zpool)
+        places = [f"{at} is mounted" for at in importexport.mounted(zpool)]
+        held = await lzc.in_thread(zpool, keys.users, zpool)
         found = [
             f"{dataset} is held by {', '.join(names)}"
             for dataset, names in sorted(held.items())
@@ -115,15 +115,15 @@ async def _lock(mates: Sequence[Pool]) -> None:
             except (Locked, PoolAbsent):
                 pass
             except Busy as exc:
-                raise Failed(sentences.reason(exc)) from exc
+                raise Failed(messages.reason(exc)) from exc
 
 
 async def _give_back(zpool: str) -> None:
     try:
-        await removable.give_back(zpool)
+        await importexport.give_back(zpool)
     except CommandFailed as exc:
         users = await _open(zpool)
-        reason = "; ".join(users) or sentences.reason(exc)
+        reason = "; ".join(users) or messages.reason(exc)
         raise Failed(
-            sentences.ZPOOL_STAYS.format(zpool=zpool, reason=reason)
+            messages.ZPOOL_STAYS.format(zpool=zpool, reason=reason)
         ) from exc

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from ..sentences import reason
+from ..store.messages import reason
 from ..zfs import keys
 from ..zfs.errors import Locked, NotFound, PoolAbsent, ZfsError
 from ..zfs.text import SHOWN, printable

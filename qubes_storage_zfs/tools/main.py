@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..sentences import reason
+from ..store.messages import reason
 from ..zfs.errors import ZfsError
 from . import adopt, attach, detach, lock, passwd, status, unlock
 from .common import Failed

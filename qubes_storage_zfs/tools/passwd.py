@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..options import DEFAULT_ITERATIONS, BadOption, parse_iterations
+from ..store.options import DEFAULT_ITERATIONS, BadOption, parse_iterations
 from ..zfs import keys
 from ..zfs.errors import Busy
 from .common import Failed, terminal

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import layout, policy, sentences
-from ..zfs import channel, keys, native, removable
+from ..store import messages, naming, policy
+from ..zfs import channel, commands, importexport, keys
 from ..zfs.errors import SilentZpool, ZfsError
 from ..zfs.text import SHOWN, printable
 from .common import DRIVERS, ENCRYPTED, Failed, Pool, configured, qubesd
@@ -74,7 +74,7 @@ class Survey:
                 printable(pool.dataset, SHOWN) for pool in chosen
             )
             raise Failed(
-                sentences.SEVERAL_CLAIMS.format(pool=name, datasets=datasets)
+                messages.SEVERAL_CLAIMS.format(pool=name, datasets=datasets)
             )
         check_zpool(chosen[0])
         return chosen[0]
@@ -110,13 +110,13 @@ async def look(ours: Sequence[Pool]) -> Survey:
     """Look which pools disks claim, besides *ours*, which are configured."""
     marks: list[Mark] = []
     unread = []
-    for zpool in removable.imported():
+    for zpool in importexport.imported():
         if not is_supported(zpool):
             continue
         try:
             marks += await _marks(zpool)
         except ZfsError as exc:
-            reason = sentences.reason(exc)
+            reason = messages.reason(exc)
             unread.append(f"the zpool {zpool} cannot be read: {reason}")
     places = {pool.dataset for pool in ours}
     claimed = [mark.pool for mark in marks if mark.dataset not in places]
@@ -130,9 +130,9 @@ def _order(pool: Pool) -> tuple[str, str]:
 
 async def _marks(zpool: str) -> list[Mark]:
     """:raises ZfsError: if ZFS cannot be asked, or does not answer"""
-    if not await native.answers(zpool):
+    if not await commands.answers(zpool):
         raise SilentZpool(zpool)
-    question = {"zpool": zpool, "owner": layout.OWNER}
+    question = {"zpool": zpool, "owner": naming.OWNER}
     found = await channel.read("marks", zpool, question)
     return [
         Mark(
@@ -148,8 +148,8 @@ async def _marks(zpool: str) -> list[Mark]:
 def is_supported(dataset: str) -> bool:
     """Return whether this driver can have a dataset of that name."""
     try:
-        layout.dataset_name(dataset)
-    except layout.BadName:
+        naming.dataset_name(dataset)
+    except naming.BadName:
         return False
     return True
 
@@ -179,10 +179,10 @@ async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:
     owner = found.other_owner(pool)
     if secret and owner is not None:
         raise Failed(
-            sentences.CONTAINER_CLAIMED.format(
+            messages.CONTAINER_CLAIMED.format(
                 dataset=pool.dataset,
                 owner=printable(owner, SHOWN),
-                property=layout.OWNER,
+                property=naming.OWNER,
             )
         )
     if not (await keys.state(pool.dataset)).exists:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ..layout import ZPOOL_GUID
-from . import files
-from .adopt_record import Dropped
-from .adopt_steps import Known, Refused, Where
+from ..migrate import files
+from ..migrate.records import Dropped
+from ..migrate.steps import Known, Refused, Where
+from ..store.naming import ZPOOL_GUID
 
 #: where qubesd listens (qubes/api/admin.py)
 SOCKET = "/var/run/qubesd.sock"

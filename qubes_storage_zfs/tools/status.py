@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from ..sentences import reason
-from ..space import Space
-from ..zfs import core, keys, native
+from ..store.messages import reason
+from ..store.space import Space
+from ..zfs import commands, keys, lzc
 from ..zfs.errors import (
     NoModule,
     PoolAbsent,
@@ -73,7 +73,7 @@ async def _look(pool: Pool, survey: pools_of.Survey) -> dict[str, Any]:
     notes: list[str] = []
     try:
         pools_of.check_zpool(pool)
-        if not await native.answers(pool.home):
+        if not await commands.answers(pool.home):
             raise SilentZpool(pool.zpool)
         state = await keys.state(pool.dataset)
         condition = _condition(pool, state)
@@ -81,7 +81,7 @@ async def _look(pool: Pool, survey: pools_of.Survey) -> dict[str, Any]:
         if survey.other_owner(pool) is not None:
             condition = "marked as another pool's"
         if condition == "unlocked":
-            holders = await core.in_thread(
+            holders = await lzc.in_thread(
                 pool.dataset, keys.users, pool.dataset
             )
     except Failed as exc:

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import core, errors, text, threads
+from . import errors, lzc, text, threads
 
 #: what a channel program takes and gives
 Data = Mapping[str, Any]
@@ -34,7 +34,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, str):
         return text.to_disk(value)
     if isinstance(value, int):
-        return core.library().ctypes.int64_t(value)
+        return lzc.library().ctypes.int64_t(value)
     if isinstance(value, Mapping):
         return {text.to_disk(key): _encode(item) for key, item in value.items()}
     return {
@@ -103,10 +103,10 @@ def _run(programs: Sequence[_Program], sync: bool) -> list[Any]:
     """
     what = "channel_program" if sync else "channel_program_nosync"
     for program in programs:
-        core.check_name(program.dataset, what)
+        lzc.check_name(program.dataset, what)
     dataset = programs[0].dataset
     results = _decode(
-        core.call(
+        lzc.call(
             what,
             dataset,
             dataset.partition("/")[0].encode(),
@@ -137,7 +137,7 @@ def _result(program: _Program, result: Any) -> Any:
 
 async def _run_in_thread(programs: Sequence[_Program], sync: bool) -> list[Any]:
     dataset = programs[0].dataset
-    return await core.in_thread(dataset, _run, programs, sync, reads=not sync)
+    return await lzc.in_thread(dataset, _run, programs, sync, reads=not sync)
 
 
 def _given(result: Any) -> Any:
@@ -242,7 +242,7 @@ class _Party:
             if asked in self._waiting:
                 self._waiting.remove(asked)
             else:
-                await core.ended(asked.result)
+                await lzc.ended(asked.result)
             raise
 
     def _wait_on(self) -> None:
@@ -328,9 +328,9 @@ async def over(key: str) -> None:
 
 async def clones_in_programs(zpool: str) -> bool:
     """Whether channel programs can clone here (OpenZFS 2.4.0 and newer)."""
-    return await core.in_thread(
+    return await lzc.in_thread(
         zpool,
-        lambda: _can_clone(zpool, core.module_version()),
+        lambda: _can_clone(zpool, lzc.module_version()),
         reads=True,
     )
 

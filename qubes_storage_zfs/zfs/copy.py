@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 
-from . import core, device, threads
+from . import devices, lzc, threads
 
 BLOCK = 1 << 20  # bytes
 #: bytes that are read while as many are written out, which bounds what is
@@ -22,17 +22,17 @@ async def sparse_copy(source: str, target: str) -> None:
     """
     stop = threading.Event()
     subject = threads.both(
-        device.dataset_of(source) or threads.NO_ZPOOL,
-        device.dataset_of(target) or threads.NO_ZPOOL,
+        devices.dataset_of(source) or threads.NO_ZPOOL,
+        devices.dataset_of(target) or threads.NO_ZPOOL,
     )
-    await core.in_thread(subject, _copy, source, target, stop, stop=stop)
+    await lzc.in_thread(subject, _copy, source, target, stop, stop=stop)
 
 
 def _copy(source: str, target: str, stop: threading.Event) -> None:
     with contextlib.ExitStack() as stack:
-        reader = device.open_node(source, os.O_RDONLY)
+        reader = devices.open_node(source, os.O_RDONLY)
         stack.callback(os.close, reader)
-        writer = device.open_node(target, os.O_WRONLY)
+        writer = devices.open_node(target, os.O_WRONLY)
         stack.callback(os.close, writer)
         buffer = bytearray(BLOCK)
         view = memoryview(buffer)
@@ -48,7 +48,7 @@ def _copy(source: str, target: str, stop: threading.Event) -> None:
                 _write(writer, view[:length], offset)
             offset += length
             if offset - begun >= WINDOW:
-                device.write_out(writer, begun, offset - begun, wait=False)
+                devices.write_out(writer, begun, offset - begun, wait=False)
                 _flush(reader, writer, *under_way)
                 under_way, begun = (begun, offset - begun), offset
         for first, size in under_way, (begun, offset - begun):
@@ -65,7 +65,7 @@ def _write(writer: int, data: memoryview, offset: int) -> None:
 def _flush(reader: int, writer: int, offset: int, length: int) -> None:
     if not length:
         return
-    device.write_out(writer, offset, length)
+    devices.write_out(writer, offset, length)
     for descriptor in (reader, writer):
         # a pipe has no page cache to be spared
         with contextlib.suppress(OSError):

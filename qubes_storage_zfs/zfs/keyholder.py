@@ -34,7 +34,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from . import answers, core, native
+from . import answers, commands, lzc
 from .answers import LONGEST, SHORTEST
 from .errors import Busy, CommandFailed, Exists, Locked, ZfsError
 from .secrecy import Unprotected, keep_to_itself, wipe, wipe_copies
@@ -176,7 +176,7 @@ def parameters(root: str) -> tuple[int, int]:
     :raises CommandFailed: if zfs(8) refuses
     """
     _, output = asyncio.run(
-        native.run(
+        commands.run(
             "zfs",
             *("get", "-Hp", "-o", "value", "pbkdf2salt,pbkdf2iters"),
             root,
@@ -210,9 +210,9 @@ def present_passphrase(root: str, asker: Asker) -> bool:
 
 def _load(root: str, key: bytes) -> bool:
     try:
-        core.load_key(root, key)
+        lzc.load_key(root, key)
     except Exists:
-        core.load_key(root, key, check_only=True)
+        lzc.load_key(root, key, check_only=True)
         return True
     return False
 
@@ -243,11 +243,11 @@ def new_passphrase(asker: Asker) -> bytearray:
 def _with_new_key(
     iterations: int,
     asker: Asker,
-    use: Callable[[Mapping[str, core.Value], bytes], None],
+    use: Callable[[Mapping[str, lzc.Value], bytes], None],
 ) -> None:
     """Give *use* the properties of a new key, and the key."""
     salt = secrets.randbits(64)
-    properties: dict[str, core.Value] = {
+    properties: dict[str, lzc.Value] = {
         "keyformat": PASSPHRASE,
         "keylocation": "prompt",
         "pbkdf2iters": iterations,
@@ -262,9 +262,9 @@ def _with_new_key(
 
 
 def create(root: str, options: Mapping[str, Any], asker: Asker) -> None:
-    def use(properties: Mapping[str, core.Value], key: bytes) -> None:
+    def use(properties: Mapping[str, lzc.Value], key: bytes) -> None:
         given = {"encryption": AES_256_GCM, **options["properties"]}
-        core.create_root(root, {**given, **properties}, key)
+        lzc.create_root(root, {**given, **properties}, key)
 
     _with_new_key(options["iterations"], asker, use)
 
@@ -275,13 +275,13 @@ def change(root: str, options: Mapping[str, Any], asker: Asker) -> None:
         _with_new_key(
             options["iterations"],
             asker,
-            lambda properties, key: core.change_key(root, properties, key),
+            lambda properties, key: lzc.change_key(root, properties, key),
         )
     finally:
         if not was_loaded:
             # udev may be looking at what appeared: the caller tries longer
             with contextlib.suppress(Busy, Locked):
-                asyncio.run(core.unload_key(root))
+                asyncio.run(lzc.unload_key(root))
 
 
 def _run(verb: str, root: str, options: Mapping[str, Any]) -> None:

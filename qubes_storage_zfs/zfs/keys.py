@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from . import channel, core, device, errors, native
+from . import channel, commands, devices, errors, lzc
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -117,7 +117,7 @@ def must_be_passphrase(root: str, found: KeyState) -> None:
 async def create(
     root: str,
     iterations: int,
-    properties: Mapping[str, core.Value],
+    properties: Mapping[str, lzc.Value],
     prompt: Prompt,
 ) -> None:
     """Create an encryption root with a passphrase that is asked for twice.
@@ -159,9 +159,9 @@ async def unload(root: str) -> None:
     :raises Busy: naming who holds which volume open
     """
     try:
-        await device.retry_busy(root, lambda: core.unload_key(root))
+        await devices.retry_busy(root, lambda: lzc.unload_key(root))
     except errors.Busy as exc:
-        found = await core.in_thread(root, users, root)
+        found = await lzc.in_thread(root, users, root)
         who = tuple(
             f"{dataset.removeprefix(root + '/')}: {', '.join(names)}"
             for dataset, names in sorted(found.items())
@@ -172,10 +172,10 @@ async def unload(root: str) -> None:
 def users(root: str) -> dict[str, tuple[str, ...]]:
     """Who holds which zvols below *root* open, in words."""
     found = {}
-    for path in Path(device.link(root)).rglob("*"):
-        dataset = device.dataset_of(str(path))
+    for path in Path(devices.link(root)).rglob("*"):
+        dataset = devices.dataset_of(str(path))
         if path.is_symlink() and dataset is not None:
-            names = device.holders(dataset)
+            names = devices.holders(dataset)
             if names:
                 found[dataset] = names
     return found
@@ -246,7 +246,7 @@ async def _keyholder(
                 *arguments,
                 stdin=None if typed else theirs,
                 stdout=asyncio.subprocess.PIPE,
-                env={"PATH": ":".join(native.FOLDERS), "LC_ALL": "C"},
+                env={"PATH": ":".join(commands.FOLDERS), "LC_ALL": "C"},
             )
         finally:
             os.close(theirs)

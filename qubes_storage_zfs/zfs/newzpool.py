@@ -12,8 +12,8 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-from . import core, native, removable
-from .blank import Device, partitions
+from . import commands, importexport, lzc
+from .probe import Device, partitions
 from .threads import NO_ZPOOL
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -37,23 +37,23 @@ async def create(
     """
     await _must_be_the_same(devices)
     nodes = [device.node for device in devices]
-    await native.create_zpool(name, nodes, compression, properties)
+    await commands.create_zpool(name, nodes, compression, properties)
     try:
         await _must_be_the_same(devices)
         await _record_paths(name, devices)
     except BaseException:
-        await native.destroy_zpool(name)
+        await commands.destroy_zpool(name)
         raise
 
 
 async def _must_be_the_same(devices: Sequence[Device]) -> None:
     for device in devices:
-        await core.in_thread(NO_ZPOOL, device.must_be_the_same)
+        await lzc.in_thread(NO_ZPOOL, device.must_be_the_same)
 
 
 async def _record_paths(name: str, devices: Sequence[Device]) -> None:
     """Have the zpool's labels name its devices as they were given."""
-    for recorded in await removable.disks(name):
+    for recorded in await importexport.disks(name):
         for device in devices:
             path = _lasting(device, recorded)
             if path is not None and path != recorded:
@@ -84,4 +84,4 @@ async def _record_path(name: str, recorded: str, path: str) -> None:
             LOG.warning("zpool %s: %s is not %s yet", name, path, recorded)
             return
         await asyncio.sleep(0.1)
-    await native.run("zpool", "set", f"path={path}", name, recorded)
+    await commands.run("zpool", "set", f"path={path}", name, recorded)

@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 from dataclasses import replace
 
-from qubes_storage_zfs import layout
+from qubes_storage_zfs.store import naming
 
 from ..zfs.conftest import export_zpool, sh
 from .gate import Door
@@ -59,7 +59,7 @@ class Admin(World):
             self.full = False
 
     def _current(self, vid: str) -> str:
-        where = layout.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.home, vid)
         return where.generation(int(self.pointer(self.dump(), vid)))
 
     def snapshot(self, vid: str) -> None:
@@ -86,12 +86,12 @@ class Admin(World):
         """By hand; ZFS refuses while something is cloned from it."""
         now = self.model[vid]
         found = {}
-        where = layout.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.home, vid)
         for number, item in self.generations(self.dump(), vid).items():
             for short, snapshot in item["snapshots"].items():
                 if short != SNAPSHOT_OF_ADMIN and not snapshot["leaving"]:
                     name = f"{where.generation(number)}@{short}"
-                    found[layout.revision_number(short)] = name
+                    found[naming.revision_number(short)] = name
         name = found[sorted(found)[index]]
         done = subprocess.run(["zfs", "destroy", name], capture_output=True)
         if done.returncode == 0:

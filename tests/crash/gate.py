@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.zfs import channel, core, device, native
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.zfs import channel, commands, devices, lzc
 
 #: dataset -> its guid, its own properties, snapshots, ...; see parsed()
 Dump = dict[str, dict[str, Any]]
@@ -131,14 +131,14 @@ class Door:
 
     def __init__(self) -> None:
         self.gates: dict[str, Gate] = {}
-        self._call, self._run = core.call, native.run
+        self._call, self._run = lzc.call, commands.run
 
     def __enter__(self) -> "Door":
-        core.call, native.run = self.call, self.run
+        lzc.call, commands.run = self.call, self.run
         return self
 
     def __exit__(self, *_: object) -> None:
-        core.call, native.run = self._call, self._run
+        lzc.call, commands.run = self._call, self._run
 
     def _gate(self, dataset: str) -> Gate | None:
         return self.gates.get("/".join(dataset.split("/")[:2]))
@@ -177,7 +177,7 @@ class Door:
         """A program is ended at any hundredth instruction if its caller is
         killed; ZFS looks at its limit of instructions there, too."""
         zpool, program, _, memory, argument, place = args
-        library = core.library()
+        library = lzc.library()
 
         def over(run: Callable[..., Any], limit: int) -> Any:
             with contextlib.suppress(library.exceptions.ZCPTimeout):
@@ -208,10 +208,10 @@ class Door:
             "depth": top.count("/"),
             "volumes": volumes,
             "part": below is not None,
-            "holder": layout.HOLDER,
+            "holder": naming.HOLDER,
         }
         with contextlib.ExitStack() as held:
-            for path in Path(device.link(top)).rglob("*"):
+            for path in Path(devices.link(top)).rglob("*"):
                 if path.is_symlink():
                     _hold(str(path), held)
             found = self._call(
@@ -237,7 +237,7 @@ def _hold(path: str, held: contextlib.ExitStack) -> None:
     """Keep a zvol open; not another one that a link of the past leads to."""
     with contextlib.suppress(OSError):
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        if device._name_of_open(opened) == device.dataset_of(path):
+        if devices._name_of_open(opened) == devices.dataset_of(path):
             held.callback(os.close, opened)
         else:
             os.close(opened)

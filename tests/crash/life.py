@@ -12,8 +12,8 @@ from typing import IO
 
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.volume import ZfsVolume
-from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.driver.volume import ZfsVolume
+from qubes_storage_zfs.zfs import devices
 
 from ..afterwards import abandoned
 from ..zfs.conftest import open_device, sh
@@ -94,7 +94,7 @@ class Life(Admin):
 
     async def check(self, stopped: bool = False) -> Dump:
         """The promises, and the public face of what was just changed."""
-        self.held = {device.dataset_of(item.path) for item in self.exports}
+        self.held = {devices.dataset_of(item.path) for item in self.exports}
         self.held |= set(self.imports.values())
         dump = await super().check(stopped)
         for item in self.exports:
@@ -243,7 +243,7 @@ class Life(Admin):
             self.refused += 1
             written = False
         if end is None:
-            self.imports[vid] = device.dataset_of(path)
+            self.imports[vid] = devices.dataset_of(path)
         elif end and written:
             after = self._replaced(vid, content)
             await self.attempt(

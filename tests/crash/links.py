@@ -13,7 +13,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.zfs import devices
 
 KOBJECT_UEVENT = 15  # linux/netlink.h
 RCVBUFFORCE = 33  # asm-generic/socket.h
@@ -57,16 +57,16 @@ class Links:
 
     def _handle(self, action: str, node: str) -> None:
         if action in ("add", "change"):
-            dataset = device.name_of_node(node)
+            dataset = devices.name_of_node(node)
             if dataset is None or self._of_node.get(node) == dataset:
                 return
             self._of_node[node] = dataset
-            link = Path(device.link(dataset))
+            link = Path(devices.link(dataset))
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             os.symlink(node, link)
         elif action == "remove" and node in self._of_node:
-            link = Path(device.link(self._of_node.pop(node)))
+            link = Path(devices.link(self._of_node.pop(node)))
             with contextlib.suppress(OSError):
                 if os.readlink(link) == node:
                     link.unlink()

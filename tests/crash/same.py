@@ -8,7 +8,7 @@ no second time in one that is the same; nor does a recovery.
 import re
 from typing import Any
 
-from qubes_storage_zfs import layout
+from qubes_storage_zfs.store import naming
 
 from .gate import Dump
 from .world import BEGINNING, SNAPSHOT_OF_ADMIN, UNTOUCHED, VOLUMES, World
@@ -43,7 +43,7 @@ def _places(world: World, dump: Dump) -> dict[str, Shape]:
     """Of each generation and snapshot: its volume, and which of them."""
     places: dict[str, Shape] = {}
     for vid in VOLUMES:
-        where = layout.volume_name(world.pool.home, vid)
+        where = naming.volume_name(world.pool.home, vid)
         numbers = sorted(world.generations(dump, vid))
         revisions = []
         for rank, number in enumerate(numbers):
@@ -52,7 +52,7 @@ def _places(world: World, dump: Dump) -> dict[str, Shape]:
             places[name] = (vid, rank, "later" if number else "first")
             for short in dump[name]["snapshots"]:
                 if re.fullmatch(r"r\d+", short):
-                    found = layout.revision_number(short)
+                    found = naming.revision_number(short)
                     revisions.append((found, rank, f"{name}@{short}"))
                 else:
                     kinds = {SNAPSHOT_OF_ADMIN: "admin", BEGINNING: "beginning"}
@@ -68,9 +68,9 @@ def _own(world: World, dump: Dump, qube: str) -> Shape:
     own = []
     dataset = f"{world.pool.home}/{qube}"
     for name, value in sorted(dump[dataset]["own"].items()):
-        if name.startswith(layout.POINTER):
+        if name.startswith(naming.POINTER):
             number, _, more = value.partition(" ")
-            vid = f"{qube}/{name.removeprefix(layout.POINTER)}"
+            vid = f"{qube}/{name.removeprefix(naming.POINTER)}"
             numbers = sorted(world.generations(dump, vid))
             present = int(number) in numbers
             rank = numbers.index(int(number)) if present else None

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qubes_storage_zfs import ask, layout
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.pool import ZfsPool, ZfsZvolPool
-from qubes_storage_zfs.volume import ZfsVolume
-from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.driver import prompts
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.driver.pool import ZfsPool, ZfsZvolPool
+from qubes_storage_zfs.driver.volume import ZfsVolume
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import devices
 from qubes_storage_zfs.zfs.errors import Busy, Exists, Locked
 
 from ..afterwards import afterwards
@@ -92,7 +93,7 @@ class World:
 
     async def set_up(self) -> None:
         if self.encrypted:
-            ask.prompt = Person().prompt
+            prompts.prompt = Person().prompt
             create_encrypted(self.pool.container, self.pool.name)
         else:
             await self.pool.setup()
@@ -203,7 +204,7 @@ class World:
 
     async def write(self, vid: str, tag: str) -> None:
         dataset = self.volumes[vid].dataset
-        await self.write_to(await device.wait_for_link(dataset), tag)
+        await self.write_to(await devices.wait_for_link(dataset), tag)
 
     async def write_to(self, path: str, tag: str) -> None:
         with open_device(path, os.O_RDWR) as file:
@@ -229,13 +230,13 @@ class World:
         return self.door.dump(self.container, below, home.count("/") + 2)
 
     def generations(self, dump: Dump, vid: str) -> dict[int, dict[str, Any]]:
-        where = layout.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.home, vid)
         numbers = {where.number_of(name): item for name, item in dump.items()}
         numbers.pop(None, None)
         return numbers
 
     def pointer(self, dump: Dump, vid: str) -> str | None:
-        where = layout.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.home, vid)
         return dump.get(where.dataset, {}).get("own", {}).get(where.pointer)
 
     async def read_revision(self, snapshot: str) -> Content:
@@ -243,7 +244,7 @@ class World:
         look = f"{self.container}/look"
         subprocess.run(["zfs", "clone", snapshot, look], check=True)
         try:
-            return await self.read(await device.wait_for_link(look))
+            return await self.read(await devices.wait_for_link(look))
         finally:
             for _ in range(50):
                 # udev may be looking at it
@@ -263,8 +264,8 @@ class World:
         current = generations.get(number)
         if current is None:
             raise Violated(f"{vid} points to nothing")
-        where = layout.volume_name(self.pool.home, vid)
-        path = await device.wait_for_link(where.generation(number))
+        where = naming.volume_name(self.pool.home, vid)
+        path = await devices.wait_for_link(where.generation(number))
         content = await self.read(path)
         if content.size != current["volsize"]:
             raise Violated(f"{vid}: device and dataset differ in size")
@@ -273,7 +274,7 @@ class World:
             for name, snapshot in item["snapshots"].items():
                 if name[0] != "r" or snapshot["leaving"]:
                     continue
-                number = layout.revision_number(name)
+                number = naming.revision_number(name)
                 if number in states:
                     raise Violated(f"{vid} has two revisions {name}")
                 states[number] = snapshot["guid"]
@@ -365,9 +366,9 @@ class World:
                 continue
             if pointer is None:
                 raise Violated(f"{vid} is gone under a running qube")
-            where = layout.volume_name(self.pool.home, vid)
+            where = naming.volume_name(self.pool.home, vid)
             number = int(pointer.split()[0])
-            path = await device.wait_for_link(where.generation(number))
+            path = await devices.wait_for_link(where.generation(number))
             seen = await self.read(path)
             if seen != content:
                 raise Violated(f"{vid} shows {seen}, not {content}")
@@ -385,12 +386,12 @@ class World:
         if vid == "app/root":
             source = self.generations(dump, "tmpl/root")
             names = {
-                (layout.revision_number(short), number, short)
+                (naming.revision_number(short), number, short)
                 for number, each in source.items()
                 for short, snapshot in each["snapshots"].items()
                 if short[0] == "r" and not snapshot["leaving"]
             }
-            where = layout.volume_name(self.pool.home, "tmpl/root")
+            where = naming.volume_name(self.pool.home, "tmpl/root")
             _, number, short = max(names)
             if item["origin"] != f"{where.generation(number)}@{short}":
                 raise Violated(f"{vid} is ready, but a clone of the past")
@@ -405,7 +406,7 @@ class World:
                 raise Violated(f"{dataset} is empty")
         for vid in VOLUMES:
             pointer = self.pointer(dump, vid)
-            where = layout.volume_name(self.pool.home, vid)
+            where = naming.volume_name(self.pool.home, vid)
             for number, item in self.generations(dump, vid).items():
                 name = where.generation(number)
                 reasons = name in self.held or (

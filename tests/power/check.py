@@ -12,9 +12,9 @@ from typing import Any
 
 import libzfs_core
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.container import Question
-from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store.container import Question
+from qubes_storage_zfs.zfs import devices
 
 from ..zfs.conftest import open_device
 from . import tags
@@ -89,8 +89,8 @@ def leftovers(things: Things) -> list[str]:
     wrong, volumes, needed = [], set(), {HOME}
     for dataset, thing in things.items():
         for name, value in thing.get("mine", {}).items():
-            if name.startswith(layout.POINTER):
-                volume = name.removeprefix(layout.POINTER)
+            if name.startswith(naming.POINTER):
+                volume = name.removeprefix(naming.POINTER)
                 number = value.split()[0]
                 suffix = f".{number}" if number != "0" else ""
                 zvol = f"{dataset}/{volume}{suffix}"
@@ -131,10 +131,10 @@ def leftovers(things: Things) -> list[str]:
 
 async def read(path: str) -> list[tuple[str, int]]:
     """The names of the blocks behind a device node, in runs."""
-    dataset = device.dataset_of(path)
+    dataset = devices.dataset_of(path)
     if dataset is not None:
         # udev takes its link away while it looks at the node anew
-        await device.wait_for_link(dataset)
+        await devices.wait_for_link(dataset)
 
     def whole() -> bytes:
         with open_device(path, os.O_RDONLY) as opened:
@@ -150,7 +150,7 @@ def _nodes() -> dict[str, str]:
     return {
         name: node
         for node in nodes
-        if (name := device.name_of_node(node)) is not None
+        if (name := devices.name_of_node(node)) is not None
     }
 
 

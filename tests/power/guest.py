@@ -19,8 +19,8 @@ from typing import Any
 
 import qubes.storage
 
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.store.container import Container
 
 from ..afterwards import afterwards, be_patient
 from ..zfs.conftest import inherit_no_further

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.tools import adopt_record, adopt_steps
-from qubes_storage_zfs.tools.adopt_plan import Adoption
-from qubes_storage_zfs.tools.adopt_steps import Known, Refused
-from qubes_storage_zfs.tools.adopt_undo import undo
+from qubes_storage_zfs.migrate import records, steps
+from qubes_storage_zfs.migrate.plan import Adoption
+from qubes_storage_zfs.migrate.steps import Known, Refused
+from qubes_storage_zfs.migrate.undo import undo
+from qubes_storage_zfs.store import naming
 
 POOL = {"name": "vault", "driver": "zfs", "container": "tank/q"}
 C = "tank/q"
@@ -71,7 +71,7 @@ def found(*old, moved=(), home=None):
 
 
 def plan_of(there, *volumes):
-    place = adopt_steps.where(POOL, volumes)
+    place = steps.where(POOL, volumes)
     return Adoption(place, volumes, there, "mark")().checked()
 
 
@@ -115,14 +115,14 @@ def test_revisions_are_numbered_in_the_order_they_were_made():
     }
     qube, target = f"{C}/vm/work", f"{C}/vm/work/private"
     assert properties == {
-        (f"{target}@r1", layout.ADOPTED): "qubes:after-create:1.0",
-        (f"{target}@r2", layout.ADOPTED): "qubes:before-start:2.0",
-        (f"{target}@r3", layout.ADOPTED): "qubes-clean-abc",
-        (qube, layout.COMMITTED + "private"): "private@r3",
-        (qube, layout.POINTER + "private"): "0",
-        (qube, layout.ADOPTED_VOLUME + "private"): "3 0 rw",
-        (qube, layout.ADOPTED): "{}",
-        (target, layout.HOLDER): "mark",
+        (f"{target}@r1", naming.ADOPTED): "qubes:after-create:1.0",
+        (f"{target}@r2", naming.ADOPTED): "qubes:before-start:2.0",
+        (f"{target}@r3", naming.ADOPTED): "qubes-clean-abc",
+        (qube, naming.COMMITTED + "private"): "private@r3",
+        (qube, naming.POINTER + "private"): "0",
+        (qube, naming.ADOPTED_VOLUME + "private"): "3 0 rw",
+        (qube, naming.ADOPTED): "{}",
+        (target, naming.HOLDER): "mark",
     }
 
 
@@ -137,7 +137,7 @@ def test_what_is_taken_from_a_running_qube_that_died():
     committed = [
         c["value"]
         for c in changes_of(plan, f"{C}/vm/work")
-        if c.get("name") == layout.COMMITTED + "private"
+        if c.get("name") == naming.COMMITTED + "private"
     ]
     assert committed == ["private@r2"]
     assert any("not yet committed" in step.text for step in plan.steps)
@@ -160,21 +160,21 @@ def test_what_nobody_keeps_is_only_marked():
     )
     changes = changes_of(plan, f"{C}/vm/work")
     assert [(c["dataset"], c["name"]) for c in changes] == [
-        (f"{C}/vm/work/root", layout.HOLDER),
-        (f"{C}/vm/work", layout.ADOPTED_VOLUME + "root"),
-        (f"{C}/vm/work", layout.ADOPTED),
+        (f"{C}/vm/work/root", naming.HOLDER),
+        (f"{C}/vm/work", naming.ADOPTED_VOLUME + "root"),
+        (f"{C}/vm/work", naming.ADOPTED),
     ]
 
 
 def test_what_was_done_is_not_planned_again():
-    home = dataset(f"{C}/vm", set=dict(adopt_steps.HOME_SETTINGS))
+    home = dataset(f"{C}/vm", set=dict(steps.HOME_SETTINGS))
     moved = dataset(f"{C}/vm/work", WORK)
     there = found(moved=[moved], home=home)
-    there["container"]["own"] = {layout.ADOPTED: "{}"}
+    there["container"]["own"] = {naming.ADOPTED: "{}"}
     plan = plan_of(there, known())
     assert [step.dataset for step in plan.steps] == [f"{C}/vm/work", C]
-    there["moved"]["1"]["own"] = {layout.ADOPTED: "{}"}
-    there["container"]["own"][layout.OWNER] = "vault"
+    there["moved"]["1"]["own"] = {naming.ADOPTED: "{}"}
+    there["container"]["own"][naming.OWNER] = "vault"
     assert plan_of(there, known()).steps == []
 
 
@@ -243,7 +243,7 @@ def test_a_container_that_is_none_is_refused():
     with pytest.raises(Refused, match="there is no filesystem tank/q"):
         plan_of(there, known())
     with pytest.raises(Refused, match="does not support"):
-        adopt_steps.where({**POOL, "container": "tank/a b"}, [])
+        steps.where({**POOL, "container": "tank/a b"}, [])
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ def test_where_the_older_layout_is(driver, vid, old, home):
     if driver == "zfs_encrypted":
         base = "t/encryption/mine"
         old, home = base + old, base + home
-    place = adopt_steps.where(attributes, [known(vid=vid)])
-    assert (place.old, place.home, place.was) == (old, home, adopt_steps.OLDER)
+    place = steps.where(attributes, [known(vid=vid)])
+    assert (place.old, place.home, place.was) == (old, home, steps.OLDER)
 
 
 # --- undoing
@@ -268,34 +268,34 @@ def test_where_the_older_layout_is(driver, vid, old, home):
 
 def adopted():
     """The work qube, adopted."""
-    home = dataset(f"{C}/vm", set=dict(adopt_steps.HOME_SETTINGS))
+    home = dataset(f"{C}/vm", set=dict(steps.HOME_SETTINGS))
     moved = dataset(
         f"{C}/vm/work",
         zvol(
             f"{C}/vm/work/private",
-            snapshot("r1", 10, own={layout.ADOPTED: "qubes:after-create:1"}),
-            snapshot("r2", 20, own={layout.ADOPTED: "qubes-clean-abc"}),
+            snapshot("r1", 10, own={naming.ADOPTED: "qubes:after-create:1"}),
+            snapshot("r2", 20, own={naming.ADOPTED: "qubes-clean-abc"}),
             snapshot("mine", 30),
         ),
         own={
-            layout.ADOPTED: "{}",
-            layout.ADOPTED_VOLUME + "private": "2 0 ro",
-            layout.POINTER + "private": "0",
-            layout.COMMITTED + "private": "private@r2",
+            naming.ADOPTED: "{}",
+            naming.ADOPTED_VOLUME + "private": "2 0 ro",
+            naming.POINTER + "private": "0",
+            naming.COMMITTED + "private": "private@r2",
         },
     )
     there = found(moved=[moved], home=home)
     record = json.dumps({"was": "zfs", "old": "", "set": {}})
     there["container"]["own"] = {
-        layout.ADOPTED: record,
-        layout.OWNER: "vault",
+        naming.ADOPTED: record,
+        naming.OWNER: "vault",
     }
     return there, record
 
 
 def undone(there, record):
-    before = adopt_record.layout_of(C, record)
-    place = adopt_steps.where(POOL, [], (before.was, before.old))
+    before = records.layout_of(C, record)
+    place = steps.where(POOL, [], (before.was, before.old))
     return undo(place, before, there, {"work"}).checked()
 
 
@@ -316,7 +316,7 @@ def test_undoing_is_the_reverse():
     shown = [text for step in plan.steps for text in step.details()]
     assert "set readonly=on" in shown
     assert f"rename {C}/vm/work/private@r2 to @qubes-clean-abc" in shown
-    assert f"inherit {layout.OWNER} of {C}" in shown
+    assert f"inherit {naming.OWNER} of {C}" in shown
     gone = [c["name"] for c in changes if c["dataset"] == f"{C}/vm/work"]
     assert gone == sorted(adopted()[0]["moved"]["1"]["own"])
 
@@ -334,7 +334,7 @@ def _prune(qube, private):
 
 
 def _import(qube, private):
-    qube["own"][layout.POINTER + "private"] = "1"
+    qube["own"][naming.POINTER + "private"] = "1"
 
 
 def _begin_import(qube, private):
@@ -342,7 +342,7 @@ def _begin_import(qube, private):
 
 
 def _start(qube, private):
-    qube["own"][layout.POINTER + "root"] = "0 scratch 1"
+    qube["own"][naming.POINTER + "root"] = "0 scratch 1"
 
 
 def _lose(qube, private):
@@ -408,46 +408,46 @@ def _record(**changed):
         _record(set={"mountpoint": ["none"]}),
         _record(set={"volmode": "full"}),
         _record(set={"snapdev": "visible"}),
-        _record(set={layout.UDEV_FLAG: "false"}),
+        _record(set={naming.UDEV_FLAG: "false"}),
         _record(set={"sharenfs": None}),
         _record(set={"x\ty": "none"}),
     ],
 )
 def test_a_container_s_record_of_another_kind_is_refused(text):
     with pytest.raises(Refused) as caught:
-        adopt_record.layout_of(C, text)
+        records.layout_of(C, text)
     (why,) = caught.value.args
-    assert why.startswith(f"{C} has {layout.ADOPTED}") and why.isprintable()
+    assert why.startswith(f"{C} has {naming.ADOPTED}") and why.isprintable()
     assert len(why) < 700
 
 
 def test_a_container_s_records_that_adopting_writes():
     for before in {}, {"mountpoint": None, "volmode": "default"}:
-        record = adopt_record.layout_of(C, _record(set=before))
+        record = records.layout_of(C, _record(set=before))
         assert (record.was, record.old, record.settings) == ("zfs", "", before)
-    assert adopt_record.layout_of(C, _record(was="older", old="vm")).old == "vm"
+    assert records.layout_of(C, _record(was="older", old="vm")).old == "vm"
 
 
 @pytest.mark.parametrize(
     "where, name, value",
     [
-        ("qube", layout.PREFIX + "surprise", "1"),
-        ("qube", layout.POINTER + "private", "0\x1b[2J"),
-        ("qube", layout.POINTER + "Private", "0"),
-        ("qube", layout.COMMITTED + "private", "../x@r1"),
-        ("qube", layout.ADOPTED_VOLUME + "private", "2 0 rw ro"),
-        ("qube", layout.ADOPTED_VOLUME + "private", "2 " + "9" * 30 + " rw"),
-        ("qube", layout.ADOPTED, '{"private": {"pool": "other"}}'),
-        ("qube", layout.ADOPTED, '{"private": {"vid": "other/private"}}'),
-        ("qube", layout.ADOPTED, '{"private": {"save_on_stop": "yes"}}'),
-        ("qube", layout.ADOPTED, '{"private": {"save_on_stop": true}}'),
-        ("qube", layout.ADOPTED, "none"),
-        ("r1", layout.ADOPTED, "daily-2026"),
-        ("r1", layout.ADOPTED, "qubes-clean-abc\n"),
-        ("r1", layout.ADOPTED, "qubes-clean-abc"),
-        ("r1", layout.ADOPTED, "mine"),
-        ("mine", layout.ADOPTED, "-"),
-        ("mine", layout.ADOPTED, "qubes-clean-more"),
+        ("qube", naming.PREFIX + "surprise", "1"),
+        ("qube", naming.POINTER + "private", "0\x1b[2J"),
+        ("qube", naming.POINTER + "Private", "0"),
+        ("qube", naming.COMMITTED + "private", "../x@r1"),
+        ("qube", naming.ADOPTED_VOLUME + "private", "2 0 rw ro"),
+        ("qube", naming.ADOPTED_VOLUME + "private", "2 " + "9" * 30 + " rw"),
+        ("qube", naming.ADOPTED, '{"private": {"pool": "other"}}'),
+        ("qube", naming.ADOPTED, '{"private": {"vid": "other/private"}}'),
+        ("qube", naming.ADOPTED, '{"private": {"save_on_stop": "yes"}}'),
+        ("qube", naming.ADOPTED, '{"private": {"save_on_stop": true}}'),
+        ("qube", naming.ADOPTED, "none"),
+        ("r1", naming.ADOPTED, "daily-2026"),
+        ("r1", naming.ADOPTED, "qubes-clean-abc\n"),
+        ("r1", naming.ADOPTED, "qubes-clean-abc"),
+        ("r1", naming.ADOPTED, "mine"),
+        ("mine", naming.ADOPTED, "-"),
+        ("mine", naming.ADOPTED, "qubes-clean-more"),
     ],
 )
 def test_records_that_adopting_does_not_write_are_refused(where, name, value):
@@ -471,13 +471,13 @@ def test_what_undoing_cannot_put_back_is_not_recorded():
     attributes = {"name": "mine", "driver": "zfs_zvol"}
     home = dataset("mine/vm", set={"mountpoint": "/etc", "volmode": "none"})
     there = {**found(home=home), "container": dataset("mine")}
-    place = adopt_steps.where(attributes, [known(vid="mine/vm/a/private")])
+    place = steps.where(attributes, [known(vid="mine/vm/a/private")])
     plan = Adoption(place, [], there, "mark")().checked()
     record = json.loads(plan.steps[0].changes[0]["value"])
     assert "mountpoint" not in record["set"]
     assert record["set"]["volmode"] == "none"
     assert record["set"]["snapdev"] is None
-    assert adopt_record.layout_of("mine", json.dumps(record))
+    assert records.layout_of("mine", json.dumps(record))
     assert any("mountpoint=/etc of mine/vm" in text for text in plan.left)
 
 
@@ -486,11 +486,11 @@ def test_what_undoing_cannot_put_back_is_not_recorded():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(adopt_record, "FOLDER", tmp_path / "kept")
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "kept")
     return tmp_path / "kept"
 
 
-SAVED = adopt_record.Saved(
+SAVED = records.Saved(
     pool="vault",
     container=C,
     zpool_guid="123",
@@ -502,16 +502,16 @@ SAVED = adopt_record.Saved(
 
 
 def test_saved_and_loaded(folder):
-    assert adopt_record.load("vault") is None
-    adopt_record.save(SAVED)
-    adopt_record.save(SAVED)
-    assert adopt_record.load("vault") == SAVED
+    assert records.load("vault") is None
+    records.save(SAVED)
+    records.save(SAVED)
+    assert records.load("vault") == SAVED
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
-    adopt_record.forget("vault")
-    adopt_record.forget("vault")
-    assert adopt_record.load("vault") is None
+    records.forget("vault")
+    records.forget("vault")
+    assert records.load("vault") is None
 
 
 @pytest.mark.parametrize(
@@ -531,35 +531,35 @@ def test_saved_and_loaded(folder):
     ],
 )
 def test_a_file_of_another_kind_is_not_loaded(folder, change):
-    adopt_record.save(SAVED)
+    records.save(SAVED)
     (file,) = folder.iterdir()
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(Refused, match="is not what 'qvm-zfs adopt' wrote"):
-        adopt_record.load("vault")
+        records.load("vault")
 
 
 def test_a_folder_or_file_of_another_user_is_refused(folder):
-    adopt_record.save(SAVED)
+    records.save(SAVED)
     (file,) = folder.iterdir()
     file.chmod(0o622)
     with pytest.raises(Refused, match="is not what"):
-        adopt_record.load("vault")
+        records.load("vault")
     folder.chmod(0o777)
     with pytest.raises(Refused, match="another user than root can write"):
-        adopt_record.save(SAVED)
+        records.save(SAVED)
     folder.chmod(0o700)
     target = folder.parent / "target"
     file.rename(target)
     file.symlink_to(target)
     with pytest.raises(Refused, match="cannot be read"):
-        adopt_record.load("vault")
-    adopt_record.save(SAVED)
+        records.load("vault")
+    records.save(SAVED)
     assert not file.is_symlink() and target.stat().st_mode & 0o777 == 0o622
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\nb", ".x", "x" * 201])
 def test_a_pool_s_name_that_can_name_no_file(folder, name):
-    for use in adopt_record.load, adopt_record.forget:
+    for use in records.load, records.forget:
         with pytest.raises(Refused, match="nothing can be recorded"):
             use(name)
 
@@ -569,11 +569,9 @@ def test_a_pool_s_name_that_can_name_no_file(folder, name):
     [{"container": "tank/x"}, {"zpool_guid": "9"}, {"was": "zfs", "old": ""}],
 )
 def test_records_of_another_adoption_are_refused(change):
-    place = adopt_steps.Where(
-        "vault", "zfs_zvol", "older", C, f"{C}/vm", f"{C}/vm"
-    )
-    on_disk = adopt_record.Layout("older", "vm")
-    adopt_record.check_same(place, on_disk, "123", SAVED)
+    place = steps.Where("vault", "zfs_zvol", "older", C, f"{C}/vm", f"{C}/vm")
+    on_disk = records.Layout("older", "vm")
+    records.check_same(place, on_disk, "123", SAVED)
     other = dataclasses.replace(SAVED, **change)
     with pytest.raises(Refused, match="is not what dom0 recorded"):
-        adopt_record.check_same(place, on_disk, "123", other)
+        records.check_same(place, on_disk, "123", other)

@@ -14,7 +14,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "host"))
 
 import qubes.exc
 
-from qubes_storage_zfs import ask
+from qubes_storage_zfs.driver import prompts
 
 
 class Domain:
@@ -41,7 +41,7 @@ class Domain:
 
 def answer(domain, pool="work", qube=None):
     """What comes out of the pipe when *domain* asks."""
-    asker = ask.Asker(pool, lambda: domain, ask.UNLOCK_BY_HAND, qube)
+    asker = prompts.Asker(pool, lambda: domain, prompts.UNLOCK_BY_HAND, qube)
     theirs, ours = os.pipe()
     try:
         asyncio.run(asker("unlock", ours))
@@ -54,36 +54,42 @@ def answer(domain, pool="work", qube=None):
 
 def test_answer_goes_into_the_pipe():
     domain = Domain('read pool limit; echo "$pool $limit"')
-    assert answer(domain) == f"work {ask.LIMIT}\n".encode()
+    assert answer(domain) == f"work {prompts.LIMIT}\n".encode()
     assert domain.services == ["qubes.AskPassword+unlock"]
 
 
 def test_the_prompt_is_given_the_qube_that_needs_the_pool():
     domain = Domain("head -n 1")
-    assert answer(domain, qube="disp7") == f"work {ask.LIMIT} disp7\n".encode()
+    assert (
+        answer(domain, qube="disp7") == f"work {prompts.LIMIT} disp7\n".encode()
+    )
     # no qube can have such a name; the service would refuse the request
     for name in "a b", "a\n", "<b>a</b>", "7", "a" * 32, "":
-        assert answer(domain, qube=name) == f"work {ask.LIMIT}\n".encode()
+        assert answer(domain, qube=name) == f"work {prompts.LIMIT}\n".encode()
 
 
 @pytest.mark.parametrize(
     "script, kind, why",
     [
-        ("exit 1", ask.NotAsked, "prompt was cancelled"),
-        ("exit 4", ask.NotAsked, "nobody answered .* in sys-gui for 120"),
-        ("exit 2", ask.NobodyToAsk, "nobody can be asked .* in sys-gui; run"),
+        ("exit 1", prompts.NotAsked, "prompt was cancelled"),
+        ("exit 4", prompts.NotAsked, "nobody answered .* in sys-gui for 120"),
+        (
+            "exit 2",
+            prompts.NobodyToAsk,
+            "nobody can be asked .* in sys-gui; run",
+        ),
         (
             "exit 127",
-            ask.NobodyToAsk,
+            prompts.NobodyToAsk,
             "'sudo qvm-zfs unlock work' in a terminal",
         ),
-        ("kill -9 $$", ask.NobodyToAsk, "nobody can be asked"),
+        ("kill -9 $$", prompts.NobodyToAsk, "nobody can be asked"),
         (
             qubes.exc.QubesVMNotRunningError(types.SimpleNamespace(name="x")),
-            ask.NobodyToAsk,
+            prompts.NobodyToAsk,
             "sys-gui, which is not running; start it, or run",
         ),
-        (OSError(2, "no qrexec"), ask.NobodyToAsk, "nobody can be asked"),
+        (OSError(2, "no qrexec"), prompts.NobodyToAsk, "nobody can be asked"),
     ],
 )
 def test_no_answer_says_why(script, kind, why):
@@ -92,19 +98,19 @@ def test_no_answer_says_why(script, kind, why):
 
 
 def test_silent_prompt_is_closed(monkeypatch):
-    monkeypatch.setattr(ask, "LIMIT", 0.2)
-    monkeypatch.setattr(ask, "GRACE", 0.2)
+    monkeypatch.setattr(prompts, "LIMIT", 0.2)
+    monkeypatch.setattr(prompts, "GRACE", 0.2)
     domain = Domain("cat >/dev/null; exit 4")
-    with pytest.raises(ask.NotAsked, match="nobody answered"):
+    with pytest.raises(prompts.NotAsked, match="nobody answered"):
         answer(domain)
     assert domain.process.returncode == 4
 
 
 def test_deaf_prompt_is_killed(monkeypatch):
-    monkeypatch.setattr(ask, "LIMIT", 0.2)
-    monkeypatch.setattr(ask, "GRACE", 0.2)
+    monkeypatch.setattr(prompts, "LIMIT", 0.2)
+    monkeypatch.setattr(prompts, "GRACE", 0.2)
     domain = Domain("exec sleep 60 </dev/null")
-    with pytest.raises(ask.NotAsked, match="nobody answered"):
+    with pytest.raises(prompts.NotAsked, match="nobody answered"):
         answer(domain)
     assert domain.process.returncode == -signal.SIGKILL
 
@@ -114,7 +120,7 @@ def test_prompt_is_closed_when_its_verb_is_cancelled():
 
     async def leave():
         theirs, ours = os.pipe()
-        asker = ask.Asker("work", lambda: domain, "")
+        asker = prompts.Asker("work", lambda: domain, "")
         task = asyncio.create_task(asker("unlock", ours))
         while domain.process is None:
             await asyncio.sleep(0.01)
@@ -143,45 +149,49 @@ def system():
 def test_where_to_ask():
     app = system()
     dom0, gui = app.domains["dom0"], app.domains["gui"]
-    assert ask.domain_for(None, "a", app) is gui
-    assert ask.domain_for(None, "b", app) is dom0
-    assert ask.domain_for(None, "d", app) is gui
+    assert prompts.domain_for(None, "a", app) is gui
+    assert prompts.domain_for(None, "b", app) is dom0
+    assert prompts.domain_for(None, "d", app) is gui
     # a pool is added: no qube yet
-    assert ask.domain_for(None, None, app) is gui
+    assert prompts.domain_for(None, None, app) is gui
     app.default_guivm = None
     for qube in "a", "b", "d", None:
-        assert ask.domain_for(None, qube, app) is dom0
-    assert ask.domain_for(None, None, None) is None
-    with pytest.raises(ask.NobodyToAsk, match="run 'sudo qvm-zfs unlock p'"):
+        assert prompts.domain_for(None, qube, app) is dom0
+    assert prompts.domain_for(None, None, None) is None
+    with pytest.raises(
+        prompts.NobodyToAsk, match="run 'sudo qvm-zfs unlock p'"
+    ):
         answer(None, "p")
 
 
 def test_no_qube_says_where_the_passphrase_is_typed():
     """A client that may set ``guivm``, as one that restores a backup."""
     app = system()
-    assert ask.domain_for(None, "c", app) is app.domains["gui"]
+    assert prompts.domain_for(None, "c", app) is app.domains["gui"]
     app.default_guivm = None
-    assert ask.domain_for(None, "c", app) is app.domains["dom0"]
+    assert prompts.domain_for(None, "c", app) is app.domains["dom0"]
     other = app.domains["other"]
-    chosen = ask.Chosen("other", str(other.uuid))
+    chosen = prompts.Chosen("other", str(other.uuid))
     for qube in "a", "b", "c", "d", None:
-        assert ask.domain_for(chosen, qube, app) is other
+        assert prompts.domain_for(chosen, qube, app) is other
 
 
 def test_a_later_qube_of_the_same_name_is_not_asked():
     app = system()
-    chosen = ask.Chosen("other", str(app.domains["other"].uuid))
+    chosen = prompts.Chosen("other", str(app.domains["other"].uuid))
     app.domains["other"] = types.SimpleNamespace(
         name="other", uuid=uuid.uuid4()
     )
-    with pytest.raises(ask.NobodyToAsk, match="other is not the one that ask"):
-        ask.domain_for(chosen, "a", app)
-    unrecorded = ask.Chosen("other", None)
-    with pytest.raises(ask.NobodyToAsk, match="is not the one"):
-        ask.domain_for(unrecorded, "a", app)
+    with pytest.raises(
+        prompts.NobodyToAsk, match="other is not the one that ask"
+    ):
+        prompts.domain_for(chosen, "a", app)
+    unrecorded = prompts.Chosen("other", None)
+    with pytest.raises(prompts.NobodyToAsk, match="is not the one"):
+        prompts.domain_for(unrecorded, "a", app)
     del app.domains["other"]
-    asker = ask.prompt("p", chosen, "a", app)
-    with pytest.raises(ask.NobodyToAsk) as caught:
+    asker = prompts.prompt("p", chosen, "a", app)
+    with pytest.raises(prompts.NobodyToAsk) as caught:
         asyncio.run(asker("unlock", 1))
     assert str(caught.value) == (
         "the qube other, which ask_password_domain names, does not exist; run"

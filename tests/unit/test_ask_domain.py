@@ -7,8 +7,8 @@ import uuid
 import pytest
 from qubes.exc import QubesVMInUseError, StoragePoolException
 
-from qubes_storage_zfs import ask, events
-from qubes_storage_zfs.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.driver import events, prompts
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 
 
 def domain(name, **properties):
@@ -32,7 +32,7 @@ def app(monkeypatch):
     )
     app.domains["dom0"] = domain("dom0", app=app)
     app.domains["dom0"].klass = "AdminVM"
-    monkeypatch.setattr(ask, "_apps", [app])
+    monkeypatch.setattr(prompts, "_apps", [app])
     return app
 
 

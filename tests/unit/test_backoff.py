@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from qubes_storage_zfs import backoff, key
+from qubes_storage_zfs.driver import backoff, keytimer
 from qubes_storage_zfs.zfs import keys
 from qubes_storage_zfs.zfs.errors import WrongPassphrase
 
@@ -30,8 +30,8 @@ class Pool:
         self.shown = 0
         monkeypatch.setattr(keys, "state", self._state)
         monkeypatch.setattr(keys, "load", self._load)
-        monkeypatch.setattr(key.Key, "watch", lambda self: None)
-        self.key = key.Key("tank/encryption/work", "work", None)
+        monkeypatch.setattr(keytimer.Key, "watch", lambda self: None)
+        self.key = keytimer.Key("tank/encryption/work", "work", None)
 
     async def _state(self, root):
         return keys.KeyState(True, root, self.loaded, "passphrase")

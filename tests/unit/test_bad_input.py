@@ -10,11 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from qubes.exc import QubesValueError
 
-from qubes_storage_zfs import options
-from qubes_storage_zfs.errors import refusal
-from qubes_storage_zfs.options import BadOption
-from qubes_storage_zfs.pool import ZfsZvolPool
-from qubes_storage_zfs.zfs import channel, core
+from qubes_storage_zfs.driver.errors import refusal
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.store import options
+from qubes_storage_zfs.store.options import BadOption
+from qubes_storage_zfs.zfs import channel, lzc
 from qubes_storage_zfs.zfs.errors import ZfsError
 
 #: with what has a meaning somewhere on the way, and lone surrogates
@@ -46,7 +46,7 @@ OPTIONS = [
 #: a busy host is no failure
 PATIENT = settings(deadline=None)
 VM = types.SimpleNamespace(name="work", app=None)
-#: written anew here, so that core.py is not its own judge
+#: written anew here, so that lzc.py is not its own judge
 COMPONENT = r"(?!\.\.?(/|@|$))[A-Za-z0-9_.:-]+"
 NAME = re.compile(
     rf"(?=.{{1,255}}\Z)[A-Za-z][A-Za-z0-9_.-]*(/{COMPONENT})*(@{COMPONENT})?"
@@ -176,7 +176,7 @@ def test_no_name_of_any_kind_reaches_zfs(name):
 
 
 def test_longest_name_that_reaches_zfs(monkeypatch):
-    monkeypatch.setattr(core, "library", lambda: 1 / 0)
+    monkeypatch.setattr(lzc, "library", lambda: 1 / 0)
     for name in "tank/" + "x" * 250, "t/a.b/x:y-z_0@r1":
         with pytest.raises(ZeroDivisionError):
             channel.ask("space", name, {})

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qubes_storage_zfs.zfs import blank, errors, native
+from qubes_storage_zfs.zfs import commands, errors, probe
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ from qubes_storage_zfs.zfs import blank, errors, native
     ],
 )
 def test_split_devices(text: str, devices: list[str]) -> None:
-    assert blank.split_devices(text) == devices
+    assert probe.split_devices(text) == devices
 
 
 @pytest.mark.parametrize("text", ["", "  ", ",", " ,\n"])
 def test_split_devices_none(text: str) -> None:
     with pytest.raises(ValueError, match="No block device is given"):
-        blank.split_devices(text)
+        probe.split_devices(text)
 
 
 MOUNTINFO = """\
@@ -45,11 +45,11 @@ MOUNTINFO = """\
 
 
 def test_mounted_at() -> None:
-    assert blank._mounted_at(os.makedev(254, 48), MOUNTINFO) == "/mnt/a b"
-    assert blank._mounted_at(os.makedev(254, 4), MOUNTINFO) is None
+    assert probe._mounted_at(os.makedev(254, 48), MOUNTINFO) == "/mnt/a b"
+    assert probe._mounted_at(os.makedev(254, 4), MOUNTINFO) is None
     # a number of its own, so the source tells
     null = os.stat("/dev/null").st_rdev
-    assert blank._mounted_at(null, MOUNTINFO) == "/mnt/c"
+    assert probe._mounted_at(null, MOUNTINFO) == "/mnt/c"
 
 
 def test_partitions_and_the_whole_disk(tmp_path) -> None:
@@ -58,10 +58,10 @@ def test_partitions_and_the_whole_disk(tmp_path) -> None:
         (disk / f"vdz{number}").mkdir(parents=True)
         (disk / f"vdz{number}/partition").write_text(number + "\n")
     (disk / "queue").mkdir()
-    assert blank.partitions(disk) == [disk / "vdz1", disk / "vdz9"]
-    assert blank.partitions(disk / "vdz1") == []
-    assert blank.Device("/dev/vdz1", 1, disk / "vdz1").disk == disk
-    assert blank.Device("/dev/vdz", 0, disk).disk == disk
+    assert probe.partitions(disk) == [disk / "vdz1", disk / "vdz9"]
+    assert probe.partitions(disk / "vdz1") == []
+    assert probe.Device("/dev/vdz1", 1, disk / "vdz1").disk == disk
+    assert probe.Device("/dev/vdz", 0, disk).disk == disk
 
 
 def test_partition_of_a_disk_that_is_given_too(tmp_path) -> None:
@@ -70,22 +70,22 @@ def test_partition_of_a_disk_that_is_given_too(tmp_path) -> None:
     part.mkdir(parents=True)
     (part / "partition").write_text("1\n")
     both = [
-        blank.Device("/dev/vdz1", 1, part),
-        blank.Device("/dev/vdz", 0, disk),
+        probe.Device("/dev/vdz1", 1, part),
+        probe.Device("/dev/vdz", 0, disk),
     ]
     for devices in (both, both[::-1]):
-        with pytest.raises(blank.DeviceRefused, match="is a partition of"):
-            blank._check_distinct(devices)
+        with pytest.raises(probe.DeviceRefused, match="is a partition of"):
+            probe._check_distinct(devices)
 
 
 @pytest.mark.parametrize("edges", [(0, 0), (1, 0), (0, 1)])
 def test_edges(tmp_path, edges) -> None:
     file = tmp_path / "image"
-    middle = b"x" * blank.EDGE
+    middle = b"x" * probe.EDGE
     first, last = (bytes([byte]) for byte in edges)
-    pad = bytes(blank.EDGE - 1)
+    pad = bytes(probe.EDGE - 1)
     file.write_bytes(first + pad + middle + pad + last)
-    assert blank._edges_zero(str(file)) is (edges == (0, 0))
+    assert probe._edges_zero(str(file)) is (edges == (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_edges(tmp_path, edges) -> None:
     ],
 )
 def test_refused_by_name(path: str, words: str) -> None:
-    with pytest.raises(blank.DeviceRefused, match=words) as caught:
-        asyncio.run(blank.check_blank([path]))
+    with pytest.raises(probe.DeviceRefused, match=words) as caught:
+        asyncio.run(probe.check_blank([path]))
     sentence = str(caught.value)
     assert caught.value.device == path
     assert sentence.endswith(".")
@@ -111,9 +111,9 @@ def test_refused_by_name(path: str, words: str) -> None:
 
 def test_run_gives_status_and_output() -> None:
     async def check() -> None:
-        assert await native.run("echo", "a b", "$HOME") == (0, "a b $HOME")
-        assert await native.run("false", ok=(1,)) == (1, "")
-        _, seen = await native.run("env")
+        assert await commands.run("echo", "a b", "$HOME") == (0, "a b $HOME")
+        assert await commands.run("false", ok=(1,)) == (1, "")
+        _, seen = await commands.run("env")
         names = {line.partition("=")[0] for line in seen.splitlines()}
         assert names <= {"PATH", "LC_ALL", "PWD", "SHLVL", "_"}
 
@@ -122,19 +122,19 @@ def test_run_gives_status_and_output() -> None:
 
 def test_run_fails_with_what_was_printed() -> None:
     with pytest.raises(errors.CommandFailed, match="none-such") as caught:
-        asyncio.run(native.run("ls", "/none-such"))
+        asyncio.run(commands.run("ls", "/none-such"))
     assert caught.value.code == 2
     assert "none-such" in caught.value.output
     with pytest.raises(
         errors.CommandFailed, match="is not installed"
     ) as caught:
-        asyncio.run(native.run("no-such-program"))
+        asyncio.run(commands.run("no-such-program"))
     assert caught.value.code == 127
 
 
 def test_run_waits_for_its_child_when_cancelled() -> None:
     async def check() -> float:
-        task = asyncio.ensure_future(native.run("sleep", "0.5"))
+        task = asyncio.ensure_future(commands.run("sleep", "0.5"))
         await asyncio.sleep(0.1)
         begin = time.monotonic()
         task.cancel()
@@ -148,7 +148,7 @@ def test_run_waits_for_its_child_when_cancelled() -> None:
 
 
 def fake_run(monkeypatch, outcomes):
-    """Stand in for native.run(); gives the list of what was called."""
+    """Stand in for commands.run(); gives the list of what was called."""
     called = []
 
     async def run(*command, ok=(0,)):
@@ -158,15 +158,15 @@ def fake_run(monkeypatch, outcomes):
             raise errors.CommandFailed("zpool create", 1, outcome)
         return 0, ""
 
-    monkeypatch.setattr(native, "run", run)
-    monkeypatch.setattr(native, "PAUSES", (0, 0, 0))
+    monkeypatch.setattr(commands, "run", run)
+    monkeypatch.setattr(commands, "PAUSES", (0, 0, 0))
     return called
 
 
 def test_create_zpool_is_one_call_and_never_forced(monkeypatch) -> None:
     called = fake_run(monkeypatch, [])
     asyncio.run(
-        native.create_zpool("tank", ["/dev/a"], "zstd", {"atime": "on"})
+        commands.create_zpool("tank", ["/dev/a"], "zstd", {"atime": "on"})
     )
     (command,) = called
     assert command[:2] == ("zpool", "create")
@@ -180,17 +180,17 @@ def test_create_zpool_is_one_call_and_never_forced(monkeypatch) -> None:
 def test_create_zpool_tries_again_while_busy(monkeypatch) -> None:
     busy = "cannot open '/dev/a': Device or resource busy"
     called = fake_run(monkeypatch, [busy, busy])
-    asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4", {}))
+    asyncio.run(commands.create_zpool("tank", ["/dev/a"], "lz4", {}))
     assert len(called) == 3
 
     called = fake_run(monkeypatch, [busy] * 9)
     with pytest.raises(errors.CommandFailed, match="busy"):
-        asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4", {}))
+        asyncio.run(commands.create_zpool("tank", ["/dev/a"], "lz4", {}))
     assert len(called) == 4
 
     called = fake_run(monkeypatch, ["cannot create 'tank': pool exists"])
     with pytest.raises(errors.CommandFailed, match="exists"):
-        asyncio.run(native.create_zpool("tank", ["/dev/a"], "lz4", {}))
+        asyncio.run(commands.create_zpool("tank", ["/dev/a"], "lz4", {}))
     assert len(called) == 1
 
 
@@ -198,10 +198,10 @@ def test_create_zpool_tries_again_while_busy(monkeypatch) -> None:
 def test_create_zpool_takes_only_paths(monkeypatch, devices) -> None:
     called = fake_run(monkeypatch, [])
     with pytest.raises(ValueError):
-        asyncio.run(native.create_zpool("tank", devices, "lz4", {}))
+        asyncio.run(commands.create_zpool("tank", devices, "lz4", {}))
     assert not called
 
 
 def test_no_zpool_without_the_module() -> None:
-    assert not native.zpool_imported("")
-    assert not native.zpool_imported("no-such-zpool")
+    assert not commands.zpool_imported("")
+    assert not commands.zpool_imported("no-such-zpool")

@@ -14,7 +14,7 @@ import pytest
 import qubes.exc
 import qubes.storage
 
-from qubes_storage_zfs import broken, events, extension
+from qubes_storage_zfs.driver import events, extension, placeholder
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "qubes_storage_zfs"
@@ -27,7 +27,7 @@ where, store, phase = sys.argv[1:4]
 sys.modules["libzfs_core"] = None
 import qubes, qubes.exc, qubes.ext, qubes.storage, hostapi, memory_driver
 qubes.storage.VOLUME_STATE_DIR = memory_driver.MemoryPool.folder = where
-import qubes_storage_zfs, qubes_storage_zfs.extension as ours
+import qubes_storage_zfs, qubes_storage_zfs.driver.extension as ours
 logging.disable(logging.CRITICAL)
 hostapi.register_driver("memory", memory_driver.MemoryPool)
 for driver, name in {
@@ -121,12 +121,12 @@ def lines(folder):
     "file, text, why",
     [
         (None, "", "python3-pyzfs is missing"),
-        ("volume.py", "def (", "reinstall the package"),
-        ("zfs/core.py", None, "reinstall the package"),
+        ("driver/volume.py", "def (", "reinstall the package"),
+        ("zfs/lzc.py", None, "reinstall the package"),
         ("zfs/programs", None, "reinstall the package"),
-        ("pool.py", "raise RuntimeError('100% broken')", "100% broken"),
-        ("encrypted.py", "1 / 0", "python3-pyzfs is missing"),
-        ("events.py", "1 / 0", "python3-pyzfs is missing"),
+        ("driver/pool.py", "raise RuntimeError('100% broken')", "100% broken"),
+        ("driver/encrypted.py", "1 / 0", "python3-pyzfs is missing"),
+        ("driver/events.py", "1 / 0", "python3-pyzfs is missing"),
     ],
 )
 def test_qubesd_lives_with_a_broken_package(tmp_path, file, text, why):
@@ -148,7 +148,7 @@ def test_qubesd_lives_with_a_broken_package(tmp_path, file, text, why):
 
 
 def test_a_broken_pool_refuses_and_says_why():
-    cls = broken.pool_class("zfs_zvol", ImportError("no 50% of it"))
+    cls = placeholder.pool_class("zfs_zvol", ImportError("no 50% of it"))
     pool = cls(name="p", container="tank/q", revisions_to_keep="many")
     why = r"zfs_zvol .* is broken \(ImportError: no 50%% of it\); reinstall"
     with pytest.raises(qubes.exc.QubesException, match=why):

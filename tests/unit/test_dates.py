@@ -3,7 +3,7 @@
 import pytest
 import qubes.storage
 
-from qubes_storage_zfs.dates import LAST, rising
+from qubes_storage_zfs.store.dates import LAST, rising
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.zfs import devices
 
 
 def _answers(monkeypatch, *codes: int) -> list[str]:
@@ -24,21 +24,21 @@ def _answers(monkeypatch, *codes: int) -> list[str]:
 
 def test_a_lock_not_got_in_time_is_tried_again(monkeypatch) -> None:
     opened = _answers(monkeypatch, 512, 512)
-    os.close(device.open_node("/dev/zd0", os.O_RDONLY))
+    os.close(devices.open_node("/dev/zd0", os.O_RDONLY))
     assert opened == ["/dev/zd0"] * 3
 
 
 def test_it_is_not_tried_for_ever(monkeypatch) -> None:
     opened = _answers(monkeypatch, *[512] * 100)
     with pytest.raises(OSError):
-        device.open_node("/dev/zd0", os.O_RDONLY)
-    assert len(opened) == device.OPEN_TRIES
+        devices.open_node("/dev/zd0", os.O_RDONLY)
+    assert len(opened) == devices.OPEN_TRIES
 
 
 def test_a_refusal_is_one(monkeypatch) -> None:
     opened = _answers(monkeypatch, 16)
     with pytest.raises(OSError):
-        device.open_node("/dev/zd0", os.O_RDONLY)
+        devices.open_node("/dev/zd0", os.O_RDONLY)
     assert len(opened) == 1
 
 
@@ -46,7 +46,7 @@ def test_a_volume_that_cannot_be_flushed_is_told(monkeypatch) -> None:
     """Only one that has no node has nothing to be flushed."""
 
     async def flush() -> None:
-        async with device.flushed("tank/vm/work/private"):
+        async with devices.flushed("tank/vm/work/private"):
             pass
 
     _answers(monkeypatch, 5)

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from qubes_storage_zfs.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 
 
 def written(config):

@@ -3,10 +3,11 @@
 import asyncio
 import types
 
-from qubes_storage_zfs import discarded, layout
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.generations import Generations
-from qubes_storage_zfs.zfs import channel, core
+from qubes_storage_zfs.driver import discarded
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.store.generations import Generations
+from qubes_storage_zfs.zfs import channel, lzc
 
 VID = "w1/root"
 
@@ -80,8 +81,8 @@ def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
         pass
 
     monkeypatch.setattr(channel, "change", change)
-    monkeypatch.setattr(core, "destroy_bookmarks", destroy_bookmarks)
-    where = layout.volume_name("z/p/vm", VID)
+    monkeypatch.setattr(lzc, "destroy_bookmarks", destroy_bookmarks)
+    where = naming.volume_name("z/p/vm", VID)
     store = Container("z/p", "z/p/vm")
     asyncio.run(Generations(where, store, "z").forget())
     assert told == [False, True, True] and not answers
@@ -96,9 +97,9 @@ def test_bookmarks_may_have_names_of_any_bytes(monkeypatch):
         called.append((what, subject, arguments[0]))
         return answers[what]
 
-    monkeypatch.setattr(core, "call", call)
+    monkeypatch.setattr(lzc, "call", call)
     dataset = "z/p/vm/w1/root"
-    assert asyncio.run(core.destroy_bookmarks_of(dataset))
+    assert asyncio.run(lzc.destroy_bookmarks_of(dataset))
     assert called == [
         ("get_bookmarks", dataset, dataset.encode()),
         ("destroy_bookmarks", dataset, [dataset.encode() + b"#\xff"]),

@@ -7,8 +7,8 @@ import types
 import pytest
 import qubes.storage
 
-from qubes_storage_zfs import halting
-from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.driver import halting
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
 
 
 class Qube:

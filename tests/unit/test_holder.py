@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qubes_storage_zfs import holder
+from qubes_storage_zfs.store import holder
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def forget():
 def other_process(secret, code="print(holder.mark(), flush=True)"):
     setting = (
         "import sys; from pathlib import Path\n"
-        "from qubes_storage_zfs import holder\n"
+        "from qubes_storage_zfs.store import holder\n"
         f"holder.SECRET = Path({str(secret)!r})\n"
     )
     return subprocess.Popen(

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from qubes_storage_zfs import sentences
-from qubes_storage_zfs.zfs import answers, keyholder, keys, native, secrecy
+from qubes_storage_zfs.store import messages
+from qubes_storage_zfs.zfs import answers, commands, keyholder, keys, secrecy
 from qubes_storage_zfs.zfs.errors import Silent, WrongPassphrase, ZfsError
 
 
@@ -56,7 +56,7 @@ def check_parameters(monkeypatch, printed, detail):
     async def run(*_):
         return 0, printed
 
-    monkeypatch.setattr(native, "run", run)
+    monkeypatch.setattr(commands, "run", run)
     # nobody is asked first
     monkeypatch.setattr(keyholder.Asker, "ask", None)
     with pytest.raises(keyholder.Stopped) as caught:
@@ -68,7 +68,7 @@ def check_parameters(monkeypatch, printed, detail):
 def test_each_last_word_has_its_sentence():
     assert {end.value for end in keyholder.End} == set(keys._ENDS)
     for word, exception in keys._ENDS.items():
-        why = sentences.reason(exception("tank/x", "5 new"))
+        why = messages.reason(exception("tank/x", "5 new"))
         assert why and "{" not in why, word
 
 
@@ -83,7 +83,7 @@ def test_stuck_keyholder_is_killed_and_others_go_on(stand_in, monkeypatch):
         assert not stuck.done()
         with pytest.raises(Silent) as caught:
             await stuck
-        return time.monotonic() - begin, sentences.reason(caught.value)
+        return time.monotonic() - begin, messages.reason(caught.value)
 
     took, why = asyncio.run(both())
     assert took < 10 and "did not answer for 1 seconds" in why
@@ -165,7 +165,7 @@ def test_person_is_asked_three_times(monkeypatch):
     assert caught.value.end is keyholder.End.WRONG
     failure = keys._ENDS["wrong"]("tank/x", str(caught.value.detail))
     assert isinstance(failure, WrongPassphrase)
-    assert sentences.reason(failure) == sentences.NO_NEW_PASSPHRASE
+    assert messages.reason(failure) == messages.NO_NEW_PASSPHRASE
 
 
 def test_typed_line_is_one_line_and_no_more():
@@ -230,7 +230,7 @@ def test_memory_that_cannot_be_locked_is_an_error():
     )
     word, _, detail = said.strip().partition(" ")
     assert word == "unprotected" and detail.startswith("mlockall: ")
-    why = sentences.reason(keys._ENDS[word]("tank/x", detail))
+    why = messages.reason(keys._ENDS[word]("tank/x", detail))
     assert "could not protect its memory (mlockall: " in why
 
 

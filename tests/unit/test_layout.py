@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.layout import BadName, VolumeName
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store.naming import BadName, VolumeName
 
 QUBE = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,30}", fullmatch=True)
 VOLUME = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
@@ -17,7 +17,7 @@ ZFS_COMPONENT = set(
 
 @given(QUBE, VOLUME, st.integers(0, 10**17))
 def test_generations_are_told_apart(qube, volume, number):
-    name = layout.volume_name("tank/q/vm", f"{qube}/{volume}")
+    name = naming.volume_name("tank/q/vm", f"{qube}/{volume}")
     assert name == VolumeName("tank/q/vm", qube, volume)
     assert name.number_of(name.generation(number)) == number
     other = VolumeName("tank/q/vm", qube, volume + "x")
@@ -33,9 +33,9 @@ def test_what_is_no_generation(tail):
 @given(st.text(max_size=40))
 def test_no_bad_name_gets_through(text):
     for parse in (
-        lambda: layout.volume_name("tank/vm", text).generation(0),
-        lambda: layout.dataset_name(text),
-        lambda: layout.zpool_name(text),
+        lambda: naming.volume_name("tank/vm", text).generation(0),
+        lambda: naming.dataset_name(text),
+        lambda: naming.zpool_name(text),
     ):
         try:
             name = parse()
@@ -46,7 +46,7 @@ def test_no_bad_name_gets_through(text):
         assert all(part and set(part) <= ZFS_COMPONENT for part in parts)
         assert not {".", ".."} & set(parts)
         assert not name.startswith("-")
-        assert len(name) <= layout.NAME_MAX
+        assert len(name) <= naming.NAME_MAX
 
 
 @given(QUBE, VOLUME, st.sampled_from("@#/.%: \n\0é,"), st.integers(0, 40))
@@ -57,13 +57,13 @@ def test_one_bad_sign_in_a_good_vid_is_refused(qube, volume, sign, at):
     if sign == "." and 0 < at <= len(qube):
         return
     with pytest.raises(BadName):
-        layout.volume_name("tank/vm", vid[:at] + sign + vid[at:])
+        naming.volume_name("tank/vm", vid[:at] + sign + vid[at:])
 
 
 @given(st.text(max_size=30))
 def test_no_bad_revision_gets_through(text):
     try:
-        number = layout.revision_number(text)
+        number = naming.revision_number(text)
     except BadName:
         return
     assert text == f"r{number}" and number > 0
@@ -91,7 +91,7 @@ def test_no_bad_revision_gets_through(text):
 )
 def test_zpool_names_that_zfs_reserves_or_refuses(name):
     with pytest.raises(BadName):
-        layout.zpool_name(name)
+        naming.zpool_name(name)
 
 
 def test_names_that_only_zfs_allows():
@@ -102,20 +102,20 @@ def test_names_that_only_zfs_allows():
         ("my pool", "zpool name 'my pool'"),
     ):
         with pytest.raises(BadName, match=f"does not support the {kind}"):
-            layout.dataset_name(name)
+            naming.dataset_name(name)
     with pytest.raises(BadName, match="does not support the zpool name"):
-        layout.zpool_name("odd:pool")
+        naming.zpool_name("odd:pool")
     for name in "tank/a%b", "tank/a\nb", "tank/é", "tank//b", "1tank":
         with pytest.raises(BadName, match="not a name"):
-            layout.dataset_name(name)
+            naming.dataset_name(name)
 
 
 @pytest.mark.parametrize("name", ["tank", "my-pool", "p.1_2", "logs", "cold"])
 def test_zpool_names_that_are_fine(name):
-    assert layout.zpool_name(name) == name
+    assert naming.zpool_name(name) == name
 
 
 def test_no_room_for_revisions_is_too_long():
-    layout.volume_name("tank/vm", "q" * 215 + "/private")
+    naming.volume_name("tank/vm", "q" * 215 + "/private")
     with pytest.raises(BadName, match="too long"):
-        layout.volume_name("tank/vm", "q" * 216 + "/private")
+        naming.volume_name("tank/vm", "q" * 216 + "/private")

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from qubes_storage_zfs.listing import Listing
+from qubes_storage_zfs.store.listing import Listing
 from qubes_storage_zfs.zfs import channel, errors, threads
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_storage_zfs import options
-from qubes_storage_zfs.options import BadOption
+from qubes_storage_zfs.store import options
+from qubes_storage_zfs.store.options import BadOption
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs.tools import adopt_steps, files, qubes_xml
-from qubes_storage_zfs.tools.adopt_steps import Refused
+from qubes_storage_zfs.migrate import files, steps
+from qubes_storage_zfs.migrate.steps import Refused
+from qubes_storage_zfs.tools import qubes_xml
 
 CHECKOUT = os.environ.get("QUBES_CORE_ADMIN")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -104,7 +105,7 @@ def file(tmp_path, monkeypatch):
 
 def place_of(store):
     known = store.volumes("vault")
-    return adopt_steps.where(store.pool("vault").attrib, known)
+    return steps.where(store.pool("vault").attrib, known)
 
 
 def adopted(path):

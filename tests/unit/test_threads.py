@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qubes_storage_zfs.zfs import core, errors, threads
+from qubes_storage_zfs.zfs import errors, lzc, threads
 
 
 @pytest.fixture
@@ -93,14 +93,14 @@ def test_a_zpool_that_hangs_leaves_others_their_threads(own, gate):
         for reads in (False, True):
             hanging = [
                 asyncio.ensure_future(
-                    core.in_thread("slow/x", gate.wait, reads=reads)
+                    lzc.in_thread("slow/x", gate.wait, reads=reads)
                 )
                 for _ in range(many)
             ]
             await asyncio.sleep(0)
             for _ in range(many):
                 await asyncio.wait_for(
-                    core.in_thread("fast/x", int, reads=reads), 10
+                    lzc.in_thread("fast/x", int, reads=reads), 10
                 )
             assert not any(task.done() for task in hanging)
             gate.set()

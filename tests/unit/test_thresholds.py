@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from qubes_storage_zfs import thresholds
-from qubes_storage_zfs.thresholds import LARGEST, UNMEASURED, Thresholds
+from qubes_storage_zfs.store import thresholds
+from qubes_storage_zfs.store.thresholds import LARGEST, UNMEASURED, Thresholds
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def measured(monkeypatch):
         assert (program, arguments) == ("measure", {"dataset": dataset})
         return {name: disk[name] for name in ("logical", "referenced")}
 
-    monkeypatch.setattr(thresholds.removable, "guid", lambda _: disk["guid"])
+    monkeypatch.setattr(thresholds.importexport, "guid", lambda _: disk["guid"])
     monkeypatch.setattr(thresholds.channel, "read", read)
     return Thresholds("tank"), disk
 

@@ -145,7 +145,7 @@ def survey(*pools, marks=()):
 
 
 def test_a_name_means_the_configured_pool(monkeypatch):
-    monkeypatch.setattr(pools_of.removable, "guid", lambda zpool: "1")
+    monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: "1")
     ours = Pool("p", "zfs_encrypted", "tank/encryption/p", "1")
     theirs = Pool("p", "zfs_encrypted", "x/encryption/p", is_configured=False)
     more = dataclasses.replace(theirs, dataset="y/\x1bz")
@@ -157,10 +157,10 @@ def test_a_name_means_the_configured_pool(monkeypatch):
         assert str(caught.value).isprintable()
     with pytest.raises(Failed, match="there is no ZFS pool q"):
         survey(ours).named("q")
-    monkeypatch.setattr(pools_of.removable, "guid", lambda zpool: "2")
+    monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: "2")
     with pytest.raises(Failed, match="has the guid 2"):
         survey(ours).named("p")
-    monkeypatch.setattr(pools_of.removable, "guid", lambda zpool: None)
+    monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: None)
     assert survey(ours).named("p") is ours
 
 
@@ -214,7 +214,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
     monkeypatch.setattr(lock.keys, "unload", unload)
     monkeypatch.setattr(lock, "configured", pools)
     monkeypatch.setattr(lock, "look", nothing)
-    monkeypatch.setattr(pools_of.removable, "guid", lambda zpool: None)
+    monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: None)
     everything = argparse.Namespace(all=True)
     assert asyncio.run(lock.run(everything)) == 1
     out, err = capsys.readouterr()

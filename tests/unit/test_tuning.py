@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-from qubes_storage_zfs import tuning
-from qubes_storage_zfs.options import BadOption
+from qubes_storage_zfs.driver import features
+from qubes_storage_zfs.store.options import BadOption
 
 
 def volume(save_on_stop):
@@ -19,8 +19,8 @@ VOLUMES = {
 }
 
 
-def qube(klass="AppVM", template=None, **features):
-    given = {name.replace("_", "."): value for name, value in features.items()}
+def qube(klass="AppVM", template=None, **words):
+    given = {name.replace("_", "."): value for name, value in words.items()}
     return types.SimpleNamespace(
         name="work", klass=klass, template=template, features=given
     )
@@ -68,53 +68,53 @@ def each(table):
 
 @pytest.mark.parametrize("feature, value", each(GOOD))
 def test_what_a_qube_can_have(feature, value):
-    tuning.check(feature, value, VOLUMES)
-    tuning.check(feature, value, None)
+    features.check(feature, value, VOLUMES)
+    features.check(feature, value, None)
 
 
 @pytest.mark.parametrize("feature, value", each(BAD))
 def test_what_a_qube_cannot_have(feature, value):
     with pytest.raises(BadOption):
-        tuning.check(feature, value, VOLUMES)
+        features.check(feature, value, VOLUMES)
 
 
 def test_dedup_is_an_option_of_the_pool(caplog):
     with pytest.raises(BadOption, match="qvm-pool add -o dedup=on-for-ever"):
-        tuning.check("zfs.dedup", "on", VOLUMES)
+        features.check("zfs.dedup", "on", VOLUMES)
     # of a qube that had it before
     for feature in "zfs_dedup", "zfs_root_dedup":
         caplog.clear()
         old = qube(**{feature: "on-for-ever", "zfs_sync": "always"})
-        assert tuning.wanted(old, "root") == {"sync": "always"}
+        assert features.wanted(old, "root") == {"sync": "always"}
         assert "the feature zfs.dedup is ignored" in caplog.text
 
 
 def test_a_volume_before_its_qube():
     mine = qube(zfs_compression="off", zfs_private_compression="zstd")
-    assert tuning.wanted(mine, "private") == {"compression": "zstd"}
-    assert tuning.wanted(mine, "root") == {"compression": "off"}
-    assert tuning.wanted(mine, "volatile") == {"compression": "off"}
+    assert features.wanted(mine, "private") == {"compression": "zstd"}
+    assert features.wanted(mine, "root") == {"compression": "off"}
+    assert features.wanted(mine, "volatile") == {"compression": "off"}
 
 
 def test_disposables_follow_their_template_and_others_do_not():
     base = qube(zfs_compression="off", zfs_sync="always")
     disposable = qube("DispVM", base, zfs_sync="disabled")
-    assert tuning.wanted(disposable, "private") == {
+    assert features.wanted(disposable, "private") == {
         "compression": "off",
         "sync": "disabled",
     }
-    assert tuning.wanted(qube("AppVM", base), "private") == {}
-    assert tuning.wanted(None, "private") == {}
+    assert features.wanted(qube("AppVM", base), "private") == {}
+    assert features.wanted(None, "private") == {}
 
 
 def test_what_was_not_let_in_is_left_out():
-    assert tuning.wanted(qube(zfs_compression="x; rm"), "private") == {}
-    assert tuning.reset_to(qube(**{"zfs_reset-on-start": "x=y"}), "x") is None
+    assert features.wanted(qube(zfs_compression="x; rm"), "private") == {}
+    assert features.reset_to(qube(**{"zfs_reset-on-start": "x=y"}), "x") is None
 
 
 def test_what_a_volume_is_reset_to():
     mine = qube(**{"zfs_reset-on-start": "private=r3 root"})
-    assert tuning.reset_to(mine, "private") == "r3"
-    assert tuning.reset_to(mine, "root") == tuning.BLANK
-    assert tuning.reset_to(mine, "volatile") is None
-    assert tuning.reset_to(None, "private") is None
+    assert features.reset_to(mine, "private") == "r3"
+    assert features.reset_to(mine, "root") == features.BLANK
+    assert features.reset_to(mine, "volatile") is None
+    assert features.reset_to(None, "private") is None

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 
-from qubes_storage_zfs import ask
+from qubes_storage_zfs.driver import prompts
 
 PASSPHRASE = b"correct horse battery staple"
 
@@ -47,4 +47,4 @@ class Person:
 
 
 def cancelled():
-    return ask.NotAsked(ask.CANCELLED)
+    return prompts.NotAsked(prompts.CANCELLED)

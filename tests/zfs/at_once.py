@@ -4,7 +4,7 @@ import asyncio
 import types
 from pathlib import Path
 
-from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.zfs import devices
 
 from .conftest import read
 
@@ -84,7 +84,7 @@ async def seen(volume):
     if state.current is None:
         return None
     dataset = volume.where.generation(state.current)
-    path = await device.wait_for_link(dataset)
+    path = await devices.wait_for_link(dataset)
     return (
         await asyncio.to_thread(read, path),
         state.properties["volsize"],

@@ -14,14 +14,14 @@ from xml.etree import ElementTree
 import pytest
 import qubes.storage
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.key import Key
-from qubes_storage_zfs.policy import HOME_PROPERTIES
-from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.driver.keytimer import Key
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.store.policy import HOME_PROPERTIES
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.zfs import core, device, keyholder, threads
+from qubes_storage_zfs.zfs import devices, keyholder, lzc, threads
 
 from ..afterwards import settled
 from .answers import PASSPHRASE
@@ -135,7 +135,7 @@ def pytest_terminal_summary(terminalreporter):
     say = terminalreporter.write_line
     real = core_admin_version()
     say(
-        f"OpenZFS {core.module_version() or 'none'},"
+        f"OpenZFS {lzc.module_version() or 'none'},"
         f" kernel {platform.release()}, Python {platform.python_version()}, "
         + (f"core-admin {real}" if real else "our stand-in for core-admin")
     )
@@ -161,7 +161,7 @@ def state_dir(tmp_path_factory):
 def sectors():
     """Options of zpool create: 512 bytes on OpenZFS 2.3, and 4 KiB, as most
     disks have, on others; what ZFS itself takes for a volume depends on it."""
-    return "-o", f"ashift={9 if core.version_numbers() < (2, 4) else 12}"
+    return "-o", f"ashift={9 if lzc.version_numbers() < (2, 4) else 12}"
 
 
 def clear():
@@ -340,9 +340,9 @@ def create_encrypted(container, name):
         "pbkdf2iters": 100_000,
         "pbkdf2salt": 1,
     }
-    properties = {**HOME_PROPERTIES, layout.OWNER: name, **made_from}
+    properties = {**HOME_PROPERTIES, naming.OWNER: name, **made_from}
     with known_key() as key:
-        core.create_root(container, properties, key)
+        lzc.create_root(container, properties, key)
 
 
 def known_key():
@@ -352,7 +352,7 @@ def known_key():
 
 def open_device(path, flags):
     mode = "rb" if flags == os.O_RDONLY else "r+b"
-    return os.fdopen(device.open_node(path, flags), mode, buffering=0)
+    return os.fdopen(devices.open_node(path, flags), mode, buffering=0)
 
 
 def write(path, content, offset=0):
@@ -391,8 +391,8 @@ def make_lab(zpool):
 def patience(monkeypatch):
     """For very many volumes at once: where the machine is emulated, opening
     a device may wait for long while transaction groups are written."""
-    monkeypatch.setattr(device, "LINK_LIMIT", 300.0)
-    monkeypatch.setattr(device, "OPEN_TRIES", 100)
+    monkeypatch.setattr(devices, "LINK_LIMIT", 300.0)
+    monkeypatch.setattr(devices, "OPEN_TRIES", 100)
 
 
 @contextlib.contextmanager

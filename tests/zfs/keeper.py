@@ -14,8 +14,8 @@ import sys
 import types
 from pathlib import Path
 
-from qubes_storage_zfs import ask
-from qubes_storage_zfs.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.driver import prompts
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.zfs import keys
 
 from .conftest import MIB
@@ -42,7 +42,7 @@ class Screen:
 
 async def main(zpool, name, *options):
     domains = {"dom0": Screen()}
-    ask.remember(types.SimpleNamespace(domains=domains, default_guivm=None))
+    prompts.remember(types.SimpleNamespace(domains=domains, default_guivm=None))
     pool = ZfsEncryptedPool(
         name=name,
         zpool_name=zpool,

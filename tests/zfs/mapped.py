@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from qubes_storage_zfs.zfs import native
+from qubes_storage_zfs.zfs import commands
 
 from .conftest import MIB, export_zpool, sectors, sh
 
@@ -54,7 +54,7 @@ class Mapped:
             stderr=subprocess.DEVNULL,
         )
         for _ in range(300):
-            if native.is_suspended(self.name):
+            if commands.is_suspended(self.name):
                 return
             time.sleep(0.1)
         raise AssertionError(f"{self.name} is not suspended")

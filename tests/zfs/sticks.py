@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.zfs import removable
+from qubes_storage_zfs.zfs import importexport
 
 from .conftest import EncryptedLab, configure, export_zpool, sh
 
@@ -150,9 +150,9 @@ def change(lab, *commands):
     """As somebody does who had the disk.
 
     Without nodes: to change volmode and export at once can hang the kernel
-    (see removable.make_nodes()).
+    (see importexport.make_nodes()).
     """
-    if removable.guid("stick") is not None:
+    if importexport.guid("stick") is not None:
         code, _, why = qvm_zfs("detach", lab.name)
         assert code == 0, why
     INHIBIT.write_text("1")

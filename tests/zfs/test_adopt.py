@@ -15,20 +15,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.key import Key
-from qubes_storage_zfs.policy import HOME_PROPERTIES
-from qubes_storage_zfs.pool import ZfsZvolPool
-from qubes_storage_zfs.tools import (
-    adopt,
-    adopt_record,
-    adopt_steps,
-    main,
-    qubes_xml,
-)
-from qubes_storage_zfs.zfs import channel, core, device, native
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.driver.keytimer import Key
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.migrate import records, steps
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.store.policy import HOME_PROPERTIES
+from qubes_storage_zfs.tools import adopt, main, qubes_xml
+from qubes_storage_zfs.zfs import channel, commands, devices, lzc
 
 from ..afterwards import settled
 from .conftest import MIB, create_encrypted, open_device, read, sh, write
@@ -55,12 +50,12 @@ class ByHand:
         self._clean = 0
         sh(
             *("zfs", "create", "-p", "-o", "mountpoint=none"),
-            *("-o", "volmode=dev", "-o", f"{layout.UDEV_FLAG}=true", container),
+            *("-o", "volmode=dev", "-o", f"{naming.UDEV_FLAG}=true", container),
         )
 
     def path(self, qube, name):
         dataset = f"{self.container}/{qube}/{name}"
-        return asyncio.run(device.wait_for_link(dataset))
+        return asyncio.run(devices.wait_for_link(dataset))
 
     def create(self, qube, name, *, kept=True):
         zvol = f"{self.container}/{qube}/{name}"
@@ -152,7 +147,7 @@ class World:
         self.xml = folder / "qubes.xml"
         self.socket = folder / "qubesd.sock"
         patch.setattr(qubes_xml, "SOCKET", str(self.socket))
-        patch.setattr(adopt_record, "FOLDER", folder / "kept")
+        patch.setattr(records, "FOLDER", folder / "kept")
         self.kept = {}
         self.volumes = []
         self.driver = "zfs"
@@ -256,7 +251,7 @@ class World:
 
 def node(volume):
     """Its node; a rename changes the link to it later."""
-    return run(device.wait_for_link(volume.dataset))
+    return run(devices.wait_for_link(volume.dataset))
 
 
 def digest(path, length=4 * MIB):
@@ -400,10 +395,10 @@ def test_adopted_qubes_live_on(world):
 def test_home_is_as_our_own(small):
     assert small("--apply") == 0
     home = f"{small.container}/vm"
-    for name, value in adopt_steps.HOME_SETTINGS.items():
+    for name, value in steps.HOME_SETTINGS.items():
         got = sh("zfs", "get", "-Ho", "value,source", name, home)
         assert got == f"{value}\tlocal"
-    assert set(adopt_steps.HOME_SETTINGS) == set(HOME_PROPERTIES)
+    assert set(steps.HOME_SETTINGS) == set(HOME_PROPERTIES)
 
 
 def test_undo_brings_back_everything(world):
@@ -474,9 +469,9 @@ def dying_after(patch, calls):
         return counted
 
     patch.setattr(channel, "change", wrap(channel.change))
-    patch.setattr(core, "create_filesystem", wrap(core.create_filesystem))
-    patch.setattr(native, "rename", wrap(native.rename))
-    patch.setattr(native, "set_property", wrap(native.set_property))
+    patch.setattr(lzc, "create_filesystem", wrap(lzc.create_filesystem))
+    patch.setattr(commands, "rename", wrap(commands.rename))
+    patch.setattr(commands, "set_property", wrap(commands.set_property))
 
     def wrap_file(function):
         def counted(*arguments):
@@ -489,8 +484,8 @@ def dying_after(patch, calls):
 
     for place, name in (
         (qubes_xml.Store, "write"),
-        (adopt_record, "save"),
-        (adopt_record, "forget"),
+        (records, "save"),
+        (records, "forget"),
     ):
         patch.setattr(place, name, wrap_file(getattr(place, name)))
     return left
@@ -594,7 +589,7 @@ def test_refused_before_anything_is_touched(small, capsys, how, why):
     elif how == "snapshots of scratch":
         sh("zfs", "snapshot", f"{small.container}/lost/volatile@x")
     elif how == "claimed":
-        sh("zfs", "set", f"{layout.OWNER}=another", small.container)
+        sh("zfs", "set", f"{naming.OWNER}=another", small.container)
     else:
         text = small.xml.read_text()
         text = {
@@ -638,7 +633,7 @@ class Older(ByHand):
 
     def path(self, qube, name):
         dataset = f"{self.old}/{qube}/{name}"
-        return asyncio.run(device.wait_for_link(dataset))
+        return asyncio.run(devices.wait_for_link(dataset))
 
     def create(self, qube, name, *, kept=True):
         dataset = f"{self.old}/{qube}"
@@ -679,7 +674,7 @@ def older(zpool, tmp_path, monkeypatch, request):
     container = f"{above}/encryption/{POOL}"
     sh("zfs", "create", above)
     create_encrypted(container, POOL)
-    for name in [layout.OWNER, *HOME_PROPERTIES]:
+    for name in [naming.OWNER, *HOME_PROPERTIES]:
         sh("zfs", "inherit", name, container)
     old = container
     if request.param != "encrypted":
@@ -748,9 +743,9 @@ def test_undo_takes_nothing_else_from_a_disk(small, capsys):
     good = {}
     for inside, evil in EVIL:
         dataset = small.container + inside
-        get = "zfs", "get", "-Ho", "value", layout.ADOPTED, dataset
+        get = "zfs", "get", "-Ho", "value", naming.ADOPTED, dataset
         good.setdefault(dataset, sh(*get))
-        sh("zfs", "set", f"{layout.ADOPTED}={evil}", dataset)
+        sh("zfs", "set", f"{naming.ADOPTED}={evil}", dataset)
         before, text = small.datasets(), small.xml.read_bytes()
         capsys.readouterr()
         assert small("--undo", "--apply") == 1
@@ -758,7 +753,7 @@ def test_undo_takes_nothing_else_from_a_disk(small, capsys):
         assert dataset in said and "nothing was changed" in said
         assert said.replace("\n", "").isprintable()
         assert (small.datasets(), small.xml.read_bytes()) == (before, text)
-        sh("zfs", "set", f"{layout.ADOPTED}={good[dataset]}", dataset)
+        sh("zfs", "set", f"{naming.ADOPTED}={good[dataset]}", dataset)
     assert small("--undo") == 0
     shown = capsys.readouterr().out
     assert f"{small.xml}: pool {POOL}: driver=zfs\n" in shown
@@ -783,7 +778,7 @@ def test_undo_without_a_record_in_dom0(small):
     """All of upstream's can be derived; see test_older_... for the rest."""
     before, text = small.datasets(), small.xml.read_bytes()
     assert small("--apply") == 0
-    adopt_record.forget(POOL)
+    records.forget(POOL)
     assert small("--undo", "--apply") == 0
     assert (small.datasets(), small.xml.read_bytes()) == (before, text)
 
@@ -801,12 +796,12 @@ def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
     guid = sh("zpool", "get", "-Hpo", "value", "guid", zpool)
     assert f'zpool_guid="{guid}"' in world.xml.read_text()
     forged = '{"private": {"save_on_stop": "True", "snap_on_start": "True"}}'
-    sh("zfs", "set", f"{layout.ADOPTED}={forged}", f"{container}/vm/one")
-    saved = adopt_record.load(POOL)
-    adopt_record.forget(POOL)
+    sh("zfs", "set", f"{naming.ADOPTED}={forged}", f"{container}/vm/one")
+    saved = records.load(POOL)
+    records.forget(POOL)
     assert world("--undo", "--apply") == 1
     assert "dom0 has no record of the adoption" in capsys.readouterr().err
-    adopt_record.save(saved)
+    records.save(saved)
     xml = world.xml.read_text()
     world.xml.write_text(xml.replace(guid, "1"))
     assert world("--undo", "--apply") == 1
@@ -814,4 +809,4 @@ def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
     world.xml.write_text(xml)
     assert world("--undo", "--apply") == 0
     assert attributes_of(world.xml) == text
-    assert adopt_record.load(POOL) is None
+    assert records.load(POOL) is None

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import ask, key, layout
-from qubes_storage_zfs.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.pool import ZfsZvolPool
+from qubes_storage_zfs.driver import keytimer, prompts
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.zfs import keys, native, removable
+from qubes_storage_zfs.zfs import commands, importexport, keys
 
 from .answers import Person
 from .conftest import MIB, EncryptedLab, Lab, export_zpool, read, sh, write
@@ -58,7 +59,7 @@ def disks():
 @pytest.fixture
 def person(monkeypatch):
     somebody = Person()
-    monkeypatch.setattr(ask, "prompt", somebody.prompt)
+    monkeypatch.setattr(prompts, "prompt", somebody.prompt)
     return somebody
 
 
@@ -86,7 +87,7 @@ def test_away_and_back(either, disks):
         "Close its device: 'sudo cryptsetup close stick-a'.\n",
         "",
     )
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
     assert qvm_zfs("detach", name)[:2] == (0, f"{name} is detached already.\n")
     assert lab.pool.size is None and lab.pool.usage is None
     with pytest.raises(StoragePoolException, match="'sudo qvm-zfs attach'"):
@@ -142,7 +143,7 @@ def test_on_luks_and_with_a_zpool_of_its_own(disks):
         sh(*unlock)
         assert qvm_zfs("attach", "stick")[0] == 0
         assert lab.content(volume) == b"data"
-        assert part not in removable.devices()
+        assert part not in importexport.block_devices()
         assert qvm_zfs("detach", "stick")[0] == 0
     finally:
         subprocess.run(["zpool", "destroy", "-f", "stick"], check=False)
@@ -153,7 +154,7 @@ def test_on_luks_and_with_a_zpool_of_its_own(disks):
 
 def test_what_a_daemon_does_meanwhile_does_not_keep_a_disk(either, monkeypatch):
     lab = either
-    monkeypatch.setattr(key, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.02)
     volume = lab.private(content=b"data")
 
     async def tool(*arguments):
@@ -226,7 +227,7 @@ def test_a_zpool_of_the_same_name_is_not_taken_for_it(stick, disks):
     export_zpool("stick")
     said = refused("attach", stick.name)
     assert f"with the guid {right}" in said and wrong in said
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
     disks.connect("a")
     assert qvm_zfs("attach", stick.name)[0] == 0
     assert guid() == right
@@ -245,14 +246,14 @@ def test_a_pool_whose_zpool_nobody_noted(stick, disks):
     export_zpool("stick")
     said = refused("attach", stick.name)
     assert "several zpools stick" in said and right in said and wrong in said
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
 
 
 def test_what_another_machine_has_is_taken_by_force_alone(stick, disks):
     with another_machines(disks):
         said = refused("attach", stick.name)
         assert "another machine had the zpool stick last" in said
-        assert " -f" not in said and removable.guid("stick") is None
+        assert " -f" not in said and importexport.guid("stick") is None
         assert qvm_zfs("attach", "--force", stick.name)[0] == 0
 
 
@@ -308,7 +309,7 @@ def test_volumes_that_dom0_would_look_into_are_not_attached(
     with no_node_appears():
         said = refused("attach", stick.name)
     assert f"{dataset} has {name}={wrong} where " in said
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
     assert INHIBIT.read_text() == "0\n"
 
 
@@ -331,10 +332,10 @@ def test_a_change_is_undone_with_repair(stick):
 
 def test_of_a_zpool_imported_by_hand_it_is_told_as_well(stick):
     stick.private(content=b"data")
-    name, dataset = layout.UDEV_FLAG, f"{stick.pool.home}/work"
+    name, dataset = naming.UDEV_FLAG, f"{stick.pool.home}/work"
     sh("zfs", "set", f"{name}=false", dataset)
     assert f"{dataset} has {name}=false" in refused("attach", stick.name)
-    assert removable.guid("stick")
+    assert importexport.guid("stick")
     sh("zfs", "inherit", name, dataset)
     said = f"{stick.name} is attached already.\n"
     assert qvm_zfs("attach", stick.name)[:2] == (0, said)
@@ -351,10 +352,10 @@ def test_a_pool_that_is_no_more_the_same_is_not_attached(stick):
     mark = "qubes-storage-zfs:pool=x"
     change(stick, ["zfs", "set", mark, stick.container])
     assert "belongs to the pool x" in refused("attach", stick.name)
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
     change(stick, ["zfs", "rename", stick.container, "stick/renamed"])
     assert "does not exist; was it renamed" in refused("attach", stick.name)
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
 
 
 def test_an_encrypted_pool_with_something_plain_is_not_attached(disks, person):
@@ -370,14 +371,14 @@ def test_an_encrypted_pool_with_something_plain_is_not_attached(disks, person):
         ["zfs", "set", location, lab.container],
     )
     assert "has keylocation=file:///etc" in refused("attach", lab.name)
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
 
 
 def test_a_volume_made_meanwhile_in_another_zpool_gets_its_node(lab):
     volume = lab.private("meanwhile")
 
     async def story():
-        async with removable.no_new_nodes():
+        async with importexport.no_new_nodes():
             assert INHIBIT.read_text() == "1\n"
             making = asyncio.create_task(lab.volume("new").start())
             await asyncio.sleep(2)
@@ -395,9 +396,9 @@ def test_a_kill_leaves_no_qube_without_its_volumes(lab):
     but not while a process lives that has it so."""
     program = (
         "import asyncio, sys\n"
-        "from qubes_storage_zfs.zfs import removable\n"
+        "from qubes_storage_zfs.zfs import importexport\n"
         "async def hold():\n"
-        "    async with removable.no_new_nodes():\n"
+        "    async with importexport.no_new_nodes():\n"
         "        print('held', flush=True)\n"
         "        await asyncio.sleep(600)\n"
         "asyncio.run(hold())\n"
@@ -407,7 +408,7 @@ def test_a_kill_leaves_no_qube_without_its_volumes(lab):
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        native._end_inhibition()
+        commands._end_inhibition()
         assert INHIBIT.read_text().strip() == "1"
     finally:
         holder.kill()
@@ -422,7 +423,7 @@ def test_a_kill_leaves_no_qube_without_its_volumes(lab):
 
 def test_a_signal_leaves_the_setting_as_it_was():
     async def story():
-        async with removable.no_new_nodes():
+        async with importexport.no_new_nodes():
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(5)
 
@@ -436,7 +437,7 @@ def test_a_signal_leaves_the_setting_as_it_was():
 
 def in_use(lab, env=None):
     said = refused("detach", lab.name, env=env)
-    assert removable.guid("stick") is not None
+    assert importexport.guid("stick") is not None
     assert "is in use: " in said
     if lab.kind is ZfsEncryptedPool:
         assert lab.run(keys.state(lab.container)).loaded

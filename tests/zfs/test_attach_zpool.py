@@ -5,10 +5,10 @@ import os
 import pytest
 from qubes.storage import StoragePoolException
 
-from qubes_storage_zfs import layout
+from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import main
-from qubes_storage_zfs.zfs import native, removable
-from qubes_storage_zfs.zfs.removable import Found
+from qubes_storage_zfs.zfs import commands, importexport
+from qubes_storage_zfs.zfs.importexport import Found
 
 from .conftest import Lab, export_zpool, sh
 from .sticks import (
@@ -48,7 +48,7 @@ def test_properties_of_the_zpool_are_not_the_disks(stick, disks):
         sh("zpool", "set", f"{name}={value}", "stick")
     export_zpool("stick")
     assert qvm_zfs("attach", stick.name)[0] == 0
-    assert {n: prop(n) for n in OTHERS} == native.ZPOOL_PROPERTIES
+    assert {n: prop(n) for n in OTHERS} == commands.ZPOOL_PROPERTIES
     assert prop("cachefile") == "none"
 
 
@@ -68,7 +68,7 @@ def test_a_zpool_of_the_same_name_is_not_used(stick, disks):
     export_zpool("stick")
     disks.take_away("a")
     disks.zpool("b")
-    mark = f"{layout.OWNER}={stick.name}"
+    mark = f"{naming.OWNER}={stick.name}"
     sh("zfs", "create", "-p", stick.pool.home)
     sh("zfs", "set", mark, stick.container)
     stick.restart()
@@ -89,7 +89,7 @@ def test_a_zpool_that_keeps_its_properties_is_exported_again(
 ):
     sh("zpool", "set", "failmode=panic", "stick")
     export_zpool("stick")
-    run = native.run
+    run = commands.run
 
     async def without_properties(program, *words, **how):
         if program == "zpool" and "failmode=continue" in words:
@@ -97,17 +97,17 @@ def test_a_zpool_that_keeps_its_properties_is_exported_again(
             words = words[: at - 1] + words[at + 1 :]
         return await run(program, *words, **how)
 
-    monkeypatch.setattr(native, "run", without_properties)
+    monkeypatch.setattr(commands, "run", without_properties)
     code, said = attach_here(capsys, stick.name)
     assert code == 1 and "stick has failmode=panic where continue" in said
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
 
 
 def test_a_zpool_imported_by_another_name_is_exported_again(
     stick, monkeypatch, capsys
 ):
     """Its name was changed between the look and the import."""
-    listed = removable.on_devices
+    listed = importexport.on_devices
 
     async def then_renamed(paths):
         found = await listed(paths)
@@ -116,13 +116,15 @@ def test_a_zpool_imported_by_another_name_is_exported_again(
         return found
 
     export_zpool("stick")
-    monkeypatch.setattr(removable, "on_devices", then_renamed)
+    monkeypatch.setattr(importexport, "on_devices", then_renamed)
     try:
         with no_node_appears():
             INHIBIT.write_text("1")
             code, said = attach_here(capsys, stick.name)
         assert code == 1 and "has the name renamed now" in said
-        assert removable.guid("renamed") is removable.guid("stick") is None
+        assert (
+            importexport.guid("renamed") is importexport.guid("stick") is None
+        )
     finally:
         INHIBIT.write_text("0")
 
@@ -130,17 +132,17 @@ def test_a_zpool_imported_by_another_name_is_exported_again(
 def test_one_guid_with_two_names_is_refused(stick, monkeypatch, capsys):
     right = guid()
     export_zpool("stick")
-    listed = removable.on_devices
+    listed = importexport.on_devices
 
     async def twice(paths):
         found = await listed(paths)
         other = Found("evil\x1b", right, "ONLINE", "", ())
         return [*found, other]
 
-    monkeypatch.setattr(removable, "on_devices", twice)
+    monkeypatch.setattr(importexport, "on_devices", twice)
     code, said = attach_here(capsys, stick.name)
     assert code == 1 and right in said and "evil" in said and "stick" in said
-    assert "\x1b" not in said and removable.guid("stick") is None
+    assert "\x1b" not in said and importexport.guid("stick") is None
 
 
 def test_a_zpool_without_a_pool_is_attached(stick, disks, tmp_path):
@@ -158,7 +160,7 @@ def test_a_zpool_without_a_pool_is_attached(stick, disks, tmp_path):
     with no_node_appears():
         code, out, err = qvm_zfs("attach", "--zpool", "stick")
         assert (code, err) == (0, "") and out.endswith("stick is attached.\n")
-    assert prop("cachefile") == "none" and not removable.mounted("stick")
+    assert prop("cachefile") == "none" and not importexport.mounted("stick")
     assert prop("failmode") == "continue"
     assert qvm_zfs("attach", "--zpool", "stick")[1].endswith("already.\n")
     sh("zfs", "mount", "stick/files")
@@ -175,7 +177,7 @@ def test_a_zpool_without_a_pool_is_attached(stick, disks, tmp_path):
     export_zpool("stick")
     said = refused("attach", "--zpool", "stick")
     assert one in said and other in said
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None
 
 
 def test_a_forged_text_hides_nothing(stick):
@@ -185,9 +187,9 @@ def test_a_forged_text_hides_nothing(stick):
     change(
         stick,
         ["zfs", "set", "volmode=full", volume],
-        ["zfs", "set", f"{layout.UDEV_FLAG}={forged}", volume],
+        ["zfs", "set", f"{naming.UDEV_FLAG}={forged}", volume],
     )
     with no_node_appears():
         said = refused("attach", stick.name)
     assert f"{volume} has volmode=full where dev must be" in said
-    assert removable.guid("stick") is None
+    assert importexport.guid("stick") is None

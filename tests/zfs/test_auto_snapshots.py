@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 
-from qubes_storage_zfs import ask
+from qubes_storage_zfs.driver import prompts
 
 from .answers import Person
 from .conftest import MIB, EncryptedLab, Lab, read, sh, write
@@ -72,7 +72,7 @@ def holds(verb, lab, tools):
 
 @pytest.fixture
 def person(monkeypatch):
-    monkeypatch.setattr(ask, "prompt", Person().prompt)
+    monkeypatch.setattr(prompts, "prompt", Person().prompt)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.pool import ZfsZvolPool
-from qubes_storage_zfs.zfs import core, native
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.zfs import commands, lzc
 
 from .conftest import MIB, Lab, read, sh
 
@@ -39,7 +39,7 @@ TEXT = st.one_of(
 )
 NO_TEXT = st.one_of(st.none(), st.integers(), st.floats(), st.binary())
 
-#: written anew here, so that layout.py is not its own judge
+#: written anew here, so that naming.py is not its own judge
 COMPONENT = r"(?!\.\.?(/|@|$))[A-Za-z0-9_.:-]+"
 NAME = re.compile(
     rf"[A-Za-z][A-Za-z0-9_.-]*(/{COMPONENT})*(@{COMPONENT})?", re.ASCII
@@ -88,7 +88,7 @@ class World:
         self.loop = asyncio.new_event_loop()
         self.calls = Counter()
         self.tried = Counter()
-        call, run = core.call, native.run
+        call, run = lzc.call, commands.run
 
         def spy(what, subject, *args):
             names = [part for arg in args[:1] for part in texts_in(arg)]
@@ -111,8 +111,8 @@ class World:
                 self.check_name(text)
             return await run(program, *arguments, **more)
 
-        patch.setattr(core, "call", spy)
-        patch.setattr(native, "run", spy_run)
+        patch.setattr(lzc, "call", spy)
+        patch.setattr(commands, "run", spy_run)
 
     def check_name(self, text):
         pattern = NAME if "/" in text else PLAIN

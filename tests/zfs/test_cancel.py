@@ -13,8 +13,8 @@ from collections import Counter
 
 import pytest
 
-from qubes_storage_zfs.transfer import Transfer
-from qubes_storage_zfs.zfs import device
+from qubes_storage_zfs.driver.transfer import Transfer
+from qubes_storage_zfs.zfs import devices
 
 from ..afterwards import afterwards
 from .at_once import Cut, begin, end, never, seen
@@ -34,7 +34,7 @@ async def scribble(volume, content):
     """udev takes a link away for a while if its own program could not open
     the volume, which happens with so many at once."""
     for _ in range(20):
-        path = await device.wait_for_link(volume.dataset)
+        path = await devices.wait_for_link(volume.dataset)
         try:
             return await asyncio.to_thread(write, path, content)
         except FileNotFoundError:

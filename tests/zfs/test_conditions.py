@@ -3,9 +3,9 @@
 import pytest
 from qubes.storage import StoragePoolException
 
-from qubes_storage_zfs import ask
+from qubes_storage_zfs.driver import prompts
+from qubes_storage_zfs.driver.volume import Unreadable
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.volume import Unreadable
 from qubes_storage_zfs.zfs import keys
 
 from .answers import PASSPHRASE, Person
@@ -119,7 +119,7 @@ def test_readonly_is_noticed_before_anything_is_given(lab):
 
 def test_a_key_that_is_not_a_passphrase_any_more(zpool, monkeypatch, tmp_path):
     person = Person()
-    monkeypatch.setattr(ask, "prompt", person.prompt)
+    monkeypatch.setattr(prompts, "prompt", person.prompt)
     lab = EncryptedLab(zpool)
     volume = lab.private(content=b"one")
     file = tmp_path / "raw.key"

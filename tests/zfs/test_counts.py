@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs.zfs import channel, core
+from qubes_storage_zfs.zfs import channel, lzc
 
 from ..afterwards import afterwards
 from ..counting import cost, now, quiet, rest
@@ -69,7 +69,7 @@ def listed(text):
     made = []
     for word in text.split():
         name, _, times = word.partition("*")
-        if name.startswith("old-") and core.version_numbers() >= (2, 4):
+        if name.startswith("old-") and lzc.version_numbers() >= (2, 4):
             continue
         made += [name.removeprefix("old-")] * int(times or 1)
     return sorted(made)

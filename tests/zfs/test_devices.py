@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs import policy
-from qubes_storage_zfs.zfs import blank, native, newzpool, removable
-from qubes_storage_zfs.zfs.blank import DeviceRefused
+from qubes_storage_zfs.store import policy
+from qubes_storage_zfs.zfs import commands, importexport, newzpool, probe
 from qubes_storage_zfs.zfs.errors import CommandFailed
+from qubes_storage_zfs.zfs.probe import DeviceRefused
 
 MIB = 1 << 20
 ZPOOL = "devtest"
@@ -107,16 +107,16 @@ def loop(tmp_path):
 
 
 def check(*devices: str) -> list[str]:
-    return asyncio.run(blank.check_blank(devices))
+    return asyncio.run(probe.check_blank(devices))
 
 
 def create(*devices: str) -> None:
     mark = {**policy.ZPOOL_ROOT_SETTINGS, "org.example:mark": "yes"}
-    asyncio.run(native.create_zpool(ZPOOL, devices, "lz4", mark))
+    asyncio.run(commands.create_zpool(ZPOOL, devices, "lz4", mark))
 
 
 def undo(*devices: str) -> None:
-    asyncio.run(blank.make_blank_again(devices))
+    asyncio.run(probe.make_blank_again(devices))
 
 
 @contextlib.contextmanager
@@ -182,7 +182,7 @@ def test_given_twice(loop, tmp_path):
 
 
 def test_too_small(tmp_path):
-    with loop_device(tmp_path, blank.SMALLEST - MIB) as device:
+    with loop_device(tmp_path, probe.SMALLEST - MIB) as device:
         refused(device, "is too small (255 MiB)")
 
 
@@ -238,7 +238,7 @@ def test_open_exclusively(disk):
     async def for_a_moment():
         fd = os.open(disk, os.O_RDONLY | os.O_EXCL)
         asyncio.get_running_loop().call_later(1.0, os.close, fd)
-        return await blank.check_blank([disk])
+        return await probe.check_blank([disk])
 
     assert asyncio.run(for_a_moment()) == [disk]
 
@@ -321,16 +321,16 @@ PROPERTIES = {
 
 def test_create_zpool(disk, loop, no_zpool):
     create(*check(disk, loop))
-    assert native.zpool_imported(ZPOOL)
+    assert commands.zpool_imported(ZPOOL)
     for program, words in PROPERTIES.items():
         wanted = dict(word.split("=") for word in words.split())
         names = ",".join(wanted)
         seen = sh(program, "get", "-H", "-o", "property,value", names, ZPOOL)
         assert dict(line.split() for line in seen.split("\n")) == wanted
-    asyncio.run(native.set_property(ZPOOL, "compression", "off"))
+    asyncio.run(commands.set_property(ZPOOL, "compression", "off"))
     assert sh("zfs", "get", "-Ho", "value", "compression", ZPOOL) == "off"
-    asyncio.run(native.destroy_zpool(ZPOOL))
-    assert not native.zpool_imported(ZPOOL)
+    asyncio.run(commands.destroy_zpool(ZPOOL))
+    assert not commands.zpool_imported(ZPOOL)
     # what was made and taken back is no different from what failed
     undo(disk, loop)
     assert check(disk, loop) == [disk, loop]
@@ -354,7 +354,7 @@ def test_one_becomes_busy_after_the_check(disk, loop, no_zpool, busy_first):
     before = edges(disk), edges(loop)
     with held(devices[not busy_first]), pytest.raises(CommandFailed):
         create(*devices)
-    assert not native.zpool_imported(ZPOOL)
+    assert not commands.zpool_imported(ZPOOL)
     undo(*devices)
     assert (edges(disk), edges(loop)) == before
     assert check(disk, loop) == [disk, loop]
@@ -408,7 +408,7 @@ def test_undoing_leaves_an_imported_zpool(loop, no_zpool):
 
 def make_of(link: Path) -> None:
     async def story() -> None:
-        async with blank.checked([str(link)]) as disks:
+        async with probe.checked([str(link)]) as disks:
             await newzpool.create(ZPOOL, disks, "lz4", {"mountpoint": "none"})
 
     asyncio.run(story())
@@ -427,23 +427,23 @@ def test_a_link_that_is_swapped_costs_no_other_disk(
     swap(link, loop)
     write(disk, 0, b"somebody's data")
     before = edges(disk)
-    signatures, create_zpool = blank._signatures, native.create_zpool
+    signatures, create_zpool = probe._signatures, commands.create_zpool
 
     async def swapped_first(*words):
         swap(link, disk)
         return await (create_zpool if when == "while" else signatures)(*words)
 
     if when == "while":
-        monkeypatch.setattr(native, "create_zpool", swapped_first)
+        monkeypatch.setattr(commands, "create_zpool", swapped_first)
     else:
-        monkeypatch.setattr(blank, "_signatures", swapped_first)
+        monkeypatch.setattr(probe, "_signatures", swapped_first)
     try:
         with pytest.raises(DeviceRefused, match="leads to another device now"):
             make_of(link)
     finally:
         link.unlink()
     assert edges(disk) == before
-    assert not native.zpool_imported(ZPOOL)
+    assert not commands.zpool_imported(ZPOOL)
     monkeypatch.undo()
     undo(loop)
     assert check(loop) == [loop]
@@ -472,7 +472,7 @@ def test_the_zpool_records_the_path_that_was_given(
     until(given.exists)
     try:
         make_of(given)
-        assert asyncio.run(removable.disks(ZPOOL)) == [str(recorded)]
+        assert asyncio.run(importexport.disks(ZPOOL)) == [str(recorded)]
         cache = tmp_path / "cache"
         cache.write_bytes(Path("/etc/zfs/zpool.cache").read_bytes())
         sh("zpool", "export", ZPOOL)

@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from qubes_storage_zfs import discarded, events, holder, layout
+from qubes_storage_zfs.driver import discarded, events
+from qubes_storage_zfs.store import holder, naming
 
 from .conftest import MIB, Lab, sh, write
 
@@ -209,9 +210,9 @@ def test_who_must_not_decide(labs, app):
     lab.run(discarded.collect(lab.pool, app))
     lab.run(discarded.collect(lab.pool, None))
     app.vmm.offline_mode = False
-    sh("zfs", "set", f"{layout.OWNER}=another", lab.container)
+    sh("zfs", "set", f"{naming.OWNER}=another", lab.container)
     lab.run(discarded.collect(lab.pool, app))
-    sh("zfs", "set", f"{layout.OWNER}={lab.name}", lab.container)
+    sh("zfs", "set", f"{naming.OWNER}={lab.name}", lab.container)
     app.domains.append(stranger)
     lab.run(discarded.collect(lab.pool, app))
     assert lab.datasets() == before
@@ -226,7 +227,7 @@ def test_what_another_process_works_on_stays(labs, app):
     volume = used_once(app, lab, old)
     app.domains.remove(app.vm("w1"))
     mark = holder._identity(1)
-    sh("zfs", "set", f"{layout.HOLDER}={mark}", volume.dataset)
+    sh("zfs", "set", f"{naming.HOLDER}={mark}", volume.dataset)
     lab.run(discarded.collect(lab.pool, app))
     assert "vm/w1/root.1" in lab.datasets()
     # a volume that is kept is never destroyed so

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.zfs import core, device, native
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.zfs import commands, devices, lzc
 
 from .conftest import MIB, export_zpool, open_device, read, sh, write
 
@@ -88,7 +88,7 @@ def test_import_ends_though_somebody_looks(lab):
     volume = lab.private(content=b"old")
     path = lab.run(volume.import_data(MIB))
     write(path, b"new")
-    opened = device.open_node(path, os.O_RDONLY)
+    opened = devices.open_node(path, os.O_RDONLY)
     with subprocess.Popen(["sleep", "1"], stdin=opened) as glance:
         os.close(opened)
         lab.run(volume.import_data_end(True))
@@ -314,7 +314,7 @@ def test_bad_vid(lab, vid):
 
 
 def test_the_longest_name(lab):
-    room = layout.NAME_MAX - layout.SUFFIX_ROOM
+    room = naming.NAME_MAX - naming.SUFFIX_ROOM
     longest = "q" * (room - len(f"{lab.container}/vm//private"))
     volume = lab.private(longest, b"one")
     lab.session(volume, b"two")
@@ -464,12 +464,12 @@ def test_busy_names_the_holder(lab):
     volume = lab.private(content=b"data")
     clone = volume.where.generation(1)
     sh("zfs", "clone", f"{volume.dataset}@r2", clone)
-    path = asyncio.run(device.wait_for_link(clone))
+    path = asyncio.run(devices.wait_for_link(clone))
 
     async def destroy():
-        await device.retry_busy(clone, lambda: core.destroy(clone), 0.3)
+        await devices.retry_busy(clone, lambda: lzc.destroy(clone), 0.3)
 
-    with open(path, "rb"), pytest.raises(core.errors.Busy) as caught:
+    with open(path, "rb"), pytest.raises(lzc.errors.Busy) as caught:
         asyncio.run(destroy())
     assert any(f"process {os.getpid()}" in who for who in caught.value.holders)
 
@@ -477,7 +477,7 @@ def test_busy_names_the_holder(lab):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
     """And once more where udev got nowhere with the first."""
-    asked, nudge = [], device._nudge
+    asked, nudge = [], devices._nudge
 
     async def nudge_after(dataset, held):
         asked.append(dataset)
@@ -486,12 +486,12 @@ def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
             # the first opener may be turned away, and udev must not be it
             assert node in (file.resolve() for file in open_files.iterdir())
 
-    monkeypatch.setattr(device, "_nudge", nudge_after)
+    monkeypatch.setattr(devices, "_nudge", nudge_after)
     volume = lab.private(content=b"data")
     subprocess.run(["udevadm", "settle"], check=False)
     node, open_files = Path(volume.path).resolve(), Path("/proc/self/fd")
     Path(volume.path).unlink()
-    monkeypatch.setattr(device, "NUDGE_AFTER", 0.2)
+    monkeypatch.setattr(devices, "NUDGE_AFTER", 0.2)
     lab.start(volume)
     assert node not in [file.resolve() for file in open_files.iterdir()]
     assert read(volume.path) == b"data"
@@ -501,16 +501,16 @@ def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
 def test_missing_node_is_made_again(lab, monkeypatch):
     volume = lab.private(content=b"data")
     subprocess.run(["udevadm", "settle"], check=False)
-    inhibit = Path(native.INHIBIT)
+    inhibit = Path(commands.INHIBIT)
     sh("zfs", "set", "volmode=none", volume.dataset)
     inhibit.write_text("1")
     try:
         sh("zfs", "inherit", "volmode", volume.dataset)
-        while device.name_of_node(volume.path) is not None:
+        while devices.name_of_node(volume.path) is not None:
             time.sleep(0.1)
     finally:
         inhibit.write_text("0")
-    monkeypatch.setattr(device, "NUDGE_AFTER", 0.2)
+    monkeypatch.setattr(devices, "NUDGE_AFTER", 0.2)
     lab.start(volume)
     assert read(volume.path) == b"data"
     lab.stop(volume)
@@ -520,7 +520,7 @@ def test_missing_node_is_made_again(lab, monkeypatch):
 def late_removals(lab):
     """Nodes of destroyed zvols stay for as long as this holds one open that
     is on its way out.  Not so from 2.4 on, where they go at once."""
-    if not core.module_version().startswith("2.3"):
+    if not lzc.module_version().startswith("2.3"):
         yield
         return
     dataset = f"{lab.container}/held"
@@ -536,7 +536,7 @@ def late_removals(lab):
 
 def test_no_name_is_given_twice(lab, late_removals, monkeypatch):
     """A zvol would get no node while the last one of its name has one."""
-    monkeypatch.setattr(device, "NUDGE_AFTER", 99.0)
+    monkeypatch.setattr(devices, "NUDGE_AFTER", 99.0)
     volume = lab.private(content=b"data")
 
     async def exported():
@@ -555,7 +555,7 @@ def test_link_to_another_volume_is_not_believed(lab, monkeypatch):
     node = os.readlink(other.path)
     Path(volume.path).unlink()
     Path(volume.path).symlink_to(node)
-    monkeypatch.setattr(device, "NUDGE_AFTER", 0.2)
+    monkeypatch.setattr(devices, "NUDGE_AFTER", 0.2)
     lab.start(volume)
     assert read(volume.path) == b"data"
     lab.stop(volume)
@@ -566,8 +566,8 @@ def test_device_that_never_comes(lab, monkeypatch):
     subprocess.run(["udevadm", "settle"], check=False)
     link = Path(volume.path)
     link.unlink()
-    monkeypatch.setattr(device, "LINK_LIMIT", 1.0)
-    monkeypatch.setattr(device, "NUDGE_AFTER", 9.0)
+    monkeypatch.setattr(devices, "LINK_LIMIT", 1.0)
+    monkeypatch.setattr(devices, "NUDGE_AFTER", 9.0)
     with pytest.raises(StoragePoolException, match="did not appear"):
         lab.run(volume.start())
     monkeypatch.undo()
@@ -658,9 +658,9 @@ def test_what_another_process_holds_is_left_alone(lab):
     script = (
         "import asyncio, sys\n"
         "sys.path[:0] = ['.']; sys.path.append('tests/host')\n"
-        "from qubes_storage_zfs.container import holder_mark\n"
-        "from qubes_storage_zfs.zfs import core\n"
-        "asyncio.run(core.clone(sys.argv[1], sys.argv[2], holder_mark()))\n"
+        "from qubes_storage_zfs.store.container import holder_mark\n"
+        "from qubes_storage_zfs.zfs import lzc\n"
+        "asyncio.run(lzc.clone(sys.argv[1], sys.argv[2], holder_mark()))\n"
         "print('made', flush=True); sys.stdin.read()\n"
     )
     clone = volume.where.generation(7)

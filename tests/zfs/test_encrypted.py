@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import ask, key
-from qubes_storage_zfs.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.zfs import core, keys
+from qubes_storage_zfs.driver import keytimer, prompts
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.zfs import keys, lzc
 from qubes_storage_zfs.zfs.errors import Busy
 
 from .answers import PASSPHRASE, Person, cancelled
@@ -22,15 +22,15 @@ from .conftest import MIB, EncryptedLab, Lab, read, sh, write
 @pytest.fixture
 def person(monkeypatch):
     person = Person()
-    monkeypatch.setattr(ask, "prompt", person.prompt)
+    monkeypatch.setattr(prompts, "prompt", person.prompt)
     return person
 
 
 @pytest.fixture(autouse=True)
 def run_dir(monkeypatch, tmp_path):
-    monkeypatch.setattr(key, "RUN_DIR", tmp_path / "run")
-    monkeypatch.setattr(key, "LOOK_EVERY", 0.2)
-    monkeypatch.setattr(key, "VERB_LIMIT", 8.0)
+    monkeypatch.setattr(keytimer, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ def test_removed_pool_is_locked_and_can_be_added_again(safe, person):
     volume = safe.private(content=b"data")
     safe.run(safe.pool.destroy())
     assert state(safe).locked
-    assert safe.container not in key.Key._known
-    assert list(key.RUN_DIR.iterdir()) == []
+    assert safe.container not in keytimer.Key._known
+    assert list(keytimer.RUN_DIR.iterdir()) == []
     safe.run(safe.restart().setup())
     assert person.asked == ["unlock"]
     assert safe.content(safe.again(volume)) == b"data"
@@ -289,7 +289,7 @@ def test_one_prompt_for_all_that_wait(safe, person):
 
 def test_verb_that_begins_while_the_key_goes_asks(safe, person, monkeypatch):
     volume = safe.private(content=b"one")
-    unload = core.unload_key
+    unload = lzc.unload_key
 
     async def slowly(root):
         await asyncio.sleep(0.5)
@@ -301,7 +301,7 @@ def test_verb_that_begins_while_the_key_goes_asks(safe, person, monkeypatch):
         await volume.resize(8 * MIB)
         return await forgotten
 
-    monkeypatch.setattr(core, "unload_key", slowly)
+    monkeypatch.setattr(lzc, "unload_key", slowly)
     assert safe.run(both())
     assert person.asked == ["unlock"] and volume.size == 8 * MIB
 
@@ -460,8 +460,8 @@ def forgotten(lab):
 
 def test_idle_key_is_forgotten_and_not_before(safe, monkeypatch):
     volume = safe.private(content=b"one")
-    clock = [key.now()]
-    monkeypatch.setattr(key, "now", lambda: clock[0])
+    clock = [keytimer.now()]
+    monkeypatch.setattr(keytimer, "now", lambda: clock[0])
     safe.pool.unload_timeout = 1200
 
     async def wait():
@@ -569,13 +569,13 @@ def test_passphrase_of_a_locked_pool_is_changed(safe, person):
 
 def test_given_up_change_changes_nothing(safe, person):
     person.replies = [PASSPHRASE, b"the new passphrase", cancelled()]
-    with pytest.raises(ask.NotAsked):
+    with pytest.raises(prompts.NotAsked):
         safe.run(keys.change(safe.container, 100_000, person))
     assert zfs_key(["load-key", "-n"], safe.container, PASSPHRASE)[0] == 0
 
 
 def test_old_module_is_refused(zpool, person, monkeypatch):
-    monkeypatch.setattr(core, "module_version", lambda: "2.3.2-1")
+    monkeypatch.setattr(lzc, "module_version", lambda: "2.3.2-1")
     with pytest.raises(StoragePoolException, match="2.3.3 or newer is needed"):
         EncryptedLab(zpool, asked=True)
     assert person.asked == []
@@ -583,5 +583,5 @@ def test_old_module_is_refused(zpool, person, monkeypatch):
 
 def test_errno_of_a_wrong_key_is_what_keyholder_takes_it_for(safe):
     with pytest.raises(Exception) as caught:
-        core.load_key(safe.container, bytes(32), check_only=True)
+        lzc.load_key(safe.container, bytes(32), check_only=True)
     assert caught.value.code == errno.EACCES

@@ -6,8 +6,8 @@ import types
 import pytest
 from qubes.exc import QubesValueError, StoragePoolException
 
-from qubes_storage_zfs import events
-from qubes_storage_zfs.zfs import native
+from qubes_storage_zfs.driver import events
+from qubes_storage_zfs.zfs import commands
 
 from ..counting import cost, quiet, rest
 from .conftest import MIB, Lab, open_device, read, sh, write
@@ -163,10 +163,10 @@ def test_what_cannot_be_set_refuses_the_start(lab, qube, volumes, monkeypatch):
     qube.set("zfs.compression", "off")
 
     async def refuse(*_args):
-        raise native.CommandFailed("zfs set", 1, "cannot set it")
+        raise commands.CommandFailed("zfs set", 1, "cannot set it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(native, "set_properties", refuse)
+        patch.setattr(commands, "set_properties", refuse)
         with pytest.raises(StoragePoolException, match="cannot set it"):
             lab.run(private.start())
     lab.start(private)
@@ -182,7 +182,7 @@ def test_killed_between_two_properties(lab, qube, volumes, monkeypatch):
     lab.session(private, b"one")
     qube.features.clear()
 
-    inherit, calls = native.inherit, []
+    inherit, calls = commands.inherit, []
 
     async def killed(dataset, name):
         if calls:
@@ -191,7 +191,7 @@ def test_killed_between_two_properties(lab, qube, volumes, monkeypatch):
         await inherit(dataset, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(native, "inherit", killed)
+        patch.setattr(commands, "inherit", killed)
         with pytest.raises(KeyboardInterrupt):
             lab.run(private.start())
     lab.restart()

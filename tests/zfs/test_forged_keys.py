@@ -7,8 +7,8 @@ import time
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import ask
-from qubes_storage_zfs.zfs import core, keyholder, keys
+from qubes_storage_zfs.driver import prompts
+from qubes_storage_zfs.zfs import keyholder, keys, lzc
 
 from .answers import PASSPHRASE, Person
 from .conftest import EncryptedLab, sh
@@ -19,7 +19,7 @@ UNLOCK = [sys.executable, "-m", "qubes_storage_zfs.tools.main", "unlock"]
 @pytest.fixture
 def person(monkeypatch):
     person = Person()
-    monkeypatch.setattr(ask, "prompt", person.prompt)
+    monkeypatch.setattr(prompts, "prompt", person.prompt)
     return person
 
 
@@ -31,7 +31,7 @@ def forge(root, iterations):
         "pbkdf2iters": iterations,
         "pbkdf2salt": 1,
     }
-    core.change_key(root, properties, bytes(range(32)))
+    lzc.change_key(root, properties, bytes(range(32)))
     printed = sh("zfs", "get", "-Hpo", "value", "pbkdf2iters", root)
     assert printed == str(iterations)
 
@@ -55,7 +55,7 @@ def test_iterations_of_a_forged_disk_are_refused(zpool, person):
         assert done.returncode == 1 and b"Traceback" not in done.stderr
         assert b"change-key" in done.stderr and b"hours" in done.stderr
         assert time.monotonic() - begin < 60
-        core.load_key(lab.container, bytes(range(32)))
+        lzc.load_key(lab.container, bytes(range(32)))
     # nobody was asked, and a pool beside it works
     assert person.asked == []
     healthy.run(keys.unload(healthy.container))

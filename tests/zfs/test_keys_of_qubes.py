@@ -11,15 +11,10 @@ from qubes.exc import (
     StoragePoolException,
 )
 
-from qubes_storage_zfs import (
-    ZfsEncryptedPool,
-    ZfsZvolPool,
-    ask,
-    backoff,
-    key,
-)
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.extension import PoolExtension
+from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool
+from qubes_storage_zfs.driver import backoff, keytimer, prompts
+from qubes_storage_zfs.driver.extension import PoolExtension
+from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import keys
 
 from ..afterwards import afterwards
@@ -38,11 +33,11 @@ import qubes.ext
 
 @pytest.fixture
 def person(monkeypatch, tmp_path):
-    monkeypatch.setattr(key, "RUN_DIR", tmp_path / "run")
-    monkeypatch.setattr(key, "LOOK_EVERY", 0.2)
-    monkeypatch.setattr(key, "VERB_LIMIT", 8.0)
+    monkeypatch.setattr(keytimer, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
     person = Person()
-    monkeypatch.setattr(ask, "prompt", person.prompt)
+    monkeypatch.setattr(prompts, "prompt", person.prompt)
     return person
 
 
@@ -168,7 +163,7 @@ def test_restarted_qubesd_keeps_the_key_of_running_qubes(app, person, zpool):
         await app.domains["work"].start()
         person.asked.clear()
         Container.forget_all()
-        key.Key.forget_all()
+        keytimer.Key.forget_all()
         again = await hostapi.restart(app)
         # qubesd begins with stop() for all halted qubes, which asks nobody
         await asyncio.sleep(3)
@@ -256,7 +251,7 @@ def test_no_qube_can_have_the_prompt_shown_again_and_again(
 
 
 def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
-    monkeypatch.setattr(ask, "_apps", [app])
+    monkeypatch.setattr(prompts, "_apps", [app])
 
     async def add(name, domain):
         options = {"zpool_name": zpool, "pbkdf2iters": "100000"}
@@ -285,8 +280,8 @@ def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
         await hostapi.remove_vm(again.domains["screen"])
         again.events_enabled = True
         await hostapi.create_vm(again, "StandaloneVM", "screen", label="red")
-        with pytest.raises(ask.NobodyToAsk, match="is not the one"):
-            ask.domain_for(again.pools[pool.name].ask_in, None, again)
+        with pytest.raises(prompts.NobodyToAsk, match="is not the one"):
+            prompts.domain_for(again.pools[pool.name].ask_in, None, again)
         await hostapi.remove_vm(again.domains["screen"])
         await hostapi.remove_pool(again, pool.name)
 

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from qubes_storage_zfs import layout
+from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.zfs import keys, removable
+from qubes_storage_zfs.zfs import importexport, keys
 
 from .answers import PASSPHRASE
 from .conftest import (
@@ -43,7 +43,7 @@ def is_locked(lab, dataset):
 
 
 def mark(dataset, value):
-    name = layout.OWNER.encode()
+    name = naming.OWNER.encode()
     subprocess.run(["zfs", "set", name + b"=" + value, dataset], check=True)
 
 
@@ -62,7 +62,7 @@ def test_a_name_that_two_datasets_claim(safe, claim):
         assert theirs in err and "several datasets are marked" in err
     assert not is_locked(safe, safe.container) and not is_locked(safe, theirs)
     # the configured one is meant
-    config = {**safe.pool.config, "zpool_guid": removable.guid("tank")}
+    config = {**safe.pool.config, "zpool_guid": importexport.guid("tank")}
     configure(config)
     assert qvm_zfs("lock", name) == (0, f"{name} is locked.\n", "")
     assert is_locked(safe, safe.container) and not is_locked(safe, theirs)

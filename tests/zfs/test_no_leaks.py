@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs import holder
+from qubes_storage_zfs.store import holder
 
 from .conftest import MIB, sectors, sh
 from .memory import KEYHOLDER, memory, processes_with

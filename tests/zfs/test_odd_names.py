@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.zfs import channel, core
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.zfs import channel, lzc
 
 from .conftest import sh
 from .test_tools import qvm_zfs
@@ -27,9 +27,9 @@ return zfs.exists(argv.snapshot)
 
 
 def program(text, arguments):
-    lzc = core.library()
+    library = lzc.library()
     limits = 1_000_000, 10 << 20
-    return lzc.lzc_channel_program(b"tank", text, *limits, arguments)
+    return library.lzc_channel_program(b"tank", text, *limits, arguments)
 
 
 def test_text_of_a_disk_goes_back_to_it():
@@ -50,7 +50,7 @@ def test_strangers_beside_ours_stay(lab, caplog):
     assert program(MAKE, strange) == 0
     sh("zfs", "create", "-s", "-V", "4m", f"{qube}/my volume")
     sh("zfs", "create", "-o", "canmount=off", f"{lab.pool.home}/my qube")
-    pointer = f"{layout.POINTER}private=0"
+    pointer = f"{naming.POINTER}private=0"
     sh("zfs", "create", "-o", "canmount=off", f"{lab.pool.home}/a b")
     sh("zfs", "set", pointer, f"{lab.pool.home}/a b")
     lab.restart()
@@ -74,8 +74,8 @@ def test_strangers_beside_ours_stay(lab, caplog):
 @pytest.mark.parametrize("value", [b"\x1b[2J\xff\n", b"\xff" * 9])
 def test_a_log_line_is_printable(caplog, value):
     text = value.decode(errors="surrogateescape")
-    core.LOG.warning("%s stays", text)
-    core.LOG.warning("%s", core.errors.NotFound(text, 2, "destroy"))
+    lzc.LOG.warning("%s stays", text)
+    lzc.LOG.warning("%s", lzc.errors.NotFound(text, 2, "destroy"))
     for record in caplog.records:
         record.getMessage().encode()
         assert record.getMessage().isprintable()

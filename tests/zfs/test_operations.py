@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import halting
+from qubes_storage_zfs.driver import halting
 
 from .conftest import MIB, open_device, read, write
 

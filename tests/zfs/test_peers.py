@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.zfs import channel, device
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import channel, devices
 
 from ..afterwards import afterwards
 from .conftest import MIB, export_zpool, read, sh, write
@@ -332,7 +332,7 @@ def test_what_others_put_beside_our_volumes_is_not_touched(lab):
     home = f"{lab.container}/vm"
     sh("zfs", "clone", f"{volume.dataset}@r2", f"{home}/work/recovery")
     sh("zfs", "create", "-s", "-V", "1M", f"{home}/work/other")
-    write(lab.run(device.wait_for_link(f"{home}/work/other")), b"mine")
+    write(lab.run(devices.wait_for_link(f"{home}/work/other")), b"mine")
     sh("zfs", "create", f"{home}/work/notes")
     lab.run(lab.pool.store.sweep())
     lab.run(volume.remove())

@@ -6,7 +6,8 @@ import time
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import ask, layout, policy
+from qubes_storage_zfs.driver import prompts
+from qubes_storage_zfs.store import naming, policy
 from qubes_storage_zfs.zfs import keys
 
 from ..counting import calls
@@ -14,7 +15,7 @@ from .answers import PASSPHRASE, Person
 from .conftest import MIB, EncryptedLab, Lab, export_zpool, sh
 from .test_tools import locked, qvm_zfs
 
-FLAG = layout.UDEV_FLAG
+FLAG = naming.UDEV_FLAG
 #: below the qubes root, property, value; a mount point is set without mounting
 WRONG = [
     ("work/private", "volmode", "full"),
@@ -29,7 +30,7 @@ WRONG = [
 @pytest.fixture
 def person(monkeypatch):
     somebody = Person()
-    monkeypatch.setattr(ask, "prompt", somebody.prompt)
+    monkeypatch.setattr(prompts, "prompt", somebody.prompt)
     return somebody
 
 
@@ -184,7 +185,7 @@ def test_words_from_the_disk_are_shown_escaped_and_short(lab):
     said = refused(lab, lab.again(volume).start())
     assert f"{FLAG}=true\\x0a\\x1b[2Jx\\x09yyy" in said
     sh("zfs", "inherit", FLAG, place(lab, "work/private"))
-    mark = f"{layout.OWNER}=other\n\x1b[2J" + "z" * 4000
+    mark = f"{naming.OWNER}=other\n\x1b[2J" + "z" * 4000
     sh("zfs", "set", mark, lab.container)
     said = refused(lab, lab.again(volume).start())
     assert "belongs to the pool other\\x0a\\x1b[2Jzzz" in said

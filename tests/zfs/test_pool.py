@@ -5,9 +5,9 @@ import subprocess
 import pytest
 from qubes.exc import QubesValueError, StoragePoolException
 
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.pool import ZfsZvolPool
-from qubes_storage_zfs.zfs import blank, core
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import lzc, probe
 
 from .conftest import MIB, Lab, read, sh, write
 
@@ -151,14 +151,14 @@ def test_container_that_is_a_volume_or_within_anothers_home(lab, zpool):
 
 
 def test_setup_that_fails_half_way_leaves_nothing(lab, zpool, monkeypatch):
-    create = core.create_filesystem
+    create = lzc.create_filesystem
 
     async def failing(dataset, properties):
         if dataset.endswith("/vm"):
-            raise core.errors.NoSpace(dataset, 28, "create")
+            raise lzc.errors.NoSpace(dataset, 28, "create")
         await create(dataset, properties)
 
-    monkeypatch.setattr(core, "create_filesystem", failing)
+    monkeypatch.setattr(lzc, "create_filesystem", failing)
     refused(lab, "p", "no space left", container=f"{zpool}/half")
     sh("zfs", "create", f"{zpool}/half2")
     refused(lab, "p", "no space left", container=f"{zpool}/half2")
@@ -186,7 +186,7 @@ def test_zpool_from_block_devices():
         assert lab.content(lab.again(volume)) == b"data"
     finally:
         subprocess.run(["zpool", "destroy", "-f", "fresh"], check=False)
-        lab.run(blank.make_blank_again(["/dev/vdd"]))
+        lab.run(probe.make_blank_again(["/dev/vdd"]))
 
 
 def test_clone_between_qubes_pools_of_one_zpool(make_lab):
@@ -263,7 +263,7 @@ def test_init_touches_no_zfs(monkeypatch, lab):
         raise RuntimeError("ZFS was asked")
 
     volume = lab.private()
-    monkeypatch.setattr(core, "call", fail)
+    monkeypatch.setattr(lzc, "call", fail)
     Container.forget_all()
     pool = ZfsZvolPool(
         name="p",

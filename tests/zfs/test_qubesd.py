@@ -8,7 +8,7 @@ import pytest
 from qubes.exc import ProtocolError, QubesException
 
 from qubes_storage_zfs import ZfsZvolPool
-from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.store.container import Container
 
 from .conftest import MIB, read, sh, write
 

@@ -7,7 +7,7 @@ import types
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.container import Container
+from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import channel
 
 from ..counting import cost, quiet, rest

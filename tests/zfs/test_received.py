@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import holder, layout
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.zfs import core, removable
+from qubes_storage_zfs.store import holder, naming
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import importexport, lzc
 
 from .conftest import (
     MIB,
@@ -58,12 +58,12 @@ def send(lab, *options):
 
 def take_the_place(lab):
     """The second zpool becomes the one that qubes.xml names."""
-    guid = removable.guid("away")
+    guid = importexport.guid("away")
     export_zpool("away")
     export_zpool("second")
     sh("zpool", "import", "-N", "-d", str(DISK), "second", "away")
     sh("zpool", "reguid", "-g", guid, "away")
-    assert removable.guid("away") == guid
+    assert importexport.guid("away") == guid
     sh("zfs", "destroy", "-r", f"{lab.container}@move")
     lab.restart()
 
@@ -117,14 +117,14 @@ def check_it_works(lab, volumes):
     assert lab.pool.list_volumes() == []
     assert not [x for x in lab.datasets() if "app" in x or "tmpl" in x]
     lab.run(lab.pool.destroy())
-    assert own(lab.container, layout.OWNER) == ("-", "-")
+    assert own(lab.container, naming.OWNER) == ("-", "-")
 
 
 def test_a_pool_moves_to_another_zpool(away, second):
     volumes = lived_in(away)
     send(away, "-R")
     take_the_place(away)
-    assert own(away.container, layout.OWNER)[1] == "received"
+    assert own(away.container, naming.OWNER)[1] == "received"
     check_it_works(away, volumes)
 
 
@@ -134,7 +134,7 @@ def test_an_encrypted_pool_moves_and_keeps_its_passphrase(away, second):
     send(lab, "-Rw")
     take_the_place(lab)
     with known_key() as key:
-        core.load_key(lab.container, key)
+        lzc.load_key(lab.container, key)
     private = lab.again(private)
     lab.start(private)
     assert read(private.path) == b"one"
@@ -173,7 +173,7 @@ def test_a_replica_without_properties_says_so(away, second):
     there.run(there.pool.store.sweep())
     assert there.datasets() == before
     # its mark alone says nothing about its volumes
-    sh("zfs", "inherit", layout.OWNER, away.container)
+    sh("zfs", "inherit", naming.OWNER, away.container)
     with pytest.raises(StoragePoolException, match="zfs set"):
         lab.run(lab.again(volume).verify())
 
@@ -185,13 +185,13 @@ def test_marks_of_a_process_do_not_travel(away, second):
     exported = path.removeprefix("/dev/zvol/")
     alive = holder._marked(holder._identity(os.getppid()))
     assert alive in holder.Living()
-    sh("zfs", "set", f"{layout.HOLDER}={alive}", exported)
+    sh("zfs", "set", f"{naming.HOLDER}={alive}", exported)
     copy = send(away, "-R")
     sh("zfs", "destroy", "-r", f"{away.container}@move")
     sh("zfs", "destroy", "-r", f"{copy}@move")
     away.run(volume.export_end(path))
     name = copy + exported.removeprefix(away.container)
-    mark, source = own(name, layout.HOLDER)
+    mark, source = own(name, naming.HOLDER)
     assert (mark, source) == (alive, "received")
     store = Container.at(copy, f"{copy}/vm")
     assert away.run(store.in_hand_elsewhere()) == []
@@ -204,7 +204,7 @@ def test_marks_of_a_process_do_not_travel(away, second):
 def test_an_unmarked_clone_of_what_is_not_ours_stays(lab):
     """As `zfs receive` leaves it if it was sent without properties."""
     volume = lab.private(content=b"data")
-    sh("zfs", "inherit", layout.HOLDER, volume.dataset)
+    sh("zfs", "inherit", naming.HOLDER, volume.dataset)
     sh("zfs", "create", f"{lab.pool.home}/copy")
     clone = f"{lab.pool.home}/copy/private.1"
     sh("zfs", "clone", f"{volume.dataset}@r2", clone)

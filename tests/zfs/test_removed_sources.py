@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from qubes_storage_zfs import layout
-from qubes_storage_zfs.zfs import channel, core
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.zfs import channel, lzc
 
 from ..crash.gate import Door, Gate, Stopped
 from .conftest import MIB, EncryptedLab, sh, write
@@ -223,7 +223,7 @@ def test_locked_pool(zpool):
     lab = EncryptedLab(zpool)
     source = big(lab)
     cloned(lab, source, "clone")
-    lab.run(core.unload_key(lab.container))
+    lab.run(lzc.unload_key(lab.container))
     lab.run(source.remove())
     assert volumes(lab) == ["clone/private.1"]
 
@@ -296,8 +296,8 @@ def test_a_removal_that_is_tried_again_spares_a_new_volume(lab):
             "forget",
             busy={},
             again=True,
-            holder=layout.HOLDER,
-            prefix=layout.POINTER,
+            holder=naming.HOLDER,
+            prefix=naming.POINTER,
         )
     )
     assert lab.content(volume) == b"new"

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from qubes_storage_zfs import space
+from qubes_storage_zfs.store import space
 from qubes_storage_zfs.zfs import channel
 
 from ..afterwards import settled

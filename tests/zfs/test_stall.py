@@ -19,7 +19,7 @@ import time
 
 import pytest
 
-from qubes_storage_zfs.zfs import core
+from qubes_storage_zfs.zfs import lzc
 
 from .at_once import never
 from .conftest import write
@@ -124,13 +124,13 @@ def listener():
 def calls(monkeypatch):
     """Calls into ZFS: what, and in which thread."""
     found = []
-    call = core.call
+    call = lzc.call
 
     def spy(what, subject, *args):
         found.append((f"{what} for {subject}", threading.get_ident()))
         return call(what, subject, *args)
 
-    monkeypatch.setattr(core, "call", spy)
+    monkeypatch.setattr(lzc, "call", spy)
     return found
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.zfs import channel, core, threads
+from qubes_storage_zfs.zfs import channel, lzc, threads
 
 from ..afterwards import settled
 from .at_once import begin, end
@@ -91,7 +91,7 @@ class Hanging:
             asyncio.ensure_future(work)
             for work in (
                 volume.generations.commit(3),
-                *(core.sync(dataset) for _ in range(MANY)),
+                *(lzc.sync(dataset) for _ in range(MANY)),
                 *(
                     channel.read("key", dataset, {"dataset": dataset})
                     for _ in range(MANY)

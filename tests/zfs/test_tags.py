@@ -7,8 +7,8 @@ import pytest
 from qubes.exc import QubesException, QubesValueError
 
 from qubes_storage_zfs import ZfsZvolPool
-from qubes_storage_zfs.container import Container
-from qubes_storage_zfs.extension import PoolExtension
+from qubes_storage_zfs.driver.extension import PoolExtension
+from qubes_storage_zfs.store.container import Container
 
 from ..afterwards import settled
 from .conftest import read, sh, write

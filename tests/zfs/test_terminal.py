@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs import ask
+from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.tools import freed_memory
 from qubes_storage_zfs.zfs import keys
 
@@ -26,7 +26,7 @@ NEW = b"quite another passphrase"
 
 @pytest.fixture
 def safe(zpool, monkeypatch):
-    monkeypatch.setattr(ask, "prompt", Person().prompt)
+    monkeypatch.setattr(prompts, "prompt", Person().prompt)
     lab = EncryptedLab(zpool)
     lab.run(keys.unload(lab.container))
     return lab

@@ -5,9 +5,9 @@ import os
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs import thresholds
-from qubes_storage_zfs.thresholds import LARGEST, Blank
-from qubes_storage_zfs.zfs import core, device, removable
+from qubes_storage_zfs.store import thresholds
+from qubes_storage_zfs.store.thresholds import LARGEST, Blank
+from qubes_storage_zfs.zfs import devices, importexport, lzc
 
 from .conftest import MIB, export_zpool, read, sh, write
 
@@ -21,7 +21,7 @@ def number(name, dataset):
 
 def measured_too_much(lab):
     """This process has measured the most that it may believe."""
-    guid = removable.guid(lab.pool.zpool)
+    guid = importexport.guid(lab.pool.zpool)
     lab.pool.store.thresholds._blank = Blank(guid, 1, 1 << 40)
 
 
@@ -30,8 +30,8 @@ def test_a_forged_threshold_changes_nothing(lab):
     private = lab.private("app", b"one")
     app, volatile = lab.clone_of(root), lab.volatile("app")
     stray = f"{lab.pool.home}/app/private.7"
-    lab.run(core.create_volume(stray, MIB, 16384, {}))
-    write(lab.run(device.wait_for_link(stray)), b"stray")
+    lab.run(lzc.create_volume(stray, MIB, 16384, {}))
+    write(lab.run(devices.wait_for_link(stray)), b"stray")
     sh("zpool", "sync", lab.pool.zpool)
     forged = number("logicalreferenced", stray)
     sh("zfs", "set", f"{BLANK}={forged} 999999999999", lab.pool.home)
@@ -103,8 +103,8 @@ def test_leftovers_are_measured_before_they_go(lab):
     volume = lab.private(content=b"data")
     for name in ("private.5", "private.6"):
         dataset = f"{lab.pool.home}/work/{name}"
-        lab.run(core.create_volume(dataset, MIB, 16384, {}))
-    write(lab.run(device.wait_for_link(dataset)), b"kept")
+        lab.run(lzc.create_volume(dataset, MIB, 16384, {}))
+    write(lab.run(devices.wait_for_link(dataset)), b"kept")
     sh("zpool", "sync", lab.pool.zpool)
     lab.restart()
     assert not lab.pool.store.thresholds.measured

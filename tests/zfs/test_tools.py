@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from qubes_storage_zfs import ask, key
+from qubes_storage_zfs.driver import keytimer, prompts
 from qubes_storage_zfs.zfs import keys
 
 from .answers import PASSPHRASE, Person
@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 
 @pytest.fixture
 def safe(zpool, monkeypatch):
-    monkeypatch.setattr(ask, "prompt", Person().prompt)
+    monkeypatch.setattr(prompts, "prompt", Person().prompt)
     return EncryptedLab(zpool)
 
 
@@ -106,7 +106,7 @@ def test_who_holds_a_pool(safe):
 
 def test_seconds_until_forgotten(safe):
     told = safe.pool.key
-    told._tell(key.now() + 100)
+    told._tell(keytimer.now() + 100)
     found = status(safe)
     assert 0 < found["forgotten_in"] < 100
     assert re.search(r"unlocked, forgotten in \d+ s", qvm_zfs("status")[1])

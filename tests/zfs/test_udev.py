@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs.zfs import core, device
+from qubes_storage_zfs.zfs import devices, lzc
 
 from .conftest import MIB, sh
 
@@ -135,7 +135,7 @@ def test_dom0_looks_into_a_zvol_that_is_no_qubes(zpool, dom0_rules, table):
     found = looked_into(path)
     assert {"read", "listed", f"{path.resolve().name}p1"} <= set(found)
     assert "ID_PART_TABLE_TYPE" in found
-    asyncio.run(device.retry_busy(name, lambda: core.destroy(name), 60))
+    asyncio.run(devices.retry_busy(name, lambda: lzc.destroy(name), 60))
 
 
 def test_dom0_looks_into_no_volume(lab, dom0_rules, table):

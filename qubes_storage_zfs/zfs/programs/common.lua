@@ -1,5 +1,5 @@
 -- What the programs share.  Arguments arrive in argv; names in them were
--- checked by layout.py, for ZFS does not check them.
+-- checked by naming.py, for ZFS does not check them.
 --
 -- A program that refuses returns {errno=, step=, dataset=} and has changed
 -- nothing.  zfs.get_prop has two results, hence the parentheses around it.

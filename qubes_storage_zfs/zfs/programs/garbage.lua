@@ -26,7 +26,7 @@ local function is_untouched_clone(ds)
             == (zfs.get_prop(origin, "logicalreferenced"))
 end
 
--- Whether layout.py could have given a volume this name.
+-- Whether naming.py could have given a volume this name.
 local function is_volume_name(volume)
     return string.match(volume, "^[a-z0-9][a-z0-9_-]*$") ~= nil
 end

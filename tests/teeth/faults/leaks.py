@@ -9,7 +9,7 @@ KEYHOLDER = "tests/unit/test_keyholder.py::test_"
 SERVICE = "tests/unit/test_ask_service.py::test_"
 
 ANSWER = '        end = buffer.index(b"\\n")\n'
-LOAD = "        core.load_key(root, key)\n    except Exists:\n"
+LOAD = "        lzc.load_key(root, key)\n    except Exists:\n"
 CHANGE = """            await keys.change(
                 pool.dataset, given.pbkdf2iters, prompt, typed=True
             )
@@ -163,14 +163,14 @@ FAULTS = (
     ),
     Fault(
         "the disk tells which process made a volume",
-        "holder.py",
+        "store/holder.py",
         'return _marked(_identity(os.getpid()) or "unknown")',
         'return _identity(os.getpid()) or "unknown"',
         zfs_tests("no_leaks", "what_a_locked_disk_shows"),
     ),
     Fault(
         "names that should be opaque are the qubes'",
-        "encrypted.py",
+        "driver/encrypted.py",
         'config.setdefault("vid", f"{secrets.token_hex(8)}/v")',
         "pass",
         zfs_tests("no_leaks", "what_a_locked_disk_shows"),

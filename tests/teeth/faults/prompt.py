@@ -23,7 +23,7 @@ DEDUP = zfs_tests("features", "dedup_is_switched_on_by_the_pool_alone")
 FAULTS = (
     Fault(
         "a qube's guivm decides where the passphrase is typed",
-        "ask.py",
+        "driver/prompts.py",
         """\
         if getattr(app.domains[qube], "guivm", None) == dom0:
             return dom0
@@ -36,7 +36,7 @@ FAULTS = (
     ),
     Fault(
         "default_guivm is asked before ask_password_domain",
-        "ask.py",
+        "driver/prompts.py",
         "    if chosen is not None:\n",
         "    if chosen is not None and app.default_guivm is None:\n",
         unit_tests(
@@ -47,7 +47,7 @@ FAULTS = (
     ),
     Fault(
         "a later qube of the same name is asked",
-        "ask.py",
+        "driver/prompts.py",
         "qube.name == self.name and str(qube.uuid) == self.uuid",
         "qube.name == self.name",
         unit_tests("ask", "a_later_qube_of_the_same_name_is_not_asked")
@@ -55,21 +55,21 @@ FAULTS = (
     ),
     Fault(
         "the qube that asks is not recorded when the pool is added",
-        "encrypted.py",
+        "driver/encrypted.py",
         "        self.note_ask_domain(None)\n",
         "",
         REMOVAL,
     ),
     Fault(
         "the qube that asks can be removed",
-        "extension.py",
+        "driver/extension.py",
         '@_on("domain-pre-delete", may_refuse=True, system=True)',
         '@_on("domain-pre-delete", system=True)',
         REMOVAL,
     ),
     Fault(
         "a prompt that was not answered delays nothing",
-        "backoff.py",
+        "driver/backoff.py",
         "self._not_before = now() + self._wait",
         "self._not_before = now()",
         unit_tests("backoff", "a_prompt_that_was_cancelled_delays_the_next")
@@ -77,28 +77,28 @@ FAULTS = (
     ),
     Fault(
         "the delay does not grow",
-        "backoff.py",
+        "driver/backoff.py",
         "min(2 * self._wait or FIRST, LONGEST)",
         "FIRST",
         unit_tests("backoff", "a_prompt_that_was_cancelled_delays_the_next"),
     ),
     Fault(
         "a prompt that qubesd closed delays nothing",
-        "key.py",
+        "driver/keytimer.py",
         "        except keys.NobodyToAsk:\n",
         "        except (keys.NobodyToAsk, asyncio.CancelledError):\n",
         unit_tests("backoff", "a_prompt_that_was_closed_delays_the_next"),
     ),
     Fault(
         "wrong passphrases delay nothing",
-        "key.py",
+        "driver/keytimer.py",
         "        except BaseException:\n            if shown:\n",
         "        except keys.NotAsked:\n            if shown:\n",
         unit_tests("backoff", "three_wrong_passphrases_delay_too"),
     ),
     Fault(
         "the prompt does not name the qube",
-        "ask.py",
+        "driver/prompts.py",
         '            self._request += f" {qube}"\n',
         "            pass\n",
         unit_tests("ask", "the_prompt_is_given_the_qube_that_needs_the_pool"),
@@ -128,7 +128,7 @@ FAULTS = (
     ),
     Fault(
         "a feature switches dedup on",
-        "tuning.py",
+        "driver/features.py",
         '    "copies": _one_of("1", "2", "3"),\n',
         '    "copies": _one_of("1", "2", "3"),\n'
         '    "dedup": options.parse_dedup,\n',
@@ -136,7 +136,7 @@ FAULTS = (
     ),
     Fault(
         "dedup that a feature switched on stays on",
-        "tuning.py",
+        "driver/features.py",
         "frozenset((*PROPERTIES, DEDUP))",
         "frozenset(PROPERTIES)",
         DEDUP,

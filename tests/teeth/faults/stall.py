@@ -31,29 +31,29 @@ FAULTS = (
     ),
     Fault(
         "the last answer about a volume is not used",
-        "volume.py",
+        "driver/volume.py",
         "if question not in self._answers:",
         "if True:",
         _SILENT,
     ),
     Fault(
         "the last answer about space is not used",
-        "space.py",
+        "store/space.py",
         "            return self._last\n",
         "            return {}\n",
         _SILENT,
     ),
     Fault(
         "the last list of volumes is not used",
-        "pool.py",
+        "driver/pool.py",
         "found = self._listing.last",
         "found = {}",
         _SILENT,
     ),
     Fault(
         "revisions that cannot be read are reported as none",
-        "volume.py",
-        "return Unreadable(sentences.reason(exc))",
+        "driver/volume.py",
+        "return Unreadable(messages.reason(exc))",
         "return {}",
         zfs_tests(
             "conditions",
@@ -77,7 +77,7 @@ FAULTS = (
     ),
     Fault(
         "readonly=on is not noticed at start",
-        "transfer.py",
+        "driver/transfer.py",
         "writable=bool(self.rw)",
         "writable=False",
         zfs_tests("conditions", "readonly_is_noticed_before_anything_is_given"),

@@ -35,15 +35,15 @@ FAULTS = (
     ),
     Fault(
         "what this process measured is not capped",
-        "thresholds.py",
+        "store/thresholds.py",
         '"untouched": min(blank.referenced // _SHARE, LARGEST)',
         '"untouched": blank.referenced // _SHARE',
         zfs_tests("thresholds", "what_is_committed_is_capped"),
     ),
     Fault(
         "a zpool is judged by what was measured in another one",
-        "thresholds.py",
-        "blank.guid != removable.guid(self._zpool)",
+        "store/thresholds.py",
+        "blank.guid != importexport.guid(self._zpool)",
         "not blank.guid",
         (
             "tests/unit/test_thresholds.py"
@@ -52,7 +52,7 @@ FAULTS = (
     ),
     Fault(
         "what ZFS wrote at an import is committed",
-        "session.py",
+        "driver/session.py",
         "if state.unsure and await self.store.measure_beside(self.where):",
         "if False:",
         zfs_tests("thresholds", "a_doubt_is_measured_and_no_revision"),
@@ -67,7 +67,7 @@ FAULTS = (
     ),
     Fault(
         "the smallest change is below the threshold",
-        "thresholds.py",
+        "store/thresholds.py",
         "UNMEASURED = 4096",
         "UNMEASURED = 8192",
         (
@@ -77,7 +77,7 @@ FAULTS = (
     ),
     Fault(
         "dates of revisions decrease when the clock goes back",
-        "dates.py",
+        "store/dates.py",
         "found.append(creation if creation >= before else before + 1)",
         "found.append(creation)",
         zfs_tests("dates", "revisions_stay_in_order_when_the_clock_goes_back"),

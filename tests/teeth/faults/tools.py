@@ -15,7 +15,7 @@ FAULTS = (
         "        saved.dropped if saved is not None else {},\n",
         "        {\n"
         '            each["name"].rpartition("/")[2]: __import__("json").loads(\n'
-        '                each["own"][layout.ADOPTED]\n'
+        '                each["own"][naming.ADOPTED]\n'
         "            )\n"
         '            for each in found["moved"].values()\n'
         "        },\n",
@@ -23,21 +23,21 @@ FAULTS = (
     ),
     Fault(
         "undoing sets a property that is not in the table",
-        "tools/adopt_record.py",
+        "migrate/records.py",
         "            if before not in SETTINGS.get(name, ()):\n",
         "            if False:\n",
         _EVIL,
     ),
     Fault(
         "a record of a qube that adopting does not write is accepted",
-        "tools/adopt_undo.py",
+        "migrate/undo.py",
         "    plan.refused.extend(strangers(found))\n",
         "",
         _EVIL,
     ),
     Fault(
         "undoing believes that the zpool is the one that was adopted",
-        "tools/adopt_record.py",
+        "migrate/records.py",
         "            and saved.zpool_guid in (None, imported)\n",
         "",
         (
@@ -106,7 +106,7 @@ FAULTS = (
     ),
     Fault(
         "a symlink is followed when qubes.xml is copied",
-        "tools/files.py",
+        "migrate/files.py",
         "os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW |",
         "os.O_CREAT |",
         ("tests/unit/test_qubes_xml.py::test_no_symlink_is_followed",),
@@ -120,7 +120,7 @@ FAULTS = (
     ),
     Fault(
         "a log line has what a terminal obeys",
-        "zfs/core.py",
+        "zfs/lzc.py",
         "LOG.addFilter(text.printable_record)\n",
         "",
         zfs_tests(_ODD, "a_log_line_is_printable"),

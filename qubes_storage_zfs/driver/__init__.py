@@ -1,0 +1,1 @@
+"""The pool drivers: what qubesd calls; the only layer that imports qubes."""

@@ -1,0 +1,111 @@
+"""Discarded content that no qube has any more, and that must not stay.
+
+A volume whose content is discarded is prepared for its next start.  If its
+qube gets another template, the volume may be in another pool from then on, or
+have another name there, and nothing else would look at the prepared one again.
+So what qubes.xml says decides: a volume whose content is discarded and that no
+qube has is destroyed.
+
+Only the set of qubes that qubesd works with is asked.  A second set, which
+qubesd makes for a backup, may say something else.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..store import naming
+from ..store.generations import Generations
+from ..zfs import channel
+from ..zfs.errors import NoModule, PoolAbsent, ZfsError
+
+if TYPE_CHECKING:
+    from .pool import ZfsPool
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+#: classes of domains whose "storage" is None for ever (BaseVM.__init__())
+_WITHOUT_VOLUMES = frozenset(("AdminVM", "RemoteVM"))
+
+#: a volume: the name of its pool, and its vid
+Key = tuple[str, str]
+
+
+def of_qubes(app: Any) -> set[Key] | None:
+    """Return all volumes of all qubes.
+
+    :return: None if *app* is not the set of qubes that qubesd works with, or
+        has not loaded all of them
+    """
+    vmm = getattr(app, "vmm", None)
+    if vmm is None or vmm.offline_mode:
+        return None
+    found = set()
+    for qube in app.domains:
+        if qube.klass in _WITHOUT_VOLUMES or not hasattr(qube, "storage"):
+            continue
+        if qube.storage is None:
+            return None
+        for volume in qube.volumes.values():
+            found.add((volume.pool.name, volume.vid))
+    return found
+
+
+async def collect_once(pool: "ZfsPool", app: Any) -> None:
+    """Do it when a pool is first used, by the first who may decide."""
+    if of_qubes(app) is not None:
+        pool.store.is_compared = True
+        await collect(pool, app)
+
+
+async def collect(
+    pool: "ZfsPool", app: Any, besides: Iterable[Key] = (), wait: bool = False
+) -> None:
+    """Destroy the volumes in *pool* whose content is discarded and that no
+    qube of *app* has.
+
+    :param besides: volumes that are left alone, too
+    :param wait: for what is being prepared; not within an operation, which
+        that may wait for
+    """
+    try:
+        question = {
+            "home": pool.home,
+            "container": pool.container,
+            "owner": naming.OWNER,
+            "pool": pool.name,
+            "prefix": naming.POINTER,
+            "holder": naming.HOLDER,
+        }
+        answer = await channel.read("discarded", pool.home, question)
+        for vid, mark in (answer or {}).items():
+            if not naming.is_vid(vid):
+                # of a dataset that is not this driver's
+                continue
+            place = (pool.name, vid)
+            # asked each time, as qubes may have come meanwhile
+            if not _has_none(app, place, besides):
+                continue
+            if wait:
+                await pool.idle(vid)
+                if not _has_none(app, place, besides):
+                    continue
+            await _destroy(pool, vid, mark)
+    except (NoModule, PoolAbsent):
+        pass
+    except (ZfsError, naming.BadName) as exc:
+        LOG.warning("pool %s: discarded volumes may stay: %s", pool.name, exc)
+
+
+def _has_none(app: Any, place: Key, besides: Iterable[Key]) -> bool:
+    """Return whether it is certain that no qube has the volume."""
+    owned = of_qubes(app)
+    return owned is not None and place not in owned.union(besides)
+
+
+async def _destroy(pool: "ZfsPool", vid: str, mark: str) -> None:
+    where = naming.volume_name(pool.home, vid)
+    if pool.store.may_collect(where, mark):
+        generations = Generations(where, pool.store, pool.zpool)
+        await generations.forget(discarded=True)
+        LOG.info("%s in %s is destroyed: no qube has it", vid, pool.name)

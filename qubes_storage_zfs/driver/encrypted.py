@@ -1,0 +1,318 @@
+"""Encrypted pools: keys asked for when needed, forgotten when idle."""
+
+import logging
+import re
+import secrets
+from typing import Any
+
+import qubes.storage
+
+from ..store import claim, messages, naming, options, policy
+from ..store.options import (
+    DEFAULT_ITERATIONS,
+    DEFAULT_REVISIONS,
+    DEFAULT_TIMEOUT,
+)
+from ..zfs import commands, keys, lzc
+from ..zfs.errors import Busy, Locked
+from . import prompts
+from .errors import refusal, told
+from .keytimer import Key
+from .pool import WANTED_OPENZFS, ZfsPool
+from .volume import ZfsVolume
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+
+ADD_BY_HAND = (
+    "create the encrypted dataset in a terminal of dom0, with 'sudo zfs create"
+    " -o encryption=aes-256-gcm -o keyformat=passphrase -o mountpoint=none"
+    " {dataset}', and add the pool again"
+)
+ADOPT_BY_HAND = (
+    "load its key in a terminal of dom0, with 'sudo zfs load-key {dataset}',"
+    " and add the pool again"
+)
+
+
+class ZfsEncryptedPool(ZfsPool):
+    """Qubes on zvols below an encryption root of the pool's own."""
+
+    driver = "zfs_encrypted"
+    is_encrypted = True
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        zpool_name: str | None = None,
+        ask_password_domain: str | None = None,
+        unload_timeout: Any = None,
+        opaque_names: Any = None,
+        pbkdf2iters: Any = None,
+        revisions_to_keep: Any = DEFAULT_REVISIONS,
+        ephemeral_volatile: Any = True,
+        volblocksize: str | None = None,
+        compression: str | None = None,
+        dedup: str | None = None,
+        snap_on_start_forensics: Any = None,
+        tag_qubes: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            name=name,
+            given={
+                **kwargs,
+                "zpool_name": zpool_name,
+                "ask_password_domain": ask_password_domain,
+                "unload_timeout": unload_timeout,
+                "opaque_names": opaque_names,
+                "pbkdf2iters": pbkdf2iters,
+                "revisions_to_keep": revisions_to_keep,
+                "ephemeral_volatile": ephemeral_volatile,
+                "volblocksize": volblocksize,
+                "compression": compression,
+                "dedup": dedup,
+                "snap_on_start_forensics": snap_on_start_forensics,
+                "tag_qubes": tag_qubes,
+            },
+        )
+        self.container = f"{zpool_name or name}/encryption/{name}"
+        self.home = self.container
+        self.unload_timeout: int = self._option(
+            "unload_timeout", DEFAULT_TIMEOUT
+        )
+        self.opaque_names: bool = self._option("opaque_names", False)
+
+    # --- where the passphrase is asked for
+
+    @property
+    def ask_in(self) -> prompts.Chosen | None:
+        """The qube that ask_password_domain names; None: see prompts.py."""
+        name = self._options["ask_password_domain"]
+        if name is None:
+            return None
+        return prompts.Chosen(name, self._options.get(naming.ASK_UUID))
+
+    def note_ask_domain(self, app: Any) -> None:
+        """Have qubes.xml say which qube is asked, if it does not yet."""
+        chosen = self.ask_in
+        if chosen is not None and chosen.uuid is None:
+            qube = prompts.named(chosen.name, app)
+            if qube is not None:
+                self._options[naming.ASK_UUID] = str(qube.uuid)
+
+    @property
+    def key(self) -> Key:
+        key = Key.at(self.container, self.name, self.store)
+        key.timeout = self.unload_timeout
+        return key
+
+    # --- when the key is asked for
+
+    async def first_use(self) -> None:
+        self.key.watch()
+        await super().first_use()
+
+    async def unlock(
+        self, qube: str | None = None, app: Any = None, verb: bool = True
+    ) -> None:
+        """Have the key loaded, by asking a person if it is not.
+
+        :param qube: for which, to find the GUI domain
+        :param verb: for a verb that begins now; else for the qube's start
+        :raises NotAsked: if nobody answered, or nobody is asked yet
+        :raises policy.Refused: if what is on disk is not allowed; then nobody
+            is asked, for a key that is loaded makes devices
+        :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
+        """
+        await self.must_be_allowed()
+        prompt = prompts.prompt(self.name, self.ask_in, qube, app)
+        await self.key.unlock(prompt, verb)
+
+    async def must_be_unlocked(self) -> None:
+        found = await keys.state(self.container)
+        if found.locked:
+            keys.must_be_passphrase(self.container, found)
+            raise Locked(self.container)
+
+    def used(self) -> None:
+        self.key.used()
+
+    # --- volumes
+
+    def init_volume(self, vm: Any, volume_config: dict[str, Any]) -> ZfsVolume:
+        config = dict(volume_config)
+        if self.opaque_names:
+            config.setdefault("vid", f"{secrets.token_hex(8)}/v")
+        return super().init_volume(vm, config)
+
+    # --- coming and going
+
+    async def setup(self) -> "ZfsEncryptedPool":
+        """Make the pool, or adopt its encryption root.
+
+        :raises StoragePoolException: saying what is wrong with which option,
+            or why there is no key
+        """
+        what = f"Cannot add the pool {self.name}"
+        with told(what):
+            self._check_options(what)
+            self.zpool_must_be_here(what)
+            root = await keys.state(self.container)
+            if root.exists:
+                await self._adopt(root, what)
+            else:
+                await self._create(what)
+            compression = self._options.get("compression")
+            if compression:
+                await commands.set_property(
+                    self.home, "compression", compression
+                )
+            await self.set_dedup()
+        self.note_zpool()
+        self.key.used()
+        self.key.watch()
+        return self
+
+    def _check_options(self, what: str) -> None:
+        if self._options["zpool_name"] is None:
+            why = "give zpool_name=<zpool or dataset> to put it in"
+            raise refusal(what, why)
+        try:
+            options.check(self._options)
+            if not _NAME.match(self.name):
+                raise ValueError(
+                    f"{self.name!r} cannot name an encrypted pool: letters,"
+                    " digits and - _ . only, 64 at most"
+                )
+            naming.dataset_name(self.container)
+            self._check_ask_domain()
+        except ValueError as exc:
+            raise refusal(what, str(exc)) from exc
+        version = lzc.version_numbers()
+        if version is not None and version < WANTED_OPENZFS:
+            raise refusal(what, messages.TOO_OLD_TO_ENCRYPT)
+
+    def _check_ask_domain(self) -> None:
+        """:raises BadOption: if ask_password_domain names no lasting qube"""
+        name = self._options["ask_password_domain"]
+        if name is None:
+            return
+        qube = prompts.named(name)
+        if qube is None:
+            raise options.BadOption(
+                f"ask_password_domain names the qube {name}, which does not"
+                " exist; create it first, or choose another"
+            )
+        if getattr(qube, "auto_cleanup", False):
+            raise options.BadOption(
+                f"ask_password_domain names the qube {name}, which Qubes"
+                " removes when it stops; choose one that stays"
+            )
+        self.note_ask_domain(None)
+
+    def _prompt(self, instead: str) -> keys.Prompt:
+        instead = instead.format(dataset=self.container)
+        return prompts.prompt(self.name, self.ask_in, instead=instead)
+
+    async def _create(self, what: str) -> None:
+        above = self._options["zpool_name"]
+        outer = await keys.state(above)
+        if not outer.exists:
+            raise refusal(what, messages.NOT_FOUND.format(dataset=above))
+        if outer.root is not None:
+            why = messages.NESTED_KEYS.format(dataset=above, root=outer.root)
+            raise refusal(what, why)
+        middle = f"{above}/encryption"
+        made = not (await keys.state(middle)).exists
+        if made:
+            await lzc.create_filesystem(middle, policy.HOME_PROPERTIES)
+        try:
+            await keys.create(
+                self.container,
+                options.PARSERS["pbkdf2iters"](
+                    self._options["pbkdf2iters"] or DEFAULT_ITERATIONS
+                ),
+                {**policy.HOME_PROPERTIES, naming.OWNER: self.name},
+                self._prompt(ADD_BY_HAND),
+            )
+        except BaseException:
+            if made:
+                await claim.destroy_empty(middle)
+            raise
+
+    async def _adopt(self, root: keys.KeyState, what: str) -> None:
+        """A root that is there: never created again, its key checked."""
+        if root.root != self.container or root.format != "passphrase":
+            why = messages.NOT_A_ROOT.format(dataset=self.container)
+            raise refusal(what, why)
+        found = await claim.look(self.container, self.home)
+        why = claim.obstacle(self.name, self.container, found)
+        if not why and "foreign" in found:
+            why = messages.FOREIGN_ROOT.format(dataset=found["foreign"])
+        if why:
+            raise refusal(what, why)
+        if "owner" not in found:
+            await commands.set_properties(
+                self.container, policy.TAKEN_OVER_SETTINGS
+            )
+        # before the key is loaded, which makes devices
+        await policy.check(self.place, must_be_claimed="owner" in found)
+        try:
+            await keys.load(self.container, self._prompt(ADOPT_BY_HAND))
+        except keys.NobodyToAsk:
+            if not root.loaded:
+                raise
+        await claim.claim(self.container, self.name)
+
+    async def destroy(self) -> None:
+        """Give the container back, locked if nothing uses it; what is in it
+        stays."""
+        await super().destroy()
+        try:
+            await keys.unload(self.container)
+        except Locked:
+            pass
+        except Busy as exc:
+            who = "; ".join(exc.holders) or "something"
+            LOG.warning("%s stays unlocked: %s", self.container, who)
+        self.key.retire()
+
+
+def encrypted_pools(app: Any) -> list[ZfsEncryptedPool]:
+    return [
+        pool
+        for pool in app.pools.values()
+        if isinstance(pool, ZfsEncryptedPool)
+    ]
+
+
+def pools_of(qube: Any) -> list[ZfsEncryptedPool]:
+    """The encrypted pools that a qube's volumes are in or come from."""
+    found: dict[str, ZfsEncryptedPool] = {}
+    for volume in getattr(qube, "volumes", {}).values():
+        each: qubes.storage.Volume | None = volume
+        while each is not None:
+            if isinstance(each.pool, ZfsEncryptedPool):
+                found[each.pool.name] = each.pool
+            each = getattr(each, "source", None)
+    return list(found.values())
+
+
+def plain_volumes(qube: Any) -> list[qubes.storage.Volume]:
+    """Volumes that a qube writes to outside encrypted pools, if it has some
+    in one."""
+    if not any(
+        isinstance(volume.pool, ZfsEncryptedPool)
+        for volume in qube.volumes.values()
+    ):
+        return []
+    return [
+        volume
+        for volume in qube.volumes.values()
+        if volume.rw
+        and not isinstance(volume.pool, ZfsEncryptedPool)
+        and not getattr(volume, "ephemeral", False)
+    ]

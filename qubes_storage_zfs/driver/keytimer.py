@@ -1,0 +1,246 @@
+"""One pool's key in this process: when it is asked for, and forgotten.
+
+Whether it is loaded, and whether anything uses it, is the kernel's to say:
+somebody may load or unload it by hand, and nothing that is open loses its
+key.  What is kept here only says when to ask the kernel.
+"""
+
+import asyncio
+import contextlib
+import logging
+from typing import ClassVar
+
+from ..store import rundir
+from ..store.container import Container
+from ..store.rundir import now
+from ..zfs import keys, lzc
+from ..zfs.errors import Busy, Locked, ZfsError
+from .backoff import Backoff
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+#: seconds between looks at whether a key is loaded and still needed
+LOOK_EVERY = 15.0
+#: seconds that a qube may take from the prompt until its volumes are open,
+#: and the client of an export or import until it opens that
+OPEN_LIMIT = 600.0
+#: seconds that a verb may take until it has something open or in hand
+VERB_LIMIT = 60.0
+
+
+class Key:
+    """The key of one encryption root.
+
+    :ivar timeout: seconds without use after which it is forgotten; -1: never
+    :ivar store: what the key is for
+    """
+
+    _known: ClassVar[dict[str, "Key"]] = {}
+
+    def __init__(self, root: str, pool: str, store: Container) -> None:
+        self.root = root
+        self.pool = pool
+        self.store = store
+        self.timeout = -1
+        self._loaded = False
+        self._last_use = now()
+        #: a verb has just begun
+        self._not_before = 0.0
+        #: qubes that were let through to their start, and until when
+        self._starting: dict[str, float] = {}
+        self.backoff = Backoff(pool)
+        self._asking: asyncio.Task[None] | None = None
+        self._forgetting: asyncio.Task[None] | None = None
+        self._waiting = 0
+        self._watch: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._told: float | None = -1.0
+
+    @classmethod
+    def at(cls, root: str, pool: str, store: Container) -> "Key":
+        """The one Key of this process for *root*."""
+        if root not in cls._known:
+            cls._known[root] = cls(root, pool, store)
+        return cls._known[root]
+
+    @classmethod
+    def forget_all(cls) -> None:
+        """As if the process had just begun; for tests of a restart."""
+        for key in cls._known.values():
+            if key._watch is not None:
+                with contextlib.suppress(RuntimeError):
+                    key._watch.cancel()
+        cls._known.clear()
+
+    # --- asking
+
+    async def unlock(self, prompt: keys.Prompt, verb: bool = True) -> None:
+        """Have the key loaded; one prompt for all that wait for it.
+
+        If all of them were cancelled the prompt is closed.
+
+        :param verb: it is for a verb that begins now; else see expect()
+        :raises NotAsked: if nobody answered, or Delayed if a prompt before
+            did not unlock the pool
+        :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
+        """
+        self.watch()
+        begin = self.begin if verb else self.used
+        begin()
+        if self._forgetting is not None and not self._forgetting.done():
+            # it is loaded still, and will not be
+            await asyncio.wait([self._forgetting])
+        found = await keys.state(self.root)
+        if found.loaded:
+            self.backoff.reset()
+            return
+        keys.must_be_passphrase(self.root, found)
+        task = self._asking
+        if task is None or task.done():
+            self.backoff.check()
+            task = self._asking = asyncio.create_task(self._ask(prompt))
+            self._waiting = 0
+        self._waiting += 1
+        try:
+            await asyncio.shield(task)
+            begin()
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _ask(self, prompt: keys.Prompt) -> None:
+        """Ask once for all that wait.
+
+        A prompt that was shown and did not unlock the pool delays the next
+        one, whatever the reason, also if it was closed without an answer.
+        """
+        shown = False
+
+        async def show(purpose: str, answers: int) -> None:
+            nonlocal shown
+            shown = True
+            await prompt(purpose, answers)
+
+        try:
+            await keys.load(self.root, show)
+        except keys.NobodyToAsk:
+            raise
+        except BaseException:
+            if shown:
+                self.backoff.lengthen()
+            raise
+        self.backoff.reset()
+        self.used()
+        LOG.info("pool %s: unlocked", self.pool)
+
+    # --- using
+
+    def begin(self) -> None:
+        """A verb begins that needs the key; nothing is due any sooner."""
+        self._last_use = now()
+        self._not_before = self._last_use + VERB_LIMIT
+
+    def used(self) -> None:
+        """Something was done with the pool just now."""
+        self._last_use = now()
+        self._wake.set()
+
+    def expect(self, qube: str) -> None:
+        """*qube* is about to open its volumes."""
+        self._starting[qube] = now() + OPEN_LIMIT
+
+    def arrived(self, qube: str) -> None:
+        """*qube* has opened them, and the kernel knows."""
+        if self._starting.pop(qube, None) is not None:
+            self.used()
+
+    def left(self, qube: str) -> None:
+        """*qube* has closed them, or never will open them."""
+        self._starting.pop(qube, None)
+        self.used()
+
+    # --- forgetting
+
+    def watch(self) -> None:
+        """From now on look whether the key is to be forgotten."""
+        loop = asyncio.get_running_loop()
+        task = self._watch
+        if task is None or task.done() or task.get_loop() is not loop:
+            self._wake = asyncio.Event()
+            self._watch = loop.create_task(self._look_always())
+
+    def retire(self) -> None:
+        """The pool was removed: its key is nobody's business here."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._known.pop(self.root, None)
+        rundir.remove_due(self.pool)
+
+    async def _look_always(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._look()
+            except ZfsError as exc:
+                # the zpool may be away; its keys went with it
+                LOG.debug("key of %s: %s", self.root, exc)
+                self._loaded = False
+                self._tell(None)
+            wait = LOOK_EVERY
+            if self._loaded and self.timeout >= 0:
+                wait = min(wait, max(self._due() - now(), 0.1))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait)
+
+    def _due(self) -> float:
+        given = OPEN_LIMIT if self.store.in_hand else 0.0
+        due = self._last_use + max(self.timeout, given)
+        return max(due, self._not_before)
+
+    async def _look(self) -> None:
+        loaded = (await keys.state(self.root)).loaded
+        if loaded and not self._loaded:
+            # maybe by hand, maybe before this process began
+            self.backoff.reset()
+            self._last_use = max(self._last_use, now())
+        self._loaded = loaded
+        moment = now()
+        for qube, limit in list(self._starting.items()):
+            if limit < moment:
+                del self._starting[qube]
+        if not loaded or self.timeout < 0:
+            self._tell(None)
+        elif self._starting or moment < self._due():
+            self._tell(self._due())
+        else:
+            await self.forget()
+
+    async def forget(self) -> bool:
+        """Unload the key unless something uses it; whether it is gone."""
+        self._forgetting = asyncio.ensure_future(lzc.unload_key(self.root))
+        try:
+            await self._forgetting
+        except Busy:
+            # in use: it has its time from when that ends, which the next
+            # look finds out if nobody says so
+            self._last_use = max(
+                self._last_use, now() + LOOK_EVERY - max(self.timeout, 0)
+            )
+            self._tell(None)
+            return False
+        except Locked:
+            pass
+        else:
+            LOG.info("pool %s: locked", self.pool)
+        self._loaded = False
+        self._tell(None)
+        return True
+
+    def _tell(self, due: float | None) -> None:
+        """Leave word of when the key is to be forgotten; None: no moment."""
+        if due == self._told:
+            return
+        self._told = due
+        rundir.write_due(self.pool, self.root, due)

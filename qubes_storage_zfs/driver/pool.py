@@ -1,0 +1,444 @@
+"""The pools: where volumes are put, and what is true of all of them there.
+
+qubesd builds pools at its start, before its event loop runs, and a second
+time for each backup; an exception then ends qubesd.  So nothing here touches
+ZFS or raises before setup() or the first use of a volume.
+"""
+
+import functools
+import logging
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import qubes.exc
+import qubes.storage
+
+from ..store import claim, messages, naming, options, policy
+from ..store.container import Container, State
+from ..store.listing import Listing
+from ..store.options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
+from ..store.space import Space
+from ..zfs import commands, importexport, keys, lzc, newzpool, probe
+from ..zfs.errors import NotReadable, ZfsError
+from . import errors
+from .discarded import collect_once
+from .errors import refusal, told
+from .volume import ZfsVolume
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+#: the first version without known ways to lose encrypted data, and whose
+#: channel programs tell encryption roots right
+WANTED_OPENZFS = (2, 3, 3)
+
+
+class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
+    """What the pools of this package share.
+
+    :ivar container: the dataset that is the pool
+    :ivar home: the dataset below which the qubes' datasets are
+    """
+
+    driver: str
+    container: str
+    home: str
+    is_encrypted = False
+
+    def __init__(self, *, name: str, given: Mapping[str, Any]) -> None:
+        #: as given, to be written back; strings when read from qubes.xml
+        self._options = dict(given)
+        self._revisions_to_keep = DEFAULT_REVISIONS
+        super().__init__(
+            name=name,
+            revisions_to_keep=self._option(
+                "revisions_to_keep", DEFAULT_REVISIONS
+            ),
+            ephemeral_volatile=self._option("ephemeral_volatile", False),
+        )
+        self.blocksize: int = self._option("volblocksize", DEFAULT_BLOCKSIZE)
+        #: whether clones made at start are kept when their qube stops
+        self.forensics: bool = self._option("snap_on_start_forensics", False)
+        #: whether qubes that keep something here have a tag that says so
+        self.tag_qubes: bool = self._option("tag_qubes", True)
+        #: the qubes that the pool is for, once one has a volume here
+        self._app: Any = None
+        self._volumes: weakref.WeakValueDictionary[str, ZfsVolume] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def _option(self, name: str, default: Any) -> Any:
+        """An option's value; its default if it is bad, for setup() refuses
+        it and nothing may raise before."""
+        if self._options.get(name) is None:
+            return default
+        try:
+            return options.PARSERS[name](self._options[name])
+        except options.BadOption as exc:
+            LOG.warning("%s", exc)
+            return default
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.driver} on {self.container}>"
+
+    # --- what is where
+
+    @property
+    def zpool(self) -> str:
+        return self.container.partition("/")[0]
+
+    @property
+    def store(self) -> Container:
+        return Container.at(self.container, self.home)
+
+    @property
+    def place(self) -> policy.Place:
+        guid = self._options.get(naming.ZPOOL_GUID)
+        where = self.container, self.home
+        return policy.Place(self.name, *where, self.is_encrypted, guid)
+
+    def zpool_must_be_here(self, what: str) -> None:
+        """:raises StoragePoolException: if it is not imported"""
+        if lzc.module_version() and importexport.guid(self.zpool) is None:
+            why = messages.NO_ZPOOL.format(dataset=self.zpool)
+            raise refusal(what, why)
+
+    def note_zpool(self) -> None:
+        """Have qubes.xml say which zpool it is: the next one of that name may
+        be on another disk."""
+        self._options[naming.ZPOOL_GUID] = importexport.guid(self.zpool)
+
+    async def set_dedup(self) -> None:
+        """Give all volumes the option ``dedup``, which they inherit."""
+        value = self._option("dedup", None)
+        if value is not None:
+            await commands.set_property(self.home, "dedup", value)
+
+    async def encryption_root(self) -> str | None:
+        """What a clone must share with its origin; None: not encrypted.
+
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        return (await keys.state(self.home)).root
+
+    # --- what encrypted pools do more
+
+    async def first_use(self) -> None:
+        """Every verb that changes something begins with this."""
+        if await self.store.first_use() and not self.store.is_compared:
+            await collect_once(self, self._app)
+
+    async def must_be_allowed(self) -> None:
+        """Check what is on disk before anything of it is opened or handed out.
+
+        It is checked once after each import of the zpool, and again as long as
+        it is not allowed.
+
+        :raises policy.Refused: if something is not
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        await self.store.first_check.check(self.place)
+
+    async def unlock(self, qube: str | None = None, app: Any = None) -> None:
+        """Every verb that a person waits for begins with this."""
+
+    async def must_be_unlocked(self) -> None:
+        """:raises Locked: if the volumes cannot be opened"""
+
+    def used(self) -> None:
+        """A verb has ended after which nothing may need the pool."""
+
+    @property
+    def revisions_to_keep(self) -> int:
+        return self._revisions_to_keep
+
+    @revisions_to_keep.setter
+    def revisions_to_keep(self, value: Any) -> None:
+        try:
+            self._revisions_to_keep = options.parse_revisions(value)
+        except options.BadOption as exc:
+            raise qubes.exc.QubesValueError(errors.plain(str(exc))) from exc
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What qubes.xml says of the pool: the options that were given, and
+        those that can be changed, as they are now."""
+        given = {
+            key: value
+            for key, value in self._options.items()
+            if value is not None
+        }
+        return {
+            **given,
+            "name": self.name,
+            "driver": self.driver,
+            "revisions_to_keep": self.revisions_to_keep,
+            # as text: core-admin 4.3 writes no attribute that is False
+            "ephemeral_volatile": str(self.ephemeral_volatile),
+        }
+
+    def check_container(self, state: State) -> None:
+        """:raises StoragePoolException: unless *state* is of our container"""
+        what = f"Pool {self.name} is not available"
+        if not state.container:
+            why = messages.CONTAINER_MISSING.format(dataset=self.container)
+            raise refusal(what, why)
+        if state.owner is None:
+            why = policy.unmarked(self.name, self.container, state.bare)
+            raise refusal(what, why)
+        if state.owner != self.name:
+            raise refusal(what, policy.claimed(self.container, state.owner))
+
+    # --- volumes
+
+    def init_volume(self, vm: Any, volume_config: dict[str, Any]) -> ZfsVolume:
+        config = dict(volume_config)
+        config.setdefault("vid", f"{vm.name}/{config['name']}")
+        config.setdefault("revisions_to_keep", self.revisions_to_keep)
+        old = self._volumes.get(config["vid"])
+        volume = self._make_volume(config)
+        if old is not None:
+            volume.replaces, old.replaces = old, None
+        volume.qube, volume.app = vm.name, vm.app
+        self._app = vm.app
+        return volume
+
+    def _make_volume(self, config: dict[str, Any]) -> ZfsVolume:
+        config["pool"] = self
+        for name, parse, default in (
+            (
+                "revisions_to_keep",
+                options.parse_revisions,
+                self.revisions_to_keep,
+            ),
+            ("size", int, 0),
+            (
+                "snap_on_start_forensics",
+                options.PARSERS["snap_on_start_forensics"],
+                False,
+            ),
+        ):
+            try:
+                config[name] = parse(config.get(name, default))
+            except (TypeError, ValueError, OverflowError):
+                config[name] = default
+        volume = ZfsVolume(**config)
+        self._volumes[volume.vid] = volume
+        return volume
+
+    def clones_of(self, volume: ZfsVolume) -> list[ZfsVolume]:
+        """The volumes that are clones of *volume* while their qubes run."""
+        return [
+            each
+            for each in self._volumes.values()
+            if each.source is not None and each.source.vid == volume.vid
+        ]
+
+    async def idle(self, vid: str) -> None:
+        """Wait until nothing is being prepared for the volume *vid*."""
+        if vid in self._volumes:
+            await self._volumes[vid].idle()
+
+    def unlist(self, volume: ZfsVolume) -> None:
+        """*volume* was removed."""
+        self._volumes.pop(volume.vid, None)
+
+    @functools.cached_property
+    def _listing(self) -> Listing:
+        return Listing(self.home)
+
+    def list_volumes(self) -> list[ZfsVolume]:
+        try:
+            found = self._listing.now()
+        except NotReadable:
+            found = self._listing.last
+        except ZfsError:
+            return []
+        return [self._known(vid, value) for vid, value in sorted(found.items())]
+
+    def get_volume(self, vid: str) -> ZfsVolume:
+        """:raises KeyError: if there is no such volume"""
+        if vid in self._volumes:
+            return self._volumes[vid]
+        try:
+            found = self._listing.now()
+        except ZfsError:
+            # qubesd asks for sources while it starts; a KeyError would end it
+            return self._known(vid, self._listing.last.get(vid, ""))
+        if vid not in found:
+            raise KeyError(vid)
+        return self._known(vid, found[vid])
+
+    def _known(self, vid: str, pointer: str) -> ZfsVolume:
+        """The volume object of *vid*; a bare one if no qube has it."""
+        if vid in self._volumes:
+            return self._volumes[vid]
+        return self._make_volume(
+            {
+                "name": vid.rpartition("/")[2],
+                "vid": vid,
+                "rw": True,
+                "save_on_stop": " scratch" not in pointer,
+            }
+        )
+
+    # --- space
+
+    @functools.cached_property
+    def space(self) -> Space:
+        return Space(self.home)
+
+    def available(self) -> int | None:
+        """Bytes that can still be written; None if unknown."""
+        return self.space.now().get("available")
+
+    @property
+    def size(self) -> int | None:
+        space = self.space.now()
+        return space["used"] + space["available"] if space else None
+
+    @property
+    def usage(self) -> int | None:
+        return self.space.now().get("used")
+
+    @property
+    def usage_details(self) -> dict[str, int]:
+        """Bytes, by name; see Space.details()."""
+        return self.space.details()
+
+    def included_in(self, app: Any) -> qubes.storage.Pool | None:
+        """The pool whose container is nearest above ours."""
+        nearest, found = -1, None
+        for pool in app.pools.values():
+            container = getattr(pool, "container", None)
+            if pool is self or not isinstance(container, str):
+                continue
+            inside = f"{self.container}/".startswith(f"{container}/")
+            if inside and len(container) > nearest:
+                nearest, found = len(container), pool
+        return found
+
+    # --- coming and going
+
+    async def destroy(self) -> None:
+        """Give the container back; what is in it stays."""
+        with told(f"Cannot give back {self.container}"):
+            await claim.claim(self.container, self.name, release=True)
+
+
+class ZfsZvolPool(ZfsPool):
+    """Qubes on zvols of a zpool made from block devices, or in a dataset."""
+
+    driver = "zfs_zvol"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        container: str | None = None,
+        block_devices: str | None = None,
+        revisions_to_keep: Any = DEFAULT_REVISIONS,
+        ephemeral_volatile: Any = False,
+        volblocksize: str | None = None,
+        compression: str | None = None,
+        dedup: str | None = None,
+        snap_on_start_forensics: Any = None,
+        tag_qubes: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            name=name,
+            given={
+                **kwargs,
+                "container": container,
+                "block_devices": block_devices,
+                "revisions_to_keep": revisions_to_keep,
+                "ephemeral_volatile": ephemeral_volatile,
+                "volblocksize": volblocksize,
+                "compression": compression,
+                "dedup": dedup,
+                "snap_on_start_forensics": snap_on_start_forensics,
+                "tag_qubes": tag_qubes,
+            },
+        )
+        self.container = name if container is None else container
+        self.home = f"{self.container}/vm"
+
+    async def setup(self) -> "ZfsZvolPool":
+        """Make the pool, or adopt its container; nothing half-made stays.
+
+        :raises StoragePoolException: saying what is wrong with which option
+        """
+        what = f"Cannot add the pool {self.name}"
+        given = self._options
+        if (given["container"] is None) == (given["block_devices"] is None):
+            raise refusal(
+                what,
+                "give either container=<dataset> (in a zpool that exists) or"
+                " block_devices=<devices> (to make a zpool of)",
+            )
+        with told(what):
+            try:
+                options.check(given)
+                if given["container"] is not None:
+                    naming.dataset_name(self.container)
+                else:
+                    naming.zpool_name(self.name)
+                    devices = probe.split_devices(given["block_devices"])
+            except ValueError as exc:
+                raise refusal(what, str(exc)) from exc
+            self._check_version()
+            if given["container"] is not None:
+                self.zpool_must_be_here(what)
+                await claim.adopt(
+                    self.name,
+                    self.container,
+                    self.home,
+                    given["compression"],
+                )
+            else:
+                await self._setup_zpool(devices, what)
+            await self.set_dedup()
+        self.note_zpool()
+        return self
+
+    def _check_version(self) -> None:
+        numbers = lzc.version_numbers()
+        if numbers is not None and numbers < WANTED_OPENZFS:
+            LOG.warning(
+                "pool %s: OpenZFS %s is older than 2.3.3, the oldest version"
+                " this driver is tested with",
+                self.name,
+                lzc.module_version(),
+            )
+
+    async def _setup_zpool(self, devices: list[str], what: str) -> None:
+        if commands.zpool_imported(self.name):
+            raise refusal(
+                what,
+                f"there is a zpool {self.name} already; to put qubes on it,"
+                f" add the pool with container={self.name}",
+            )
+        async with probe.checked(devices) as disks:
+            try:
+                await self._create_zpool(disks)
+            except BaseException:
+                await self._unmake([disk.node for disk in disks])
+                raise
+
+    async def _create_zpool(self, disks: list[probe.Device]) -> None:
+        compression = self._options.get("compression") or "lz4"
+        properties = {**policy.ZPOOL_ROOT_SETTINGS, naming.OWNER: self.name}
+        await newzpool.create(self.name, disks, compression, properties)
+        try:
+            await lzc.create_filesystem(self.home, policy.HOME_PROPERTIES)
+        except BaseException:
+            await commands.destroy_zpool(self.name)
+            raise
+
+    async def _unmake(self, devices: list[str]) -> None:
+        """The devices were blank before setup() and are to be so again."""
+        try:
+            await probe.make_blank_again(devices)
+        except ZfsError as exc:
+            LOG.error("pool %s: %s", self.name, exc)

@@ -1,0 +1,229 @@
+"""Have a person asked for a passphrase: the service qubes.AskPassword.
+
+It is called in dom0 or in the GUI domain, see domain_for().  The answer goes
+from the service into a pipe that is not read here.  While it is awaited the
+service's standard input stays open; its end closes the prompt.
+"""
+
+import asyncio
+import contextlib
+import logging
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import qubes.exc
+
+from ..store import options
+from ..zfs import keys
+from ..zfs.keys import NobodyToAsk, NotAsked
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+SERVICE = "qubes.AskPassword"
+#: seconds until a prompt that nobody answers is closed
+LIMIT = 120
+#: seconds that the service has to close it by itself
+GRACE = 5
+
+CANCELLED = "the passphrase prompt was cancelled"
+SILENT = "nobody answered the passphrase prompt in {domain} for {limit} seconds"
+NOT_RUNNING = (
+    "the passphrase is to be asked for in {domain}, which is not running;"
+    " start it, or {instead}"
+)
+NOBODY = "nobody can be asked for the passphrase in {domain}; {instead}"
+CHOSEN_MISSING = (
+    "the qube {domain}, which ask_password_domain names, does not exist;"
+    " {instead}"
+)
+CHOSEN_REPLACED = (
+    "the qube {domain} is not the one that ask_password_domain named when the"
+    " pool was added, so it is not asked; {instead}, or see encryption.md in"
+    " the package's documentation"
+)
+#: what is done where nobody can be asked
+UNLOCK_BY_HAND = "run 'sudo qvm-zfs unlock {pool}' in a terminal of dom0"
+
+#: exit status of the service -> what it means
+_ENDS = {1: CANCELLED, 4: SILENT}
+
+
+class Asker:
+    """Asks for one pool's passphrase in one domain.
+
+    :param find: returns dom0 or the qube to ask in, or None if there is none;
+        raises NobodyToAsk if that qube must not be asked
+    :param instead: what a person can do where nobody can be asked
+    :param qube: the qube that needs the pool, shown in the prompt
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        find: Callable[[], Any],
+        instead: str,
+        qube: str | None = None,
+    ) -> None:
+        self.pool = pool
+        self.instead = instead.format(pool=pool)
+        self._find = find
+        #: one line: the pool, how many seconds to wait, the qube
+        self._request = f"{pool} {{limit}}"
+        if qube is not None and options.QUBE_NAME.match(qube):
+            self._request += f" {qube}"
+
+    def _why(self, template: str, domain: Any) -> str:
+        return template.format(
+            domain=getattr(domain, "name", "dom0"),
+            limit=LIMIT,
+            instead=self.instead,
+        )
+
+    async def __call__(self, purpose: str, answers: int) -> None:
+        """Ask once.
+
+        :param purpose: a word of keyholder.py
+        :param answers: file descriptor that the answer goes to
+        :raises NotAsked: if there is no answer
+        """
+        domain = self._find()
+        if domain is None:
+            raise NobodyToAsk(self._why(NOBODY, domain))
+        # in dom0 the service finds the person's session by itself
+        user = "root" if domain.klass == "AdminVM" else None
+        try:
+            process = await domain.run_service(
+                f"{SERVICE}+{purpose}",
+                user=user,
+                stdin=subprocess.PIPE,
+                stdout=answers,
+                stderr=subprocess.DEVNULL,
+            )
+        except qubes.exc.QubesVMNotRunningError as exc:
+            raise NobodyToAsk(self._why(NOT_RUNNING, domain)) from exc
+        except (qubes.exc.QubesException, OSError) as exc:
+            LOG.warning("pool %s: %s", self.pool, exc)
+            raise NobodyToAsk(self._why(NOBODY, domain)) from exc
+        try:
+            status = await self._end_of(process)
+        except TimeoutError as exc:
+            raise NotAsked(self._why(SILENT, domain)) from exc
+        finally:
+            await _close(process)
+        if status:
+            if status in _ENDS:
+                raise NotAsked(self._why(_ENDS[status], domain))
+            LOG.warning("%s ended with status %d", SERVICE, status)
+            raise NobodyToAsk(self._why(NOBODY, domain))
+
+    async def _end_of(self, process: asyncio.subprocess.Process) -> int:
+        stdin = cast(asyncio.StreamWriter, process.stdin)
+        stdin.write(f"{self._request.format(limit=LIMIT)}\n".encode())
+        return await asyncio.wait_for(process.wait(), LIMIT + GRACE)
+
+
+async def _close(process: asyncio.subprocess.Process) -> None:
+    """The prompt goes with its input; the process in any case."""
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.returncode is None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), 1)
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+#: the application object of this qubesd, which pools do not know; see
+#: extension.py
+_apps: list[Any] = []
+
+
+def remember(app: Any) -> None:
+    """*app* is the one that persons talk to."""
+    _apps[:] = [app]
+
+
+def _remembered(app: Any = None) -> Any:
+    """Return *app*, or the one of this qubesd; None if there is none."""
+    return app or (_apps[0] if _apps else None)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The qube that the option ask_password_domain names.
+
+    :ivar uuid: that the qube had when the pool was added: a qube that is
+        created later under the same name has another; None: not recorded
+    """
+
+    name: str
+    uuid: str | None
+
+    def matches(self, qube: Any) -> bool:
+        """Return whether *qube* is the one that was recorded."""
+        return qube.name == self.name and str(qube.uuid) == self.uuid
+
+    def find(self, app: Any, instead: str) -> Any:
+        """Return the qube.
+
+        :raises NobodyToAsk: if it does not exist, or is another one
+        """
+        if self.name not in app.domains:
+            template = CHOSEN_MISSING
+        elif self.matches(qube := app.domains[self.name]):
+            return qube
+        else:
+            template = CHOSEN_REPLACED
+        raise NobodyToAsk(template.format(domain=self.name, instead=instead))
+
+
+def named(name: str, app: Any = None) -> Any:
+    """Return the domain of that name; None if there is none."""
+    app = _remembered(app)
+    return app.domains[name] if app and name in app.domains else None
+
+
+def domain_for(
+    chosen: Chosen | None,
+    qube: str | None,
+    app: Any = None,
+    instead: str = UNLOCK_BY_HAND,
+) -> Any:
+    """Return where to ask; None if qubesd does not know its domains yet.
+
+    In the qube that the pool's option names, else in ``default_guivm``, else
+    in dom0.  A client that may change a qube's ``guivm`` must not redirect the
+    passphrase, so that property decides only between the last two.
+
+    :param qube: name of the qube that needs the pool
+    :param app: that qube's application object
+    :raises NobodyToAsk: if the chosen qube is not the one it was
+    """
+    app = _remembered(app)
+    if app is None:
+        return None
+    if chosen is not None:
+        return chosen.find(app, instead)
+    dom0 = app.domains["dom0"]
+    if qube is not None and qube in app.domains:
+        if getattr(app.domains[qube], "guivm", None) == dom0:
+            return dom0
+    return getattr(app, "default_guivm", None) or dom0
+
+
+def prompt(
+    pool: str,
+    chosen: Chosen | None,
+    qube: str | None = None,
+    app: Any = None,
+    instead: str = UNLOCK_BY_HAND,
+) -> keys.Prompt:
+    """Return what asks for the passphrase of *pool*; see domain_for()."""
+    instead = instead.format(pool=pool)
+    return Asker(
+        pool, lambda: domain_for(chosen, qube, app, instead), instead, qube
+    )

@@ -1,0 +1,1 @@
+"""Volumes of other drivers taken over in place, and given back."""

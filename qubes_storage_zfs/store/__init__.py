@@ -1,0 +1,1 @@
+"""What is on disk: names, state and changes; no qubes, no libzfs_core."""

@@ -1,0 +1,313 @@
+"""What a person is told when something fails: one sentence and the remedy.
+
+doc/errors.md lists these; a test compares the two.  Nothing here needs
+qubesd's modules: the tools say the same.
+"""
+
+import errno
+
+from ..zfs import errors as zfs
+from ..zfs.probe import DeviceRefused
+
+NO_MODULE = (
+    "the zfs kernel module or python3-pyzfs is missing in dom0;"
+    " run 'sudo modprobe zfs' (after a kernel update 'dkms status' tells"
+    " whether the module was built for the new one)"
+)
+POOL_ABSENT = (
+    "the zpool {dataset} is not imported; connect its disk, open its LUKS"
+    " device and run 'sudo qvm-zfs attach' with the pool's name in dom0"
+)
+NO_ZPOOL = (
+    "the zpool {dataset} is not imported; connect its disk and run"
+    " 'sudo qvm-zfs attach --zpool {dataset}' in dom0"
+)
+ZPOOL_READ_ONLY = (
+    "the zpool {zpool} is imported read-only, so no qube in it can start; run"
+    " 'sudo zpool export {zpool}' and then 'sudo qvm-zfs attach' with the"
+    " pool's name in dom0"
+)
+ZPOOL_SUSPENDED = (
+    "the zpool {zpool} is suspended, because a disk of it failed or is gone;"
+    " connect the disk again and run 'sudo zpool clear {zpool}' in dom0 ('zpool"
+    " status {zpool}' names the disk)"
+)
+ZPOOL_SILENT = (
+    "the zpool {zpool} does not answer, probably because one of its disks does"
+    " not; look for disk errors with 'sudo dmesg' in dom0"
+)
+DATASET_READ_ONLY = (
+    "{dataset} has readonly=on, so a qube could not write to its volumes; run"
+    " 'sudo zfs set readonly=off {dataset}' in dom0"
+)
+KEY_IS_NO_PASSPHRASE = (
+    "the key of {dataset} is not a passphrase (keyformat={keyformat}); load"
+    " it with 'sudo zfs load-key {dataset}' in dom0, and give it a passphrase"
+    " with 'sudo zfs change-key -o keyformat=passphrase -o keylocation=prompt"
+    " {dataset}'"
+)
+CONTAINER_MISSING = (
+    "the dataset {dataset} does not exist; was it renamed or destroyed?"
+)
+CONTAINER_CLAIMED = (
+    "the dataset {dataset} belongs to the pool {owner}; if that pool is gone"
+    " for good, run 'sudo zfs inherit {property} {dataset}' in dom0"
+)
+CONTAINER_UNMARKED = (
+    "the dataset {dataset} is not marked as the pool {pool}'s; if it is, run"
+    " 'sudo zfs set {property}={pool} {dataset}' in dom0"
+)
+CONTAINER_BARE = (
+    "{dataset} was received without its properties, which name the current"
+    " content of each volume; receive it again from 'zfs send -R' ('zfs send"
+    " -Rw' for an encrypted pool), see moving-zpools.md in the package's"
+    " documentation"
+)
+NO_SPACE = (
+    "there is no space left for {dataset} (zpool full, or a quota above it);"
+    " remove qubes or revisions, or enlarge the zpool"
+)
+BUSY = "{dataset} is in use by {holders}; end that and try again"
+BUSY_NOBODY = "{dataset} was busy for too long; try again"
+LOCKED = (
+    "the encryption key of {dataset} is not loaded; start a qube in its pool,"
+    " or run 'sudo qvm-zfs unlock' in a terminal of dom0"
+)
+WRONG_PASSPHRASE = "none of the answers was the passphrase"
+NO_NEW_PASSPHRASE = (
+    "no two answers were the same and of 8 to 512 bytes, as a new passphrase"
+    " must be"
+)
+BAD_ANSWER = (
+    "what answered the passphrase prompt was no person: no single line of text"
+)
+ASKS_IN = (
+    "Cannot remove {qube}: the pool {pool} asks for its passphrase there"
+    " (ask_password_domain); remove the pool first, or see encryption.md in the"
+    " package's documentation"
+)
+DELAYED = (
+    "the last passphrase prompt did not unlock the pool, so qubesd shows no"
+    " other before {time}; to be asked now, run 'sudo qvm-zfs unlock {pool}' in"
+    " a terminal of dom0"
+)
+NO_ANSWER = "no passphrase was given"
+BAD_ITERATIONS = (
+    "{dataset} has pbkdf2iters={call}, which is not a number from 100000 to"
+    " 100000000, so deriving its key might take hours; if you set it, run"
+    " 'sudo zfs load-key {dataset}' and 'sudo zfs change-key -o"
+    " pbkdf2iters=350000 {dataset}' in dom0; if not, another system changed the"
+    " disk: see disasters.md in the package's documentation"
+)
+UNPROTECTED = (
+    "the process that reads the passphrase could not protect its memory"
+    " ({call}), so no prompt was shown; run as root with CAP_IPC_LOCK, and free"
+    " memory if it is short"
+)
+SILENT_KEYHOLDER = (
+    "the process that derives the key of {dataset} did not answer for {call}"
+    " seconds and was killed; see whether its zpool responds ('zpool status'),"
+    " and try again"
+)
+TOO_OLD_TO_ENCRYPT = (
+    "OpenZFS 2.3.3 or newer is needed for an encrypted pool: older ones have"
+    " ways to lose encrypted data"
+)
+NESTED_KEYS = (
+    "{dataset} is encrypted with the key of {root} already; to forget one key"
+    " would take the volumes of the other away, so choose a dataset that is"
+    " not encrypted"
+)
+NOT_A_ROOT = (
+    "{dataset} exists and has no passphrase of its own (it must be an"
+    " encryption root with keyformat=passphrase)"
+)
+FOREIGN_ROOT = "{dataset} exists and is not this driver's; choose another name"
+NO_DEVICE = (
+    "the device of {dataset} did not appear; is systemd-udevd running?"
+    " 'sudo udevadm trigger --subsystem-match=block' in dom0 makes it look"
+    " again"
+)
+NOT_FOUND = "{dataset} does not exist (any more)"
+EXISTS = "{dataset} exists already"
+NAME_TOO_LONG = "the name {dataset} is too long for ZFS"
+NAME_NOT_SUPPORTED = (
+    "this driver does not support the {kind} name '{name}', though ZFS does;"
+    " use a {kind} whose name has only letters, digits and {signs}"
+)
+OTHER = "ZFS refused '{call}' for {dataset} ({code})"
+
+MISSING_VOLUME = (
+    "the volume is missing on disk: {dataset} has no content for it;"
+    " was it destroyed by hand?"
+)
+MISSING_SOURCE = "its source {source} is missing on disk"
+VOLUME_EXISTS = (
+    "there is a volume of that name already, left by a qube that was removed"
+    " while the pool was away; choose another name, or look at {dataset} in"
+    " dom0 and run 'sudo zfs destroy -r {dataset}' if nothing in it is needed"
+)
+RUNNING = "the qube is running; shut it down first"
+SHRINK_RUNNING = "a volume cannot be made smaller while its qube runs"
+READ_ONLY = "the volume is read-only"
+SIZE_OF_SOURCE = (
+    "its size is that of {source}, which it is cloned from at each start;"
+    " resize that volume ('qvm-volume resize {source} SIZE' in dom0)"
+)
+NO_REVISION = "there is no revision {revision}; 'qvm-volume info' lists them"
+NO_REVISIONS = "the volume has no revision to go back to"
+NOTHING_TO_RESET_TO = (
+    "there is no revision {revision}, which the feature zfs.reset-on-start"
+    " names; choose another ('qvm-volume info {qube}:{volume}' lists them), or"
+    " 'qvm-features --unset {qube} zfs.reset-on-start'"
+)
+SNAPSHOTS_DISABLED = (
+    "the volume keeps no revisions (revisions_to_keep is -1), so there is"
+    " nothing committed to read while its qube runs; shut it down first"
+)
+IMPORT_RUNNING = "an import into this volume is under way ({holders})"
+IMPORT_REPLACED = (
+    "another import into this volume began before this one ended, and nothing"
+    " was written by it; import again"
+)
+NO_IMPORT = "no import into this volume is under way"
+BAD_SIZE = "{size} is not a size a volume can have"
+BOTH_KINDS = (
+    "a volume cannot both start as a copy of another and save its changes"
+    " (snap_on_start and save_on_stop)"
+)
+NO_SPACE_FOR_COPY = (
+    "copying {source} needs {needed} bytes and only {free} are free in the"
+    " pool {pool}"
+)
+COPY_FAILED = "reading or writing the data failed: {reason}"
+
+
+# --- what qvm-zfs attach and detach say
+
+ZPOOL_NOWHERE = (
+    "the zpool {zpool} is on no disk that dom0 has; connect its disk and open"
+    " its LUKS device ('sudo cryptsetup open'), if it is on one"
+)
+ZPOOL_IS_ANOTHER = (
+    "the pool {pool} is on the zpool {zpool} with the guid {guid}, and the one"
+    " of that name {where} has the guid {other}, so it is another disk's; if you"
+    " moved the pool there with 'zfs send', see moving-zpools.md in the package's"
+    " documentation"
+)
+SEVERAL_CLAIMS = (
+    "several datasets are marked as the pool {pool}, and qubesd has no pool of"
+    " that name: {datasets}; detach the disk of the wrong one, or run 'sudo zfs"
+    " inherit qubes-storage-zfs:pool' with its dataset"
+)
+ZPOOL_SEVERAL = (
+    "there are several zpools {zpool}, with the guids {guids}, and nobody noted"
+    " which one the pool {pool} is on; disconnect the disks of all but one"
+)
+ZPOOL_ELSEWHERE = (
+    "another machine had the zpool {zpool} last, or has it now, and did not"
+    " export it; export it there ('sudo zpool export {zpool}'), or, if that"
+    " machine is gone for good or was this one, add --force, once"
+)
+ZPOOL_BROKEN = "the zpool {zpool} cannot be imported: {status} ({devices})"
+DISK_CHANGED = (
+    "{dataset} has {property}={value} where {wanted} must be, so that dom0"
+    " does not read what qubes wrote and keys protect all of it; if you changed"
+    " it, {remedy}; if not, another system changed the disk: see disasters.md"
+    " in the package's documentation"
+)
+DISK_REMEDY = "run 'sudo zfs {command}' in dom0"
+DISK_REMEDY_MOVE = "move that dataset out of the pool with 'sudo zfs rename'"
+ZPOOL_PROPERTY = (
+    "the zpool {zpool} has {property}={value} where {wanted} must be, and could"
+    " not be changed; it was exported again"
+)
+ZPOOL_OTHER_NAME = (
+    "the zpool that was listed as {zpool} has the name {name} now and was"
+    " exported again; disconnect other disks and try again"
+)
+ZPOOL_NAMES = (
+    "the zpool with the guid {guid} has several names on the disks that are"
+    " here ({names}); disconnect the disk that is not part of it"
+)
+ZPOOLS_OF_A_NAME = (
+    "there are several zpools {zpool}, with the guids {guids}; disconnect the"
+    " disks of all but one"
+)
+ZPOOL_HAS_POOLS = (
+    "qubesd has the pools {pools} on a zpool {zpool}; run 'sudo qvm-zfs attach"
+    " {pool}'"
+)
+RECORD_REFUSED = (
+    "{dataset} has {property}={value}, which 'qvm-zfs adopt' does not write, so"
+    " nothing was changed; if you did not set it, another system changed the"
+    " disk: see disasters.md in the package's documentation"
+)
+NOT_SAVED = (
+    "dom0 has no record of the adoption of {pool} (an older version of this"
+    " package or another dom0 adopted it), and the record on the disk is not"
+    " trusted; see moving.md in the package's documentation"
+)
+OTHER_ADOPTION = (
+    "the record on {container} is not what dom0 recorded when the pool {pool}"
+    " was adopted, or the zpool is another one, so nothing was changed; see"
+    " moving.md in the package's documentation"
+)
+POOL_IN_USE = "{zpool} is in use: {users}; end that and try again"
+NOT_ATTACHED_AGAIN = (
+    "the pool {pool} is detached, but 'qvm-zfs attach' will refuse it: {why}"
+)
+ADOPTED_BUT = (
+    "the pool {pool} was not adopted: {why}; correct that and repeat this"
+    " command, or undo it with 'sudo qvm-zfs adopt --undo --apply {pool}'"
+)
+ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
+
+
+def reason(exc: zfs.ZfsError) -> str:
+    """The sentence for *exc*."""
+    template = OTHER
+    holders = ""
+    if isinstance(exc, zfs.Busy):
+        holders = ", ".join(exc.holders)
+        template = BUSY if holders else BUSY_NOBODY
+    elif isinstance(exc, (zfs.CommandFailed, DeviceRefused)):
+        # zpool advises -f, which is how disks are lost
+        lines = str(exc).split("\n")
+        return " ".join(line.strip() for line in lines if "-f'" not in line)
+    elif exc.code == errno.ENAMETOOLONG:
+        template = NAME_TOO_LONG
+    elif isinstance(exc, zfs.WrongPassphrase):
+        new = exc.call.startswith("new")
+        template = NO_NEW_PASSPHRASE if new else WRONG_PASSPHRASE
+    else:
+        for kind, sentence in (
+            (zfs.NoModule, NO_MODULE),
+            (zfs.PoolAbsent, POOL_ABSENT),
+            (zfs.NoSpace, NO_SPACE),
+            (zfs.Locked, LOCKED),
+            (zfs.BadAnswer, BAD_ANSWER),
+            (zfs.NoAnswer, NO_ANSWER),
+            (zfs.BadIterations, BAD_ITERATIONS),
+            (zfs.Unprotected, UNPROTECTED),
+            (zfs.Silent, SILENT_KEYHOLDER),
+            (zfs.NoDevice, NO_DEVICE),
+            (zfs.ReadOnlyZpool, ZPOOL_READ_ONLY),
+            (zfs.Suspended, ZPOOL_SUSPENDED),
+            (zfs.SilentZpool, ZPOOL_SILENT),
+            (zfs.ReadOnlyDataset, DATASET_READ_ONLY),
+            (zfs.NoPassphrase, KEY_IS_NO_PASSPHRASE),
+            (zfs.NotFound, NOT_FOUND),
+            (zfs.Exists, EXISTS),
+        ):
+            if isinstance(exc, kind):
+                template = sentence
+    name = errno.errorcode.get(exc.code, str(exc.code))
+    return template.format(
+        dataset=exc.dataset,
+        zpool=exc.dataset.partition("/")[0].partition("@")[0],
+        call=exc.call,
+        code=name,
+        holders=holders,
+        keyformat=getattr(exc, "keyformat", ""),
+    )

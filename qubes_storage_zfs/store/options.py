@@ -1,0 +1,159 @@
+"""A pool's options: strings from a person or qubes.xml, checked and parsed."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..zfs.keyholder import ITERATIONS
+
+DEFAULT_REVISIONS = 2
+DEFAULT_BLOCKSIZE = 16384  # bytes
+DEFAULT_TIMEOUT = 1200  # seconds
+DEFAULT_ITERATIONS = 350000  # of PBKDF2; what zfs(8) takes
+
+_COMPRESSIONS = re.compile(
+    r"(on|off|lzjb|zle|lz4|gzip(-[1-9])?|zstd(-([1-9]|1[0-9]))?)\Z"
+)
+_BLOCKSIZE = re.compile(r"([1-9][0-9]{0,9})([kKmM]?)\Z")
+#: as core-admin allows it, and the service qubes.AskPassword checks it again
+QUBE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")
+#: ZFS reads and writes all of a zpool more slowly with dedup, as long as a
+#: block remains that was written with it
+DEDUP_ON = "on-for-ever"
+_TRUE = frozenset(("True", "true", "1", "on", "yes"))
+_FALSE = frozenset(("False", "false", "0", "off", "no", ""))
+
+
+class BadOption(ValueError):
+    """An option has a value it cannot have; the text is a sentence."""
+
+
+def _whole(value: Any, least: int, most: int) -> int | None:
+    """*value* as a whole number within the bounds; None if it is none."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if least <= number <= most else None
+
+
+def parse_revisions(value: Any) -> int:
+    """:raises BadOption: unless it is a whole number from -1 on"""
+    number = _whole(value, -1, 10000)
+    if number is None:
+        raise BadOption(
+            f"revisions_to_keep must be a number from -1 on, not {value!r}"
+        )
+    return number
+
+
+def parse_timeout(value: Any) -> int:
+    """Seconds.
+
+    :raises BadOption: unless it is a whole number from -1 on
+    """
+    number = _whole(value, -1, 1 << 31)
+    if number is None:
+        raise BadOption(
+            "unload_timeout must be a number of seconds, 0 for at once or -1"
+            f" for never, not {value!r}"
+        )
+    return number
+
+
+def parse_iterations(value: Any) -> int:
+    """:raises BadOption: unless ZFS takes so many"""
+    number = _whole(value, ITERATIONS[0], ITERATIONS[-1])
+    if number is None:
+        raise BadOption(
+            f"pbkdf2iters must be a number from {ITERATIONS[0]} to"
+            f" {ITERATIONS[-1]}, not {value!r}"
+        )
+    return number
+
+
+def parse_domain(value: Any) -> str:
+    """:raises BadOption: unless a qube can have that name"""
+    if not isinstance(value, str) or not QUBE_NAME.match(value):
+        raise BadOption(
+            f"ask_password_domain must be the name of a qube, not {value!r}"
+        )
+    return value
+
+
+def parse_bool(name: str, value: Any) -> bool:
+    """:raises BadOption: unless it is one of the words for yes and no"""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in _TRUE | _FALSE:
+        return value in _TRUE
+    raise BadOption(f"{name} must be True or False, not {value!r}")
+
+
+def parse_blocksize(value: Any) -> int:
+    """Bytes.
+
+    :raises BadOption: unless it is a power of two from 4k to 128k
+    """
+    match = _BLOCKSIZE.match(str(value))
+    size = 0
+    if match is not None:
+        unit = {"": 1, "k": 1 << 10, "m": 1 << 20}[match[2].lower()]
+        size = int(match[1]) * unit
+    if not 4096 <= size <= 131072 or size & (size - 1):
+        raise BadOption(
+            f"volblocksize must be a power of two from 4k to 128k,"
+            f" not {value!r}"
+        )
+    return size
+
+
+def parse_compression(value: Any) -> str:
+    """:raises BadOption: unless ZFS knows the word"""
+    if not isinstance(value, str) or not _COMPRESSIONS.match(value):
+        raise BadOption(
+            f"compression must be on, off, lz4, zstd, zstd-1 to zstd-19,"
+            f" gzip, gzip-1 to gzip-9, zle or lzjb, not {value!r}"
+        )
+    return value
+
+
+def parse_dedup(value: Any) -> str:
+    """Return the value of ZFS' property.
+
+    :raises BadOption: unless it is ``off`` or DEDUP_ON
+    """
+    if value not in ("off", DEDUP_ON):
+        raise BadOption(
+            f"dedup must be off or {DEDUP_ON}, not {value!r}: it slows down the"
+            " whole zpool, and what was written with it stays that way"
+        )
+    return "off" if value == "off" else "on"
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Check the options that every pool has.
+
+    :raises BadOption: if one has a value it cannot have
+    """
+    for name, parse in PARSERS.items():
+        if options.get(name) is not None:
+            parse(options[name])
+
+
+#: how each option is parsed; those that are absent have their default
+PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    "revisions_to_keep": parse_revisions,
+    "ephemeral_volatile": lambda value: parse_bool("ephemeral_volatile", value),
+    "snap_on_start_forensics": lambda value: parse_bool(
+        "snap_on_start_forensics", value
+    ),
+    "tag_qubes": lambda value: parse_bool("tag_qubes", value),
+    "volblocksize": parse_blocksize,
+    "compression": parse_compression,
+    "dedup": parse_dedup,
+    "unload_timeout": parse_timeout,
+    "opaque_names": lambda value: parse_bool("opaque_names", value),
+    "pbkdf2iters": parse_iterations,
+    "ask_password_domain": parse_domain,
+}

@@ -1,0 +1,285 @@
+"""Allowed properties of what is on disk: one table, and the check against it.
+
+A disk that was away, received or attached may say anything.  Its properties
+decide whether dom0's kernel looks for partitions in what a qube wrote, whether
+dom0 mounts a filesystem, and which key encrypts what is written.  So they are
+compared with this table when a pool is added or attached, at the first use of
+a pool after qubesd started or the zpool was imported, and in part at each start
+of a volume.  Nothing read here is used for anything but the comparison and,
+shortened and escaped, a message.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..zfs import channel, importexport, lzc
+from ..zfs.errors import NoPassphrase, ZfsError
+from ..zfs.text import printable
+from . import messages, naming
+
+#: of the qubes root and everything below it, as zfs(8) spells it: no partition
+#: scan by the kernel, no devices of snapshots, nothing that udev probes
+SAFE: Mapping[str, str] = {
+    "volmode": "dev",
+    "snapdev": "hidden",
+    naming.UDEV_FLAG: "true",
+}
+#: of a qubes root that this driver creates
+HOME_SETTINGS: Mapping[str, str] = {
+    "mountpoint": "none",
+    **SAFE,
+    naming.AUTO_SNAPSHOT: "false",
+}
+#: the same, as libzfs_core takes it
+HOME_PROPERTIES: Mapping[str, lzc.Value] = {
+    **HOME_SETTINGS,
+    "volmode": lzc.VOLMODE_DEV,
+    "snapdev": lzc.SNAPDEV_HIDDEN,
+}
+#: of an encryption root that was created by other software and is taken over
+TAKEN_OVER_SETTINGS: Mapping[str, str] = {
+    **HOME_SETTINGS,
+    "canmount": "off",
+}
+#: of the root dataset of a zpool that this driver creates
+ZPOOL_ROOT_SETTINGS: Mapping[str, str] = {
+    **HOME_SETTINGS,
+    "canmount": "off",
+    "atime": "off",
+}
+#: of an encrypted pool's container, besides being its own encryption root
+KEY_RULES: Mapping[str, str] = {
+    "keyformat": "passphrase",
+    "keylocation": "prompt",
+}
+#: datasets in a pool; many times the volumes that a machine can have
+LIMIT = 100_000
+#: characters of a name or value from a disk that a message shows
+SHOWN = 80
+
+
+class Refused(Exception):
+    """What is on disk cannot be used as this pool; the text is a sentence."""
+
+
+class NotThere(Refused):
+    """The container is missing, or is not this pool's."""
+
+
+class NotAllowed(Refused):
+    """A property of a dataset has a value that is not allowed.
+
+    :ivar dataset: the dataset
+    :ivar name: the property
+    """
+
+    def __init__(self, home: str, wrong: Mapping[str, Any]) -> None:
+        # ZFS itself bounds the length of names
+        self.dataset = printable(str(wrong.get("dataset")), naming.NAME_MAX)
+        self.name = shown(wrong.get("property"))
+        super().__init__(
+            messages.DISK_CHANGED.format(
+                dataset=self.dataset,
+                property=self.name,
+                value=shown(wrong.get("value")),
+                wanted=wrong.get("wanted"),
+                remedy=_remedy(home, wrong),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pool is, as qubes.xml or the caller says, never the disk.
+
+    :ivar pool: its name
+    :ivar container: its dataset
+    :ivar home: the qubes root
+    :ivar is_encrypted: whether the container is an encryption root of its own
+    :ivar zpool_guid: of the zpool, as qubes.xml has it; None: not recorded
+    """
+
+    pool: str
+    container: str
+    home: str
+    is_encrypted: bool
+    zpool_guid: str | None = None
+
+
+def shown(text: Any) -> str:
+    """Return a name or value from a disk as a message may show it.
+
+    :param text: bytes of any kind, decoded with surrogates; None: "-"
+    """
+    if text is None or text == "":
+        return "-"
+    return printable(str(text), SHOWN)
+
+
+def claimed(container: str, owner: Any) -> str:
+    """Return the sentence for a container that another pool's name is on.
+
+    :param owner: that name, as the disk has it
+    """
+    return messages.CONTAINER_CLAIMED.format(
+        dataset=container, owner=shown(owner), property=naming.OWNER
+    )
+
+
+def unmarked(pool: str, dataset: str, bare: bool) -> str:
+    """Return the sentence for a container that carries no pool's name.
+
+    :param bare: it was received without its properties
+    """
+    template = messages.CONTAINER_BARE if bare else messages.CONTAINER_UNMARKED
+    return template.format(dataset=dataset, pool=pool, property=naming.OWNER)
+
+
+def as_rules(properties: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return *properties* as channel programs take them."""
+    return [
+        {"name": name, "value": value} for name, value in properties.items()
+    ]
+
+
+def _remedy(home: str, wrong: Mapping[str, Any]) -> str:
+    """Return what an administrator does who changed the property."""
+    dataset, name = str(wrong.get("dataset")), str(wrong.get("property"))
+    if name not in (*SAFE, "mountpoint", "keylocation"):
+        return messages.DISK_REMEDY_MOVE
+    value, at = str(wrong.get("wanted")), str(wrong.get("source"))
+    verb = f"set {name}={value} {home}"
+    if dataset != home:
+        place = at if at.startswith(f"{home}/") else dataset
+        if at == home or not _is_plain(place):
+            place = home
+        else:
+            verb = f"inherit {name} {place}"
+    return messages.DISK_REMEDY.format(command=verb)
+
+
+def _is_plain(dataset: str) -> bool:
+    """Return whether *dataset* can stand in a command as it is."""
+    try:
+        lzc.check_name(dataset, "show")
+    except ZfsError:
+        return False
+    return True
+
+
+# --- the check
+
+
+def check_zpool(place: Place) -> None:
+    """Compare the zpool that is imported with the one that qubes.xml names.
+
+    Another disk's zpool may have the same name, and the pool's name on it.
+
+    :raises NotThere: if it has another GUID
+    """
+    zpool = place.container.partition("/")[0]
+    imported = importexport.guid(zpool)
+    if place.zpool_guid in (None, imported) or imported is None:
+        return
+    raise NotThere(
+        messages.ZPOOL_IS_ANOTHER.format(
+            pool=place.pool,
+            zpool=zpool,
+            guid=place.zpool_guid,
+            where="that is imported",
+            other=imported,
+        )
+    )
+
+
+async def check(place: Place, must_be_claimed: bool = True) -> None:
+    """Compare everything in a pool with the table; one channel program.
+
+    :param must_be_claimed: refuse a container without the pool's name on it
+    :raises NotThere: if the container or the qubes root does not exist, or
+        has another pool's name on it
+    :raises NotAllowed: for the first dataset that breaks a rule
+    :raises NoPassphrase: if that is the key of an encrypted pool
+    :raises ZfsError: if ZFS cannot be asked
+    """
+    rules, root_rules = dict(SAFE), dict[str, str]()
+    if place.is_encrypted:
+        rules["encryptionroot"] = place.container
+        root_rules.update(KEY_RULES)
+    found = await channel.read(
+        "policy",
+        place.container,
+        {
+            "container": place.container,
+            "home": place.home,
+            "owner": naming.OWNER,
+            "prefix": naming.PREFIX,
+            "limit": LIMIT,
+            "rules": as_rules(rules),
+            "root_rules": as_rules(root_rules),
+        },
+    )
+    _check_identity(place, found, must_be_claimed)
+    if found.get("property") == "keyformat":
+        raise NoPassphrase(place.container, shown(found.get("value")))
+    if "property" in found:
+        raise NotAllowed(place.home, found)
+
+
+def _check_identity(
+    place: Place, found: Mapping[str, Any], must_be_claimed: bool
+) -> None:
+    missing, owner = found.get("missing"), found.get("owner")
+    if missing == place.container:
+        raise NotThere(messages.CONTAINER_MISSING.format(dataset=missing))
+    if owner is None and must_be_claimed:
+        bare = bool(found.get("bare"))
+        raise NotThere(unmarked(place.pool, place.container, bare))
+    if owner not in (None, place.pool):
+        raise NotThere(claimed(place.container, owner))
+    if missing:
+        raise NotThere(messages.CONTAINER_MISSING.format(dataset=place.home))
+
+
+class FirstUse:
+    """Whether a container was checked since its zpool was imported.
+
+    A Container has one for its life in the process.  A failed check is repeated
+    at the next operation, so that a repair with zfs(8) needs no restart.
+
+    :ivar _checked: the import of the zpool that was found to be right
+    """
+
+    def __init__(self) -> None:
+        self._checked: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def check(self, place: Place) -> None:
+        """Check once for each import of the zpool; tasks share one check.
+
+        :raises Refused: as check() does
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        lzc.check_name(place.container, "check")
+        check_zpool(place)
+        imported = importexport.which_import(place.container.partition("/")[0])
+        if imported is not None and imported == self._checked:
+            return
+        loop = asyncio.get_running_loop()
+        task = self._task
+        if task is None or task.done() or task.get_loop() is not loop:
+            # not in the batch of a task that waits for it
+            task = loop.create_task(check(place), context=contextvars.Context())
+            task.add_done_callback(_retrieve)
+            self._task = task
+        await asyncio.shield(task)
+        self._checked = imported
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Have the outcome noticed even if every task that waited was cancelled."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,450 @@
+"""Whether block devices given by a person may become a zpool.
+
+zpool(8) itself overwrites partition tables, destroyed zpools and data without
+a signature, all without being forced (run on 2.3.9).  So a device is accepted
+only if nothing uses it, nothing can be recognised on it, and both its ends
+are zero.  Only make_blank_again() writes to a device.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import commands, lzc
+from .errors import CommandFailed, ZfsError
+from .threads import NO_ZPOOL
+
+#: bytes; zpool(8) wants 64 MiB, of which ZFS keeps most for itself
+SMALLEST = 256 << 20
+#: bytes at either end that must be zero: partition tables, superblocks, and
+#: the four labels of ZFS (256 KiB each, two at either end) are in there
+EDGE = 1 << 20
+#: ioctl of linux/fs.h: read the partition table again
+BLKRRPART = 0x125F
+
+#: partitions that zpool(8) makes on a whole disk (efi_partition of libefi)
+_ZPOOL_PARTITIONS = frozenset({"1", "9"})
+#: signatures, as wipefs(8) calls them, that zpool(8) writes
+_ZPOOL_SIGNATURES = frozenset({"zfs_member", "gpt", "PMBR"})
+#: what libblkid's names mean to a person
+_MEANING = {
+    "dos": "an MBR partition table",
+    "gpt": "a GPT partition table",
+    "zfs_member": "the label of a zpool, perhaps a destroyed one",
+    "LVM2_member": "an LVM physical volume",
+    "crypto_LUKS": "an encrypted LUKS volume",
+    "linux_raid_member": "a member of a RAID",
+    "swap": "swap space",
+}
+
+
+def _plain(text: str) -> str:
+    """*text* for a message: one line, and no sign that formatting acts on.
+
+    As udev spells such characters in its links.
+    """
+    return "".join(
+        c if c.isprintable() and c != "%" else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+class DeviceRefused(ZfsError):
+    """A device may not be overwritten; ``str()`` says why and what to do.
+
+    :ivar device: its path, as given
+    :ivar reason: the rest of the sentence
+    """
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(device, errno.EBUSY, "use")
+        self.device = device
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{_plain(self.device)} {_plain(self.reason)}."
+
+
+def split_devices(text: str) -> list[str]:
+    """The devices in *text*, separated by commas, blanks or colons.
+
+    A colon separates only before a slash: names in /dev/disk/by-path contain
+    colons.
+
+    :raises ValueError: if there is none, with a sentence
+    """
+    devices = [part for part in re.split(r"[,\s]+|:(?=/)", text) if part]
+    if not devices:
+        raise ValueError("No block device is given; name at least one.")
+    return devices
+
+
+@dataclass(frozen=True)
+class Device:
+    """A block device, as it was when it was looked up.
+
+    :ivar path: as given; a link may lead to another device a moment later
+    :ivar number: st_rdev
+    :ivar sysfs: its folder in /sys/devices
+    :ivar sequence: the number that the kernel gives to its disk, and to no
+        other since the machine booted (diskseq)
+    """
+
+    path: str
+    number: int
+    sysfs: Path
+    sequence: str = ""
+
+    @property
+    def node(self) -> str:
+        """The kernel's name; no other device gets it while it is open."""
+        return "/dev/" + self.sysfs.name.replace("!", "/")
+
+    def must_be_the_same(self) -> None:
+        """:raises DeviceRefused: if its path leads to another device now"""
+        now = _look(self.path)
+        if (now.number, now.sequence) != (self.number, self.sequence):
+            raise DeviceRefused(
+                self.path,
+                "leads to another device now than when it was checked; that one"
+                " was not changed. Find out what changes the link",
+            )
+
+    @property
+    def disk(self) -> Path:
+        """The sysfs folder of the whole disk, which may be this one."""
+        part = (self.sysfs / "partition").exists()
+        return self.sysfs.parent if part else self.sysfs
+
+
+def _look(path: str) -> Device:
+    """:raises DeviceRefused: if *path* is not that of a block device"""
+    names = "; give a device by its full name, as in /dev/disk/by-id"
+    if not path.startswith("/"):
+        raise DeviceRefused(path, "is not an absolute path" + names)
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as exc:
+        raise DeviceRefused(path, "does not exist" + names) from exc
+    if not stat.S_ISBLK(status.st_mode):
+        raise DeviceRefused(path, "is not a block device" + names)
+    number = status.st_rdev
+    sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    found = Device(path, number, sysfs.resolve())
+    return replace(found, sequence=_entry(found.disk, "diskseq"))
+
+
+def _check_distinct(devices: Sequence[Device]) -> None:
+    for place, device in enumerate(devices):
+        for other in devices[:place]:
+            if device.number == other.number:
+                raise DeviceRefused(
+                    device.path,
+                    f"is the same device as {other.path}; name it once",
+                )
+        for other in devices:
+            if device.sysfs != other.sysfs and device.disk == other.sysfs:
+                raise DeviceRefused(
+                    device.path,
+                    f"is a partition of {other.path}; name only one of them",
+                )
+
+
+def _entry(sysfs: Path, name: str) -> str:
+    """A file in sysfs, "" if it is not there."""
+    try:
+        return (sysfs / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def partitions(sysfs: Path) -> list[Path]:
+    """The sysfs folders of a disk's partitions."""
+    return sorted(file.parent for file in sysfs.glob("*/partition"))
+
+
+def _unescape(field: str) -> str:
+    """Of /proc/mounts and /proc/swaps: blanks are written as \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+def _is_device(path: str, number: int) -> bool:
+    try:
+        return path.startswith("/dev/") and os.stat(path).st_rdev == number
+    except OSError:
+        return False
+
+
+def _mounted_at(number: int, mountinfo: str) -> str | None:
+    """Where a device is mounted, by the text of /proc/self/mountinfo.
+
+    btrfs shows a number of its own; then the source tells.
+    """
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        source = _unescape(rest.split(" ")[1]) if " " in rest else ""
+        if fields.split(" ")[2] == wanted or _is_device(source, number):
+            return _unescape(fields.split(" ")[4])
+    return None
+
+
+def _users(device: Device) -> Iterator[str]:
+    """Whose it is, in words that follow the device's name."""
+    mountinfo = Path("/proc/self/mountinfo").read_text(errors="replace")
+    place = _mounted_at(device.number, mountinfo)
+    if place is not None:
+        yield f"is mounted at {place}"
+    for line in _entry(Path("/proc"), "swaps").splitlines()[1:]:
+        if _is_device(_unescape(line.split()[0]), device.number):
+            yield "is in use as swap"
+    for holder in sorted(device.sysfs.glob("holders/*")):
+        yield f"is in use by {_entry(holder, 'dm/name') or holder.name}"
+    for loop in Path("/sys/block").glob("loop*"):
+        if _is_device(_entry(loop, "loop/backing_file"), device.number):
+            yield f"is in use by /dev/{loop.name}"
+    # Xen's backend does not open exclusively, nor is a disk's own use seen
+    # in its partitions
+    numbers = [_entry(at, "dev") for at in (device.sysfs, device.disk)]
+    for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
+        pair = _entry(backend, "physical_device").split(":")
+        if ":".join(str(int(part or "0", 16)) for part in pair) in numbers:
+            yield f"is attached to a running qube ({backend.name})"
+
+
+def _erase(device: Device) -> str:
+    return (
+        f"or, if nothing on it is needed, run 'sudo wipefs --all {device.path}'"
+        " and overwrite its first and last MiB with zeroes"
+    )
+
+
+def _obstacles(device: Device) -> Iterator[str]:
+    """What the kernel tells without opening the device; ends of sentences."""
+    if _entry(device.sysfs, "dm/uuid").startswith("LVM-"):
+        yield "is a volume of LVM, where qubes may have data; name a disk"
+    if device.sysfs.name.startswith("zd"):
+        yield (
+            "is a volume of ZFS, and a zpool within a zpool can hang the"
+            " machine; name a disk or a partition"
+        )
+    size = int(_entry(device.sysfs, "size") or "0") * 512
+    if size < SMALLEST:
+        yield (
+            f"is too small ({size >> 20} MiB); name one of at least"
+            f" {SMALLEST >> 20} MiB"
+        )
+    if _entry(device.sysfs, "ro") != "0":
+        yield "is read-only; name one that can be written"
+    for use in _users(device):
+        yield f"{use}; release it there, or name another device"
+
+
+async def _patiently(function: Callable[[str], None], path: str) -> None:
+    """Call in a thread, again while busy: udev opens devices for a moment.
+
+    :raises OSError: EBUSY if it stayed so, or any other
+    """
+    for pause in commands.PAUSES:
+        try:
+            await lzc.in_thread(NO_ZPOOL, function, path)
+            return
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+        await asyncio.sleep(pause)
+    await lzc.in_thread(NO_ZPOOL, function, path)
+
+
+def _claim(path: str) -> None:
+    """Open exclusively, as mount, dm, md and ZFS do: EBUSY if one has.
+
+    Read-only, because a writable descriptor that is closed makes udev probe,
+    which would make the device busy for what comes next.
+    """
+    os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+
+
+async def _signatures(path: str, given: str = "") -> list[str]:
+    """What libblkid recognises at *path*, as it calls it; [] if nothing.
+
+    :param given: what a person calls it
+    :raises DeviceRefused: if it could not be read
+    """
+    try:
+        # "offset,uuid,label,type" of each, label and uuid being encoded
+        _, listing = await commands.run("wipefs", "-n", "-p", path)
+        # 2: nothing; 8: several that exclude each other
+        status, exported = await commands.run(
+            "blkid", "-p", "-o", "export", path, ok=(0, 2, 8)
+        )
+    except CommandFailed as exc:
+        if exc.code == 127:
+            raise
+        raise DeviceRefused(
+            given or path, f"cannot be read ({exc.output}); name another device"
+        ) from exc
+    found = re.findall(r"^(?:PT)?TYPE=(.*)$", exported, re.MULTILINE)
+    found += re.findall(r"^[^#].*,(.*)$", listing, re.MULTILINE)
+    # of a partition, blkid also tells what its disk's table says of it
+    other = re.search(r"^(?!DEVNAME=|PART_ENTRY_).", exported, re.MULTILINE)
+    if not found and (listing or other or status == 8):
+        found.append("unknown")
+    return list(dict.fromkeys(found))
+
+
+def _edges_zero(path: str) -> bool:
+    with open(path, "rb") as file:
+        for offset in (0, file.seek(0, os.SEEK_END) - EDGE):
+            file.seek(offset)
+            if file.read(EDGE) != bytes(EDGE):
+                return False
+    return True
+
+
+async def _obstacle_inside(device: Device) -> str | None:
+    """What opening and reading the device tells; the end of a sentence."""
+    busy = zero = False
+    try:
+        await _patiently(_claim, device.node)
+        zero = await lzc.in_thread(NO_ZPOOL, _edges_zero, device.node)
+    except OSError as exc:
+        busy = exc.errno == errno.EBUSY
+        if not busy:
+            return f"cannot be read ({exc.strerror}); name another device"
+    names = await _signatures(device.node, device.path)
+    name = names[0] if names else ""
+    found = f"carries {_MEANING.get(name, f'a signature ({name})')}"
+    if busy:
+        also = f", and {found}" if name else ""
+        return (
+            f"is in use by the system or by an imported zpool{also}; release"
+            " it there, or name another device"
+        )
+    parts = ", ".join(part.name for part in partitions(device.sysfs))
+    if parts:
+        return (
+            f"has partitions ({parts}); name an empty disk or one empty"
+            f" partition, {_erase(device)}"
+        )
+    if name:
+        return f"{found}; name another device, {_erase(device)}"
+    if not zero:
+        return (
+            "is not empty: it holds data that is not recognised, perhaps"
+            " encrypted (a LUKS device just made looks like that inside); name"
+            " another device, or, if nothing on it is needed, overwrite its"
+            " first and last MiB with zeroes"
+        )
+    return None
+
+
+@contextlib.asynccontextmanager
+async def checked(devices: Sequence[str]) -> AsyncIterator[list[Device]]:
+    """Check that *devices* may be overwritten, and keep them open.
+
+    Nothing is written.  While a device is open its node leads to no other one;
+    zpool(8) can still open it for itself alone.
+
+    :raises DeviceRefused: with a sentence for a person
+    :raises CommandFailed: 127 if wipefs(8) or blkid(8) is not installed
+    """
+    known = [await lzc.in_thread(NO_ZPOOL, _look, path) for path in devices]
+    _check_distinct(known)
+    with contextlib.ExitStack() as kept:
+        for device in known:
+            reason = await lzc.in_thread(
+                NO_ZPOOL, next, _obstacles(device), None
+            )
+            if reason is None:
+                await lzc.in_thread(NO_ZPOOL, _keep_open, device, kept)
+                reason = await _obstacle_inside(device)
+            if reason:
+                raise DeviceRefused(device.path, reason)
+        yield known
+
+
+def _keep_open(device: Device, kept: contextlib.ExitStack) -> None:
+    """:raises DeviceRefused: if it cannot be opened, or became another one"""
+    try:
+        fd = os.open(device.node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        why = f"cannot be read ({exc.strerror}); name another device"
+        raise DeviceRefused(device.path, why) from exc
+    kept.callback(os.close, fd)
+    device.must_be_the_same()
+
+
+async def check_blank(devices: Sequence[str]) -> list[str]:
+    """Give *devices* back if all of them may be overwritten; see checked()."""
+    async with checked(devices):
+        return list(devices)
+
+
+def _clear_edges(path: str) -> None:
+    """Overwrite both edges and have the kernel forget the partitions."""
+    with open(os.open(path, os.O_RDWR | os.O_EXCL), "r+b") as file:
+        for offset in (0, file.seek(0, os.SEEK_END) - EDGE):
+            file.seek(offset)
+            file.write(bytes(EDGE))
+        file.flush()
+        os.fsync(file)
+        try:
+            fcntl.ioctl(file, BLKRRPART)
+        except OSError as exc:
+            # what has no partitions: a partition, a plain loop device
+            if exc.errno not in (errno.EINVAL, errno.ENOTTY):
+                raise
+
+
+async def _undo(path: str) -> None:
+    """:raises ZfsError: if it holds what zpool(8) does not write"""
+    device = await lzc.in_thread(NO_ZPOOL, _look, path)
+    parts = partitions(device.sysfs)
+    numbers = {_entry(part, "partition") for part in parts}
+    names = set(await _signatures(path))
+    nodes = ["/dev/" + part.name.replace("!", "/") for part in parts]
+    for node in nodes:
+        names.update(await _signatures(node))
+    if numbers - _ZPOOL_PARTITIONS or names - _ZPOOL_SIGNATURES:
+        raise DeviceRefused(
+            path,
+            "was changed by something other than zpool and is left as it is;"
+            f" name another device, {_erase(device)}",
+        )
+    for node in nodes:
+        # 1 or 255 where there is no label, which is as good
+        await commands.run("zpool", "labelclear", "-f", node, ok=(0, 1, 255))
+    try:
+        await _patiently(_clear_edges, path)
+    except OSError as exc:
+        raise DeviceRefused(
+            path,
+            f"could not be made empty again ({exc.strerror});"
+            f" name another device, {_erase(device)}",
+        ) from exc
+
+
+async def make_blank_again(devices: Sequence[str]) -> None:
+    """Remove what a failed create_zpool() left on devices.
+
+    Only for devices that check_blank() accepted just before: that both
+    their ends were zero is what makes it right to overwrite these.  All of
+    them are dealt with before the first failure is raised.
+
+    :raises DeviceRefused: if one is in use, gone, or holds other things
+    """
+    failure: ZfsError | None = None
+    for path in devices:
+        try:
+            await _undo(path)
+        except ZfsError as exc:
+            failure = failure or exc
+    if failure is not None:
+        raise failure

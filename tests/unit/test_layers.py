@@ -1,0 +1,73 @@
+"""The layers of the package: imports point down only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "qubes_storage_zfs"
+#: layer -> the layers that it may import, besides itself
+MAY_IMPORT = {
+    "zfs": set(),
+    "store": {"zfs"},
+    "migrate": {"store", "zfs"},
+    "driver": {"store", "zfs"},
+    "tools": {"migrate", "store", "zfs"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+NAMES = {name_of(path) for path in MODULES}
+
+
+def base_of(path, node):
+    """Return the module that an import statement of ours starts from."""
+    package = path.relative_to(PACKAGE).parent.parts
+    above = package[: len(package) - node.level + 1]
+    return ".".join([*above, *filter(None, [node.module])])
+
+
+def imports(path):
+    """Return modules of ours, and top packages of others, that *path* imports.
+
+    Imports under TYPE_CHECKING and in functions count, too.
+    """
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = base_of(path, node)
+            for alias in node.names:
+                name = f"{base}.{alias.name}".lstrip(".")
+                ours.add(name if name in NAMES else base)
+    return ours, others
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path):
+    layer = name_of(path).partition(".")[0]
+    ours, others = imports(path)
+    if path.parent == PACKAGE:
+        return
+    used = {name.partition(".")[0] for name in ours} - {layer}
+    assert used <= MAY_IMPORT[layer]
+    assert layer == "driver" or "qubes" not in others
+    assert layer == "tools" or "qubesadmin" not in others
+
+
+def test_one_module_imports_libzfs_core():
+    """By name: the import is late, as the module need not be installed."""
+    users = {
+        name_of(path)
+        for path in MODULES
+        if '"libzfs_core"' in path.read_text("utf-8")
+    }
+    assert users == {"zfs.lzc"}
