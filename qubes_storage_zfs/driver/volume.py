@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,27 @@ _BASE_OPTIONS = frozenset(
     ).parameters.items()
     if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
 )
+
+
+class Listed(dict[str, str]):
+    """Revisions as qubesd lists them, and the committed state besides.
+
+    qubesd answers a request for an id that is not listed with an empty
+    response. The committed state is listed while a stop is in progress, and not
+    any more if that stop made no revision of it. So a client can name it a
+    moment later; revert() then names the reason.
+
+    :ivar committed: id of the committed state; None if there is none
+    """
+
+    def __init__(self, listed: Mapping[str, str], committed: str | None):
+        super().__init__(listed)
+        self.committed = committed
+
+    def __contains__(self, revision: object) -> bool:
+        if revision is not None and revision == self.committed:
+            return True
+        return super().__contains__(revision)
 
 
 class Unreadable(dict[str, str]):
@@ -235,10 +257,14 @@ class ZfsVolume(Session):
         else:
             listed = state.revisions[:-1]
         times = dates.rising(revision.creation for revision in listed)
-        return {
-            revision.id: qubes.storage.isodate(seconds)
-            for revision, seconds in zip(listed, times, strict=True)
-        }
+        committed = state.revisions[-1].id if state.revisions else None
+        return Listed(
+            {
+                revision.id: qubes.storage.isodate(seconds)
+                for revision, seconds in zip(listed, times, strict=True)
+            },
+            committed,
+        )
 
     def _commits_soon(self) -> bool:
         """Return whether a stop in progress makes another revision."""
@@ -351,7 +377,13 @@ class ZfsVolume(Session):
                 revision = list(older)[-1]
             naming.revision_number(str(revision))
             if revision not in older:
-                why = messages.NO_REVISION.format(revision=revision)
+                is_current = revision in {x.id for x in state.revisions}
+                template = (
+                    messages.REVISION_IS_CURRENT
+                    if is_current
+                    else messages.NO_REVISION
+                )
+                why = template.format(revision=revision)
                 raise refusal(what, why)
             snapshot = older[revision].snapshot
             await self.generations.adopt_clone(

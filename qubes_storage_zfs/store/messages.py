@@ -155,6 +155,10 @@ SIZE_OF_SOURCE = (
     " resize that volume ('qvm-volume resize {source} SIZE' in dom0)"
 )
 NO_REVISION = "there is no revision {revision}; 'qvm-volume info' lists them"
+REVISION_IS_CURRENT = (
+    "{revision} is the committed state that the volume has now: its last session"
+    " wrote nothing; 'qvm-volume info' lists the revisions to go back to"
+)
 NO_REVISIONS = "the volume has no revision to go back to"
 NOTHING_TO_RESET_TO = (
     "there is no revision {revision}, which the feature zfs.reset-on-start"

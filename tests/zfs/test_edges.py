@@ -335,6 +335,19 @@ def test_bad_revision(lab, revision):
     assert lab.datasets() == before
 
 
+def test_a_revert_to_the_committed_state(lab):
+    """qubesd lists it while a stop is in progress, so a client may name it."""
+    volume = lab.private(content=b"data")
+    before = lab.datasets()
+    committed = volume.committed_ids()[-1]
+    assert committed in volume.revisions
+    assert committed not in list(volume.revisions)
+    assert "r9" not in volume.revisions
+    with pytest.raises(StoragePoolException, match="is the committed state"):
+        lab.run(volume.revert(committed))
+    assert lab.datasets() == before
+
+
 @pytest.mark.parametrize("size", [-1, "x", None, 1 << 61, "10G"])
 def test_bad_size(lab, size):
     volume = lab.private(content=b"data")

@@ -59,7 +59,7 @@ FAULTS = (
     ),
     Fault(
         "a volume that is given out is committed without a measurement",
-        "generations.py",
+        "store/generations.py",
         'if "unsure" in left:\n            await'
         " self.store.measure_beside(self.where)\n",
         'if "unsure" in left:\n',
