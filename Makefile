@@ -80,7 +80,7 @@ RST2MAN = mkdir -p $(@D) && \
 
 .PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
     test-teeth test-rpm test-qubesd dom0-given bench bench-scale bench-bulk bench-smoke prepare vm-image vm \
-    build install install-dom0 install-askpassword dist rpm clean
+    build install install-dom0 install-askpassword dist rpm deb clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
@@ -101,6 +101,7 @@ help:
 	@echo 'make lint | unit | zfs-test    the parts of it'
 	@echo 'make test-rpm      the packages built, installed and removed again'
 	@echo 'make rpm           the packages, in dist (tests/vm/prepare rpm first)'
+	@echo 'make deb           the prompt for a GUI domain with Debian, in dist'
 	@echo 'make dist          their sources'
 	@echo 'make install DESTDIR=... PYTHON=...    as the packages do it'
 
@@ -226,6 +227,16 @@ dist:
 
 rpm: dist
 	@rpm_spec/build $(DIST)/$(RELEASE).tar.gz $(DIST)
+
+# Built from a copy, because debhelper writes into debian/.  Where there is no
+# database of dpkg, it cannot find what the build needs.
+deb: dist
+	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
+	    tar -xzf $(DIST)/$(RELEASE).tar.gz -C "$$work" && \
+	    ( cd "$$work/$(RELEASE)" && dpkg-buildpackage -us -uc -b \
+	    $(if $(wildcard /var/lib/dpkg/status),,-d) >"$$work/log" 2>&1 || \
+	    { cat "$$work/log" >&2; exit 1; } ) && \
+	    mv "$$work"/*.deb $(DIST)
 
 clean:
 	rm -rf build dist *.egg-info

@@ -8,7 +8,7 @@ import pytest
 
 from .world import NAME, PROJECT, Root, build, dom0, run, tidy
 
-NEEDED = ("rpmbuild", "rpm", "man", "git", "make", "ldd")
+NEEDED = ("rpmbuild", "rpm", "man", "git", "make", "ldd", "dh")
 NEWER = "99.0.0"
 
 
