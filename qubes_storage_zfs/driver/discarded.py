@@ -31,14 +31,19 @@ _WITHOUT_VOLUMES = frozenset(("AdminVM", "RemoteVM"))
 Key = tuple[str, str]
 
 
+def _decides(app: Any) -> bool:
+    """Return whether *app* is the set of qubes that qubesd works with."""
+    vmm = getattr(app, "vmm", None)
+    return vmm is not None and not vmm.offline_mode
+
+
 def of_qubes(app: Any) -> set[Key] | None:
     """Return all volumes of all qubes.
 
     :return: None if *app* is not the set of qubes that qubesd works with, or
         has not loaded all of them
     """
-    vmm = getattr(app, "vmm", None)
-    if vmm is None or vmm.offline_mode:
+    if not _decides(app):
         return None
     found = set()
     for qube in app.domains:
@@ -64,6 +69,9 @@ async def collect(
     """Destroy the volumes in *pool* whose content is discarded and that no
     qube of *app* has.
 
+    While a qube is being created, nothing is destroyed; the next use of the
+    pool collects then.
+
     :param besides: volumes that are left alone, too
     :param wait: for what is being prepared; not within an operation, which
         that may wait for
@@ -84,11 +92,11 @@ async def collect(
                 continue
             place = (pool.name, vid)
             # asked each time, as qubes may have come meanwhile
-            if not _has_none(app, place, besides):
+            if not _has_none(pool, app, place, besides):
                 continue
             if wait:
                 await pool.idle(vid)
-                if not _has_none(app, place, besides):
+                if not _has_none(pool, app, place, besides):
                     continue
             await _destroy(pool, vid, mark)
     except (NoModule, PoolAbsent):
@@ -97,9 +105,16 @@ async def collect(
         LOG.warning("pool %s: discarded volumes may stay: %s", pool.name, exc)
 
 
-def _has_none(app: Any, place: Key, besides: Iterable[Key]) -> bool:
-    """Return whether it is certain that no qube has the volume."""
+def _has_none(
+    pool: "ZfsPool", app: Any, place: Key, besides: Iterable[Key]
+) -> bool:
+    """Return whether it is certain that no qube has the volume.
+
+    If a qube is being created, the next use of *pool* asks again.
+    """
     owned = of_qubes(app)
+    if owned is None and _decides(app):
+        pool.store.is_compared = False
     return owned is not None and place not in owned.union(besides)
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import types
 
+import pytest
+
 from qubes_storage_zfs.driver import discarded
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Container
@@ -52,6 +54,33 @@ def test_a_qube_that_gets_a_volume_back_keeps_it(monkeypatch):
     assert collected(monkeypatch, [], []) == [VID]
     assert collected(monkeypatch, [VID], [VID]) == []
     assert collected(monkeypatch, [], [VID]) == []
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_creation_in_progress_has_it_collected_later(monkeypatch, offline):
+    """A qube that is being created may have the volume: it has no storage."""
+
+    async def read(*_):
+        return {VID: ""}
+
+    monkeypatch.setattr(channel, "read", read)
+    qubes = app()
+    qubes.domains[0].storage = None
+    qubes.vmm.offline_mode = offline
+    pool = types.SimpleNamespace(name="p", home="z/p/vm", container="z/p")
+    pool.store = types.SimpleNamespace(is_compared=True)
+    asyncio.run(discarded.collect(pool, qubes))
+    # a second set of qubes decides nothing
+    assert pool.store.is_compared is offline
+    destroyed = []
+
+    async def destroy(_pool, vid, _mark):
+        destroyed.append(vid)
+
+    monkeypatch.setattr(discarded, "_destroy", destroy)
+    qubes.domains[0].storage = True
+    asyncio.run(discarded.collect_once(pool, qubes))
+    assert destroyed == ([] if offline else [VID])
 
 
 def test_what_has_no_volumes_counts_as_loaded():

@@ -107,8 +107,8 @@ FAULTS = (
     Fault(
         "a second set of qubes decides what no qube has",
         "driver/discarded.py",
-        "if vmm is None or vmm.offline_mode:",
-        "if vmm is None:",
+        "return vmm is not None and not vmm.offline_mode",
+        "return vmm is not None",
         zfs_tests("discarded", "who_must_not_decide"),
     ),
     Fault(
