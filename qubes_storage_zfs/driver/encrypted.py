@@ -196,7 +196,8 @@ class ZfsEncryptedPool(ZfsPool):
             raise refusal(what, messages.TOO_OLD_TO_ENCRYPT)
 
     def _check_ask_domain(self) -> None:
-        """:raises BadOption: if ask_password_domain names no lasting qube"""
+        """:raises BadOption: if ask_password_domain names no qube that can be
+        asked later"""
         name = self._options["ask_password_domain"]
         if name is None:
             return
@@ -205,6 +206,11 @@ class ZfsEncryptedPool(ZfsPool):
             raise options.BadOption(
                 f"ask_password_domain names the qube {name}, which does not"
                 " exist; create it first, or choose another"
+            )
+        if ask.is_remote(qube):
+            raise options.BadOption(
+                f"ask_password_domain names the qube {name}, a RemoteVM, which"
+                " cannot show a prompt; choose a qube of this system"
             )
         if getattr(qube, "auto_cleanup", False):
             raise options.BadOption(

@@ -89,12 +89,13 @@ class Asker:
         :raises NotAsked: if there is no answer
         """
         domain = self._find()
-        if domain is None:
+        run_service = getattr(domain, "run_service", None)
+        if run_service is None:
             raise NobodyToAsk(self._why(NOBODY, domain))
         # in dom0 the service finds the person's session by itself
         user = "root" if domain.klass == "AdminVM" else None
         try:
-            process = await domain.run_service(
+            process = await run_service(
                 f"{SERVICE}+{purpose}",
                 user=user,
                 stdin=subprocess.PIPE,
@@ -187,6 +188,11 @@ def named(name: str, app: Any = None) -> Any:
     return app.domains[name] if app and name in app.domains else None
 
 
+def is_remote(qube: Any) -> bool:
+    """Return whether *qube* is a RemoteVM, in which qubesd runs no service."""
+    return getattr(qube, "klass", None) == "RemoteVM"
+
+
 def domain_for(
     chosen: Chosen | None,
     qube: str | None,
@@ -196,7 +202,7 @@ def domain_for(
     """Return where to ask; None if qubesd does not know its domains yet.
 
     In the qube that the pool's option names, else in ``default_guivm``, else
-    in dom0.  A client that may change a qube's ``guivm`` must not redirect the
+    in dom0, also if ``default_guivm`` is a RemoteVM.  A client that may change a qube's ``guivm`` must not redirect the
     passphrase, so that property decides only between the last two.
 
     :param qube: name of the qube that needs the pool
@@ -212,7 +218,8 @@ def domain_for(
     if qube is not None and qube in app.domains:
         if getattr(app.domains[qube], "guivm", None) == dom0:
             return dom0
-    return getattr(app, "default_guivm", None) or dom0
+    default = getattr(app, "default_guivm", None)
+    return dom0 if default is None or is_remote(default) else default
 
 
 def prompt(

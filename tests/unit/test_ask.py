@@ -164,6 +164,21 @@ def test_where_to_ask():
         answer(None, "p")
 
 
+def test_a_remote_qube_is_not_asked():
+    """It has no run_service()."""
+    app = system()
+    app.domains["far"] = far = types.SimpleNamespace(
+        name="far", klass="RemoteVM", uuid=uuid.uuid4()
+    )
+    app.default_guivm = far
+    for qube in "a", "b", None:
+        assert ask.domain_for(None, qube, app) is app.domains["dom0"]
+    chosen = ask.Chosen("far", str(far.uuid))
+    asker = ask.prompt("p", chosen, "a", app)
+    with pytest.raises(ask.NobodyToAsk, match="nobody can be asked .* in far"):
+        asyncio.run(asker("unlock", 1))
+
+
 def test_no_qube_says_where_the_passphrase_is_typed():
     """A client that may set ``guivm``, as one that restores a backup."""
     app = system()

@@ -83,10 +83,13 @@ def test_a_pool_without_the_option_has_none(app):
     [
         ("gone", "names the qube gone, which does not exist; create it first"),
         ("disp1", "names the qube disp1, which Qubes removes when it stops"),
+        ("far", "names the qube far, a RemoteVM, which cannot show a prompt"),
         ("a b", "must be the name of a qube"),
     ],
 )
 def test_what_cannot_be_asked_later_is_refused(app, name, why):
     app.domains["disp1"] = domain("disp1", auto_cleanup=True)
+    app.domains["far"] = domain("far")
+    app.domains["far"].klass = "RemoteVM"
     with pytest.raises(StoragePoolException, match=why):
         asyncio.run(pool_that_asks_in(name).setup())
