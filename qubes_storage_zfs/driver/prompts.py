@@ -202,8 +202,9 @@ def domain_for(
     """Return where to ask; None if qubesd does not know its domains yet.
 
     In the qube that the pool's option names, else in ``default_guivm``, else
-    in dom0, also if ``default_guivm`` is a RemoteVM.  A client that may change a qube's ``guivm`` must not redirect the
-    passphrase, so that property decides only between the last two.
+    in dom0, also if ``default_guivm`` is a RemoteVM.  A client that may change
+    a qube's ``guivm`` must not redirect the passphrase, so that property
+    decides only between the last two.
 
     :param qube: name of the qube that needs the pool
     :param app: that qube's application object

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..zfs import channel, importexport
 
 #: bytes; until this process has measured.  Less than the smallest change
-#: writes on any kind of zpool: 12288, or about 6 KiB with
+#: writes on any kind of zpool: 12288, or 6144 with
 #: redundant_metadata=none and sectors of 512 bytes (see doc/design.md).  What
 #: ZFS itself writes may be more; a volume between this and LARGEST is unsure,
 #: and is measured before it is committed

@@ -53,5 +53,5 @@ def test_another_zpool_of_that_name_is_measured_again(measured):
 
 
 def test_no_line_is_above_the_smallest_change():
-    """6 KiB, and as much as a blank zvol refers to (doc/design.md)."""
+    """6144 bytes, and as much as a blank zvol refers to (doc/design.md)."""
     assert UNMEASURED < 6144 and LARGEST < 90112

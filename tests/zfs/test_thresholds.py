@@ -155,5 +155,5 @@ def test_the_smallest_change_is_committed_unmeasured(away, given):
         volume = away.again(volume)
     assert not away.pool.store.thresholds.measured
     away.stop(volume)
-    assert len(volume.committed_ids()) == len(listed) + 1
+    assert volume.committed_ids()[-1] > listed[-1]
     assert away.content(volume, 3) == b"new"
