@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..zfs.keyholder import ITERATIONS
+from ..zfs.keywords import ITERATIONS
 
 DEFAULT_REVISIONS = 2
 DEFAULT_BLOCKSIZE = 16384  # bytes

@@ -58,7 +58,7 @@ KEY_RULES: Mapping[str, str] = {
 #: datasets in a pool; many times the volumes that a machine can have
 LIMIT = 100_000
 #: characters of a name or value from a disk that a message shows
-SHOWN = 80
+SHOWN_IN_SENTENCE = 80
 
 
 class Refused(Exception):
@@ -116,7 +116,7 @@ def shown(text: Any) -> str:
     """
     if text is None or text == "":
         return "-"
-    return printable(str(text), SHOWN)
+    return printable(str(text), SHOWN_IN_SENTENCE)
 
 
 def claimed(container: str, owner: Any) -> str:

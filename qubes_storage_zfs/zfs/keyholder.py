@@ -8,7 +8,7 @@ standard output, a word a line:
 - the purpose of the next prompt, when it waits for the answer;
 - ``answered`` when it has read one;
 - ``deriving`` and the iterations, before it makes a key;
-- at the end ``done``, or why not, see End.
+- at the end ``done``, or why not, see End in keywords.py.
 
 ::
 
@@ -23,7 +23,6 @@ properties.
 
 import asyncio
 import contextlib
-import enum
 import errno
 import hashlib
 import json
@@ -37,6 +36,7 @@ from typing import Any
 from . import answers, commands, lzc
 from .answers import LONGEST, SHORTEST
 from .errors import Busy, CommandFailed, Exists, Locked, ZfsError
+from .keywords import ITERATIONS, End
 from .secrecy import Unprotected, keep_to_itself, wipe, wipe_copies
 
 #: zio_encrypt and zfs_keyformat_t values, which libzfs_core takes
@@ -44,29 +44,10 @@ AES_256_GCM = 8
 PASSPHRASE = 3
 
 KEY_LENGTH = 32  # bytes
-#: of PBKDF2: what zfs(8) accepts at least, and what takes a minute or two
-ITERATIONS = range(100_000, 100_000_001)
 #: how often a person is asked for one passphrase
 TRIES = 3
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class End(enum.Enum):
-    """The last word, if it is not ``done``; some have a detail behind it."""
-
-    #: an errno, and the call of ZFS
-    FAILED = "failed"
-    #: the last purpose: three answers did not do
-    WRONG = "wrong"
-    #: the answer is not one line of text
-    BAD_ANSWER = "bad-answer"
-    #: the standard input, a person's, ended
-    NO_ANSWER = "no-answer"
-    #: what ZFS says of salt and iterations, which no zfs(8) set
-    BAD_PARAMETERS = "bad-parameters"
-    #: what the kernel refused
-    UNPROTECTED = "unprotected"
 
 
 class Stopped(Exception):

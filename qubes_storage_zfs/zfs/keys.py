@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import channel, commands, devices, errors, lzc
+from .keywords import End
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -290,20 +291,20 @@ def _failed(root: str, detail: str) -> errors.ZfsError:
     return errors.from_errno(int(code), root, call)
 
 
-#: the keyholder's last words (End in keyholder.py) -> the exception
+#: the keyholder's last words -> the exception
 _ENDS: Mapping[str, Callable[[str, str], errors.ZfsError]] = {
-    "failed": _failed,
-    "wrong": lambda root, purpose: errors.WrongPassphrase(
+    End.FAILED: _failed,
+    End.WRONG: lambda root, purpose: errors.WrongPassphrase(
         root, errno.EACCES, purpose
     ),
-    "bad-answer": lambda root, _: errors.BadAnswer(
+    End.BAD_ANSWER: lambda root, _: errors.BadAnswer(
         root, errno.EBADMSG, "answer"
     ),
-    "no-answer": lambda root, _: errors.NoAnswer(root, errno.ENODATA, "answer"),
-    "bad-parameters": lambda root, value: errors.BadIterations(
+    End.NO_ANSWER: lambda root, _: errors.NoAnswer(root, errno.ENODATA, "answer"),
+    End.BAD_PARAMETERS: lambda root, value: errors.BadIterations(
         root, errno.EDOM, value
     ),
-    "unprotected": lambda root, what: errors.Unprotected(
+    End.UNPROTECTED: lambda root, what: errors.Unprotected(
         root, errno.EPERM, what
     ),
 }

@@ -381,12 +381,6 @@ def _keep_open(device: Device, kept: contextlib.ExitStack) -> None:
     device.must_be_the_same()
 
 
-async def check_blank(devices: Sequence[str]) -> list[str]:
-    """Give *devices* back if all of them may be overwritten; see checked()."""
-    async with checked(devices):
-        return list(devices)
-
-
 def _clear_edges(path: str) -> None:
     """Overwrite both edges and have the kernel forget the partitions."""
     with open(os.open(path, os.O_RDWR | os.O_EXCL), "r+b") as file:
@@ -434,7 +428,7 @@ async def _undo(path: str) -> None:
 async def make_blank_again(devices: Sequence[str]) -> None:
     """Remove what a failed create_zpool() left on devices.
 
-    Only for devices that check_blank() accepted just before: that both
+    Only for devices that checked() accepted just before: that both
     their ends were zero is what makes it right to overwrite these.  All of
     them are dealt with before the first failure is raised.
 

@@ -101,8 +101,12 @@ def test_edges(tmp_path, edges) -> None:
     ],
 )
 def test_refused_by_name(path: str, words: str) -> None:
+    async def check() -> None:
+        async with probe.checked([path]):
+            pass
+
     with pytest.raises(probe.DeviceRefused, match=words) as caught:
-        asyncio.run(probe.check_blank([path]))
+        asyncio.run(check())
     sentence = str(caught.value)
     assert caught.value.device == path
     assert sentence.endswith(".")

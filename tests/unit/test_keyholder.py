@@ -14,6 +14,7 @@ import pytest
 from qubes_storage_zfs.store import messages
 from qubes_storage_zfs.zfs import answers, commands, keyholder, keys, secrecy
 from qubes_storage_zfs.zfs.errors import Silent, WrongPassphrase, ZfsError
+from qubes_storage_zfs.zfs.keywords import End
 
 
 async def prompt(purpose, _):
@@ -61,12 +62,12 @@ def check_parameters(monkeypatch, printed, detail):
     monkeypatch.setattr(keyholder.Asker, "ask", None)
     with pytest.raises(keyholder.Stopped) as caught:
         keyholder.present_passphrase("tank/x", keyholder.Asker(False))
-    assert caught.value.end is keyholder.End.BAD_PARAMETERS
+    assert caught.value.end is End.BAD_PARAMETERS
     assert str(caught.value.detail) == detail
 
 
 def test_each_last_word_has_its_sentence():
-    assert {end.value for end in keyholder.End} == set(keys._ENDS)
+    assert set(End) == set(keys._ENDS)
     for word, exception in keys._ENDS.items():
         why = messages.reason(exception("tank/x", "5 new"))
         assert why and "{" not in why, word
@@ -162,8 +163,8 @@ def test_person_is_asked_three_times(monkeypatch):
     monkeypatch.setattr(answers, "piped", lambda: bytearray(b"short"))
     with pytest.raises(keyholder.Stopped) as caught:
         keyholder.new_passphrase(keyholder.Asker(False))
-    assert caught.value.end is keyholder.End.WRONG
-    failure = keys._ENDS["wrong"]("tank/x", str(caught.value.detail))
+    assert caught.value.end is End.WRONG
+    failure = keys._ENDS[End.WRONG]("tank/x", str(caught.value.detail))
     assert isinstance(failure, WrongPassphrase)
     assert messages.reason(failure) == messages.NO_NEW_PASSPHRASE
 

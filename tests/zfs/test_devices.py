@@ -106,8 +106,14 @@ def loop(tmp_path):
         yield device
 
 
+async def checked(*devices: str) -> list[str]:
+    """The devices, if all of them may be overwritten."""
+    async with probe.checked(devices) as known:
+        return [device.path for device in known]
+
+
 def check(*devices: str) -> list[str]:
-    return asyncio.run(probe.check_blank(devices))
+    return asyncio.run(checked(*devices))
 
 
 def create(*devices: str) -> None:
@@ -238,7 +244,7 @@ def test_open_exclusively(disk):
     async def for_a_moment():
         fd = os.open(disk, os.O_RDONLY | os.O_EXCL)
         asyncio.get_running_loop().call_later(1.0, os.close, fd)
-        return await probe.check_blank([disk])
+        return await checked(disk)
 
     assert asyncio.run(for_a_moment()) == [disk]
 

@@ -69,7 +69,7 @@ FAULTS = (
     Fault(
         "words from a disk are shown as they are",
         "store/policy.py",
-        "    return printable(str(text), SHOWN)\n",
+        "    return printable(str(text), SHOWN_IN_SENTENCE)\n",
         "    return printable(str(text))\n",
         zfs_tests("policy", "words_from_the_disk_are_shown_escaped_and_short"),
     ),
