@@ -207,7 +207,7 @@ class ZfsEncryptedPool(ZfsPool):
                 f"ask_password_domain names the qube {name}, which does not"
                 " exist; create it first, or choose another"
             )
-        if ask.is_remote(qube):
+        if prompts.is_remote(qube):
             raise options.BadOption(
                 f"ask_password_domain names the qube {name}, a RemoteVM, which"
                 " cannot show a prompt; choose a qube of this system"

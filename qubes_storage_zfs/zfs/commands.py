@@ -147,7 +147,7 @@ async def create_zpool(
     compression: str,
     properties: Mapping[str, str],
 ) -> None:
-    """Create a zpool over *devices* that blank.checked() has just accepted.
+    """Create a zpool over *devices* that probe.checked() has just accepted.
 
     All properties are part of the call: no zpool exists without them.  It is
     never forced, and ashift is left to ZFS, which asks the disks.

@@ -300,7 +300,9 @@ _ENDS: Mapping[str, Callable[[str, str], errors.ZfsError]] = {
     End.BAD_ANSWER: lambda root, _: errors.BadAnswer(
         root, errno.EBADMSG, "answer"
     ),
-    End.NO_ANSWER: lambda root, _: errors.NoAnswer(root, errno.ENODATA, "answer"),
+    End.NO_ANSWER: lambda root, _: errors.NoAnswer(
+        root, errno.ENODATA, "answer"
+    ),
     End.BAD_PARAMETERS: lambda root, value: errors.BadIterations(
         root, errno.EDOM, value
     ),

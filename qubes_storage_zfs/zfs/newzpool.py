@@ -28,7 +28,7 @@ async def create(
     compression: str,
     properties: Mapping[str, str],
 ) -> None:
-    """Create a zpool over *devices* that blank.checked() keeps open.
+    """Create a zpool over *devices* that probe.checked() keeps open.
 
     :param properties: of its root dataset
     :raises DeviceRefused: if a path leads to another device than was checked;

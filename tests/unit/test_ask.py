@@ -172,10 +172,12 @@ def test_a_remote_qube_is_not_asked():
     )
     app.default_guivm = far
     for qube in "a", "b", None:
-        assert ask.domain_for(None, qube, app) is app.domains["dom0"]
-    chosen = ask.Chosen("far", str(far.uuid))
-    asker = ask.prompt("p", chosen, "a", app)
-    with pytest.raises(ask.NobodyToAsk, match="nobody can be asked .* in far"):
+        assert prompts.domain_for(None, qube, app) is app.domains["dom0"]
+    chosen = prompts.Chosen("far", str(far.uuid))
+    asker = prompts.prompt("p", chosen, "a", app)
+    with pytest.raises(
+        prompts.NobodyToAsk, match="nobody can be asked .* in far"
+    ):
         asyncio.run(asker("unlock", 1))
 
 
