@@ -42,6 +42,8 @@ class Adoption:
 
     :param found: what adoptable.lua gives
     :param mark: what says that a zvol is ours: ``holder_mark()``
+    :ivar settings: properties of the qubes root that undoing restores; None: an
+        earlier run, which was cut short, has recorded them
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Adoption:
     ) -> None:
         self.place, self.found, self.mark = place, found, mark
         self.plan = Plan()
+        self.settings: dict[str, str | None] | None = None
         self.qubes: dict[str, dict[str, Known]] = {}
         for volume in volumes:
             self._sort(volume)
@@ -122,11 +125,12 @@ class Adoption:
         has = about["set"] if about is not None else {}
         lacks = {k: v for k, v in HOME_SETTINGS.items() if has.get(k) != v}
         if record is None:
+            self.settings = dict(self._settings_before(has, lacks))
             value = json.dumps(
                 {
                     "was": place.was,
                     "old": place.inside,
-                    "set": dict(self._settings_before(has, lacks)),
+                    "set": self.settings,
                 }
             )
             self.plan.change(

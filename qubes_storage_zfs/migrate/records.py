@@ -2,11 +2,12 @@
 
 Undoing changes qubes.xml and sets properties.  What it puts into qubes.xml is
 recorded in dom0, in a file that only root can write to, before anything else
-is changed.  What the disk records may have been changed by anyone who had the
-disk: ZFS properties that adopt() found on the qubes root, the layout, the
-number of revisions of each volume and the old names of snapshots.  Of these
-only known names with known values are accepted, as the tables here have them;
-anything else ends undoing before anything is touched.
+is changed.  So are the ZFS properties that adopt() found on the qubes root,
+which the disk records as well: if they differ, nothing is undone.  What the
+disk records may have been changed by anyone who had the disk: these properties,
+the layout, the number of revisions of each volume and the old names of
+snapshots.  Of these only known names with known values are accepted, as the
+tables here have them; anything else ends undoing before anything is touched.
 """
 
 import json
@@ -86,6 +87,8 @@ class Saved:
     :ivar zpool_guid: of its zpool
     :ivar noted: whether adopting wrote that GUID into qubes.xml
     :ivar dropped: attributes of volumes that adopting took out of qubes.xml
+    :ivar settings: properties of the qubes root as they were, as in Layout;
+        None: not recorded, by an earlier version
     """
 
     pool: str
@@ -95,6 +98,7 @@ class Saved:
     old: str
     noted: bool
     dropped: Dropped
+    settings: Mapping[str, str | None] | None = None
 
 
 def refusal(dataset: str, name: str, value: str) -> str:
@@ -244,9 +248,10 @@ def load(pool: str) -> Saved | None:
 
 def _is_saved(pool: str, value: Any) -> bool:
     names = {"version", *Saved.__dataclass_fields__}
-    if not isinstance(value, dict) or value.keys() != names:
+    if not isinstance(value, dict) or value.keys() | {"settings"} != names:
         return False
     guid, dropped = value["zpool_guid"], value["dropped"]
+    settings = value.get("settings")
     return (
         value["version"] == VERSION
         and value["pool"] == pool
@@ -256,6 +261,13 @@ def _is_saved(pool: str, value: Any) -> bool:
         and isinstance(value["noted"], bool)
         and isinstance(dropped, dict)
         and all(map(_is_dropped_of_a_qube, dropped.values()))
+        and (settings is None or _are_settings(settings))
+    )
+
+
+def _are_settings(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        before in SETTINGS.get(name, ()) for name, before in value.items()
     )
 
 
@@ -276,6 +288,7 @@ def check_same(
             recorded == (saved.was, saved.old) == (place.was, place.inside)
             and saved.container == place.container
             and saved.zpool_guid in (None, imported)
+            and saved.settings in (None, on_disk.settings)
         )
     if not same:
         raise Refused(

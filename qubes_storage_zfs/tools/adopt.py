@@ -85,8 +85,9 @@ async def _adopt(given: argparse.Namespace) -> None:
         return
     else:
         mark = holder_mark()[naming.HOLDER]
-        plan = Adoption(place, volumes, found, mark)().checked()
-        saved = _to_save(store, place, record)
+        adoption = Adoption(place, volumes, found, mark)
+        plan = adoption().checked()
+        saved = _to_save(store, place, record, adoption.settings)
         store.adopt(place, saved.zpool_guid)
     async with slow("Looking who uses its volumes"):
         held = [text async for text in _in_use(found)]
@@ -125,10 +126,16 @@ def _refuse_undo(given: argparse.Namespace, ours: bool) -> None:
     say(f"{given.pool} is as it was.")
 
 
-def _to_save(store: Store, place: Where, record: str | None) -> Saved:
+def _to_save(
+    store: Store,
+    place: Where,
+    record: str | None,
+    settings: Mapping[str, str | None] | None,
+) -> Saved:
     """What dom0 has to know to undo it.
 
     :param record: on the container: adopting was cut short, if there is one
+    :param settings: as Saved has them
     :raises Refused: if a record there is of another adoption
     """
     saved = records.load(place.pool) if record is not None else None
@@ -146,6 +153,7 @@ def _to_save(store: Store, place: Where, record: str | None) -> Saved:
         old=place.inside,
         noted=store.pool(place.pool).get(naming.ZPOOL_GUID) is None,
         dropped=store.dropped(place),
+        settings=settings,
     )
 
 

@@ -498,6 +498,7 @@ SAVED = records.Saved(
     old="vm",
     noted=True,
     dropped={"work": {"private": {"save_on_stop": "False"}}},
+    settings={"mountpoint": None, "volmode": "default"},
 )
 
 
@@ -514,6 +515,21 @@ def test_saved_and_loaded(folder):
     assert records.load("vault") is None
 
 
+def test_a_file_of_an_earlier_version_is_loaded(folder):
+    """It has no settings of the qubes root; those on the disk count."""
+    records.save(SAVED)
+    (file,) = folder.iterdir()
+    value = json.loads(file.read_text())
+    del value["settings"]
+    file.write_text(json.dumps(value))
+    saved = records.load("vault")
+    assert saved == dataclasses.replace(SAVED, settings=None)
+    place = steps.Where("vault", "zfs_zvol", "older", C, f"{C}/vm", f"{C}/vm")
+    for settings in {}, {"mountpoint": "none"}:
+        on_disk = records.Layout("older", "vm", settings)
+        records.check_same(place, on_disk, "123", saved)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -528,6 +544,9 @@ def test_saved_and_loaded(folder):
         {"dropped": {"work": {"private": {"pool": "other"}}}},
         {"dropped": {"work": {"private": {"save_on_stop": "maybe"}}}},
         {"dropped": []},
+        {"settings": []},
+        {"settings": {"mountpoint": "/etc"}},
+        {"settings": {"sharenfs": None}},
     ],
 )
 def test_a_file_of_another_kind_is_not_loaded(folder, change):
@@ -566,11 +585,17 @@ def test_a_pool_s_name_that_can_name_no_file(folder, name):
 
 @pytest.mark.parametrize(
     "change",
-    [{"container": "tank/x"}, {"zpool_guid": "9"}, {"was": "zfs", "old": ""}],
+    [
+        {"container": "tank/x"},
+        {"zpool_guid": "9"},
+        {"was": "zfs", "old": ""},
+        {"settings": {"mountpoint": None, "volmode": "dev"}},
+        {"settings": {}},
+    ],
 )
 def test_records_of_another_adoption_are_refused(change):
     place = steps.Where("vault", "zfs_zvol", "older", C, f"{C}/vm", f"{C}/vm")
-    on_disk = records.Layout("older", "vm")
+    on_disk = records.Layout("older", "vm", SAVED.settings)
     records.check_same(place, on_disk, "123", SAVED)
     other = dataclasses.replace(SAVED, **change)
     with pytest.raises(Refused, match="is not what dom0 recorded"):

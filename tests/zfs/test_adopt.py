@@ -7,6 +7,7 @@ by the commands that it runs.
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import time
 import types
@@ -807,6 +808,15 @@ def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
     assert world("--undo", "--apply") == 1
     assert "has the guid" in capsys.readouterr().err
     world.xml.write_text(xml)
+    layout = sh("zfs", "get", "-Ho", "value", naming.ADOPTED, container)
+    other = {**json.loads(layout), "set": {"volmode": "none"}}
+    assert other["set"] != saved.settings
+    assert saved.settings == json.loads(layout)["set"]
+    record = f"{naming.ADOPTED}={json.dumps(other)}"
+    sh("zfs", "set", record, container)
+    assert world("--undo", "--apply") == 1
+    assert "is not what dom0 recorded" in capsys.readouterr().err
+    sh("zfs", "set", f"{naming.ADOPTED}={layout}", container)
     assert world("--undo", "--apply") == 0
     assert attributes_of(world.xml) == text
     assert records.load(POOL) is None
