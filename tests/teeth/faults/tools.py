@@ -36,6 +36,16 @@ FAULTS = (
         _EVIL,
     ),
     Fault(
+        "undoing sets what dom0 did not record",
+        "migrate/records.py",
+        "            and saved.settings in (None, on_disk.settings)\n",
+        "",
+        (
+            "tests/unit/test_adopt_plan.py"
+            "::test_records_of_another_adoption_are_refused",
+        ),
+    ),
+    Fault(
         "undoing believes that the zpool is the one that was adopted",
         "migrate/records.py",
         "            and saved.zpool_guid in (None, imported)\n",
