@@ -84,7 +84,9 @@ def test_private_data_that_a_disposable_was_prepared_with(dom0, second):
     dom0.run("qvm-start", "nd")
     assert read("nd", "xvdb", 12) == bytes(12)
     dom0.run(*SHUTDOWN, "nd")
-    dom0.run("qvm-remove", "-f", "nd", "d2")
+    # one by one: the order of several is the client's
+    dom0.run("qvm-remove", "-f", "nd")
+    dom0.run("qvm-remove", "-f", "d2")
     is_gone("nd", "d2")
 
 
@@ -125,16 +127,16 @@ def test_a_template_that_is_upgraded_in_place(dom0, plain):
 
 def test_what_an_earlier_qubesd_did_not_notice(dom0, second):
     """The dataset of a qube that had its root volume here once."""
-    dom0.run(*CREATE, "-P", "plain", "-t", "tmpl", "w5")
-    dom0.run("qvm-start", "w5")
-    dom0.run(*SHUTDOWN, "w5")
-    assert until(lambda: "tank/plain/vm/w5/root.1" in of("w5"))
+    dom0.run(*CREATE, "-P", "plain", "-t", "tmpl", "w9")
+    dom0.run("qvm-start", "w9")
+    dom0.run(*SHUTDOWN, "w9")
+    assert until(lambda: "tank/plain/vm/w9/root.1" in of("w9"))
     # as if it had not been here
-    root = "tank/plain/vm/w5"
+    root = "tank/plain/vm/w9"
     made = zfs("zfs", "get", "-Ho", "value", "origin", f"{root}/root.1")
     pointer = "qubes-storage-zfs:current.root"
     value = zfs("zfs", "get", "-Ho", "value", pointer, root)
-    left = root.replace("w5", "lost")
+    left = root.replace("w9", "lost")
     zfs("zfs", "create", "-o", "canmount=off", left)
     zfs("zfs", "clone", made[0], f"{left}/root.1")
     zfs("zfs", "snapshot", f"{left}/root.1@s1")
@@ -142,11 +144,11 @@ def test_what_an_earlier_qubesd_did_not_notice(dom0, second):
     zfs("zfs", "set", f"{pointer}={value[0]}", left)
     dom0.stop()
     dom0.start()
-    dom0.run("qvm-start", "w5")
+    dom0.run("qvm-start", "w9")
     is_gone("lost")
-    assert "tank/plain/vm/w5/root.1" in of("w5")
-    dom0.run(*SHUTDOWN, "w5")
-    dom0.run("qvm-remove", "-f", "w5")
-    is_gone("w5")
+    assert "tank/plain/vm/w9/root.1" in of("w9")
+    dom0.run(*SHUTDOWN, "w9")
+    dom0.run("qvm-remove", "-f", "w9")
+    is_gone("w9")
     dom0.run("qvm-remove", "-f", "tmpl-2")
     dom0.run("qvm-pool", "remove", "second")
