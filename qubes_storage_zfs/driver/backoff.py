@@ -20,7 +20,7 @@ class Delayed(NotAsked):
     def __init__(self, pool: str, seconds: float) -> None:
         due = time.localtime(time.time() + seconds + 1)
         clock = time.strftime("%H:%M:%S", due)
-        super().__init__(messages.DELAYED.format(time=clock, pool=pool))
+        super().__init__(messages.DELAYED, time=clock, pool=pool)
 
 
 class Backoff:

@@ -5,11 +5,8 @@ from collections.abc import Iterator
 
 import qubes.exc
 
-from ..store.messages import COPY_FAILED, reason
-from ..store.naming import BadName
-from ..store.policy import Refused
-from ..zfs import errors as zfs
-from ..zfs.keys import NotAsked
+from ..store.messages import reason
+from ..zfs.errors import Failure, ZfsError
 from ..zfs.text import printable
 
 
@@ -32,13 +29,8 @@ def told(what: str) -> Iterator[None]:
     """Whatever ZFS refuses within becomes a StoragePoolException."""
     try:
         yield
-    except (BadName, NotAsked, Refused) as exc:
-        raise refusal(what, str(exc)) from exc
-    except zfs.ZfsError as exc:
+    except (Failure, ZfsError, OSError) as exc:
         raise refusal(what, reason(exc)) from exc
-    except OSError as exc:
-        why = COPY_FAILED.format(reason=exc.strerror or str(exc))
-        raise refusal(what, why) from exc
 
 
 def sentence(what: str, exc: Exception) -> str:

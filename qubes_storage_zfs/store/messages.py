@@ -1,12 +1,15 @@
-"""What a person is told when something fails: one sentence and the remedy.
+"""Texts for a person: one template for each failure, with its remedy.
 
-doc/errors.md lists these; a test compares the two.  Nothing here needs
-qubesd's modules: the tools say the same.
+An exception names its template: a Failure when it is raised, any other by its
+class, in :py:data:`TEMPLATES`.  reason() fills the template in with the
+exception's data.  doc/errors.md lists the templates, and a test compares the
+two.  qubesd's process and the tools show the same texts.
 """
 
-import errno
+from collections.abc import Mapping
 
 from ..zfs import errors as zfs
+from ..zfs.errors import Failure
 from ..zfs.probe import DeviceRefused
 
 NO_MODULE = (
@@ -93,7 +96,7 @@ DELAYED = (
 )
 NO_ANSWER = "no passphrase was given"
 BAD_ITERATIONS = (
-    "{dataset} has pbkdf2iters={call}, which is not a number from 100000 to"
+    "{dataset} has pbkdf2iters={iterations}, which is not a number from 100000 to"
     " 100000000, so deriving its key might take hours; if you set it, run"
     " 'sudo zfs load-key {dataset}' and 'sudo zfs change-key -o"
     " pbkdf2iters=350000 {dataset}' in dom0; if not, another system changed the"
@@ -101,11 +104,11 @@ BAD_ITERATIONS = (
 )
 UNPROTECTED = (
     "the process that reads the passphrase could not protect its memory"
-    " ({call}), so no prompt was shown; run as root with CAP_IPC_LOCK, and free"
+    " ({protection}), so no prompt was shown; run as root with CAP_IPC_LOCK, and free"
     " memory if it is short"
 )
 SILENT_KEYHOLDER = (
-    "the process that derives the key of {dataset} did not answer for {call}"
+    "the process that derives the key of {dataset} did not answer for {seconds}"
     " seconds and was killed; see whether its zpool responds ('zpool status'),"
     " and try again"
 )
@@ -135,6 +138,8 @@ NAME_NOT_SUPPORTED = (
     "this driver does not support the {kind} name '{name}', though ZFS does;"
     " use a {kind} whose name has only letters, digits and {signs}"
 )
+COMMAND_FAILED = "{command}: {output}"
+DEVICE_REFUSED = "{device} {reason}."
 OTHER = "ZFS refused '{call}' for {dataset} ({code})"
 
 MISSING_VOLUME = (
@@ -268,50 +273,48 @@ ADOPTED_BUT = (
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
 
 
-def reason(exc: zfs.ZfsError) -> str:
-    """The sentence for *exc*."""
-    template = OTHER
-    holders = ""
-    if isinstance(exc, zfs.Busy):
-        holders = ", ".join(exc.holders)
-        template = BUSY if holders else BUSY_NOBODY
-    elif isinstance(exc, (zfs.CommandFailed, DeviceRefused)):
-        # zpool advises -f, which is how disks are lost
-        lines = str(exc).split("\n")
-        return " ".join(line.strip() for line in lines if "-f'" not in line)
-    elif exc.code == errno.ENAMETOOLONG:
-        template = NAME_TOO_LONG
-    elif isinstance(exc, zfs.WrongPassphrase):
-        new = exc.call.startswith("new")
-        template = NO_NEW_PASSPHRASE if new else WRONG_PASSPHRASE
-    else:
-        for kind, sentence in (
-            (zfs.NoModule, NO_MODULE),
-            (zfs.PoolAbsent, POOL_ABSENT),
-            (zfs.NoSpace, NO_SPACE),
-            (zfs.Locked, LOCKED),
-            (zfs.BadAnswer, BAD_ANSWER),
-            (zfs.NoAnswer, NO_ANSWER),
-            (zfs.BadIterations, BAD_ITERATIONS),
-            (zfs.Unprotected, UNPROTECTED),
-            (zfs.Silent, SILENT_KEYHOLDER),
-            (zfs.NoDevice, NO_DEVICE),
-            (zfs.ReadOnlyZpool, ZPOOL_READ_ONLY),
-            (zfs.Suspended, ZPOOL_SUSPENDED),
-            (zfs.SilentZpool, ZPOOL_SILENT),
-            (zfs.ReadOnlyDataset, DATASET_READ_ONLY),
-            (zfs.NoPassphrase, KEY_IS_NO_PASSPHRASE),
-            (zfs.NotFound, NOT_FOUND),
-            (zfs.Exists, EXISTS),
-        ):
-            if isinstance(exc, kind):
-                template = sentence
-    name = errno.errorcode.get(exc.code, str(exc.code))
-    return template.format(
-        dataset=exc.dataset,
-        zpool=exc.dataset.partition("/")[0].partition("@")[0],
-        call=exc.call,
-        code=name,
-        holders=holders,
-        keyformat=getattr(exc, "keyformat", ""),
-    )
+class Refused(Failure):
+    """An operation that was refused before it changed anything."""
+
+
+#: kind of exception -> its template; a kind that is not here has the template
+#: of its base class
+TEMPLATES: Mapping[type[Exception], str] = {
+    zfs.ZfsError: OTHER,
+    zfs.NoModule: NO_MODULE,
+    zfs.PoolAbsent: POOL_ABSENT,
+    zfs.ReadOnlyZpool: ZPOOL_READ_ONLY,
+    zfs.Suspended: ZPOOL_SUSPENDED,
+    zfs.SilentZpool: ZPOOL_SILENT,
+    zfs.ReadOnlyDataset: DATASET_READ_ONLY,
+    zfs.NoPassphrase: KEY_IS_NO_PASSPHRASE,
+    zfs.NotFound: NOT_FOUND,
+    zfs.Exists: EXISTS,
+    zfs.NameTooLong: NAME_TOO_LONG,
+    zfs.NoSpace: NO_SPACE,
+    zfs.Busy: BUSY_NOBODY,
+    zfs.InUse: BUSY,
+    zfs.NoDevice: NO_DEVICE,
+    zfs.Locked: LOCKED,
+    zfs.WrongPassphrase: WRONG_PASSPHRASE,
+    zfs.NoNewPassphrase: NO_NEW_PASSPHRASE,
+    zfs.BadAnswer: BAD_ANSWER,
+    zfs.NoAnswer: NO_ANSWER,
+    zfs.BadIterations: BAD_ITERATIONS,
+    zfs.Unprotected: UNPROTECTED,
+    zfs.Silent: SILENT_KEYHOLDER,
+    zfs.CommandFailed: COMMAND_FAILED,
+    DeviceRefused: DEVICE_REFUSED,
+    OSError: COPY_FAILED,
+}
+
+
+def reason(exc: Failure | zfs.ZfsError | OSError) -> str:
+    """Return the message for *exc*."""
+    if isinstance(exc, Failure):
+        return str(exc)
+    kinds = type(exc).__mro__
+    template = next(TEMPLATES[kind] for kind in kinds if kind in TEMPLATES)
+    if isinstance(exc, OSError):
+        return template.format(reason=exc.strerror or str(exc))
+    return template.format(**exc.data)

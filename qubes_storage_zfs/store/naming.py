@@ -59,8 +59,8 @@ _RESERVED_ZPOOL = re.compile(
 )
 
 
-class BadName(ValueError):
-    """A name that must not reach ZFS; the text is a sentence for a person."""
+class BadName(messages.Refused, ValueError):
+    """A name that must not reach ZFS."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,7 @@ def _check_supported(
     """:raises BadName: for a name that only ZFS allows"""
     if not pattern.match(name):
         raise BadName(
-            messages.NAME_NOT_SUPPORTED.format(
-                kind=kind, name=name, signs=signs
-            )
+            messages.NAME_NOT_SUPPORTED, kind=kind, name=name, signs=signs
         )
 
 

@@ -61,8 +61,8 @@ LIMIT = 100_000
 SHOWN_IN_SENTENCE = 80
 
 
-class Refused(Exception):
-    """What is on disk cannot be used as this pool; the text is a sentence."""
+class Refused(messages.Refused):
+    """The datasets on disk cannot be used as this pool."""
 
 
 class NotThere(Refused):
@@ -81,13 +81,12 @@ class NotAllowed(Refused):
         self.dataset = printable(str(wrong.get("dataset")), naming.NAME_MAX)
         self.name = shown(wrong.get("property"))
         super().__init__(
-            messages.DISK_CHANGED.format(
-                dataset=self.dataset,
-                property=self.name,
-                value=shown(wrong.get("value")),
-                wanted=wrong.get("wanted"),
-                remedy=_remedy(home, wrong),
-            )
+            messages.DISK_CHANGED,
+            dataset=self.dataset,
+            property=self.name,
+            value=shown(wrong.get("value")),
+            wanted=wrong.get("wanted"),
+            remedy=_remedy(home, wrong),
         )
 
 
@@ -185,13 +184,12 @@ def check_zpool(place: Place) -> None:
     if place.zpool_guid in (None, imported) or imported is None:
         return
     raise NotThere(
-        messages.ZPOOL_IS_ANOTHER.format(
-            pool=place.pool,
-            zpool=zpool,
-            guid=place.zpool_guid,
-            where="that is imported",
-            other=imported,
-        )
+        messages.ZPOOL_IS_ANOTHER,
+        pool=place.pool,
+        zpool=zpool,
+        guid=place.zpool_guid,
+        where="that is imported",
+        other=imported,
     )
 
 
@@ -234,14 +232,14 @@ def _check_identity(
 ) -> None:
     missing, owner = found.get("missing"), found.get("owner")
     if missing == place.container:
-        raise NotThere(messages.CONTAINER_MISSING.format(dataset=missing))
+        raise NotThere(messages.CONTAINER_MISSING, dataset=missing)
     if owner is None and must_be_claimed:
         bare = bool(found.get("bare"))
         raise NotThere(unmarked(place.pool, place.container, bare))
     if owner not in (None, place.pool):
         raise NotThere(claimed(place.container, owner))
     if missing:
-        raise NotThere(messages.CONTAINER_MISSING.format(dataset=place.home))
+        raise NotThere(messages.CONTAINER_MISSING, dataset=place.home)
 
 
 class FirstUse:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from . import commands, lzc, threads
-from .errors import Busy, CommandFailed, NoDevice
+from .errors import Busy, CommandFailed, NoDevice, busy
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -399,7 +399,7 @@ async def retry_busy(
         except Busy as exc:
             if loop.time() >= end:
                 who = await lzc.in_thread(exc.dataset, holders, exc.dataset)
-                raise Busy(exc.dataset, exc.code, exc.call, who) from exc
+                raise busy(exc, who) from exc
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.25)
 

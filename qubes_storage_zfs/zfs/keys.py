@@ -7,7 +7,6 @@ which goes from the prompt to it through a pipe, or from the terminal to it.
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -47,8 +46,8 @@ _START = (
 )
 
 
-class NotAsked(Exception):
-    """A prompt returned no answer; the text says why, as part of a sentence."""
+class NotAsked(errors.Failure):
+    """A prompt returned no answer; the message is the reason."""
 
 
 class NobodyToAsk(NotAsked):
@@ -167,7 +166,7 @@ async def unload(root: str) -> None:
             f"{dataset.removeprefix(root + '/')}: {', '.join(names)}"
             for dataset, names in sorted(found.items())
         )
-        raise errors.Busy(root, exc.code, exc.call, who) from exc
+        raise errors.busy(exc, who) from exc
 
 
 def users(root: str) -> dict[str, tuple[str, ...]]:
@@ -219,7 +218,7 @@ async def _next(
     try:
         line = await asyncio.wait_for(words.readline(), limit)
     except TimeoutError as exc:
-        raise errors.Silent(root, errno.ETIMEDOUT, f"{limit:.0f}") from exc
+        raise errors.Silent(root, limit or 0.0) from exc
     if not line:
         raise errors.CommandFailed(
             "keyholder", 1, "the process for the passphrase ended; try again"
@@ -291,22 +290,18 @@ def _failed(root: str, detail: str) -> errors.ZfsError:
     return errors.from_errno(int(code), root, call)
 
 
+def _wrong(root: str, purpose: str) -> errors.ZfsError:
+    if purpose.startswith("new"):
+        return errors.NoNewPassphrase(root)
+    return errors.WrongPassphrase(root)
+
+
 #: the keyholder's last words -> the exception
 _ENDS: Mapping[str, Callable[[str, str], errors.ZfsError]] = {
     End.FAILED: _failed,
-    End.WRONG: lambda root, purpose: errors.WrongPassphrase(
-        root, errno.EACCES, purpose
-    ),
-    End.BAD_ANSWER: lambda root, _: errors.BadAnswer(
-        root, errno.EBADMSG, "answer"
-    ),
-    End.NO_ANSWER: lambda root, _: errors.NoAnswer(
-        root, errno.ENODATA, "answer"
-    ),
-    End.BAD_PARAMETERS: lambda root, value: errors.BadIterations(
-        root, errno.EDOM, value
-    ),
-    End.UNPROTECTED: lambda root, what: errors.Unprotected(
-        root, errno.EPERM, what
-    ),
+    End.WRONG: _wrong,
+    End.BAD_ANSWER: lambda root, _: errors.BadAnswer(root),
+    End.NO_ANSWER: lambda root, _: errors.NoAnswer(root),
+    End.BAD_PARAMETERS: errors.BadIterations,
+    End.UNPROTECTED: errors.Unprotected,
 }

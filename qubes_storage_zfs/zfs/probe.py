@@ -13,7 +13,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,6 +66,11 @@ class DeviceRefused(ZfsError):
         super().__init__(device, errno.EBUSY, "use")
         self.device = device
         self.reason = reason
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        device, reason = _plain(self.device), _plain(self.reason)
+        return {**super().data, "device": device, "reason": reason}
 
     def __str__(self) -> str:
         return f"{_plain(self.device)} {_plain(self.reason)}."

@@ -106,7 +106,7 @@ def test_an_unlocked_pool_has_no_delay(pool, clock, by_hand):
 
 
 def test_three_wrong_passphrases_delay_too(pool, clock):
-    assert pool.start(WrongPassphrase("tank", 13, "unlock-again"))
+    assert pool.start(WrongPassphrase("tank"))
     assert not pool.start(None)
 
 

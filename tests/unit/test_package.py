@@ -13,6 +13,7 @@ from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.driver import errors, prompts
 from qubes_storage_zfs.store import messages as all_sentences
 from qubes_storage_zfs.zfs import errors as zfs
+from qubes_storage_zfs.zfs import probe
 
 ROOT = Path(__file__).resolve().parents[2]
 #: modules of the process that holds a key, which are not qubesd's
@@ -141,9 +142,9 @@ def test_doc_names_a_test_for_every_sentence():
         (zfs.NotFound("tank/a@r1"), "does not exist"),
         (zfs.Exists("tank/a"), "exists already"),
         (zfs.NoDevice("tank/a"), "did not appear"),
-        (zfs.Busy("tank/a", holders=("process 7 (dd)",)), "process 7 (dd)"),
+        (zfs.InUse("tank/a", holders=("process 7 (dd)",)), "process 7 (dd)"),
         (zfs.Busy("tank/a"), "busy for too long"),
-        (zfs.ZfsError("tank/a", 36, "create"), "too long"),
+        (zfs.from_errno(36, "tank/a", "create"), "too long"),
         (zfs.ZfsError("tank/a", 5, "create"), "refused 'create'"),
         (zfs.CommandFailed("zfs set", 1, "cannot set"), "cannot set"),
         (OSError(5, "Input/output error"), "Input/output error"),
@@ -155,6 +156,49 @@ def test_every_failure_has_its_sentence(exc, text):
             raise exc
     assert str(caught.value).startswith("Cannot do it: ")
     assert text in str(caught.value)
+
+
+#: exceptions that are made of something else than a dataset and an errno
+MADE_FROM = {
+    zfs.SilentZpool: ("tank",),
+    zfs.NoPassphrase: ("tank/a", "raw"),
+    zfs.WrongPassphrase: ("tank/a",),
+    zfs.NoNewPassphrase: ("tank/a",),
+    zfs.BadAnswer: ("tank/a",),
+    zfs.NoAnswer: ("tank/a",),
+    zfs.BadIterations: ("tank/a", "5"),
+    zfs.Unprotected: ("tank/a", "mlockall: no"),
+    zfs.Silent: ("tank/a", 120.0),
+    zfs.InUse: ("tank/a", 16, "destroy", ("process 7 (dd)",)),
+    zfs.CommandFailed: ("zfs set", 1, "cannot set"),
+    probe.DeviceRefused: ("/dev/sdx", "is not empty"),
+}
+
+
+def kinds_of(kind):
+    yield kind
+    for below in kind.__subclasses__():
+        yield from kinds_of(below)
+
+
+def test_the_data_of_every_exception_fill_its_template():
+    for kind in kinds_of(zfs.ZfsError):
+        exc = kind(*MADE_FROM.get(kind, ("tank/a", 5, "create")))
+        why = all_sentences.reason(exc)
+        assert "{" not in why and why.isprintable(), kind
+        assert str(exc), kind
+
+
+def test_a_failure_has_a_template_and_data():
+    exc = all_sentences.Refused("{a} of {b!r}", a=1, b="{x}")
+    assert all_sentences.reason(exc) == str(exc) == "1 of '{x}'"
+    assert (exc.template, exc.data) == ("{a} of {b!r}", {"a": 1, "b": "{x}"})
+    assert str(all_sentences.Refused("no {data}")) == "no {data}"
+
+
+def test_advice_to_force_is_not_shown():
+    exc = zfs.CommandFailed("zpool import", 1, "no:\n\tuse '-f' to\n more")
+    assert all_sentences.reason(exc) == "zpool import: no: more"
 
 
 def test_no_percent_reaches_the_client():

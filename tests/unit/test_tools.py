@@ -198,7 +198,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
     async def unload(dataset):
         if dataset == "a/encryption/a":
             await asyncio.wait_for(unlocked.wait(), 10)
-            raise errors.Busy(dataset, holders=("a qube",))
+            raise errors.InUse(dataset, holders=("a qube",))
         unlocked.set()
 
     def pools(_):
