@@ -13,10 +13,15 @@ package() {
         tar -x -C "$site" --no-same-owner
 }
 
-# entry_points FOLDER: as its setup.py has them, where Python looks for them
+# entry_points FOLDER: install the entry points that its metadata lists
 entry_points() (
     cd "$1"
-    python3 setup.py -q egg_info --egg-base "$site" 2>/dev/null
+    if [ -e setup.py ]; then
+        set -- setup.py
+    else
+        set -- -c 'import setuptools; setuptools.setup()'
+    fi
+    python3 "$@" -q egg_info --egg-base "$site" 2>/dev/null
 )
 
 package /core-admin qubes
