@@ -16,12 +16,7 @@ package() {
 # entry_points FOLDER: install the entry points that its metadata lists
 entry_points() (
     cd "$1"
-    if [ -e setup.py ]; then
-        set -- setup.py
-    else
-        set -- -c 'import setuptools; setuptools.setup()'
-    fi
-    python3 "$@" -q egg_info --egg-base "$site" 2>/dev/null
+    python3 setup.py -q egg_info --egg-base "$site" 2>/dev/null
 )
 
 package /core-admin qubes
