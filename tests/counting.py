@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qubes_storage_zfs.zfs import channel, lzc
+from qubes_storage_zfs.zfs import lzc, zcp
 
 NETLINK_CONNECTOR = 11
 CN_IDX_PROC = 1
@@ -97,7 +97,7 @@ def calls(
     :param spans: begin and end of each are added to it
     """
     made: list[str] = []
-    call, run = lzc.call, channel._run
+    call, run = lzc.call, zcp.run
 
     def counted(what: str, subject: str, *args: Any) -> Any:
         if not what.startswith("channel_program"):
@@ -113,11 +113,11 @@ def calls(
         made.append("+".join(sorted(each.name for each in programs)))
         return run(programs, sync)
 
-    lzc.call, channel._run = counted, counted_run
+    lzc.call, zcp.run = counted, counted_run
     try:
         yield made
     finally:
-        lzc.call, channel._run = call, run
+        lzc.call, zcp.run = call, run
 
 
 def txg(zpool: str) -> int:

@@ -145,7 +145,10 @@ class Session(Transfer):
             state = await self._state(revisions=True, tuned=True)
         if _is_begun(state, wanted):
             return await self._tuned(current, state.tuned)
-        how = {"keep": self.revisions_to_keep, "begun_from": wanted}
+        how: dict[str, Any] = {
+            "keep": self.revisions_to_keep,
+            "begun_from": wanted,
+        }
         if wanted == features.BLANK:
             number = await self._adopt_blank(what, state, **how)
         else:
@@ -202,7 +205,7 @@ class Session(Transfer):
             except (Busy, NotFound) as exc:
                 LOG.info("%s is made anew: %s", self.vid, exc)
                 state = await self._state(counted=True)
-        how = {"scratch": True, "size": self._made_by(size)}
+        how: dict[str, Any] = {"scratch": True, "size": self._made_by(size)}
         if self.source is not None:
             number = await self.generations.adopt_clone(
                 self.source.committed, state, **how

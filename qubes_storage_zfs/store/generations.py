@@ -10,10 +10,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from ..zfs import channel, devices, lzc
+from ..zfs.batch import Batch
 from ..zfs.errors import Busy, Exists, NotFound, ZfsError
 from . import naming
-from .container import LOG, Container, Question, State, holder_mark
+from .container import LOG, Container, holder_mark
 from .naming import VolumeName
+from .state import StateQuery, VolumeState
 
 #: how often a lost race for a name or an origin is run again
 TRIES = 5
@@ -43,7 +45,9 @@ class Generations:
         self.zpool = zpool
         self.pinned = pinned
 
-    async def _change(self, program: str, **more: Any) -> Any:
+    async def _change(
+        self, program: str, batch: Batch | None = None, **more: Any
+    ) -> Any:
         if self.pinned is not None:
             more["pinned"] = self.pinned
         return await channel.change(
@@ -54,23 +58,29 @@ class Generations:
                 **self.store.thresholds.arguments,
                 **more,
             },
+            batch=batch,
         )
 
-    async def state(self, *want: str, **asked: Any) -> State:
+    async def state(
+        self, *want: str, batch: Batch | None = None, **asked: Any
+    ) -> VolumeState:
         """Ask ZFS about the volume.
 
-        :param asked: as Question has it
+        :param asked: as StateQuery has it
+        :param batch: ask together with the tasks of this batch
         :raises ZfsError: if ZFS cannot be asked
         """
-        return await self.store.state(self.where, Question(want, **asked))
+        question = StateQuery(want, **asked)
+        return await self.store.state(self.where, question, batch)
 
     # --- making
 
     async def build(
         self,
         make: Callable[[int, str], Awaitable[None]],
-        state: State,
+        state: VolumeState,
         first: int = 0,
+        batch: Batch | None = None,
     ) -> tuple[int, str]:
         """Make a new generation; it stays in hand.  Number and dataset.
 
@@ -96,15 +106,20 @@ class Generations:
                 self.store.release(dataset)
                 if attempt == TRIES:
                     raise
-                state = await self.state(counted=True)
+                state = await self.state(counted=True, batch=batch)
             except BaseException:
                 self.store.created.discard(self.where.dataset)
-                await self._discard_unless_current(number, dataset)
+                await self._discard_unless_current(number, dataset, batch)
                 raise
         raise AssertionError("unreachable")
 
     async def blank(
-        self, size: int, blocksize: int, state: State, lasting: bool
+        self,
+        size: int,
+        blocksize: int,
+        state: VolumeState,
+        lasting: bool,
+        batch: Batch | None = None,
     ) -> tuple[int, str]:
         """An empty generation of *size* bytes, in hand.
 
@@ -117,10 +132,14 @@ class Generations:
             await lzc.create_volume(dataset, size, blocksize, mark)
             await self.store.thresholds.measure(dataset)
 
-        return await self.build(make, state)
+        return await self.build(make, state, batch=batch)
 
     async def clone(
-        self, origin: Origin, state: State, lasting: bool
+        self,
+        origin: Origin,
+        state: VolumeState,
+        lasting: bool,
+        batch: Batch | None = None,
     ) -> tuple[int, str]:
         """A generation that is a clone of a snapshot, in hand.
 
@@ -132,13 +151,16 @@ class Generations:
                 mark = holder_mark() if lasting else {}
                 await lzc.clone(dataset, snapshot, mark)
 
-        return await self.build(make, state, first=1)
+        return await self.build(make, state, first=1, batch=batch)
 
     # --- moving the pointer
 
-    async def _move_pointer(self, number: int, **more: Any) -> Left:
+    async def _move_pointer(
+        self, number: int, batch: Batch | None = None, **more: Any
+    ) -> Left:
         left: Left = await self._change(
             "adopt",
+            batch,
             number=number,
             holder=naming.HOLDER,
             mark=holder_mark()[naming.HOLDER],
@@ -148,7 +170,9 @@ class Generations:
         self.store.created.discard(self.where.dataset)
         return left
 
-    async def adopt(self, number: int, **more: Any) -> None:
+    async def adopt(
+        self, number: int, batch: Batch | None = None, **more: Any
+    ) -> None:
         """Generation *number*, which is in hand, becomes the current one.
 
         :param more: scratch, size, keep, promote, begun_from; see
@@ -156,17 +180,19 @@ class Generations:
         """
         dataset = self.where.generation(number)
         try:
-            left = await self._move_pointer(number, **more)
+            left = await self._move_pointer(number, batch, **more)
         except BaseException:
-            await self._discard_unless_current(number, dataset)
+            await self._discard_unless_current(number, dataset, batch)
             raise
         self.store.release(dataset)
         await self._tidy(left)
 
-    async def _discard_unless_current(self, number: int, dataset: str) -> None:
+    async def _discard_unless_current(
+        self, number: int, dataset: str, batch: Batch | None
+    ) -> None:
         """A cancelled program may have run to its end all the same."""
         try:
-            state = await self.state(counted=True)
+            state = await self.state(counted=True, batch=batch)
         except BaseException:
             # the janitor will know
             self.store.release(dataset)
@@ -177,7 +203,11 @@ class Generations:
             await self.store.discard(dataset)
 
     async def adopt_clone(
-        self, origin: Origin, state: State, **more: Any
+        self,
+        origin: Origin,
+        state: VolumeState,
+        batch: Batch | None = None,
+        **more: Any,
     ) -> int:
         """A clone of a snapshot becomes the current generation; its number.
 
@@ -185,8 +215,8 @@ class Generations:
         2.4 the clone is a transaction group of its own.
         """
         if not await channel.clones_in_programs(self.zpool):
-            number, _ = await self.clone(origin, state, lasting=False)
-            await self.adopt(number, **more)
+            number, _ = await self.clone(origin, state, False, batch)
+            await self.adopt(number, batch, **more)
             return number
 
         left: Left = {}
@@ -194,43 +224,52 @@ class Generations:
         async def make(number: int, _: str) -> None:
             nonlocal left
             async with origin() as snapshot:
-                left = await self._move_pointer(number, origin=snapshot, **more)
+                left = await self._move_pointer(
+                    number, batch, origin=snapshot, **more
+                )
 
-        number, dataset = await self.build(make, state, first=1)
+        number, dataset = await self.build(make, state, first=1, batch=batch)
         self.store.release(dataset)
         await self._tidy(left)
         return number
 
     # --- committing
 
-    async def commit(self, keep: int) -> None:
+    async def commit(self, keep: int, batch: Batch | None = None) -> None:
         """What changed becomes a revision; older ones are pruned.
 
         What is in doubt until this process has measured, it measures first.
         """
-        left = await self._change("commit", keep=keep)
+        left = await self._change("commit", batch, keep=keep)
         if "unsure" in left:
             await self.store.measure_beside(self.where)
-            left = await self._change("commit", keep=keep, unmeasured=True)
+            left = await self._change(
+                "commit", batch, keep=keep, unmeasured=True
+            )
         await self._tidy(left)
 
-    async def reset(self, size: str, source: VolumeName | None) -> None:
+    async def reset(
+        self,
+        size: str,
+        source: VolumeName | None,
+        batch: Batch | None = None,
+    ) -> None:
         """The current generation becomes again what adopt() made it.
 
-        :param size: with *source*: what would be made now, as Question has it
+        :param size: with *source*: what would be made now, as StateQuery has it
         :raises Busy: if somebody has it open
         :raises NotFound: if it is none that can be that
         """
-        made_from = Question(size=size, source=source).made_from()
+        made_from = StateQuery(size=size, source=source).made_from()
 
         async def once() -> None:
             try:
-                await self._change("reset", **made_from)
+                await self._change("reset", batch, **made_from)
             except Exists as exc:
                 # bookmarks newer than its beginning: of content that goes
                 if not await lzc.destroy_bookmarks_of(exc.dataset):
                     raise
-                await self._change("reset", **made_from)
+                await self._change("reset", batch, **made_from)
 
         await devices.retry_busy(self.where.dataset, once, devices.GLANCE_LIMIT)
 
@@ -244,7 +283,7 @@ class Generations:
                 LOG.debug("%s not tidied: %s", self.where.dataset, exc)
 
     @contextlib.asynccontextmanager
-    async def frozen(self) -> AsyncIterator[str]:
+    async def frozen(self, batch: Batch | None = None) -> AsyncIterator[str]:
         """A passing snapshot of a volume that keeps no revisions."""
         made: list[str] = []
         try:
@@ -253,14 +292,17 @@ class Generations:
                 self.where.dataset,
                 self.where.arguments,
                 made.append,
+                batch,
             )
         finally:
             for snapshot in made:
-                await self._change("thaw", snapshot=snapshot)
+                await self._change("thaw", batch, snapshot=snapshot)
 
     # --- going
 
-    async def forget(self, discarded: bool = False) -> None:
+    async def forget(
+        self, discarded: bool = False, batch: Batch | None = None
+    ) -> None:
         """Pointer, revisions and generations go, as far as they can.
 
         :param discarded: only if the content of the current one is discarded
@@ -278,6 +320,7 @@ class Generations:
             nonlocal again
             gone = await self._change(
                 "forget",
+                batch,
                 busy=busy,
                 discarded=discarded,
                 again=again,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.zfs import channel, commands, devices, lzc
+from qubes_storage_zfs.zfs import commands, devices, lzc, zcp
 
 #: dataset -> its guid, its own properties, snapshots, ...; see parsed()
 Dump = dict[str, dict[str, Any]]
@@ -219,11 +219,11 @@ class Door:
                 container,
                 container.partition("/")[0].encode(),
                 DUMP,
-                channel.INSTRUCTION_LIMIT,
-                channel.MEMORY_LIMIT,
-                channel._encode(argument),
+                zcp.INSTRUCTION_LIMIT,
+                zcp.MEMORY_LIMIT,
+                zcp.encode(argument),
             )
-        return parsed(channel._decode(found))
+        return parsed(zcp.decode(found))
 
     async def run(self, program: str, *arguments: str, **more: Any) -> Any:
         gate = self._gate(arguments[-1])

@@ -102,7 +102,7 @@ def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
         {"origins": {}, "bookmarks": {}},
     ]
 
-    async def change(_name, _dataset, arguments):
+    async def change(_name, _dataset, arguments, **_):
         told.append(arguments["again"])
         return answers.pop(0)
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from qubes_storage_zfs.store.listing import Listing
-from qubes_storage_zfs.zfs import channel, errors, threads
+from qubes_storage_zfs.zfs import errors, threads, zcp
 
 
 def test_a_late_answer_is_the_last_one(monkeypatch):
@@ -19,7 +19,7 @@ def test_a_late_answer_is_the_last_one(monkeypatch):
         return [answer]
 
     monkeypatch.setattr(threads, "_known", {})
-    monkeypatch.setattr(channel, "_run", run)
+    monkeypatch.setattr(zcp, "run", run)
     listing = Listing("tank/pool/vm")
     with pytest.raises(errors.SilentZpool):
         listing.now()

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.zfs import channel, lzc
+from qubes_storage_zfs.zfs import lzc, zcp
 
 from .conftest import sh
 from .test_tools import qvm_zfs
@@ -34,7 +34,7 @@ def program(text, arguments):
 
 def test_text_of_a_disk_goes_back_to_it():
     for value in b"\xff\x1b", "é\n".encode(), b"":
-        assert channel._encode(channel._decode(value)) == value
+        assert zcp.encode(zcp.decode(value)) == value
 
 
 def test_strangers_beside_ours_stay(lab, caplog):

@@ -8,7 +8,7 @@ import pytest
 from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.store.container import Container
-from qubes_storage_zfs.zfs import channel, devices
+from qubes_storage_zfs.zfs import devices, zcp
 
 from ..afterwards import afterwards
 from .conftest import MIB, export_zpool, read, sh, write
@@ -20,14 +20,14 @@ class Died(BaseException):
 
 def die_before(monkeypatch, program):
     """qubesd is killed when it is about to run a channel program."""
-    run = channel._run
+    run = zcp.run
 
     def dying(programs, sync):
         if program in (each.name for each in programs):
             raise Died
         return run(programs, sync)
 
-    monkeypatch.setattr(channel, "_run", dying)
+    monkeypatch.setattr(zcp, "run", dying)
 
 
 def die_at_adopt(lab, monkeypatch, verb):

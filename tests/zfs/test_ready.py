@@ -8,7 +8,7 @@ import pytest
 from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.store.container import Container
-from qubes_storage_zfs.zfs import channel
+from qubes_storage_zfs.zfs import batch, channel
 
 from ..counting import cost, quiet, rest
 from .at_once import together
@@ -315,7 +315,7 @@ def test_nobody_waits_long_for_the_others(lab, monkeypatch):
 
     async def slowly():
         with channel.together(first._qube_key):
-            await asyncio.sleep(channel.PATIENCE * 4)
+            await asyncio.sleep(batch.PATIENCE * 4)
         times["slow"] = asyncio.get_running_loop().time()
 
     async def starts():
@@ -326,7 +326,7 @@ def test_nobody_waits_long_for_the_others(lab, monkeypatch):
         await asyncio.gather(slowly(), starts(), second.verify())
 
     with monkeypatch.context() as patch:
-        patch.setattr(channel, "PATIENCE", 2.0)
+        patch.setattr(batch, "PATIENCE", 2.0)
         lab.run(all_three())
     assert times["first"] < times["slow"]
     lab.stop(first)
@@ -344,7 +344,7 @@ def test_who_is_cancelled_keeps_nobody_waiting(lab):
     cancelled, started = lab.run(one_is_cancelled())
     assert isinstance(cancelled, asyncio.CancelledError)
     assert started is volumes[1]
-    assert not channel._parties
+    assert not len(batch.batches)
     lab.stop(*volumes)
 
 

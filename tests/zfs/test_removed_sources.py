@@ -7,7 +7,7 @@ import time
 import pytest
 
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.zfs import channel, lzc
+from qubes_storage_zfs.zfs import lzc, zcp
 
 from ..crash.gate import Door, Gate, Stopped
 from .conftest import MIB, EncryptedLab, sh, write
@@ -189,18 +189,18 @@ def test_cut_off_after_the_promotion(lab, monkeypatch):
     source = big(lab, mib=1)
     clone = cloned(lab, source, "clone")
     lab.session(clone, b"own")
-    whole = channel._PROGRAMS["promotion"]
+    whole = zcp.TEXTS["promotion"]
     cut = whole.replace(b"return destroy_whole(ds)", b"return 16")
     assert cut != whole
     with Door() as door:
         gate = door.gates[lab.container] = Gate()
         with monkeypatch.context() as patch:
-            patch.setitem(channel._PROGRAMS, "promotion", cut)
-            channel._text.cache_clear()
+            patch.setitem(zcp.TEXTS, "promotion", cut)
+            zcp.whole_text.cache_clear()
             gate.open(1)
             with pytest.raises(Stopped):
                 lab.run(source.remove())
-        channel._text.cache_clear()
+        zcp.whole_text.cache_clear()
         gate.open()
     lab.restart()
     clone = lab.again(clone)

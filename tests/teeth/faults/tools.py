@@ -123,7 +123,7 @@ FAULTS = (
     ),
     Fault(
         "a name that is not UTF-8 cannot be given back to ZFS",
-        "zfs/channel.py",
+        "zfs/zcp.py",
         "        return text.to_disk(value)\n",
         "        return value.encode()\n",
         zfs_tests(_ODD, "text_of_a_disk_goes_back_to_it"),

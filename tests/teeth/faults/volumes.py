@@ -301,7 +301,7 @@ FAULTS = (
     ),
     Fault(
         "each volume of a qube waits for a transaction group of its own",
-        "zfs/channel.py",
+        "zfs/batch.py",
         "if self._waiting and len(self._waiting) >= self.members:",
         "if self._waiting:",
         zfs_tests("counts", "calls_of_each_verb"),

@@ -1,0 +1,153 @@
+"""Batches: the channel programs of several tasks, run as one.
+
+qubesd starts and stops a qube's volumes side by side, each in a task of its
+own.  Each of these tasks joins the batch of the qube and passes it to the
+functions that run programs.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from . import lzc
+from .zcp import Program, Result, returned, run_in_thread
+
+#: seconds that a task waits for the others, should one of them take long
+PATIENCE = 0.5
+
+
+@dataclass(eq=False)
+class _Submitted:
+    """A program that a task waits for."""
+
+    program: Program
+    sync: bool
+    result: asyncio.Future[Result] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Batch:
+    """Tasks that work side by side; their programs run when all of them wait.
+
+    Batches.join() creates it.  It lives until the last task leaves it, and
+    only the event loop's thread may touch it.
+
+    A program that refuses or fails does not fail the others.  If ZFS does not
+    run them to the end, all of them fail.
+
+    :ivar members: how many tasks are in it
+    :ivar ended: set when the last task has left
+    """
+
+    def __init__(self) -> None:
+        self.members = 0
+        self.ended = asyncio.Event()
+        self._waiting: list[_Submitted] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self, program: Program, sync: bool) -> Result:
+        """Run *program* together with those of the other tasks.
+
+        :param sync: it changes something
+        :raises ZfsError: if this program refused or failed, or ZFS did not
+            run the batch to the end
+        """
+        submitted = _Submitted(program, sync)
+        self._waiting.append(submitted)
+        self._set_timer()
+        self.check()
+        try:
+            return returned(await asyncio.shield(submitted.result))
+        except asyncio.CancelledError:
+            if submitted in self._waiting:
+                self._waiting.remove(submitted)
+            else:
+                await lzc.ended(submitted.result)
+            raise
+
+    def _set_timer(self) -> None:
+        if self._waiting and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(PATIENCE, self._go)
+
+    def check(self) -> None:
+        """Run what waits, if all tasks wait; called when that may have changed.
+
+        Tasks that were created at once have all started when the event loop
+        calls what is scheduled here.
+        """
+        asyncio.get_running_loop().call_soon(self._go_if_all_wait)
+
+    def _go_if_all_wait(self) -> None:
+        if self._waiting and len(self._waiting) >= self.members:
+            self._go()
+
+    def _go(self) -> None:
+        """Run programs that read first, so that changes meet."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        sync = all(item.sync for item in self._waiting)
+        now = [item for item in self._waiting if item.sync == sync]
+        self._waiting = [item for item in self._waiting if item not in now]
+        if now:
+            task = asyncio.create_task(self._serve(now, sync))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        self._set_timer()
+
+    async def _serve(self, items: list[_Submitted], sync: bool) -> None:
+        programs = [item.program for item in items]
+        try:
+            results = await run_in_thread(programs, sync)
+        except BaseException as exc:  # pylint: disable=broad-except
+            for item in items:
+                if not item.result.done():
+                    item.result.set_exception(exc)
+            return
+        for item, result in zip(items, results, strict=True):
+            if not item.result.done():
+                item.result.set_result(result)
+
+
+class Batches:
+    """The batches of a process, by key."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @contextlib.contextmanager
+    def join(self, key: str) -> Iterator[Batch]:
+        """Join the batch for *key*; the last task that leaves it ends it.
+
+        A task joins before it waits for anything, so that tasks that start
+        at once meet.  No task in a batch may wait for what another one of
+        them will do.
+
+        :param key: names what the tasks are about; all of it is in one zpool
+        """
+        batch = self._batches.setdefault(key, Batch())
+        batch.members += 1
+        try:
+            yield batch
+        finally:
+            batch.members -= 1
+            if not batch.members:
+                self._batches.pop(key, None)
+                batch.ended.set()
+            batch.check()
+
+    async def ended(self, key: str) -> None:
+        """Wait until no task is in a batch for *key*."""
+        while (batch := self._batches.get(key)) is not None:
+            await batch.ended.wait()
+
+
+#: the batches of this process
+batches = Batches()
