@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from qubes_storage_zfs import ZfsZvolPool
-from tests.afterwards import afterwards, be_patient
-from tests.counting import Forks, cost, quiet, rest
-from tests.zfs.conftest import core_admin_version, sh
+from tests.support.background import afterwards, be_patient
+from tests.support.counting import Forks, cost, quiet, rest
+from tests.support.report import core_admin_version
+from tests.support.shell import sh
 
 from .common import DISKS, begin, parser, save, write
 from .contenders import Contender, Driver, OnFiles, OnThinPool, OnZpool

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from qubes_storage_zfs import ZfsZvolPool
-from tests.afterwards import afterwards, be_patient
-from tests.counting import rest
-from tests.zfs.conftest import sh
+from tests.support.background import afterwards, be_patient
+from tests.support.counting import rest
+from tests.support.shell import sh
 
 from .common import DISKS, MIB, begin, parser, save
 from .contenders import OnZpool

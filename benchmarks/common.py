@@ -10,7 +10,7 @@ from typing import Any
 import qubes.storage
 
 from qubes_storage_zfs.zfs import lzc
-from tests.zfs.conftest import core_admin_version
+from tests.support.report import core_admin_version
 
 MIB = 1 << 20
 #: the guest's, all empty

@@ -11,7 +11,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from tests.zfs.conftest import sh
+from tests.support.shell import sh
 
 from .contenders import (
     PRIVATE,

@@ -26,9 +26,9 @@ from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import commands
-from tests.afterwards import afterwards, be_patient
-from tests.counting import Cost, cost, now, quiet, rest
-from tests.zfs.conftest import sh
+from tests.support.background import afterwards, be_patient
+from tests.support.counting import Cost, cost, now, quiet, rest
+from tests.support.shell import sh
 
 from .common import DISKS, MIB, begin, parser, save, write
 from .contenders import Driver, OnZpool

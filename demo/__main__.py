@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.afterwards import be_patient
+from tests.support.background import be_patient
 
 from . import stage
 from .stage import check, say, sh

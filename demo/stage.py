@@ -22,8 +22,8 @@ from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.driver.extension import PoolExtension
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.tools.common import QUBES_XML
-from tests.afterwards import settled
-from tests.zfs.answers import Person
+from tests.support.background import settled
+from tests.support.prompts import Person
 
 # 64 MiB instead of 2 GiB, which would only take longer to compare
 qubes.vm.kinds.AppVM.default_volume_config["private"]["size"] = 64 << 20

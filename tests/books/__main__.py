@@ -16,7 +16,7 @@ from pathlib import Path
 
 from demo import stage
 
-from ..zfs.answers import PASSPHRASE
+from ..support.prompts import PASSPHRASE
 from .page import ROOT, Block, blocks
 
 DISKS = ("/dev/vdb", "/dev/vdc", "/dev/vdd", "/dev/vde")

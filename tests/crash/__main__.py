@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..zfs.conftest import sectors
+from ..support.zpools import sectors
 from .enumerate import WORLDS, run, sequences
 from .links import Links
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from qubes_storage_zfs.store import naming
 
-from ..zfs.conftest import export_zpool, sh
+from ..support.shell import sh
+from ..support.zpools import export_zpool
 from .gate import Door
 from .model import Kept
 from .world import SNAPSHOT_OF_ADMIN, World

@@ -16,7 +16,7 @@ from typing import Any
 
 import qubes.storage
 
-from ..afterwards import abandoned, afterwards, be_patient
+from ..support.background import abandoned, afterwards, be_patient
 from .gate import Door, Dump, Stopped, Violated, names
 from .same import Shape, shape
 from .verbs import RULES, at_rest

@@ -15,8 +15,9 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.driver.volume import ZfsVolume
 from qubes_storage_zfs.zfs import devices
 
-from ..afterwards import abandoned
-from ..zfs.conftest import open_device, sh
+from ..support.background import abandoned
+from ..support.blocks import open_device
+from ..support.shell import sh
 from .admin import Admin
 from .gate import Door, Dump, Violated
 from .model import Content, Kept

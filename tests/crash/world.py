@@ -17,14 +17,11 @@ from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import devices
 from qubes_storage_zfs.zfs.errors import Busy, Exists, Locked
 
-from ..afterwards import afterwards
-from ..zfs.answers import Person
-from ..zfs.conftest import (
-    create_encrypted,
-    inherit_no_further,
-    known_key,
-    open_device,
-)
+from ..support.background import afterwards
+from ..support.blocks import open_device
+from ..support.lab import create_encrypted, known_key
+from ..support.prompts import Person
+from ..support.zpools import inherit_no_further
 from .gate import Door, Dump, Gate, Violated
 from .model import Content, Kept
 from .needed import check_needed

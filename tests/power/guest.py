@@ -22,8 +22,8 @@ import qubes.storage
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.store.container import Container
 
-from ..afterwards import afterwards, be_patient
-from ..zfs.conftest import inherit_no_further
+from ..support.background import afterwards, be_patient
+from ..support.zpools import inherit_no_further
 
 NAME = "power"
 DEVICE = "/dev/disk/by-id/virtio-power"

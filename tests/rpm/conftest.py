@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from .world import NAME, PROJECT, Root, build, dom0, run, tidy
+from .world import NAME, NEWER, PROJECT, Root, build, dom0, ours, run, tidy
 
 NEEDED = ("rpmbuild", "rpm", "man", "git", "make", "ldd", "dh")
-NEWER = "99.0.0"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,14 +52,6 @@ def newer(tree, tmp_path_factory) -> dict[str, Path]:
     (copy / "version").write_text(f"{NEWER}\n")
     run("tar", "-czf", f"{copy}.tar.gz", "-C", folder, copy.name)
     return build(Path(f"{copy}.tar.gz"), folder)
-
-
-def ours(packages: dict[str, Path]) -> list[Path]:
-    return [
-        package
-        for name, package in packages.items()
-        if not name.endswith(".src")
-    ]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ours
 from .world import (
     AS_ROOT,
     NAME,
@@ -22,6 +21,7 @@ from .world import (
     base,
     build,
     dom0,
+    ours,
     query,
     run,
     stub,

@@ -2,8 +2,7 @@
 
 import pytest
 
-from .conftest import NEWER, ours
-from .world import NAME, POLICY, QUBES_XML, SITE, Root, dom0
+from .world import NAME, NEWER, POLICY, QUBES_XML, SITE, Root, dom0, ours
 
 USED = (
     "<qubes><pools>"

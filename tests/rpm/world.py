@@ -15,6 +15,8 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "qubes-storage-zfs"
+#: the version of a later release
+NEWER = "99.0.0"
 SITE = "/usr/lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 POLICY = "/etc/qubes/policy.d/30-qubes-storage-zfs.policy"
 QUBES_XML = "var/lib/qubes/qubes.xml"
@@ -118,6 +120,15 @@ def build(tarball: Path, folder: Path) -> dict[str, Path]:
         name = re.sub(r"-[^-]*-[^-]*\Z", "", package.name)
         found[f"{name}.src" if kind == "src" else name] = package
     return found
+
+
+def ours(packages: dict[str, Path]) -> list[Path]:
+    """Return the binary packages of those that build() returned."""
+    return [
+        package
+        for name, package in packages.items()
+        if not name.endswith(".src")
+    ]
 
 
 def query(package: Path, *options: str) -> list[str]:

@@ -26,8 +26,11 @@ from qubes_storage_zfs.store.policy import HOME_PROPERTIES
 from qubes_storage_zfs.tools import adopt, main, qubes_xml
 from qubes_storage_zfs.zfs import channel, commands, devices, lzc
 
-from ..afterwards import settled
-from .conftest import MIB, create_encrypted, open_device, read, sh, write
+from ..support.background import settled
+from ..support.blocks import open_device, read, write
+from ..support.lab import create_encrypted
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 try:
     from qubes.storage import zfs as upstream

@@ -19,9 +19,11 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import commands, importexport, keys
 
-from .answers import Person
-from .conftest import MIB, EncryptedLab, Lab, export_zpool, read, sh, write
-from .sticks import (
+from ..support.blocks import read, write
+from ..support.lab import EncryptedLab, Lab
+from ..support.prompts import Person
+from ..support.shell import sh
+from ..support.sticks import (
     COMMAND,
     INHIBIT,
     another_machines,
@@ -34,6 +36,7 @@ from .sticks import (
     qvm_zfs,
     refused,
 )
+from ..support.zpools import MIB, export_zpool
 
 #: stands in for the package of that name, where qubesd runs
 QUBESADMIN = """

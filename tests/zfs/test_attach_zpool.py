@@ -10,8 +10,9 @@ from qubes_storage_zfs.tools import main
 from qubes_storage_zfs.zfs import commands, importexport
 from qubes_storage_zfs.zfs.importexport import Found
 
-from .conftest import Lab, export_zpool, sh
-from .sticks import (
+from ..support.lab import Lab
+from ..support.shell import sh
+from ..support.sticks import (
     INHIBIT,
     change,
     guid,
@@ -22,6 +23,7 @@ from .sticks import (
     qvm_zfs,
     refused,
 )
+from ..support.zpools import export_zpool
 
 OTHERS = {
     "failmode": "panic",

@@ -10,8 +10,11 @@ import pytest
 
 from qubes_storage_zfs.driver import prompts
 
-from .answers import Person
-from .conftest import MIB, EncryptedLab, Lab, read, sh, write
+from ..support.blocks import read, write
+from ..support.lab import EncryptedLab, Lab
+from ..support.prompts import Person
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 _minutes = itertools.count(17)
 

@@ -20,7 +20,10 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import commands, lzc
 
-from .conftest import MIB, Lab, read, sh
+from ..support.blocks import read
+from ..support.lab import Lab
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 LONG = "ZFS_TESTS_LONG" in os.environ
 SEED = int(os.environ.get("ZFS_TESTS_SEED", time.time_ns() if LONG else 0))

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from ..books.page import ROOT, blocks, pages
-from .conftest import clear, said
+from ..support.report import said
+from ..support.zpools import clear
 
 names = [
     str(path.relative_to(ROOT))

@@ -16,9 +16,11 @@ import pytest
 from qubes_storage_zfs.driver.transfer import Transfer
 from qubes_storage_zfs.zfs import devices
 
-from ..afterwards import afterwards
-from .at_once import Cut, begin, end, never, seen
-from .conftest import MIB, Lab, read, write
+from ..support.background import afterwards
+from ..support.blocks import read, write
+from ..support.lab import Lab
+from ..support.operations import Cut, begin, end, never, seen
+from ..support.zpools import MIB
 
 #: early: what is waited for goes on; late: it is over, and the verb was not
 #: told yet; again: early, and once more every few ms while the verb tidies up

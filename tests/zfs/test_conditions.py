@@ -8,9 +8,11 @@ from qubes_storage_zfs.driver.volume import Unreadable
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import keys
 
-from .answers import PASSPHRASE, Person
-from .conftest import MIB, EncryptedLab, Lab, configure, sh
-from .mapped import Mapped
+from ..support.lab import EncryptedLab, Lab, configure
+from ..support.mapped import Mapped
+from ..support.prompts import PASSPHRASE, Person
+from ..support.shell import sh
+from ..support.zpools import MIB
 from .test_tools import qvm_zfs, status
 
 

@@ -10,7 +10,8 @@ import pytest
 from qubes.exc import StoragePoolException
 
 from ..crash.gate import Door, Gate, Stopped
-from .conftest import sh, write
+from ..support.blocks import write
+from ..support.shell import sh
 
 
 def test_stop_whose_end_was_cut_off_makes_no_second_revision(lab):

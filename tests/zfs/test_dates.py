@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from .conftest import sh
+from ..support.shell import sh
 
 DAY = 86400
 

@@ -8,7 +8,10 @@ import pytest
 from qubes_storage_zfs.driver import discarded, events
 from qubes_storage_zfs.store import holder, naming
 
-from .conftest import MIB, Lab, sh, write
+from ..support.blocks import write
+from ..support.lab import Lab
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 
 class Domains(list):

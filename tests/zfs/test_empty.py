@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import MIB, Lab, sh
+from ..support.lab import Lab
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 DISK = Path("/tmp/old.img")
 

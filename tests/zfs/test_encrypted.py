@@ -15,8 +15,11 @@ from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.zfs import keys, lzc
 from qubes_storage_zfs.zfs.errors import Busy
 
-from .answers import PASSPHRASE, Person, cancelled
-from .conftest import MIB, EncryptedLab, Lab, read, sh, write
+from ..support.blocks import read, write
+from ..support.lab import EncryptedLab, Lab
+from ..support.prompts import PASSPHRASE, Person, cancelled
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 
 @pytest.fixture

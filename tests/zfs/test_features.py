@@ -9,8 +9,11 @@ from qubes.exc import QubesValueError, StoragePoolException
 from qubes_storage_zfs.driver import events
 from qubes_storage_zfs.zfs import commands
 
-from ..counting import cost, quiet, rest
-from .conftest import MIB, Lab, open_device, read, sh, write
+from ..support.blocks import open_device, read, write
+from ..support.counting import cost, quiet, rest
+from ..support.lab import Lab
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 
 class Qube:

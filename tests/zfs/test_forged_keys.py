@@ -10,8 +10,9 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.zfs import keyholder, keys, lzc
 
-from .answers import PASSPHRASE, Person
-from .conftest import EncryptedLab, sh
+from ..support.lab import EncryptedLab
+from ..support.prompts import PASSPHRASE, Person
+from ..support.shell import sh
 
 UNLOCK = [sys.executable, "-m", "qubes_storage_zfs.tools.main", "unlock"]
 

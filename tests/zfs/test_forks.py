@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from ..counting import Forks
-from .conftest import write
+from ..support.blocks import write
+from ..support.counting import Forks
 
 
 def test_the_counter_counts():

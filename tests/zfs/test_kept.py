@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import MIB, open_device, read, sh, write
+from ..support.blocks import open_device, read, write
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 
 def _died_after_writing(lab, text, **config):

@@ -17,9 +17,10 @@ from qubes_storage_zfs.driver.extension import PoolExtension
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import keys
 
-from ..afterwards import afterwards
-from .answers import Person, cancelled
-from .conftest import read, sh, write
+from ..support.background import afterwards
+from ..support.blocks import read, write
+from ..support.prompts import Person, cancelled
+from ..support.shell import sh
 
 if "QUBES_CORE_ADMIN" in os.environ:
     pytest.skip(

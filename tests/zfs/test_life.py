@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from .conftest import MIB, read, sh, write
+from ..support.blocks import read, write
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 
 def test_create_makes_an_empty_committed_volume(lab):

@@ -9,15 +9,11 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import importexport, keys
 
-from .answers import PASSPHRASE
-from .conftest import (
-    EncryptedLab,
-    another_zpool,
-    configure,
-    create_encrypted,
-    open_device,
-    sh,
-)
+from ..support.blocks import open_device
+from ..support.lab import EncryptedLab, configure, create_encrypted
+from ..support.prompts import PASSPHRASE
+from ..support.shell import sh
+from ..support.zpools import another_zpool
 from .test_tools import qvm_zfs
 
 #: what a terminal or a parser of lines and tabs would act upon

@@ -26,7 +26,9 @@ from hypothesis.stateful import (
 from ..crash.gate import Door
 from ..crash.life import KEPT, Life
 from ..crash.world import MIB
-from .conftest import export_zpool, said, sh
+from ..support.report import said
+from ..support.shell import sh
+from ..support.zpools import export_zpool
 
 ZPOOL = "model"
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "5"))

@@ -17,9 +17,10 @@ import pytest
 
 from qubes_storage_zfs.store import holder
 
-from .conftest import MIB, sectors, sh
-from .memory import KEYHOLDER, memory, processes_with
-from .watch import programs
+from ..support.memory import KEYHOLDER, memory, processes_with
+from ..support.programs import programs
+from ..support.shell import sh
+from ..support.zpools import MIB, sectors
 
 PASSPHRASE = b"Tr0ub4dor and three more words"
 #: not where it is looked for
@@ -56,7 +57,7 @@ def disk():
 
 
 class Keeper:
-    """tests.zfs.keeper, what it printed, and who else is there meanwhile."""
+    """tests.support.keeper, what it printed, and who else is there meanwhile."""
 
     def __init__(self, name, *options):
         self.name = name
@@ -65,7 +66,7 @@ class Keeper:
         with open(self.stderr, "wb") as stderr:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "tests.zfs.keeper"),
+                    *(sys.executable, "-m", "tests.support.keeper"),
                     *(ZPOOL, name, *options),
                 ],
                 stdin=subprocess.PIPE,

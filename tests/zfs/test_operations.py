@@ -12,7 +12,8 @@ from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.driver import halting
 
-from .conftest import MIB, open_device, read, write
+from ..support.blocks import open_device, read, write
+from ..support.zpools import MIB
 
 
 class Qube:

@@ -10,8 +10,10 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import devices, zcp
 
-from ..afterwards import afterwards
-from .conftest import MIB, export_zpool, read, sh, write
+from ..support.background import afterwards
+from ..support.blocks import read, write
+from ..support.shell import sh
+from ..support.zpools import MIB, export_zpool
 
 
 class Died(BaseException):

@@ -10,9 +10,11 @@ from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.store import naming, policy
 from qubes_storage_zfs.zfs import keys
 
-from ..counting import calls
-from .answers import PASSPHRASE, Person
-from .conftest import MIB, EncryptedLab, Lab, export_zpool, sh
+from ..support.counting import calls
+from ..support.lab import EncryptedLab, Lab
+from ..support.prompts import PASSPHRASE, Person
+from ..support.shell import sh
+from ..support.zpools import MIB, export_zpool
 from .test_tools import locked, qvm_zfs
 
 FLAG = naming.UDEV_FLAG

@@ -9,7 +9,10 @@ from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import lzc, probe
 
-from .conftest import MIB, Lab, read, sh, write
+from ..support.blocks import read, write
+from ..support.lab import Lab
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 
 @pytest.fixture(scope="module")

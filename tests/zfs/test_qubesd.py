@@ -10,7 +10,9 @@ from qubes.exc import ProtocolError, QubesException
 from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.store.container import Container
 
-from .conftest import MIB, read, sh, write
+from ..support.blocks import read, write
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 if "QUBES_CORE_ADMIN" in os.environ:
     pytest.skip(

@@ -11,8 +11,9 @@ import time
 import pytest
 from qubes.exc import StoragePoolException
 
-from .at_once import begin, end
-from .conftest import MIB, read, write
+from ..support.blocks import read, write
+from ..support.operations import begin, end
+from ..support.zpools import MIB
 
 LONG = "ZFS_TESTS_LONG" in os.environ
 SEED = int(os.environ.get("ZFS_TESTS_SEED", time.time_ns() if LONG else 1))

@@ -10,9 +10,11 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import batch, channel
 
-from ..counting import cost, quiet, rest
-from .at_once import together
-from .conftest import MIB, open_device, read, sh, write
+from ..support.blocks import open_device, read, write
+from ..support.counting import cost, quiet, rest
+from ..support.operations import together
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 
 @pytest.fixture

@@ -11,16 +11,10 @@ from qubes_storage_zfs.store import holder, naming
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import importexport, lzc
 
-from .conftest import (
-    MIB,
-    EncryptedLab,
-    Lab,
-    export_zpool,
-    known_key,
-    read,
-    sh,
-    write,
-)
+from ..support.blocks import read, write
+from ..support.lab import EncryptedLab, Lab, known_key
+from ..support.shell import sh
+from ..support.zpools import MIB, export_zpool
 
 DISK = Path("/tmp/moved.img")
 

@@ -10,7 +10,10 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.zfs import lzc, zcp
 
 from ..crash.gate import Door, Gate, Stopped
-from .conftest import MIB, EncryptedLab, sh, write
+from ..support.blocks import write
+from ..support.lab import EncryptedLab
+from ..support.shell import sh
+from ..support.zpools import MIB
 from .test_tools import qvm_zfs
 
 

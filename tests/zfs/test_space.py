@@ -9,8 +9,11 @@ import pytest
 from qubes_storage_zfs.store import space
 from qubes_storage_zfs.zfs import channel
 
-from ..afterwards import settled
-from .conftest import MIB, Lab, sh, write
+from ..support.background import settled
+from ..support.blocks import write
+from ..support.lab import Lab
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ import pytest
 
 from qubes_storage_zfs.zfs import lzc
 
-from .at_once import never
-from .conftest import write
+from ..support.blocks import write
+from ..support.operations import never
 
 QUBES = 8
 #: seconds of processor time; what one verb does to the loop is there again

@@ -9,10 +9,12 @@ import pytest
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import channel, lzc, threads
 
-from ..afterwards import settled
-from .at_once import begin, end
-from .conftest import Lab, configure, sh, write
-from .mapped import Mapped
+from ..support.background import settled
+from ..support.blocks import write
+from ..support.lab import Lab, configure
+from ..support.mapped import Mapped
+from ..support.operations import begin, end
+from ..support.shell import sh
 from .test_stall import Bare, Pulse
 from .test_tools import status
 

@@ -10,8 +10,9 @@ from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.driver.extension import PoolExtension
 from qubes_storage_zfs.store.container import Container
 
-from ..afterwards import settled
-from .conftest import read, sh, write
+from ..support.background import settled
+from ..support.blocks import read, write
+from ..support.shell import sh
 
 if "QUBES_CORE_ADMIN" in os.environ:
     pytest.skip(

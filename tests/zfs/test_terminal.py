@@ -16,9 +16,10 @@ from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.tools import freed_memory
 from qubes_storage_zfs.zfs import keys
 
-from .answers import PASSPHRASE, Person
-from .conftest import EncryptedLab, sh
-from .memory import KEYHOLDER, memory, processes_with
+from ..support.lab import EncryptedLab
+from ..support.memory import KEYHOLDER, memory, processes_with
+from ..support.prompts import PASSPHRASE, Person
+from ..support.shell import sh
 
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 NEW = b"quite another passphrase"

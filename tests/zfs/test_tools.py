@@ -12,8 +12,8 @@ import pytest
 from qubes_storage_zfs.driver import keytimer, prompts
 from qubes_storage_zfs.zfs import keys
 
-from .answers import PASSPHRASE, Person
-from .conftest import EncryptedLab
+from ..support.lab import EncryptedLab
+from ..support.prompts import PASSPHRASE, Person
 
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 

@@ -14,7 +14,8 @@ import pytest
 
 from qubes_storage_zfs.zfs import devices, lzc
 
-from .conftest import MIB, sh
+from ..support.shell import sh
+from ..support.zpools import MIB
 
 SIZE = 16 * MIB
 HOST = Path(__file__).resolve().parents[1] / "host" / "udev"

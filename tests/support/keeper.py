@@ -1,6 +1,6 @@
 """A process that has an encrypted pool, as qubesd has; run by tests.
 
-    python -m tests.zfs.keeper ZPOOL NAME [OPTION=VALUE ...]
+    python -m tests.support.keeper ZPOOL NAME [OPTION=VALUE ...]
 
 Passphrases are asked for by the packaged service, which shows its prompt by
 the first program that it finds; see Person in test_no_leaks.py.  This process
@@ -18,7 +18,7 @@ from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.zfs import keys
 
-from .conftest import MIB
+from .zpools import MIB
 
 SERVICE = Path(__file__).parents[2] / "dom0/qubes-rpc/qubes.AskPassword"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qubes_storage_zfs.zfs import devices
 
-from .conftest import read
+from .blocks import read
 
 
 class Cut:

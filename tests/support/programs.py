@@ -1,6 +1,6 @@
 """Sees the arguments and environment of every program that is started.
 
-    python -m tests.zfs.watch
+    python -m tests.support.programs
 
 The kernel reports each exec before the program's first instruction.  This
 process is in real time, so on one processor it looks before that instruction,
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from ..counting import PROC_EVENT_EXEC, events_of_processes
+from .counting import PROC_EVENT_EXEC, events_of_processes
 
 
 def look(pid):
@@ -71,7 +71,7 @@ def programs() -> Iterator[Programs]:
     """What is started within this; known when it is left."""
     found = Programs()
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.zfs.watch"],
+        [sys.executable, "-m", "tests.support.programs"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},

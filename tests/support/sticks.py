@@ -11,7 +11,9 @@ from pathlib import Path
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import importexport
 
-from .conftest import EncryptedLab, configure, export_zpool, sh
+from .lab import EncryptedLab, configure
+from .shell import sh
+from .zpools import export_zpool
 
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 HOSTID = Path("/sys/module/spl/parameters/spl_hostid")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from qubes_storage_zfs.zfs import commands
 
-from .conftest import MIB, export_zpool, sectors, sh
+from .shell import sh
+from .zpools import MIB, export_zpool, sectors
 
 
 class Mapped:

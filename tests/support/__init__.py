@@ -1,0 +1,1 @@
+"""Code that several directories of tests share: no tests, no fixtures."""

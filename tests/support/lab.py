@@ -1,0 +1,205 @@
+"""A pool on a real zpool, and what a test does with it."""
+
+import asyncio
+import itertools
+import time
+import types
+from pathlib import Path
+from xml.etree import ElementTree
+
+from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.driver.keytimer import Key
+from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.store.policy import HOME_PROPERTIES
+from qubes_storage_zfs.tools import common
+from qubes_storage_zfs.zfs import keyholder, lzc
+
+from .background import settled
+from .blocks import read, write
+from .prompts import PASSPHRASE
+from .shell import sh
+from .zpools import MIB
+
+_numbers = itertools.count(1)
+
+
+def configure(*configs):
+    """These pools are in qubes.xml, and qubesd does not run."""
+    root = ElementTree.Element("qubes")
+    pools = ElementTree.SubElement(root, "pools")
+    for config in configs:
+        given = {name: str(value) for name, value in config.items()}
+        ElementTree.SubElement(pools, "pool", given)
+    common.QUBES_XML.parent.mkdir(exist_ok=True)
+    common.QUBES_XML.unlink(missing_ok=True)
+    common.QUBES_XML.write_bytes(ElementTree.tostring(root))
+
+
+class Lab:
+    """One pool in a container of its own, and what a test does with it."""
+
+    kind = ZfsZvolPool
+
+    def __init__(self, zpool, **options):
+        self.name = f"pool-t{next(_numbers)}"
+        self.container, where = self._place(zpool)
+        self.options = {**where, **options}
+        self.pool = self.add(self.name, **self.options)
+        self.app = types.SimpleNamespace(pools={self.name: self.pool})
+
+    def _place(self, zpool):
+        container = f"{zpool}/{self.name}"
+        return container, {"container": container}
+
+    def run(self, awaitable):
+        return asyncio.run(settled(awaitable))
+
+    def add(self, name, **options):
+        pool = self.kind(name=name, **options)
+        self.run(pool.setup())
+        return pool
+
+    def vm(self, name):
+        return types.SimpleNamespace(name=name, app=None)
+
+    def volume(self, qube="work", name="private", pool=None, **config):
+        """A volume object; nothing on disk yet."""
+        pool = pool or self.pool
+        config = {
+            "name": name,
+            "pool": pool.name,
+            "rw": True,
+            "size": 4 * MIB,
+            **config,
+        }
+        return pool.init_volume(self.vm(qube), config)
+
+    def private(self, qube="work", content=None, **config):
+        """A persistent volume on disk, with *content* committed."""
+        volume = self.volume(qube, save_on_stop=True, **config)
+        self.run(volume.create())
+        if content is not None:
+            self.session(volume, content)
+        return volume
+
+    def clone_of(self, source, qube="app", **config):
+        return self.volume(
+            qube, "root", source=source, snap_on_start=True, **config
+        )
+
+    def volatile(self, qube="work", **config):
+        return self.volume(qube, "volatile", **config)
+
+    # a qube's life, as Storage.start() and stop() order it
+
+    def start(self, *volumes):
+        for volume in volumes:
+            self.run(volume.start())
+            Path(volume.state_file).touch()
+
+    def stop(self, *volumes):
+        for volume in volumes:
+            self.run(volume.stop())
+            Path(volume.state_file).unlink(missing_ok=True)
+
+    def session(self, volume, content):
+        """Start, write, stop."""
+        self.start(volume)
+        write(volume.path, content)
+        self.stop(volume)
+
+    def content(self, volume, length=16):
+        """What an export of it reads."""
+        path = self.run(volume.export())
+        try:
+            return read(path, length)
+        finally:
+            self.run(volume.export_end(path))
+
+    def restart(self):
+        """qubesd died: no Python state is left, and a new pool is made."""
+        Container.forget_all()
+        Key.forget_all()
+        self.pool = self.kind(name=self.name, **self.options)
+        return self.pool
+
+    def again(self, volume):
+        """The same volume, built anew as from qubes.xml."""
+        config = {
+            key: value if isinstance(value, bool) else str(value)
+            for key, value in volume.config.items()
+        }
+        config["source"] = volume.source
+        config["pool"] = self.pool.name
+        if volume.source is None:
+            del config["source"]
+        else:
+            config["source"] = self.again(volume.source)
+        return self.pool.init_volume(self.vm("ignored"), config)
+
+    def datasets(self, kind="all"):
+        """Names below the container, without it."""
+        out = sh("zfs", "list", "-Hr", "-t", kind, "-o", "name", self.container)
+        start = self.container + "/"
+        return [
+            line.removeprefix(start)
+            for line in out.split("\n")
+            if line.startswith(start)
+        ]
+
+    def sweep_until(self, gone):
+        """Sweep until *gone()* or for some seconds; udev may be probing."""
+        for _ in range(20):
+            self.run(self.pool.store.sweep())
+            if gone():
+                return True
+            time.sleep(0.25)
+        return False
+
+
+class EncryptedLab(Lab):
+    """One encrypted pool; what asks for passphrases must be patched.
+
+    :ivar asked: it is added as a person adds it, which takes a process and
+        two prompts; else the same is on disk and nobody was asked
+    """
+
+    kind = ZfsEncryptedPool
+
+    def __init__(self, zpool, asked=False, **options):
+        self.asked = asked
+        super().__init__(zpool, **options)
+
+    def _place(self, zpool):
+        where = {"zpool_name": zpool, "pbkdf2iters": "100000"}
+        return f"{zpool}/encryption/{self.name}", where
+
+    def add(self, name, **options):
+        if self.asked:
+            return super().add(name, **options)
+        pool = self.kind(name=name, **options)
+        create_encrypted(pool.container, name)
+        return pool
+
+
+def create_encrypted(container, name):
+    """The encryption root of a pool, with PASSPHRASE, its key loaded."""
+    above = container.rpartition("/")[0]
+    sh("zfs", "create", "-p", "-o", "canmount=off", above)
+    made_from = {
+        "encryption": keyholder.AES_256_GCM,
+        "keyformat": keyholder.PASSPHRASE,
+        "keylocation": "prompt",
+        "pbkdf2iters": 100_000,
+        "pbkdf2salt": 1,
+    }
+    properties = {**HOME_PROPERTIES, naming.OWNER: name, **made_from}
+    with known_key() as key:
+        lzc.create_root(container, properties, key)
+
+
+def known_key():
+    """The key of all that create_encrypted() made."""
+    return keyholder.wrapping_key(bytearray(PASSPHRASE), 1, 100_000)

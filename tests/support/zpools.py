@@ -1,0 +1,87 @@
+"""Zpools for tests."""
+
+import contextlib
+import time
+from pathlib import Path
+
+from qubes_storage_zfs.zfs import lzc
+
+from .shell import attempt, sh
+
+MIB = 1 << 20
+#: the zpool that most tests share, and its only disk
+ZPOOL = "tank"
+DISK = Path("/tmp/tank.img")
+
+
+def sectors():
+    """Return the options of zpool create that set the size of a sector.
+
+    512 bytes on OpenZFS 2.3 and 4 KiB, as most disks have, on others, because
+    the space that ZFS counts for a volume depends on it.
+    """
+    return "-o", f"ashift={9 if lzc.version_numbers() < (2, 4) else 12}"
+
+
+def create_zpool(name, disk, size=256 * MIB, options=()):
+    """Create a zpool without a mountpoint, on a sparse file."""
+    with open(disk, "wb") as file:
+        file.truncate(size)
+    sh("zpool", "create", *options, "-m", "none", name, str(disk))
+
+
+def destroy_zpool(name, disk):
+    """Destroy a zpool, if it is imported, and delete its file."""
+    sh("zpool", "destroy", "-f", name, check=False)
+    disk.unlink()
+
+
+def export_zpool(name):
+    """Export a zpool; retry while udev probes one of its zvols."""
+    for _ in range(20):
+        if "busy" not in attempt("zpool", "export", name).stderr:
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"{name} stays busy")
+
+
+def clear():
+    """Remove the zpool that an earlier run in this guest left."""
+    if DISK.exists():
+        sh("timeout", "60", "zpool", "destroy", "-f", ZPOOL)
+        DISK.unlink()
+
+
+@contextlib.contextmanager
+def another_zpool(name, **options):
+    """Create a zpool for one test, which can be exported; then destroy it."""
+    disk = Path(f"/tmp/{name}.img")
+    create_zpool(name, disk, **options)
+    yield name
+    destroy_zpool(name, disk)
+
+
+def inherit_no_further(dataset):
+    """Set properties of a dataset to the values that they have.
+
+    Each time ZFS opens a dataset it looks up each of these, from there to the
+    root of the zpool or to where it is set. Under emulation this is half of
+    the cost of opening a dataset.
+    """
+    values = {
+        "checksum": "on",
+        "compression": "on",
+        "copies": "1",
+        "dedup": "off",
+        "logbias": "latency",
+        "prefetch": "all",
+        "primarycache": "all",
+        "readonly": "off",
+        "redundant_metadata": "all",
+        "secondarycache": "all",
+        "snapdev": "hidden",
+        "sync": "standard",
+        "volmode": "dev",
+    }
+    settings = [f"{name}={value}" for name, value in values.items()]
+    sh("zfs", "set", *settings, dataset)
