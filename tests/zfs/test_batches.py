@@ -9,8 +9,8 @@ from qubes_storage_zfs.zfs import channel, zcp
 from qubes_storage_zfs.zfs.batch import batches
 from qubes_storage_zfs.zfs.errors import Exists, NotFound, ZfsError
 
-from ..counting import calls
-from .conftest import sh
+from ..support.counting import calls
+from ..support.shell import sh
 
 MARK = "org.example:mark"
 
