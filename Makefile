@@ -5,7 +5,9 @@ SHELL = /bin/bash
 ARGS ?=
 export ZFS_SUITE ?= 2.3
 
-VM = python3 tests/vm/vm.py
+# ends with make, however make ends
+TIED = setpriv --pdeathsig TERM
+VM = $(TIED) python3 tests/vm/vm.py
 # in the guest: a copy of the tree in memory
 GUEST = mkdir -p /root/src && \
     tar -c -C /src --exclude=./.?* --exclude=./build . | tar -x -C /root/src && \
@@ -112,7 +114,7 @@ vm-image: prepare
 	@$(VM) image >/dev/null
 
 vm: vm-image
-	@python3 tests/vm/shell.py $(if $(SSH),--ssh)
+	@$(TIED) python3 tests/vm/shell.py $(if $(SSH),--ssh)
 
 # what the tests need is fetched as well, so that they too work offline then
 demo: vm-image
@@ -150,7 +152,7 @@ test-qubesd: dom0-given vm-image
 
 test-power: vm-image
 	@tests/vm/prepare power
-	@python3 -m tests.power --cuts $(CUTS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(TIED) python3 -m tests.power --cuts $(CUTS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # a disk for each contender, and a clock that counts work
 bench: vm-image

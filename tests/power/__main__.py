@@ -312,7 +312,7 @@ def main() -> int:
     args = parser.parse_args()
     say(f"seed {args.seed}, {args.cuts} cuts")
     # a run that is ended early still says what it found
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    vm.on_end(signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="qz-power-") as folder:
         machine = Machine(Path(folder), DISK_MIB)
         try:

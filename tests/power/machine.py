@@ -177,6 +177,7 @@ class Machine:
         with open(self.work / "qemu.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *vm.TIED,
                     *command,
                     *("-device", "pcie-root-port,id=port1,chassis=1,slot=1"),
                     *("-qmp", f"unix:{self.work / 'qmp'},server=on,wait=off"),

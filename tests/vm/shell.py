@@ -87,6 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ssh", action="store_true")
     ssh = parser.parse_args().ssh
+    vm.on_end()
     missing = [name for name in ("ssh", "ssh-keygen") if not shutil.which(name)]
     try:
         if ssh and missing:

@@ -18,12 +18,13 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,30 @@ class Panicked(Failed):
     """The guest's kernel did, before anything was asked of it."""
 
 
+#: put before a command: the kernel kills it when its parent process ends
+TIED = ("setpriv", "--pdeathsig", "KILL")
+
+
+def leave(number: int, _frame: object) -> None:
+    """Exit, as a handler of signals, so that all "finally" clauses run."""
+    sys.exit(128 + number)
+
+
+def on_end(handler: Callable[[int, Any], Any] = leave) -> None:
+    """Call *handler* for each signal that would end this process.
+
+    QEMU has a session of its own and does not get the terminal's signals: the
+    code that started it ends it and removes its folder.
+    """
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        # nohup ignores one of them
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+    # a parent process may have left them blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
 def say(text: str) -> None:
     print(f"vm: {text}", file=sys.stderr, flush=True)
 
@@ -86,16 +111,21 @@ def say(text: str) -> None:
 
 def image() -> Path:
     """The folder of the suite's image, built first if need be."""
-    recipe = hashlib.sha256(SUITE.encode())
-    for name in ("image.sh", "guest-init"):
-        recipe.update((HERE / name).read_bytes())
     CACHE.mkdir(parents=True, exist_ok=True)
-    place = CACHE / f"zfs-{SUITE}-{recipe.hexdigest()[:12]}"
+    place = image_place()
     with open(CACHE / f"zfs-{SUITE}.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.is_dir():
             build(place)
     return place
+
+
+def image_place() -> Path:
+    """The folder that the suite's image is in once it is built."""
+    recipe = hashlib.sha256(SUITE.encode())
+    for name in ("image.sh", "guest-init"):
+        recipe.update((HERE / name).read_bytes())
+    return CACHE / f"zfs-{SUITE}-{recipe.hexdigest()[:12]}"
 
 
 #: what mmdebstrap says while most of the time passes
@@ -123,8 +153,13 @@ def build(place: Path) -> None:
     with (
         open(log, "wb") as out,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         ) as process,
+        ended(process),
     ):
         while (status := poll(process, 20)) is None:
             with open(log, "rb") as read:
@@ -145,6 +180,18 @@ def build(place: Path) -> None:
         )
     partial.rename(place)
     say(f"image built in {time.monotonic() - start:.0f} s: {place}")
+
+
+@contextlib.contextmanager
+def ended(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """End *process*, and what it started, if the block raises."""
+    try:
+        yield
+    except BaseException:
+        # the processes can be root's
+        group = f"-{process.pid}"
+        subprocess.run([*sudo(), "kill", "-TERM", "--", group], check=False)
+        raise
 
 
 def poll(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:
@@ -190,7 +237,8 @@ def accelerator(place: Path) -> list[str]:
         probe = Path(folder, "console")
         with subprocess.Popen(
             [
-                *("qemu-system-x86_64", *kvm, "-m", "512", "-no-reboot"),
+                *(*TIED, "qemu-system-x86_64", *kvm, "-m", "512"),
+                "-no-reboot",
                 *("-display", "none", "-monitor", "none", "-net", "none"),
                 *("-serial", f"file:{probe}", "-kernel", place / "vmlinuz"),
                 *("-append", "console=ttyS0 panic=-1"),
@@ -199,8 +247,9 @@ def accelerator(place: Path) -> list[str]:
             stderr=subprocess.DEVNULL,
         ) as process:
             # without a root file system a live kernel panics and leaves
-            status = poll(process, KVM_PROBE_LIMIT)
-            if status is None:
+            try:
+                status = poll(process, KVM_PROBE_LIMIT)
+            finally:
                 process.kill()
         alive = probe.exists() and "Linux version" in probe.read_text(
             errors="replace"
@@ -375,13 +424,17 @@ def start(
 
 
 def boot(
-    place: Path, work: Path, **options: Any
+    place: Path, work: Path, stays: bool = False, **options: Any
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    """*options* are those of qemu(); with a console QEMU gets the terminal."""
+    """*options* are those of qemu(); with a console QEMU gets the terminal.
+
+    :param stays: QEMU outlives this process
+    """
     begin = time.monotonic()
+    command = qemu(place, work, out_folder(), **options)
     with open(work / "qemu.log", "wb") as log:
         process = subprocess.Popen(
-            qemu(place, work, out_folder(), **options),
+            command if stays else [*TIED, *command],
             stdin=None if "console" in options else subprocess.DEVNULL,
             stdout=None if "console" in options else log,
             stderr=log,
@@ -439,7 +492,7 @@ def standing() -> Path:
 def up() -> int:
     down()
     standing().mkdir(parents=True)
-    process, port = start(standing())
+    process, port = start(standing(), stays=True)
     port.close()
     (standing() / "pid").write_text(str(process.pid), "ascii")
     return 0
@@ -458,6 +511,7 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     command = " ".join(args.command).removeprefix("-- ")
+    on_end()
     try:
         if args.verb == "image":
             print(image())
