@@ -15,6 +15,7 @@ from ..store.container import Container
 from ..store.rundir import now
 from ..zfs import keys, lzc
 from ..zfs.errors import Busy, Locked, ZfsError
+from ..zfs.keywords import Purpose
 from .backoff import Backoff
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -118,7 +119,7 @@ class Key:
         """
         shown = False
 
-        async def show(purpose: str, answers: int) -> None:
+        async def show(purpose: Purpose, answers: int) -> None:
             nonlocal shown
             shown = True
             await prompt(purpose, answers)

@@ -18,6 +18,7 @@ import qubes.exc
 from ..store import options
 from ..zfs import keys
 from ..zfs.keys import NobodyToAsk, NotAsked
+from ..zfs.keywords import Purpose
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -81,10 +82,10 @@ class Asker:
             instead=self.instead,
         )
 
-    async def __call__(self, purpose: str, answers: int) -> None:
+    async def __call__(self, purpose: Purpose, answers: int) -> None:
         """Ask once.
 
-        :param purpose: a word of keyholder.py
+        :param purpose: the argument of the service
         :param answers: file descriptor that the answer goes to
         :raises NotAsked: if there is no answer
         """

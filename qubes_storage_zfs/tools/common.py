@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from ..store import naming, policy, rundir
 from ..zfs import keys
+from ..zfs.keywords import LONGEST, SHORTEST, Purpose
 from .output import ask, warn
 
 ENCRYPTED = "zfs_encrypted"
@@ -21,14 +22,19 @@ QUBES_XML = Path("/var/lib/qubes/qubes.xml")
 #: seconds without a word
 SILENCE = 2.0
 
-#: what a prompt is for -> its text
+_BOUNDS = f"{SHORTEST} to {LONGEST} bytes"
+#: the purpose of a prompt -> its text
 TEXTS = {
-    "unlock": "Passphrase of the pool {pool}: ",
-    "unlock-again": "That is not it. Passphrase of the pool {pool}: ",
-    "new": "New passphrase of the pool {pool} (8 to 512 bytes): ",
-    "new-again": "The same once more: ",
-    "new-differs": "The two differ. New passphrase of the pool {pool}: ",
-    "new-short": "It must have 8 to 512 bytes. New passphrase of {pool}: ",
+    Purpose.UNLOCK: "Passphrase of the pool {pool}: ",
+    Purpose.UNLOCK_AGAIN: "That is not it. Passphrase of the pool {pool}: ",
+    Purpose.NEW: f"New passphrase of the pool {{pool}} ({_BOUNDS}): ",
+    Purpose.NEW_AGAIN: "The same once more: ",
+    Purpose.NEW_DIFFERS: (
+        "The two differ. New passphrase of the pool {pool}: "
+    ),
+    Purpose.NEW_SHORT: (
+        f"It must have {_BOUNDS}. New passphrase of {{pool}}: "
+    ),
 }
 
 
@@ -146,7 +152,7 @@ def terminal(pool: str) -> Iterator[keys.Prompt]:
     """
     before = _modes()
 
-    async def prompt(purpose: str, _: int) -> None:
+    async def prompt(purpose: Purpose, _: int) -> None:
         if before is not None:
             ask(TEXTS[purpose].format(pool=pool))
 

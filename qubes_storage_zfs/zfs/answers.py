@@ -11,10 +11,8 @@ import signal
 import termios
 from collections.abc import Iterator
 
+from .keywords import LONGEST
 from .secrecy import wipe
-
-#: bytes; what zfs(8) takes as a passphrase
-SHORTEST, LONGEST = 8, 512
 
 
 class BadLine(Exception):

@@ -1,42 +1,40 @@
 """The process that deals with one passphrase, and ends.
 
-It reads the answers to prompts from its standard input, makes the wrapping
-key, hands it to ZFS and ends; so no other process, qubesd and the tools least
-of all, ever has a passphrase or a key in its memory.  It writes to its
-standard output, a word a line:
-
-- the purpose of the next prompt, when it waits for the answer;
-- ``answered`` when it has read one;
-- ``deriving`` and the iterations, before it makes a key;
-- at the end ``done``, or why not, see End in keywords.py.
+It reads the answers to prompts from its standard input, derives the wrapping
+key, passes the key to ZFS and ends.  So no other process, qubesd and the tools
+least of all, ever has a passphrase or a key in its memory.  It writes a word a
+line to its standard output (keywords.py): a Purpose when it waits for an
+answer, Progress, and an End if it failed.
 
 ::
 
-    keyholder load ROOT OPTIONS     load the key; if it is, check the answer
-    keyholder create ROOT OPTIONS   create the root; it must not exist
-    keyholder change ROOT OPTIONS   another passphrase, after the present one
+    keyholder load|create|change ROOT OPTIONS
 
-OPTIONS is JSON: typed (whether the standard input is a person's, not a
-service's), but for load the iterations of PBKDF2, and for create the
-properties.
+OPTIONS is JSON; see Request in keywords.py.
 """
 
 import asyncio
 import contextlib
 import errno
 import hashlib
-import json
 import secrets
 import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from . import answers, commands, lzc
-from .answers import LONGEST, SHORTEST
 from .errors import Busy, CommandFailed, Exists, Locked, ZfsError
-from .keywords import ITERATIONS, End
+from .keywords import (
+    ITERATIONS,
+    LONGEST,
+    SHORTEST,
+    Action,
+    End,
+    Progress,
+    Purpose,
+    Request,
+)
 from .secrecy import Unprotected, keep_to_itself, wipe, wipe_copies
 
 #: zio_encrypt and zfs_keyformat_t values, which libzfs_core takes
@@ -44,17 +42,17 @@ AES_256_GCM = 8
 PASSPHRASE = 3
 
 KEY_LENGTH = 32  # bytes
-#: how often a person is asked for one passphrase
+#: prompts for one passphrase
 TRIES = 3
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """There will be no key.
+    """The request was not carried out.
 
-    :ivar end: the word for it
-    :ivar detail: and what follows that
+    :ivar end: the last word
+    :ivar detail: what follows that word
     """
 
     def __init__(self, end: End, detail: object = "") -> None:
@@ -64,13 +62,14 @@ class Stopped(Exception):
 
 
 def say(*words: object) -> None:
+    """Write a line for keys.py."""
     print(*words, flush=True)
 
 
 class Asker:
-    """Asks for one passphrase, a few times.
+    """Ask for one passphrase, a few times.
 
-    :param typed: whether the standard input is a person's
+    :param typed: whether the standard input is that of a tool
     """
 
     def __init__(self, typed: bool) -> None:
@@ -78,16 +77,16 @@ class Asker:
         self._tries = 0
 
     def begin(self) -> None:
-        """Count the prompts for another passphrase."""
+        """Count the prompts for another passphrase from zero."""
         self._tries = 0
 
-    def ask(self, purpose: str) -> bytearray:
+    def ask(self, purpose: Purpose) -> bytearray:
         """Return the answer to a prompt.
 
-        :raises Stopped: if it was asked too often, or came no answer
-        :raises GaveUp: if nobody waits for this process any more
+        :raises Stopped: after too many prompts, or if no answer came
+        :raises GaveUp: if keys.py does not wait for this process any more
         """
-        self._tries += purpose != "new-again"
+        self._tries += purpose is not Purpose.NEW_AGAIN
         if self._tries > TRIES:
             raise Stopped(End.WRONG, purpose)
         try:
@@ -96,10 +95,10 @@ class Asker:
             raise Stopped(End.BAD_ANSWER) from exc
         except answers.Ended as exc:
             raise Stopped(End.NO_ANSWER) from exc
-        say("answered")
+        say(Progress.ANSWERED)
         return answer
 
-    def _read(self, purpose: str) -> bytearray:
+    def _read(self, purpose: Purpose) -> bytearray:
         with _stoppable():
             if not self._typed:
                 say(purpose)
@@ -111,7 +110,7 @@ class Asker:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Signals end the process within this only: else secrets are wiped."""
+    """Let signals end the process here; elsewhere it has secrets to wipe."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     try:
         yield
@@ -123,7 +122,7 @@ def _stoppable() -> Iterator[None]:
 def wrapping_key(
     passphrase: bytearray, salt: int, iterations: int
 ) -> Iterator[bytes]:
-    """The key as zfs(8) makes it (derive_key() in libzfs_crypto.c)."""
+    """Derive the key as zfs(8) does (derive_key() in libzfs_crypto.c)."""
     key = hashlib.pbkdf2_hmac(
         "sha1", passphrase, struct.pack("<Q", salt), iterations, KEY_LENGTH
     )
@@ -137,9 +136,8 @@ def wrapping_key(
 def _derived(
     passphrase: bytearray, salt: int, iterations: int
 ) -> Iterator[bytes]:
-    """As wrapping_key(), for this process: it says how long it takes, and no
-    copy that was made meanwhile is left in its memory."""
-    say("deriving", iterations)
+    """Derive the key, report how long it takes and wipe all its copies."""
+    say(Progress.DERIVING, iterations)
     with wrapping_key(passphrase, salt, iterations) as key:
         try:
             yield key
@@ -148,12 +146,13 @@ def _derived(
 
 
 def parameters(root: str) -> tuple[int, int]:
-    """Salt and iterations of a root, which programs are told wrong.
+    """Return salt and iterations of a root.
 
-    They are what is on the disk: the iterations may be any number, and a
-    large one would keep this process busy for hours.
+    Channel programs return wrong values of these properties.  They come from
+    the disk: the iterations may be any number, and a large one would keep this
+    process busy for hours.
 
-    :raises Stopped: if they cannot be those of a key
+    :raises Stopped: if zfs(8) cannot have set them
     :raises CommandFailed: if zfs(8) refuses
     """
     _, output = asyncio.run(
@@ -172,14 +171,17 @@ def parameters(root: str) -> tuple[int, int]:
 
 
 def present_passphrase(root: str, asker: Asker) -> bool:
-    """Ask for the passphrase of *root* until it is right, and load the key;
-    whether it was loaded before."""
+    """Ask for the passphrase of *root* until it is right, and load the key.
+
+    :return: whether the key was loaded before
+    :raises Stopped: if no answer was right
+    """
     salt, iterations = parameters(root)
-    purpose = "unlock"
+    purpose = Purpose.UNLOCK
     asker.begin()
     while True:
         passphrase = asker.ask(purpose)
-        purpose = "unlock-again"
+        purpose = Purpose.UNLOCK_AGAIN
         try:
             with _derived(passphrase, salt, iterations) as key:
                 return _load(root, key)
@@ -199,17 +201,17 @@ def _load(root: str, key: bytes) -> bool:
 
 
 def new_passphrase(asker: Asker) -> bytearray:
-    """Ask for a passphrase twice, until both are one that zfs(8) takes."""
-    purpose = "new"
+    """Ask for a passphrase twice, until both match and zfs(8) takes it."""
+    purpose = Purpose.NEW
     asker.begin()
     while True:
         first = asker.ask(purpose)
         if not SHORTEST <= len(first) <= LONGEST:
             wipe(first)
-            purpose = "new-short"
+            purpose = Purpose.NEW_SHORT
             continue
         try:
-            second = asker.ask("new-again")
+            second = asker.ask(Purpose.NEW_AGAIN)
         except BaseException:
             wipe(first)
             raise
@@ -218,7 +220,7 @@ def new_passphrase(asker: Asker) -> bytearray:
         if same:
             return first
         wipe(first)
-        purpose = "new-differs"
+        purpose = Purpose.NEW_DIFFERS
 
 
 def _with_new_key(
@@ -226,7 +228,7 @@ def _with_new_key(
     asker: Asker,
     use: Callable[[Mapping[str, lzc.Value], bytes], None],
 ) -> None:
-    """Give *use* the properties of a new key, and the key."""
+    """Call *use* with the properties of a new key, and the key."""
     salt = secrets.randbits(64)
     properties: dict[str, lzc.Value] = {
         "keyformat": PASSPHRASE,
@@ -242,40 +244,53 @@ def _with_new_key(
         wipe(passphrase)
 
 
-def create(root: str, options: Mapping[str, Any], asker: Asker) -> None:
+def create(request: Request, asker: Asker) -> None:
+    """Create an encryption root with a new passphrase.
+
+    :raises Stopped: if no passphrase was entered
+    """
+
     def use(properties: Mapping[str, lzc.Value], key: bytes) -> None:
-        given = {"encryption": AES_256_GCM, **options["properties"]}
-        lzc.create_root(root, {**given, **properties}, key)
+        own = {"encryption": AES_256_GCM, **request.properties}
+        lzc.create_root(request.root, {**own, **properties}, key)
 
-    _with_new_key(options["iterations"], asker, use)
+    _with_new_key(request.iterations, asker, use)
 
 
-def change(root: str, options: Mapping[str, Any], asker: Asker) -> None:
+def change(request: Request, asker: Asker) -> None:
+    """Change the passphrase, after the present one was entered.
+
+    :raises Stopped: if one of them was not entered
+    """
+    root = request.root
     was_loaded = present_passphrase(root, asker)
     try:
         _with_new_key(
-            options["iterations"],
+            request.iterations,
             asker,
             lambda properties, key: lzc.change_key(root, properties, key),
         )
     finally:
         if not was_loaded:
-            # udev may be looking at what appeared: the caller tries longer
+            # udev may be probing the new nodes: keys.change() tries longer
             with contextlib.suppress(Busy, Locked):
                 asyncio.run(lzc.unload_key(root))
 
 
-def _run(verb: str, root: str, options: Mapping[str, Any]) -> None:
-    """:raises Stopped: if it came to nothing"""
-    asker = Asker(bool(options.get("typed")))
+def _carry_out(request: Request) -> None:
+    """Carry out a request.
+
+    :raises Stopped: if that failed
+    """
+    asker = Asker(request.typed)
     try:
         keep_to_itself()
-        if verb == "load":
-            present_passphrase(root, asker)
-        elif verb == "create":
-            create(root, options, asker)
+        if request.action is Action.LOAD:
+            present_passphrase(request.root, asker)
+        elif request.action is Action.CREATE:
+            create(request, asker)
         else:
-            change(root, options, asker)
+            change(request, asker)
     except Unprotected as exc:
         raise Stopped(End.UNPROTECTED, exc) from exc
     except CommandFailed as exc:
@@ -289,18 +304,19 @@ def _give_up(*_: object) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    verb, root, options = arguments
+    """Carry out the request on the command line; return the exit status."""
+    request = Request.parse(arguments)
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     for number in _STOPS:
         signal.signal(number, _give_up)
     try:
-        _run(verb, root, json.loads(options))
+        _carry_out(request)
     except answers.GaveUp:
         return 1
     except Stopped as exc:
-        say(exc.end.value, exc.detail)
+        say(exc.end, exc.detail)
         return 1
-    say("done")
+    say(Progress.DONE)
     return 0
 
 

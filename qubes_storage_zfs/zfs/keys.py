@@ -1,43 +1,41 @@
-"""Keys of encryption roots: asked for, loaded, forgotten; never held here.
+"""Keys of encryption roots: loaded and unloaded; passphrases never come here.
 
-A process of its own deals with each passphrase, see keyholder.py.  What is
-done here is to run it, and to have a person asked when it wants an answer,
-which goes from the prompt to it through a pipe, or from the terminal to it.
+A process of its own deals with each passphrase, see keyholder.py.  This module
+runs it and has a prompt shown when it asks for an answer.  The answer goes from
+the prompt to the keyholder through a pipe, or from the terminal to it.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from . import channel, commands, devices, errors, lzc
-from .keywords import End
+from .keywords import Action, End, Progress, Purpose, Request
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: has a person asked: what for (a word of keyholder.py), and the file
-#: descriptor that the answer is to be written to; or shows what is asked, if
-#: the keyholder reads the answer itself
-Prompt = Callable[[str, int], Awaitable[None]]
+#: shows a prompt; the file descriptor is where its answer is to be written to.
+#: If the keyholder reads the answer itself, it only shows the text
+Prompt = Callable[[Purpose, int], Awaitable[None]]
 
 #: seconds that the keyholder may take from one word to the next
 PATIENCE = 120.0
-#: ... and iterations of PBKDF2 that it makes in one more, on a slow machine
+#: iterations of PBKDF2 that a slow machine makes in one more second
 SLOWEST = 50_000
-#: seconds that it has to wipe its memory before it is killed
+#: seconds that the keyholder has to wipe its memory before it is killed
 GRACE = 2.0
-#: seconds that it may take to end when it was killed: a call in the kernel
-#: that waits for a disk ends when that answers
+#: seconds that keys.py waits for a killed keyholder: a call in the kernel that
+#: waits for a disk ends when the disk answers
 END_LIMIT = 5.0
 
 _FOLDER = Path(__file__).resolve().parents[2]
-#: this very package, whatever else is installed; and nothing of the
+#: import this package, whatever else is installed, and nothing from the
 #: environment or the current directory; Ctrl-C ends it without a traceback
 _START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
@@ -56,24 +54,33 @@ class NobodyToAsk(NotAsked):
 
 @dataclass(frozen=True)
 class KeyState:
-    """What ZFS says of a dataset and its key."""
+    """A dataset and its key.
+
+    :ivar exists: whether the dataset exists
+    :ivar root: the encryption root of the dataset; None if it is not encrypted
+    :ivar loaded: whether the key is loaded
+    :ivar format: passphrase, hex or raw; None if there is no key
+    :ivar read_only_by: the dataset whose readonly=on is in force here; None if
+        the dataset is writable
+    """
 
     exists: bool
-    #: the dataset whose key it is encrypted with; None: it is not encrypted
     root: str | None
     loaded: bool
-    #: passphrase, hex or raw
     format: str | None
-    #: the dataset where readonly=on is set that is so here; None: it is not
     read_only_by: str | None = None
 
     @property
     def locked(self) -> bool:
+        """Whether the dataset is encrypted and its key is not loaded."""
         return self.root is not None and not self.loaded
 
 
 async def state(dataset: str) -> KeyState:
-    """:raises ZfsError: if ZFS cannot be asked"""
+    """Ask ZFS about a dataset and its key.
+
+    :raises ZfsError: if ZFS cannot be asked
+    """
     answer = await channel.read("key", dataset, {"dataset": dataset}) or {}
     return KeyState(
         exists=bool(answer.get("exists")),
@@ -88,28 +95,31 @@ async def load(root: str, prompt: Prompt, typed: bool = False) -> None:
     """Load the key of *root*; if it is loaded, have the passphrase checked.
 
     :param typed: the keyholder reads the answers from the standard input of
-        this process, which never sees them; *prompt* only shows what is asked
+        this process, which never sees them; *prompt* only shows the text
     :raises WrongPassphrase: if three answers were wrong
-    :raises BadAnswer: if one was none
+    :raises BadAnswer: if a prompt did not return one line of text
     :raises NoAnswer: if the standard input ended
-    :raises BadIterations: if the disk says that it would take hours
+    :raises BadIterations: if the iterations on the disk would take hours
     :raises Silent: if the keyholder got stuck
-    :raises Unprotected: if it could not protect its memory
+    :raises Unprotected: if the keyholder could not protect its memory
     :raises ZfsError: if ZFS refuses
     """
-    await _hold(root, prompt, "load", {"typed": typed})
+    await _run_keyholder(Request(Action.LOAD, root, typed), prompt)
 
 
-def obstacle(root: str, found: KeyState) -> errors.NoPassphrase | None:
-    """Return what keeps a passphrase from unlocking *root*, if anything."""
-    if found.root != root or not found.format or found.format == "passphrase":
+def obstacle(root: str, key: KeyState) -> errors.NoPassphrase | None:
+    """Return why no passphrase can unlock *root*; None if one can."""
+    if key.root != root or not key.format or key.format == "passphrase":
         return None
-    return errors.NoPassphrase(root, found.format)
+    return errors.NoPassphrase(root, key.format)
 
 
-def must_be_passphrase(root: str, found: KeyState) -> None:
-    """:raises NoPassphrase: if the key of *root* is not made from one"""
-    wrong = obstacle(root, found)
+def must_be_passphrase(root: str, key: KeyState) -> None:
+    """Refuse a root whose key is not made from a passphrase.
+
+    :raises NoPassphrase: if the key is hex or raw
+    """
+    wrong = obstacle(root, key)
     if wrong is not None:
         raise wrong
 
@@ -120,100 +130,101 @@ async def create(
     properties: Mapping[str, lzc.Value],
     prompt: Prompt,
 ) -> None:
-    """Create an encryption root with a passphrase that is asked for twice.
+    """Create an encryption root with a passphrase that is entered twice.
 
     :param iterations: of PBKDF2
-    :raises WrongPassphrase: if no two answers were the same and long enough
+    :raises NoNewPassphrase: if no two answers matched and were long enough
     :raises ZfsError: as load()
     """
-    options = {"iterations": iterations, "properties": dict(properties)}
-    await _hold(root, prompt, "create", options)
+    await _run_keyholder(
+        Request(
+            Action.CREATE,
+            root,
+            iterations=iterations,
+            properties=dict(properties),
+        ),
+        prompt,
+    )
 
 
 async def change(
     root: str, iterations: int, prompt: Prompt, typed: bool = False
 ) -> None:
-    """Give *root* another passphrase, after the present one was asked for.
+    """Change the passphrase of *root*, after the present one was entered.
 
     A key that was not loaded is not loaded afterwards.
 
     :param typed: as of load()
-    :raises NoPassphrase: if the present key is made from none
+    :raises NoPassphrase: if the present key is not made from a passphrase
     :raises Busy: if that was done, but the key could not be unloaded again
     :raises ZfsError: as load() and create()
     """
-    found = await state(root)
-    must_be_passphrase(root, found)
-    was_loaded = found.loaded
-    options = {"iterations": iterations, "typed": typed}
-    await _hold(root, prompt, "change", options)
-    if not was_loaded:
+    key = await state(root)
+    must_be_passphrase(root, key)
+    await _run_keyholder(
+        Request(Action.CHANGE, root, typed, iterations), prompt
+    )
+    if not key.loaded:
         with contextlib.suppress(errors.Locked):
             await unload(root)
 
 
 async def unload(root: str) -> None:
-    """Forget the key of *root*.
+    """Unload the key of *root*.
 
     :raises Locked: if it is not loaded
-    :raises Busy: naming who holds which volume open
+    :raises Busy: naming the holders of each volume that is open
     """
     try:
         await devices.retry_busy(root, lambda: lzc.unload_key(root))
     except errors.Busy as exc:
-        found = await lzc.in_thread(root, users, root)
-        who = tuple(
+        holders = await lzc.in_thread(root, users, root)
+        texts = tuple(
             f"{dataset.removeprefix(root + '/')}: {', '.join(names)}"
-            for dataset, names in sorted(found.items())
+            for dataset, names in sorted(holders.items())
         )
-        raise errors.busy(exc, who) from exc
+        raise errors.busy(exc, texts) from exc
 
 
 def users(root: str) -> dict[str, tuple[str, ...]]:
-    """Who holds which zvols below *root* open, in words."""
-    found = {}
+    """Return each zvol below *root* that is open -> its holders, as texts."""
+    open_volumes = {}
     for path in Path(devices.link(root)).rglob("*"):
         dataset = devices.dataset_of(str(path))
         if path.is_symlink() and dataset is not None:
             names = devices.holders(dataset)
             if names:
-                found[dataset] = names
-    return found
+                open_volumes[dataset] = names
+    return open_volumes
 
 
-# --- the process that holds the key
+# --- the process that has the key
 
 
-async def _hold(
-    root: str, prompt: Prompt, verb: str, options: Mapping[str, Any]
-) -> None:
-    typed = bool(options.get("typed"))
-    limit: float | None = PATIENCE
-    async with _keyholder(typed, verb, root, json.dumps(options)) as (
-        words,
-        answers,
-    ):
+async def _run_keyholder(request: Request, prompt: Prompt) -> None:
+    root, limit = request.root, cast(float | None, PATIENCE)
+    async with _keyholder(request) as (words, answers):
         while True:
             word, detail = await _next(words, root, limit)
             limit = PATIENCE
-            if word == "done":
+            if word == Progress.DONE:
                 return
             if word in _ENDS:
-                raise _ENDS[word](root, detail)
-            if word == "deriving":
+                raise _ENDS[End(word)](root, detail)
+            if word == Progress.DERIVING:
                 limit += int(detail) / SLOWEST
-            elif word != "answered":
-                await prompt(word, answers)
-                # who types may take as long as they like
-                limit = None if typed else PATIENCE
+            elif word != Progress.ANSWERED:
+                await prompt(Purpose(word), answers)
+                # a person at a terminal may take any time
+                limit = None if request.typed else PATIENCE
 
 
 async def _next(
     words: asyncio.StreamReader, root: str, limit: float | None
 ) -> tuple[str, str]:
-    """The keyholder's next word, and what follows it.
+    """Return the keyholder's next word and its detail.
 
-    :raises Silent: if none comes for *limit* seconds
+    :raises Silent: if no word comes for *limit* seconds
     """
     try:
         line = await asyncio.wait_for(words.readline(), limit)
@@ -229,22 +240,20 @@ async def _next(
 
 @contextlib.asynccontextmanager
 async def _keyholder(
-    typed: bool, *arguments: str
+    request: Request,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
-    """The process: what it says, and where answers go.
+    """Start the keyholder; yield its output and where answers are written to.
 
-    It ends when it is left, whatever happened: nothing that a cancelled
-    verb began is waited for.
-
-    :param typed: it has our standard input, and no answer goes anywhere
+    The process has ended when the context is left, whatever happened, so a
+    cancelled operation leaves none behind.
     """
     theirs, ours = os.pipe()
     try:
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-c", _START, str(_FOLDER)),
-                *arguments,
-                stdin=None if typed else theirs,
+                *request.arguments,
+                stdin=None if request.typed else theirs,
                 stdout=asyncio.subprocess.PIPE,
                 env={"PATH": ":".join(commands.FOLDERS), "LC_ALL": "C"},
             )
@@ -258,14 +267,15 @@ async def _keyholder(
         os.close(ours)
 
 
-#: processes that were killed and have not ended yet
+#: waits for processes that were killed and have not ended yet; a task without
+#: a reference may be collected before it is done
 _ending: set[asyncio.Task[int]] = set()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End the keyholder and wait until it has, but not for a disk.
+    """End the keyholder and wait until it has ended, but not for a disk.
 
-    It may have a passphrase: it is asked to end, and wipes that first.
+    It may have a passphrase in memory: SIGTERM lets it wipe that first.
     """
     end = asyncio.create_task(process.wait())
     _ending.add(end)
@@ -291,7 +301,7 @@ def _failed(root: str, detail: str) -> errors.ZfsError:
 
 
 def _wrong(root: str, purpose: str) -> errors.ZfsError:
-    if purpose.startswith("new"):
+    if Purpose(purpose).is_new:
         return errors.NoNewPassphrase(root)
     return errors.WrongPassphrase(root)
 

@@ -16,6 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from qubes_storage_zfs.store import messages
+from qubes_storage_zfs.tools import common
+from qubes_storage_zfs.zfs import keywords
+
 DOM0 = Path(__file__).resolve().parents[2] / "dom0"
 SCRIPT = DOM0 / "qubes-rpc/qubes.AskPassword"
 POLICY = DOM0 / "policy.d/30-qubes-storage-zfs.policy"
@@ -149,6 +153,21 @@ PURPOSES += ["unlock", "unlock-again"]
 def test_these_are_the_purposes(place) -> None:
     assert sorted(place.ask.TEXTS) == PURPOSES
     assert len(set(place.ask.TEXTS.values())) == len(PURPOSES)
+    # the service is a separate program, which imports nothing of ours
+    assert sorted(keywords.Purpose) == sorted(common.TEXTS) == PURPOSES
+
+
+def test_all_programs_tell_the_same_bounds(place) -> None:
+    bounds = f"{keywords.SHORTEST} to {keywords.LONGEST} bytes"
+    texts = (
+        messages.NO_NEW_PASSPHRASE,
+        common.TEXTS[keywords.Purpose.NEW],
+        common.TEXTS[keywords.Purpose.NEW_SHORT],
+    )
+    assert all(bounds in text for text in texts)
+    assert f" {keywords.SHORTEST} characters" in place.ask.TEXTS["new"]
+    short = place.ask.TEXTS["new-short"]
+    assert f"{keywords.SHORTEST} or longer than {keywords.LONGEST} " in short
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)

@@ -10,11 +10,19 @@ import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qubes_storage_zfs.store import messages
-from qubes_storage_zfs.zfs import answers, commands, keyholder, keys, secrecy
+from qubes_storage_zfs.zfs import (
+    answers,
+    commands,
+    keyholder,
+    keys,
+    secrecy,
+)
 from qubes_storage_zfs.zfs.errors import Silent, WrongPassphrase, ZfsError
-from qubes_storage_zfs.zfs.keywords import End
+from qubes_storage_zfs.zfs.keywords import Action, End, Purpose, Request
 
 
 async def prompt(purpose, _):
@@ -69,8 +77,33 @@ def check_parameters(monkeypatch, printed, detail):
 def test_each_last_word_has_its_sentence():
     assert set(End) == set(keys._ENDS)
     for word, exception in keys._ENDS.items():
-        why = messages.reason(exception("tank/x", "5 new"))
+        detail = Purpose.NEW_SHORT if word == End.WRONG else "5 new"
+        why = messages.reason(exception("tank/x", detail))
         assert why and "{" not in why, word
+
+
+TEXT = st.text(st.characters(codec="utf-8"))
+REQUESTS = st.builds(
+    Request,
+    action=st.sampled_from(Action),
+    root=TEXT,
+    typed=st.booleans(),
+    iterations=st.integers(),
+    properties=st.dictionaries(TEXT, TEXT | st.integers() | st.none()),
+)
+
+
+@given(REQUESTS)
+def test_a_request_is_a_command_line_and_back(request):
+    assert Request.parse([str(word) for word in request.arguments]) == request
+
+
+def test_nothing_else_is_a_request():
+    for words in ["load", "tank"], ["unload", "tank", "{}"], ["load", "t", "x"]:
+        with pytest.raises(ValueError):
+            Request.parse(words)
+    with pytest.raises(TypeError):
+        Request.parse(["load", "tank", '{"key": 1}'])
 
 
 def test_stuck_keyholder_is_killed_and_others_go_on(stand_in, monkeypatch):

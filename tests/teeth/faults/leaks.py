@@ -25,7 +25,7 @@ READS = """            import os
 BETWEEN = """import builtins
                 builtins.seen = getattr(builtins, "seen", [])
                 own, theirs = os.pipe()
-                await prompt(word, theirs)
+                await prompt(Purpose(word), theirs)
                 builtins.seen.append(os.read(own, 1024))
                 os.write(answers, builtins.seen[-1])
 """
@@ -65,15 +65,15 @@ FAULTS = (
     Fault(
         "qubesd reads the answer and hands it on",
         "zfs/keys.py",
-        "await prompt(word, answers)\n",
+        "await prompt(Purpose(word), answers)\n",
         BETWEEN,
         NOWHERE,
     ),
     Fault(
         "the keyholder stays when it is done",
         "zfs/keyholder.py",
-        '    say("done")\n',
-        '    say("done")\n'
+        "    say(Progress.DONE)\n",
+        "    say(Progress.DONE)\n"
         '    __import__("os").fork() or __import__("time").sleep(20)\n',
         NOWHERE,
     ),
