@@ -1,0 +1,55 @@
+"""The registries of a process, and a restart that is simulated."""
+
+import threading
+
+import pytest
+
+from qubes_storage_zfs.zfs import runtime
+
+
+class Registry:
+    def __init__(self):
+        self.closed = False
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _own(monkeypatch):
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime())
+
+
+def test_there_is_one_of_each_kind():
+    class Other(Registry):
+        pass
+
+    assert runtime.of(Registry) is runtime.of(Registry)
+    assert runtime.of(Registry) is not runtime.of(Other)
+
+
+def test_a_restart_closes_all_and_begins_empty():
+    before = runtime.of(Registry)
+    runtime.restart()
+    assert before.closed
+    assert runtime.of(Registry) is not before
+    assert not runtime.of(Registry).closed
+
+
+def test_threads_that_ask_at_once_get_the_same():
+    barrier, seen = threading.Barrier(8), []
+
+    class Slow:
+        def __init__(self):
+            threading.Event().wait(0.05)
+
+    def ask():
+        barrier.wait()
+        seen.append(runtime.of(Slow))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 8 and len(set(seen)) == 1
