@@ -46,10 +46,10 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """The README and all books."""
+    """Return the README and all books."""
     return [
         *sorted(ROOT.glob("*.md")),
-        *sorted(ROOT.glob("doc/*.md")),
+        *sorted(ROOT.glob("doc/**/*.md")),
     ]
 
 

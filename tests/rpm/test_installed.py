@@ -81,7 +81,8 @@ def _expected(tree: Path) -> dict[str, tuple[str, str, str]]:
     found[info] = folder
     for name in (*DIST_INFO, "top_level.txt"):
         found[f"{info}/{name}"] = file
-    for path in [*tree.glob("*.md"), *tree.glob("doc/*.md")]:
+    found[f"{DOC}/doc/decisions"] = folder
+    for path in [*tree.glob("*.md"), *tree.glob("doc/**/*.md")]:
         found[f"{DOC}/{path.relative_to(tree)}"] = ("100644", "root", "d")
     for path in tree.glob("doc/manpages/*.rst"):
         section = 1 if path.stem.startswith("qvm-") else 7

@@ -26,11 +26,33 @@ def test_links_lead_somewhere(name):
             assert heading in headings(target.read_text()), link
 
 
+def linked_from(page):
+    return {(page.parent / link).resolve() for link in links(page.read_text())}
+
+
 def test_every_book_is_linked_from_the_readme():
-    readme = ROOT / "README.md"
-    linked = {(ROOT / link).resolve() for link in links(readme.read_text())}
-    books = {path.resolve() for path in ROOT.glob("doc/**/*.*")}
-    assert books - linked == set()
+    """A decision from the design, which has the list of all."""
+    linked = linked_from(ROOT / "README.md")
+    decisions = linked_from(ROOT / "doc/design.md")
+    for path in ROOT.glob("doc/**/*.*"):
+        known = decisions if path.parent.name == "decisions" else linked
+        assert path.resolve() in known, path
+
+
+def test_decisions_are_numbered_and_listed_in_their_order():
+    paths = sorted(ROOT.glob("doc/decisions/*"))
+    listed = [
+        link.removeprefix("decisions/")
+        for link in links((ROOT / "doc/design.md").read_text())
+        if link.startswith("decisions/") and "#" not in link
+    ]
+    assert listed == [path.name for path in paths]
+    for number, path in enumerate(paths, 1):
+        title, *lines = path.read_text().splitlines()
+        assert path.name.startswith(f"{number:04}-")
+        assert title.startswith(f"# {number:04}: ")
+        parts = [line for line in lines if line.startswith("#")]
+        assert parts == ["## Context", "## Decision", "## Consequences"]
 
 
 @pytest.mark.parametrize("name", names)
