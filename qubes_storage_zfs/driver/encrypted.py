@@ -234,14 +234,14 @@ class ZfsEncryptedPool(ZfsPool):
         middle = f"{above}/encryption"
         made = not (await keys.state(middle)).exists
         if made:
-            await lzc.create_filesystem(middle, policy.HOME_PROPERTIES)
+            await lzc.create_filesystem(middle, policy.HOME_SETTINGS)
         try:
             await keys.create(
                 self.container,
                 options.PARSERS["pbkdf2iters"](
                     self._options["pbkdf2iters"] or DEFAULT_ITERATIONS
                 ),
-                {**policy.HOME_PROPERTIES, naming.OWNER: self.name},
+                {**policy.HOME_SETTINGS, naming.OWNER: self.name},
                 self._prompt(ADD_BY_HAND),
             )
         except BaseException:

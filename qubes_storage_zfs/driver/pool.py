@@ -431,7 +431,7 @@ class ZfsZvolPool(ZfsPool):
         properties = {**policy.ZPOOL_ROOT_SETTINGS, naming.OWNER: self.name}
         await newzpool.create(self.name, disks, compression, properties)
         try:
-            await lzc.create_filesystem(self.home, policy.HOME_PROPERTIES)
+            await lzc.create_filesystem(self.home, policy.HOME_SETTINGS)
         except BaseException:
             await commands.destroy_zpool(self.name)
             raise

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..store import messages, naming
+from ..store import messages, naming, policy
 from ..zfs.text import SHOWN, printable
 from . import files
 from .steps import MADE, OLDER, THEIRS, UPSTREAM, Refused, Where, listed
@@ -38,14 +38,9 @@ _BOOLEANS = ("True", "False")
 _DROPPED = ("save_on_stop", "snap_on_start")
 _GUID = re.compile(r"[0-9]{1,20}\Z")
 
-#: properties of the qubes root -> values that it may get back.  None: it had
-#: none of its own.  No value here mounts it, or lets dom0 read volumes.
+#: properties of the qubes root -> values that it may get back
 SETTINGS: Mapping[str, tuple[str | None, ...]] = {
-    "mountpoint": (None, "none", "legacy"),
-    "volmode": (None, "default", "dev", "none"),
-    "snapdev": (None, "hidden"),
-    naming.UDEV_FLAG: (None, "true"),
-    naming.AUTO_SNAPSHOT: (None, "true", "false"),
+    item.name: item.restorable for item in policy.SAFETY
 }
 #: properties of ours on a qube's dataset -> their values
 _OF_A_QUBE = tuple(

@@ -7,7 +7,7 @@ from typing import Any
 from ..zfs import channel, commands, importexport, keys, lzc
 from ..zfs.errors import Busy, Exists, NotFound
 from . import messages, naming, policy
-from .policy import HOME_PROPERTIES
+from .policy import HOME_SETTINGS
 
 
 async def adopt(
@@ -30,14 +30,14 @@ async def adopt(
     async with contextlib.AsyncExitStack() as undo:
         if not found.get("exists"):
             await lzc.create_filesystem(
-                container, {**HOME_PROPERTIES, naming.OWNER: name}
+                container, {**HOME_SETTINGS, naming.OWNER: name}
             )
             undo.push_async_callback(_destroy, container)
         elif "owner" not in found:
             await claim(container, name)
             undo.push_async_callback(claim, container, name, True)
         if not found.get("home"):
-            await lzc.create_filesystem(home, HOME_PROPERTIES)
+            await lzc.create_filesystem(home, HOME_SETTINGS)
             undo.push_async_callback(_destroy, home)
         if compression:
             await commands.set_property(home, "compression", compression)

@@ -20,25 +20,40 @@ from ..zfs.errors import NoPassphrase, ZfsError
 from ..zfs.text import printable
 from . import messages, naming
 
-#: of the qubes root and everything below it, as zfs(8) spells it: no partition
-#: scan by the kernel, no devices of snapshots, nothing that udev probes
+
+@dataclass(frozen=True)
+class Safety:
+    """A property that the qubes root of every pool has.
+
+    :ivar value: its value, as zfs(8) spells it
+    :ivar is_required: whether the qubes root and everything below it must have
+        that value; else an administrator may change it
+    :ivar restorable: values from before a migration that undoing may set
+        again; None stands for no value of its own.  With none of them dom0
+        mounts the qubes root or looks into volumes
+    """
+
+    name: str
+    value: str
+    is_required: bool
+    restorable: tuple[str | None, ...]
+
+
+#: The one table.  The required properties keep the kernel from scanning volumes
+#: for partitions, snapshots from having devices, and udev from probing.
+SAFETY = (
+    Safety("mountpoint", "none", False, (None, "none", "legacy")),
+    Safety("volmode", "dev", True, (None, "default", "dev", "none")),
+    Safety("snapdev", "hidden", True, (None, "hidden")),
+    Safety(naming.UDEV_FLAG, "true", True, (None, "true")),
+    Safety(naming.AUTO_SNAPSHOT, "false", False, (None, "true", "false")),
+)
+#: of the qubes root and everything below it
 SAFE: Mapping[str, str] = {
-    "volmode": "dev",
-    "snapdev": "hidden",
-    naming.UDEV_FLAG: "true",
+    item.name: item.value for item in SAFETY if item.is_required
 }
 #: of a qubes root that this driver creates
-HOME_SETTINGS: Mapping[str, str] = {
-    "mountpoint": "none",
-    **SAFE,
-    naming.AUTO_SNAPSHOT: "false",
-}
-#: the same, as libzfs_core takes it
-HOME_PROPERTIES: Mapping[str, lzc.Value] = {
-    **HOME_SETTINGS,
-    "volmode": lzc.VOLMODE_DEV,
-    "snapdev": lzc.SNAPDEV_HIDDEN,
-}
+HOME_SETTINGS: Mapping[str, str] = {item.name: item.value for item in SAFETY}
 #: of an encryption root that was created by other software and is taken over
 TAKEN_OVER_SETTINGS: Mapping[str, str] = {
     **HOME_SETTINGS,

@@ -271,7 +271,7 @@ async def _must_be_allowed(place: Where) -> None:
 
 async def _create(step: Step) -> None:
     await lzc.create_filesystem(
-        step.dataset, policy.HOME_PROPERTIES, mountable=False
+        step.dataset, policy.HOME_SETTINGS, mountable=False
     )
 
 

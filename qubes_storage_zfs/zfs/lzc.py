@@ -30,11 +30,13 @@ LOG.addFilter(text.printable_record)
 T = TypeVar("T")
 Value = str | int | bool | None
 
-#: zfs_prop_t index values, which libzfs_core takes instead of words
+#: word of zfs(8) -> index number, which libzfs_core takes for native properties
 #: (zfs_prop.c; each was created and read back on 2.3.9)
-VOLMODE_DEV = 2
-SNAPDEV_HIDDEN = 0
-CANMOUNT_OFF = 0
+_NUMBERS: Mapping[tuple[str, Value], int] = {
+    ("volmode", "dev"): 2,
+    ("snapdev", "hidden"): 0,
+    ("canmount", "off"): 0,
+}
 
 #: names of datasets and snapshots, as this package makes or accepts them
 _NAME = re.compile(
@@ -134,10 +136,14 @@ def call(what: str, subject: str, *args: Any) -> Any:
 
 
 def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
-    """User properties are strings, native ones index numbers."""
+    """Return *properties* as libzfs_core takes them."""
+    numbered = {
+        name: _NUMBERS.get((name, value), value)
+        for name, value in properties.items()
+    }
     return {
         name.encode(): value.encode() if isinstance(value, str) else value
-        for name, value in properties.items()
+        for name, value in numbered.items()
     }
 
 
@@ -150,7 +156,7 @@ async def create_filesystem(
         saves a transaction group
     :raises Exists: if there is a dataset of that name
     """
-    unmounted = {"canmount": CANMOUNT_OFF} if mountable else {}
+    unmounted = {"canmount": "off"} if mountable else {}
     given = _properties({**unmounted, **properties})
     await in_thread(
         dataset, call, "create", dataset, dataset.encode(), "zfs", given
@@ -243,7 +249,7 @@ def create_root(
     :param key: the wrapping key, 32 bytes
     :raises Exists: if there is a dataset of that name
     """
-    given = _properties({"canmount": CANMOUNT_OFF, **properties})
+    given = _properties({"canmount": "off", **properties})
     call("create", dataset, dataset.encode(), "zfs", given, key)
 
 

@@ -10,7 +10,7 @@ from qubes_storage_zfs.migrate import records, steps
 from qubes_storage_zfs.migrate.plan import Adoption
 from qubes_storage_zfs.migrate.steps import Known, Refused
 from qubes_storage_zfs.migrate.undo import undo
-from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store import naming, policy
 
 POOL = {"name": "vault", "driver": "zfs", "container": "tank/q"}
 C = "tank/q"
@@ -167,7 +167,7 @@ def test_what_nobody_keeps_is_only_marked():
 
 
 def test_what_was_done_is_not_planned_again():
-    home = dataset(f"{C}/vm", set=dict(steps.HOME_SETTINGS))
+    home = dataset(f"{C}/vm", set=dict(policy.HOME_SETTINGS))
     moved = dataset(f"{C}/vm/work", WORK)
     there = found(moved=[moved], home=home)
     there["container"]["own"] = {naming.ADOPTED: "{}"}
@@ -268,7 +268,7 @@ def test_where_the_older_layout_is(driver, vid, old, home):
 
 def adopted():
     """The work qube, adopted."""
-    home = dataset(f"{C}/vm", set=dict(steps.HOME_SETTINGS))
+    home = dataset(f"{C}/vm", set=dict(policy.HOME_SETTINGS))
     moved = dataset(
         f"{C}/vm/work",
         zvol(

@@ -19,10 +19,10 @@ import pytest
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.keytimer import Key
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
-from qubes_storage_zfs.migrate import records, steps
+from qubes_storage_zfs.migrate import records
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Container
-from qubes_storage_zfs.store.policy import HOME_PROPERTIES
+from qubes_storage_zfs.store.policy import HOME_SETTINGS
 from qubes_storage_zfs.tools import adopt, main, qubes_xml
 from qubes_storage_zfs.zfs import channel, commands, devices, lzc
 
@@ -399,10 +399,9 @@ def test_adopted_qubes_live_on(world):
 def test_home_is_as_our_own(small):
     assert small("--apply") == 0
     home = f"{small.container}/vm"
-    for name, value in steps.HOME_SETTINGS.items():
+    for name, value in HOME_SETTINGS.items():
         got = sh("zfs", "get", "-Ho", "value,source", name, home)
         assert got == f"{value}\tlocal"
-    assert set(steps.HOME_SETTINGS) == set(HOME_PROPERTIES)
 
 
 def test_undo_brings_back_everything(world):
@@ -678,7 +677,7 @@ def older(zpool, tmp_path, monkeypatch, request):
     container = f"{above}/encryption/{POOL}"
     sh("zfs", "create", above)
     create_encrypted(container, POOL)
-    for name in [naming.OWNER, *HOME_PROPERTIES]:
+    for name in [naming.OWNER, *HOME_SETTINGS]:
         sh("zfs", "inherit", name, container)
     old = container
     if request.param != "encrypted":

@@ -13,8 +13,8 @@ FAULTS = (
     Fault(
         "devices of snapshots are allowed",
         "store/policy.py",
-        '    "snapdev": "hidden",\n    naming.UDEV_FLAG',
-        "    naming.UDEV_FLAG",
+        'Safety("snapdev", "hidden", True,',
+        'Safety("snapdev", "hidden", False,',
         zfs_tests("policy", "add_refuses_what_is_not_allowed"),
     ),
     Fault(

@@ -1,0 +1,50 @@
+"""One table of the properties that keep dom0 from reading what qubes wrote."""
+
+from pathlib import Path
+
+import pytest
+
+from qubes_storage_zfs.migrate import records, steps
+from qubes_storage_zfs.store import policy
+from qubes_storage_zfs.zfs import lzc
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_documents_have_the_table():
+    design = (ROOT / "doc/design.md").read_text().split()
+    moving = (ROOT / "doc/moving-zpools.md").read_text().split()
+    manual = (ROOT / "doc/manpages/qvm-zfs.rst").read_text()
+    for item in policy.SAFETY:
+        if item.name == "mountpoint":
+            assert "-m none" in " ".join(moving)
+            continue
+        assert f"{item.name}={item.value}" in design
+        assert f"{item.name}={item.value}" in moving
+        if item.is_required and ":" not in item.name:
+            assert f"``{item.name}``" in manual
+
+
+def test_every_word_has_the_number_that_libzfs_core_takes():
+    """All native properties but mountpoint are numbers to ZFS."""
+    given = {**policy.ZPOOL_ROOT_SETTINGS, "atime": 0}
+    taken = lzc._properties(given)
+    assert taken.pop(b"mountpoint") == b"none"
+    for name, value in taken.items():
+        kind = bytes if b":" in name else int
+        assert type(value) is kind, name
+
+
+def test_what_migrating_reads_and_undoing_restores_is_of_the_table():
+    names = {item.name for item in policy.SAFETY}
+    assert set(steps.SETTINGS) == set(records.SETTINGS) == names
+    assert set(steps.ZVOL_SETTINGS) - {"readonly"} == set(policy.SAFE)
+    for values in records.SETTINGS.values():
+        assert None in values
+
+
+@pytest.mark.parametrize("item", policy.SAFETY, ids=lambda item: item.name)
+def test_undoing_restores_nothing_that_is_unsafe(item):
+    dangerous = {"full", "geom", "visible", "/mnt", "on"}
+    assert not dangerous & set(item.restorable)
+    assert item.value in item.restorable
