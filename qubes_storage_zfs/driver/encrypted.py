@@ -13,11 +13,11 @@ from ..store.options import (
     DEFAULT_REVISIONS,
     DEFAULT_TIMEOUT,
 )
-from ..zfs import commands, keys, lzc
+from ..zfs import commands, keys, lzc, runtime
 from ..zfs.errors import Busy, Locked
 from . import prompts
 from .errors import refusal, told
-from .keytimer import Key
+from .keytimer import Key, Keys
 from .pool import WANTED_OPENZFS, ZfsPool
 from .volume import ZfsVolume
 
@@ -105,7 +105,8 @@ class ZfsEncryptedPool(ZfsPool):
 
     @property
     def key(self) -> Key:
-        key = Key.at(self.container, self.name, self.store)
+        of_process = runtime.of(Keys)
+        key = of_process.at(self.container, self.name, self.store)
         key.timeout = self.unload_timeout
         return key
 

@@ -9,6 +9,7 @@ import qubes.exc
 
 from ..store import messages
 from ..store.options import BadOption
+from ..zfs import runtime
 from . import discarded, features, prompts, tags
 from .encrypted import encrypted_pools, plain_volumes, pools_of
 from .errors import plain, told
@@ -17,7 +18,20 @@ from .volume import ZfsVolume
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-_tasks: set[asyncio.Task[None]] = set()
+
+class Tasks:
+    """Tasks that run beside the events that began them.
+
+    The event loop alone would not keep them from being collected.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def add(self, task: asyncio.Task[None]) -> None:
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
 
 OUTSIDE = (
     "qube %s: %s of it is written to the pool %s, which is not encrypted by"
@@ -151,9 +165,7 @@ def _collect_discarded(app: Any, besides: Iterable[discarded.Key] = ()) -> None:
                 discarded.collect(pool, app, besides, wait=True),
                 name=f"collect in {pool.name}",
             )
-            # the loop alone would not keep it
-            _tasks.add(task)
-            task.add_done_callback(_tasks.discard)
+            runtime.of(Tasks).add(task)
 
 
 def tagged(qube: Any) -> None:

@@ -8,12 +8,11 @@ key.  What is kept here only says when to ask the kernel.
 import asyncio
 import contextlib
 import logging
-from typing import ClassVar
 
 from ..store import rundir
 from ..store.container import Container
 from ..store.rundir import now
-from ..zfs import keys, lzc
+from ..zfs import keys, lzc, runtime
 from ..zfs.errors import Busy, Locked, ZfsError
 from ..zfs.keywords import Purpose
 from .backoff import Backoff
@@ -36,8 +35,6 @@ class Key:
     :ivar store: what the key is for
     """
 
-    _known: ClassVar[dict[str, "Key"]] = {}
-
     def __init__(self, root: str, pool: str, store: Container) -> None:
         self.root = root
         self.pool = pool
@@ -56,22 +53,6 @@ class Key:
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._told: float | None = -1.0
-
-    @classmethod
-    def at(cls, root: str, pool: str, store: Container) -> "Key":
-        """The one Key of this process for *root*."""
-        if root not in cls._known:
-            cls._known[root] = cls(root, pool, store)
-        return cls._known[root]
-
-    @classmethod
-    def forget_all(cls) -> None:
-        """As if the process had just begun; for tests of a restart."""
-        for key in cls._known.values():
-            if key._watch is not None:
-                with contextlib.suppress(RuntimeError):
-                    key._watch.cancel()
-        cls._known.clear()
 
     # --- asking
 
@@ -174,10 +155,16 @@ class Key:
 
     def retire(self) -> None:
         """The pool was removed: its key is nobody's business here."""
-        if self._watch is not None:
-            self._watch.cancel()
-        self._known.pop(self.root, None)
+        self.stop_watching()
+        runtime.of(Keys).remove(self.root)
         rundir.remove_due(self.pool)
+
+    def stop_watching(self) -> None:
+        """End the task that watch() started."""
+        if self._watch is not None:
+            # a loop that was closed has no task to cancel
+            with contextlib.suppress(RuntimeError):
+                self._watch.cancel()
 
     async def _look_always(self) -> None:
         while True:
@@ -245,3 +232,32 @@ class Key:
             return
         self._told = due
         rundir.write_due(self.pool, self.root, due)
+
+
+class Keys:
+    """The keys of this process, one for each encryption root; see Runtime.
+
+    qubesd builds a second set of pools for a backup, so several pool objects
+    may have the same key.  Only the event loop's thread touches this.
+    """
+
+    def __init__(self) -> None:
+        self._by_root: dict[str, Key] = {}
+
+    def __contains__(self, root: object) -> bool:
+        return root in self._by_root
+
+    def at(self, root: str, pool: str, store: Container) -> Key:
+        """Return the key of an encryption root, created when first needed."""
+        if root not in self._by_root:
+            self._by_root[root] = Key(root, pool, store)
+        return self._by_root[root]
+
+    def remove(self, root: str) -> None:
+        """Remove the key of a pool that qubesd has no more."""
+        self._by_root.pop(root, None)
+
+    def close(self) -> None:
+        """End the tasks of all keys."""
+        for key in self._by_root.values():
+            key.stop_watching()

@@ -16,7 +16,7 @@ from typing import Any, cast
 import qubes.exc
 
 from ..store import options
-from ..zfs import keys
+from ..zfs import keys, runtime
 from ..zfs.keys import NobodyToAsk, NotAsked
 from ..zfs.keywords import Purpose
 
@@ -139,19 +139,24 @@ async def _close(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-#: the application object of this qubesd, which pools do not know; see
-#: extension.py
-_apps: list[Any] = []
+class Application:
+    """The application object of this qubesd, which pools do not know.
+
+    :ivar app: qubes.Qubes, or None before the extension has noted it
+    """
+
+    def __init__(self) -> None:
+        self.app: Any = None
 
 
 def remember(app: Any) -> None:
-    """*app* is the one that persons talk to."""
-    _apps[:] = [app]
+    """Note the application object; the extension calls this."""
+    runtime.of(Application).app = app
 
 
 def _remembered(app: Any = None) -> Any:
     """Return *app*, or the one of this qubesd; None if there is none."""
-    return app or (_apps[0] if _apps else None)
+    return app or runtime.of(Application).app
 
 
 @dataclass(frozen=True)

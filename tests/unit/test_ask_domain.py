@@ -9,6 +9,7 @@ from qubes.exc import QubesVMInUseError, StoragePoolException
 
 from qubes_storage_zfs.driver import events, prompts
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
+from qubes_storage_zfs.zfs import runtime
 
 
 def domain(name, **properties):
@@ -32,7 +33,7 @@ def app(monkeypatch):
     )
     app.domains["dom0"] = domain("dom0", app=app)
     app.domains["dom0"].klass = "AdminVM"
-    monkeypatch.setattr(prompts, "_apps", [app])
+    monkeypatch.setattr(runtime.of(prompts.Application), "app", app)
     return app
 
 

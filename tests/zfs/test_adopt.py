@@ -17,14 +17,13 @@ from xml.etree import ElementTree
 import pytest
 
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.driver.keytimer import Key
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.migrate import records
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.store.policy import HOME_SETTINGS
 from qubes_storage_zfs.tools import adopt, main, qubes_xml
-from qubes_storage_zfs.zfs import channel, commands, devices, lzc
+from qubes_storage_zfs.zfs import channel, commands, devices, lzc, runtime
 
 from ..support.background import settled
 from ..support.blocks import open_device, read, write
@@ -224,7 +223,7 @@ class World:
     def adopted(self, kind=ZfsZvolPool):
         """Our pool as qubesd makes it of qubes.xml, and its volumes."""
         Container.forget_all()
-        Key.forget_all()
+        runtime.restart()
         root = ElementTree.fromstring(self.xml.read_bytes())
         node = root.find(f"./pools/pool[@name='{POOL}']")
         attributes = dict(node.attrib)

@@ -12,7 +12,8 @@ from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.driver import keytimer, prompts
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.zfs import keys, lzc
+from qubes_storage_zfs.store import rundir
+from qubes_storage_zfs.zfs import keys, lzc, runtime
 from qubes_storage_zfs.zfs.errors import Busy
 
 from ..support.blocks import read, write
@@ -31,7 +32,7 @@ def person(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def run_dir(monkeypatch, tmp_path):
-    monkeypatch.setattr(keytimer, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(rundir, "RUN_DIR", tmp_path / "run")
     monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.2)
     monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
 
@@ -142,8 +143,8 @@ def test_removed_pool_is_locked_and_can_be_added_again(safe, person):
     volume = safe.private(content=b"data")
     safe.run(safe.pool.destroy())
     assert state(safe).locked
-    assert safe.container not in keytimer.Key._known
-    assert list(keytimer.RUN_DIR.iterdir()) == []
+    assert safe.container not in runtime.of(keytimer.Keys)
+    assert list(rundir.RUN_DIR.iterdir()) == []
     safe.run(safe.restart().setup())
     assert person.asked == ["unlock"]
     assert safe.content(safe.again(volume)) == b"data"

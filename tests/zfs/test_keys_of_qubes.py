@@ -14,8 +14,9 @@ from qubes.exc import (
 from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool
 from qubes_storage_zfs.driver import backoff, keytimer, prompts
 from qubes_storage_zfs.driver.extension import PoolExtension
+from qubes_storage_zfs.store import rundir
 from qubes_storage_zfs.store.container import Container
-from qubes_storage_zfs.zfs import keys
+from qubes_storage_zfs.zfs import keys, runtime
 
 from ..support.background import afterwards
 from ..support.blocks import read, write
@@ -34,7 +35,7 @@ import qubes.ext
 
 @pytest.fixture
 def person(monkeypatch, tmp_path):
-    monkeypatch.setattr(keytimer, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(rundir, "RUN_DIR", tmp_path / "run")
     monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.2)
     monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
     person = Person()
@@ -164,7 +165,7 @@ def test_restarted_qubesd_keeps_the_key_of_running_qubes(app, person, zpool):
         await app.domains["work"].start()
         person.asked.clear()
         Container.forget_all()
-        keytimer.Key.forget_all()
+        runtime.restart()
         again = await hostapi.restart(app)
         # qubesd begins with stop() for all halted qubes, which asks nobody
         await asyncio.sleep(3)
@@ -252,7 +253,7 @@ def test_no_qube_can_have_the_prompt_shown_again_and_again(
 
 
 def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
-    monkeypatch.setattr(prompts, "_apps", [app])
+    monkeypatch.setattr(runtime.of(prompts.Application), "app", app)
 
     async def add(name, domain):
         options = {"zpool_name": zpool, "pbkdf2iters": "100000"}
