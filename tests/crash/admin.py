@@ -1,16 +1,14 @@
 """What an admin does to a World by hand, between a person's steps."""
 
 import asyncio
-import subprocess
 from dataclasses import replace
+from typing import Any
 
 from qubes_storage_zfs.store import naming
 
-from ..support.shell import sh
+from ..support.shell import attempt, sh
 from ..support.zpools import export_zpool
-from .gate import Door
-from .model import Kept
-from .world import SNAPSHOT_OF_ADMIN, World
+from .world import SNAPSHOT_OF_ADMIN, Model, World
 
 
 class Admin(World):
@@ -19,19 +17,12 @@ class Admin(World):
     :ivar full: whether the zpool has next to no space left
     """
 
-    def __init__(
-        self,
-        door: Door,
-        zpool: str,
-        number: int,
-        keep: int,
-        encrypted: bool = False,
-    ) -> None:
-        super().__init__(door, zpool, number, keep, encrypted)
-        self.filler = f"{zpool}/filler"
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.filler = self.container.split("/")[0] + "/filler"
         self.full = False
         #: volumes that were just changed: all that they may be now
-        self._may_be: dict[str, tuple[Kept, ...]] = {}
+        self._may_be: dict[str, tuple[Model, ...]] = {}
 
     def disturb(self) -> None:
         """Datasets of an admin's own among ours."""
@@ -94,8 +85,7 @@ class Admin(World):
                     name = f"{where.generation(number)}@{short}"
                     found[naming.revision_number(short)] = name
         name = found[sorted(found)[index]]
-        done = subprocess.run(["zfs", "destroy", name], capture_output=True)
-        if done.returncode == 0:
+        if attempt("zfs", "destroy", name).returncode == 0:
             states = now.states[:index] + now.states[index + 1 :]
             self._may_be[vid] = (replace(now, states=states),)
             await self.sweep()
@@ -103,7 +93,8 @@ class Admin(World):
     def rename(self) -> None:
         old = next(name for name in self.foreign if "@" not in name)
         old = "/".join(old.split("/")[:3])
-        new = f"{self.container}/foreign{self._tag('').count('/')}{self.tags}"
+        self.tags += 1
+        new = f"{self.container}/foreign{self.tags}"
         sh("zfs", "rename", old, new)
         self.foreign = {
             new + name.removeprefix(old) if "/foreign" in name else name: guid

@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from qubes.exc import StoragePoolException
 
@@ -17,11 +17,11 @@ from qubes_storage_zfs.zfs import devices
 
 from ..support.background import abandoned
 from ..support.blocks import open_device
+from ..support.model import Content
 from ..support.shell import sh
 from .admin import Admin
-from .gate import Door, Dump, Violated
-from .model import Content, Kept
-from .world import MIB, SNAPSHOT_OF_ADMIN, TAG_AT, VOLUMES
+from .gate import Dump, Violated
+from .world import MIB, SNAPSHOT_OF_ADMIN, VOLUMES, Model
 
 Call = Callable[[], Awaitable[object]]
 KEPT = tuple(vid for vid, kept in VOLUMES.items() if kept)
@@ -49,15 +49,8 @@ class Life(Admin):
     :ivar refused: how many verbs met that
     """
 
-    def __init__(
-        self,
-        door: Door,
-        zpool: str,
-        number: int,
-        keep: int,
-        encrypted: bool = False,
-    ) -> None:
-        super().__init__(door, zpool, number, keep, encrypted)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.exports: list[Export] = []
         self.imports: dict[str, str] = {}
         self.refused = 0
@@ -67,13 +60,12 @@ class Life(Admin):
         for vid in "tmpl/root", "app/private":
             await self.create(vid)
             await self.check()
-        volume, tag = self.volumes["app/private"], self._tag("app/private")
+        volume = self.volumes["app/private"]
         await self.pool.unlock()
         await volume.start()
-        await self.write("app/private", tag)
+        await self.modify("app/private")
         await volume.stop()
-        now = self.model["app/private"].written(tag)
-        self.model["app/private"] = now.stopped()
+        self.model["app/private"] = self.model["app/private"].stopped()
         self.disturb()
         await self.check()
 
@@ -90,7 +82,7 @@ class Life(Admin):
             self.model[vid].keep >= 0 or self.halted(vid)
         )
 
-    def legal(self, vid: str, stopped: bool) -> list[Kept]:
+    def legal(self, vid: str, stopped: bool) -> list[Model]:
         return list(self._may_be.get(vid, [self.model[vid]]))
 
     async def check(self, stopped: bool = False) -> Dump:
@@ -99,7 +91,10 @@ class Life(Admin):
         self.held |= set(self.imports.values())
         dump = await super().check(stopped)
         for item in self.exports:
-            seen = self._reread(item.reader)
+            # from the disk, not from the page cache
+            descriptor = item.reader.fileno()
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            seen = self.read_opened(item.reader)
             if seen != item.content:
                 raise Violated(f"{item.path} shows {seen}, not {item.content}")
         for vid in self._may_be:
@@ -121,40 +116,25 @@ class Life(Admin):
         if volume.is_dirty() != dirty:
             raise Violated(f"{vid} is dirty: {not dirty}, and {now}")
 
-    @staticmethod
-    def _reread(reader: IO[bytes]) -> Content:
-        """From the disk, not from the page cache."""
-        os.posix_fadvise(reader.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        tags = set()
-        for offset in TAG_AT:
-            reader.seek(offset)
-            tags.add(reader.read(4096).rstrip(b"\0").decode())
-        size = reader.seek(0, os.SEEK_END)
-        return Content(tags.pop() if len(tags) == 1 else f"{tags}", size)
-
-    def _tag(self, vid: str) -> str:
-        self.tags += 1
-        return f"{self.number}/{vid}/{self.tags}"
-
-    def _bases(self, vid: str) -> list[tuple[Content, ...]]:
-        """The revisions that new content comes after: what is not committed
-        is one, and what ZFS says was written to may be one."""
-        now = self.model[vid]
-        if now.keep < 0:
-            return [()]
-        more = (*now.states, now.current)
-        if now.current != now.committed:
-            return [more]
-        dump = self.dump()
-        current = self.generations(dump, vid)[int(self.pointer(dump, vid))]
-        if current["written"] or SNAPSHOT_OF_ADMIN in current["snapshots"]:
-            return [now.states, more]
-        return [now.states]
+    def _bases(self, vid: str) -> list[Model]:
+        """Return what new content may come after, see before_import()."""
+        now, unsure = self.model[vid], False
+        if now.keep >= 0 and now.current == now.committed:
+            dump = self.dump()
+            number = int(self.pointer(dump, vid))
+            current = self.generations(dump, vid)[number]
+            by_admin = SNAPSHOT_OF_ADMIN in current["snapshots"]
+            unsure = bool(current["written"]) or by_admin
+        return now.before_import(unsure)
 
     # --- verbs
 
     async def attempt(
-        self, vid: str, call: Call, *after: Kept, refused: tuple[Kept, ...] = ()
+        self,
+        vid: str,
+        call: Call,
+        *after: Model,
+        refused: tuple[Model, ...] = (),
     ) -> bool:
         """One call of the driver; whether it succeeded.
 
@@ -175,7 +155,7 @@ class Life(Admin):
 
     async def create(self, vid: str) -> bool:
         volume = self.volumes[vid]
-        after = self.model[vid].created(int(volume._size))
+        after = self.model[vid].created(Content("", int(volume._size)))
         return await self.attempt(vid, volume.create, after)
 
     async def start(self, qube: str) -> None:
@@ -204,13 +184,11 @@ class Life(Admin):
     async def use(self, qube: str) -> None:
         """The qube writes to its volumes."""
         for vid in self.of(qube):
-            tag = self._tag(vid)
             if vid in KEPT:
-                await self.write(vid, tag)
-                self.model[vid] = self.model[vid].written(tag)
+                await self.modify(vid)
             elif vid.endswith("volatile"):
-                await self.write(vid, tag)
-                self.volatile = tag
+                self.volatile = self.new_tag(vid)
+                await self.write(vid, self.volatile)
 
     async def stop(self, qube: str) -> None:
         """A full zpool may keep it from being committed, not from ending."""
@@ -227,7 +205,7 @@ class Life(Admin):
         """:param end: how it ends; None: it does not"""
         volume, now = self.volumes[vid], self.model[vid]
         self.imports.pop(vid, None)
-        content = Content(self._tag(vid), size)
+        content = Content(self.new_tag(vid), size)
         written = True
         try:
             path = await volume.import_data(size)
@@ -253,12 +231,10 @@ class Life(Admin):
         else:
             await self.attempt(vid, lambda: volume.import_data_end(False), now)
 
-    def _replaced(self, vid: str, content: Content) -> list[Kept]:
+    def _replaced(self, vid: str, content: Content) -> list[Model]:
         now = self.model[vid]
-        return [
-            replace(now, states=base).imported(content)
-            for base in (self._bases(vid) if now.keep > 0 else [now.states])
-        ]
+        bases = self._bases(vid) if now.keep > 0 else [now]
+        return [base.imported(content) for base in bases]
 
     async def copy(self, source: str, target: str) -> None:
         origin = self.volumes[source]
@@ -272,34 +248,29 @@ class Life(Admin):
         self.imports.pop(vid, None)
         revision = list(volume.revisions)[index]
         content = now.states[index]
-        after = [
-            Kept(now.keep, content, (*base, content))
-            for base in self._bases(vid)
-        ]
+        after = [base.reverted(content) for base in self._bases(vid)]
         await self.attempt(vid, lambda: volume.revert(revision), *after)
 
     async def resize(self, vid: str, size: int) -> None:
         now, volume = self.model[vid], self.volumes[vid]
-        resized = now.resized(size)
-        halted = self.halted(vid)
-        after, partly = [resized], [resized]
-        if halted and now.keep >= 0:
+        content = replace(now.current, size=size)
+        after, partly = [now.showing(content)], [now.showing(content)]
+        if self.halted(vid) and now.keep >= 0:
             shrinks = size < now.current.size and now.keep > 0
             same = size == now.current.size
-            bases = self._bases(vid) if shrinks or same else [now.states]
+            bases = self._bases(vid) if shrinks or same else [now]
             after = [
-                resized._pruned(
-                    replace(
-                        resized,
-                        states=base if same else (*base, resized.current),
-                    )
+                (
+                    base.showing(content).pruned()
+                    if same
+                    else base.committing(content, base.states)
                 )
                 for base in bases
             ]
             for base in bases:
                 # committed before it shrinks, or resized and not committed
-                was = now._pruned(replace(now, states=base))
-                partly += [was, was.resized(size)]
+                was = base.pruned()
+                partly += [was, was.showing(content)]
         await self.attempt(
             vid, lambda: volume.resize(size), *after, refused=tuple(partly)
         )

@@ -6,17 +6,20 @@ volume must hold before and after it.
 
 import types
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..support.model import Content
 from .gate import Dump, Violated
-from .model import Content, Kept
-from .world import MIB, World
+from .world import MIB, Model, World
 
 Verb = Callable[[World], Awaitable[None]]
 
 
 async def _step(
-    world: World, vid: str, after: Kept, call: Callable[[], Awaitable[object]]
+    world: World,
+    vid: str,
+    after: Model,
+    call: Callable[[], Awaitable[object]],
 ) -> None:
     world.pending = (vid, after)
     await call()
@@ -24,25 +27,14 @@ async def _step(
     world.pending = None
 
 
-def _tag(world: World, vid: str) -> str:
-    world.tags += 1
-    return f"{world.number}/{vid}/{world.tags}"
-
-
 async def _session(world: World, vid: str) -> None:
     await _begin(world, vid)
-    await _write(world, vid)
+    await world.modify(vid)
     await _end(world, vid)
 
 
 async def _begin(world: World, vid: str) -> None:
     await _step(world, vid, world.model[vid], world.volumes[vid].start)
-
-
-async def _write(world: World, vid: str) -> None:
-    tag = _tag(world, vid)
-    await world.write(vid, tag)
-    world.model[vid] = world.model[vid].written(tag)
 
 
 async def _end(world: World, vid: str) -> None:
@@ -52,7 +44,7 @@ async def _end(world: World, vid: str) -> None:
 
 async def _make(world: World, vid: str) -> None:
     volume = world.volumes[vid]
-    created = world.model[vid].created(int(volume._size))
+    created = world.model[vid].created(Content("", int(volume._size)))
     await _step(world, vid, created, volume.create)
 
 
@@ -89,8 +81,8 @@ async def start(world: World) -> None:
     await _begin(world, "app/private")
     await world.volumes["app/volatile"].start()
     world.mark_running("app", world.model["tmpl/root"].committed)
-    await _write(world, "app/private")
-    world.volatile = _tag(world, "app/volatile")
+    await world.modify("app/private")
+    world.volatile = world.new_tag("app/volatile")
     await world.write("app/volatile", world.volatile)
 
 
@@ -109,7 +101,7 @@ async def begin_anew(world: World) -> None:
     volume, now = world.volumes[vid], world.model[vid]
     qube = types.SimpleNamespace(features={"zfs.reset-on-start": "private"})
     volume.app = types.SimpleNamespace(domains={volume.qube: qube})
-    after = now.begun_anew()
+    after = now.reset()
     await _step(world, vid, after, volume.start)
     volume.app = None
     await _step(world, vid, after, volume.stop)
@@ -119,7 +111,7 @@ async def import_data(world: World) -> None:
     vid, size = "app/private", 4 * MIB
     volume = world.volumes[vid]
     path = await volume.import_data(size)
-    tag = _tag(world, vid)
+    tag = world.new_tag(vid)
     await world.write_to(path, tag)
     after = world.model[vid].imported(Content(tag, size))
     await _step(world, vid, after, lambda: volume.import_data_end(True))
@@ -128,7 +120,7 @@ async def import_data(world: World) -> None:
 async def import_failed(world: World) -> None:
     volume = world.volumes["app/private"]
     path = await volume.import_data(4 * MIB)
-    await world.write_to(path, _tag(world, "half"))
+    await world.write_to(path, world.new_tag("half"))
     await volume.import_data_end(False)
 
 
@@ -140,7 +132,8 @@ async def revert(world: World) -> None:
 
 async def _resize(world: World, size: int) -> None:
     vid = "app/private"
-    volume, after = world.volumes[vid], world.model[vid].resized(size)
+    volume, now = world.volumes[vid], world.model[vid]
+    after = now.showing(replace(now.current, size=size))
     if "app" not in world.running:
         after = after.stopped()
     await _step(world, vid, after, lambda: volume.resize(size))
@@ -167,7 +160,7 @@ async def update(world: World) -> None:
     """The template runs, is changed, and stops."""
     await _begin(world, "tmpl/root")
     world.mark_running("tmpl", None)
-    await _write(world, "tmpl/root")
+    await world.modify("tmpl/root")
     del world.running["tmpl"]
     await _end(world, "tmpl/root")
     world.mark_halted("tmpl")

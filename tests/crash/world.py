@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import os
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
@@ -20,10 +20,11 @@ from qubes_storage_zfs.zfs.errors import Busy, Exists, Locked
 from ..support.background import afterwards
 from ..support.blocks import open_device
 from ..support.lab import create_encrypted, known_key
+from ..support.model import Content, VolumeModel
 from ..support.prompts import Person
+from ..support.shell import attempt, sh
 from ..support.zpools import inherit_no_further
 from .gate import Door, Dump, Gate, Violated
-from .model import Content, Kept
 from .needed import check_needed
 
 MIB = 1 << 20
@@ -33,6 +34,8 @@ UNTOUCHED = 8192
 SNAPSHOT_OF_ADMIN = "admin"
 #: the snapshot that a volume which nobody keeps is taken back to
 BEGINNING = "s1"
+
+Model = VolumeModel[Content]
 
 #: vid -> whether it is saved on stop
 VOLUMES = {
@@ -68,7 +71,7 @@ class World:
         self.gate = door.gates[self.container] = Gate()
         self.keep = keep
         self.model = {
-            vid: Kept(keep if vid == "app/private" else 2)
+            vid: VolumeModel(keep if vid == "app/private" else 2)
             for vid, kept in VOLUMES.items()
             if kept
         }
@@ -80,7 +83,7 @@ class World:
         self.log: list[str] = []
         self.tags = 0
         #: the step under way: its volume, and what that holds after it
-        self.pending: tuple[str, Kept] | None = None
+        self.pending: tuple[str, Model] | None = None
         #: snapshots of a volume that is being removed
         self.going: set[int] = set()
         self.volatile = ""
@@ -199,6 +202,16 @@ class World:
 
     # --- looking
 
+    def new_tag(self, vid: str) -> str:
+        self.tags += 1
+        return f"{self.number}/{vid}/{self.tags}"
+
+    async def modify(self, vid: str) -> None:
+        """Write as a running qube does to a volume that is saved on stop."""
+        tag, now = self.new_tag(vid), self.model[vid]
+        await self.write(vid, tag)
+        self.model[vid] = now.showing(replace(now.current, tag=tag))
+
     async def write(self, vid: str, tag: str) -> None:
         dataset = self.volumes[vid].dataset
         await self.write_to(await devices.wait_for_link(dataset), tag)
@@ -212,13 +225,16 @@ class World:
 
     async def read(self, path: str) -> Content:
         with open_device(path, os.O_RDONLY) as file:
-            tags = []
-            for offset in TAG_AT:
-                file.seek(offset)
-                tags.append(file.read(4096).rstrip(b"\0").decode())
-            size = file.seek(0, os.SEEK_END)
+            return self.read_opened(file)
+
+    @staticmethod
+    def read_opened(file: IO[bytes]) -> Content:
+        tags = []
+        for offset in TAG_AT:
+            file.seek(offset)
+            tags.append(file.read(4096).rstrip(b"\0").decode())
         tag = tags[0] if len(set(tags)) == 1 else f"mixed {tags}"
-        return Content(tag, size)
+        return Content(tag, file.seek(0, os.SEEK_END))
 
     def dump(self, qube: str | None = None) -> Dump:
         """What there is: all, or all of a qube's."""
@@ -239,23 +255,22 @@ class World:
     async def read_revision(self, snapshot: str) -> Content:
         """By a clone of the test's own, outside of where volumes are."""
         look = f"{self.container}/look"
-        subprocess.run(["zfs", "clone", snapshot, look], check=True)
+        sh("zfs", "clone", snapshot, look)
         try:
             return await self.read(await devices.wait_for_link(look))
         finally:
             for _ in range(50):
                 # udev may be looking at it
-                done = subprocess.run(["zfs", "destroy", look], check=False)
-                if done.returncode == 0:
+                if attempt("zfs", "destroy", look).returncode == 0:
                     break
                 await asyncio.sleep(0.1)
 
-    async def observe(self, dump: Dump, vid: str) -> Kept:
+    async def observe(self, dump: Dump, vid: str) -> Model:
         """What ZFS and the device say of a volume that is kept."""
         keep = self.model[vid].keep
         pointer = self.pointer(dump, vid)
         if pointer is None:
-            return Kept(keep)
+            return VolumeModel(keep)
         generations = self.generations(dump, vid)
         number = int(pointer.split()[0])
         current = generations.get(number)
@@ -287,7 +302,7 @@ class World:
             if guid not in self.contents:
                 # of two revisions made at once this is the older
                 self.contents[guid] = await self.read_revision(names[number])
-        return Kept(
+        return VolumeModel(
             keep,
             content,
             tuple(self.contents[states[number]] for number in sorted(states)),
@@ -307,7 +322,7 @@ class World:
 
     # --- the promises
 
-    def legal(self, vid: str, stopped: bool) -> list[Kept]:
+    def legal(self, vid: str, stopped: bool) -> list[Model]:
         """What a volume may be now, whether the step under way was done or
         not."""
         legal = [self.model[vid]]
@@ -347,7 +362,7 @@ class World:
         if seen not in legal:
             raise Violated(f"{vid} is {seen}, not {legal}")
         self.model[vid] = seen
-        if self.pending == (vid, Kept(model.keep)) == (vid, seen):
+        if self.pending == (vid, VolumeModel(model.keep)) == (vid, seen):
             self.removed |= self.going
 
     async def _check_scratch(self, dump: Dump) -> None:
@@ -428,16 +443,13 @@ class World:
     def disturb(self) -> None:
         """An admin's datasets and snapshots among ours."""
         foreign = f"{self.container}/foreign"
-        for command in (
-            ["zfs", "create", "-o", "canmount=off", foreign],
-            ["zfs", "create", "-s", "-V", "1M", f"{foreign}/vol.1"],
-            ["zfs", "snapshot", f"{foreign}@keep"],
-        ):
-            subprocess.run(command, check=True)
+        sh("zfs", "create", "-o", "canmount=off", foreign)
+        sh("zfs", "create", "-s", "-V", "1M", f"{foreign}/vol.1")
+        sh("zfs", "snapshot", f"{foreign}@keep")
         if self.number % 2:
             for vid in ("tmpl/root", "app/private"):
-                snapshot = f"{self.volumes[vid].dataset}@{SNAPSHOT_OF_ADMIN}"
-                subprocess.run(["zfs", "snapshot", snapshot], check=True)
+                dataset = self.volumes[vid].dataset
+                sh("zfs", "snapshot", f"{dataset}@{SNAPSHOT_OF_ADMIN}")
         self.foreign = self.foreign_guids(self.dump())
 
     def foreign_guids(self, dump: Dump) -> dict[str, int]:

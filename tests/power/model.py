@@ -8,62 +8,51 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..support.model import VolumeModel
 from .tags import ZERO, unpacked
 
 #: old revisions that the pool keeps
 KEEP = 2
 
-#: the name of each block of a volume
-Content = tuple[str, ...]
+
+class Blocks(tuple[str, ...]):
+    """The name of each block of a volume."""
+
+    __slots__ = ()
+
+    def blank(self) -> "Blocks":
+        """Return as many blocks of zeroes."""
+        return Blocks((ZERO,) * len(self))
 
 
 @dataclass(frozen=True)
-class Volume:
-    """A volume that exists.
+class Volume(VolumeModel[Blocks]):
+    """A volume that may have lost writes.
 
-    :ivar states: committed contents, oldest first; the last is *the* one
-    :ivar current: what a running qube reads
     :ivar unsure: block -> names that a cut may bring back
     """
 
-    states: tuple[Content, ...]
-    current: Content
     unsure: dict[int, frozenset[str]] = field(default_factory=dict)
 
-    @property
-    def committed(self) -> Content:
-        return self.states[-1]
+
+ABSENT = Volume(KEEP)
 
 
-#: None: there is no such volume
-Maybe = Volume | None
+def _whole(states: list[Blocks]) -> Volume:
+    return Volume(KEEP, states[-1], tuple(states)) if states else ABSENT
 
 
-def _whole(*states: Content) -> Volume:
-    return Volume(states, states[-1])
+def _imported(volume: Volume, content: Blocks) -> list[Volume]:
+    """Return what an import may leave of a halted volume.
 
-
-def _stopped(volume: Volume) -> Volume:
-    """What was written is a state; where nothing was, there is none more."""
-    changed = volume.current != volume.committed
-    states = (*volume.states, *([volume.current] if changed else []))
-    return Volume(states[-KEEP - 1 :], volume.current, volume.unsure)
-
-
-def _replaced(volume: Volume, content: Content, prune: bool) -> list[Volume]:
-    """*content* becomes the committed state of a halted volume.
-
-    The state before it stays, once or, if ZFS cannot say that nothing was
-    written since, twice; the blank state that create() made may go.
+    Until the driver has measured what a blank zvol takes, it keeps the blank
+    state that create() made.
     """
-    kept = -KEEP - 1 if prune else None
     outcomes = [
-        _whole(*(*volume.states, content)[kept:]),
-        _whole(*(*volume.states, volume.current, content)[kept:]),
+        before.imported(content) for before in volume.before_import(True)
     ]
-    if prune and len(volume.states) == 1 and set(volume.committed) == {ZERO}:
-        outcomes.append(_whole(content))
-    return outcomes
+    with_blank = volume.committing(content, volume.states)
+    return outcomes + [with_blank] * (with_blank not in outcomes)
 
 
 def written(volume: Volume, begin: dict[str, Any]) -> Volume:
@@ -74,49 +63,52 @@ def written(volume: Volume, begin: dict[str, Any]) -> Volume:
             before = unsure.get(block, frozenset((current[block],)))
             unsure[block] = before | {begin["content"]}
             current[block] = begin["content"]
-    return replace(volume, current=tuple(current), unsure=unsure)
+    return replace(volume, current=Blocks(current), unsure=unsure)
 
 
-def outcomes(volume: Maybe, begin: dict[str, Any]) -> list[Maybe]:
-    """What a verb may leave if it runs to its end, *begin* as reported.
+def outcomes(volume: Volume, begin: dict[str, Any]) -> list[Volume]:
+    """Return what a verb may leave if it runs to its end.
 
-    :raises KeyError: for a verb nobody knows
+    :param begin: the verb as it was reported
+    :raises KeyError: for an unknown verb
     """
     verb = begin["verb"]
     if verb == "create":
-        return [_whole((ZERO,) * begin["blocks"])]
+        return [ABSENT.created(Blocks((ZERO,) * begin["blocks"]))]
     if verb == "remove":
-        return [None]
-    assert volume is not None, f"{verb} of a volume that is not there"
-    if verb == "start":
+        return [ABSENT]
+    assert volume != ABSENT, f"{verb} of a volume that is not there"
+    if verb in ("start", "give up import"):
         return [volume]
     if verb == "write":
         return [written(volume, begin)]
+    synced = replace(volume, unsure={})
     if verb == "sync":
-        return [replace(volume, unsure={})]
+        return [synced]
     if verb == "stop":
-        return [replace(_stopped(volume), unsure={})]
+        return [synced.stopped()]
     if verb == "import":
-        return [*_replaced(volume, (begin["content"],) * begin["blocks"], True)]
-    if verb == "give up import":
-        return [volume]
+        content = Blocks((begin["content"],) * begin["blocks"])
+        return _imported(synced, content)
     if verb == "clone":
         return [
             after
             for source in begin["sources"]
-            for after in _replaced(volume, source, True)
+            for after in _imported(synced, source)
         ]
     if verb == "revert":
         content = volume.states[begin["index"]]
-        return [*_replaced(volume, content, False)]
+        return [
+            before.reverted(content) for before in synced.before_import(True)
+        ]
     raise KeyError(verb)
 
 
-def recovered(volume: Maybe) -> list[Maybe]:
-    """After qubesd's start: stop() for every halted qube."""
-    if volume is None:
-        return [None]
-    outcomes: list[Maybe] = [_stopped(volume)]
+def recovered(volume: Volume) -> list[Volume]:
+    """Return what qubesd's start, which stops halted qubes, may leave."""
+    if volume == ABSENT:
+        return [ABSENT]
+    outcomes = [volume.stopped()]
     lost = all(
         now == before or before in volume.unsure.get(block, ())
         for block, (now, before) in enumerate(
@@ -125,13 +117,13 @@ def recovered(volume: Maybe) -> list[Maybe]:
     )
     if lost and len(volume.current) == len(volume.committed):
         # all that was written may have been lost with the power
-        outcomes.append(_stopped(replace(volume, current=volume.committed)))
+        outcomes.append(volume.showing(volume.committed).stopped())
     return outcomes
 
 
-def differs(volume: Maybe, found: list[Content] | None) -> str | None:
+def differs(volume: Volume, found: list[Blocks] | None) -> str | None:
     """What is wrong with the committed states *found*; None if nothing."""
-    if volume is None:
+    if volume == ABSENT:
         return None if found is None else "it is there"
     if found is None:
         return "it is absent"
@@ -167,14 +159,14 @@ class World:
     """
 
     def __init__(self) -> None:
-        self.volumes: dict[str, list[Maybe]] = {}
+        self.volumes: dict[str, list[Volume]] = {}
         self.pending: dict[str, dict[str, Any]] = {}
         self.violations: list[str] = []
         self.blocks = 0
         self.done: Counter[str] = Counter()
 
-    def possible(self, vid: str) -> list[Maybe]:
-        return self.volumes.get(vid, [None])
+    def possible(self, vid: str) -> list[Volume]:
+        return self.volumes.get(vid, [ABSENT])
 
     # --- while the guest lives
 
@@ -188,7 +180,7 @@ class World:
             sources = {
                 each.committed
                 for each in self.possible(report["of"])
-                if each is not None
+                if each != ABSENT
             }
             if not sources:
                 self.violations.append(f"{vid}: {report['of']} is absent")
@@ -207,7 +199,7 @@ class World:
             for after in outcomes(before, begin)
         ]
         self.volumes[vid] = [
-            each for each in every if count == (len(each.states) if each else 0)
+            each for each in every if count == len(each.states)
         ]
         if not self.volumes[vid]:
             self.violations.append(f"{vid}: {count} states at {begin['verb']}")
@@ -224,7 +216,7 @@ class World:
         wanted = [(ZERO,) * report["blocks"]]
         if "of" in report:
             of = report["of"]
-            possible = [each for each in self.possible(of) if each is not None]
+            possible = [each for each in self.possible(of) if each != ABSENT]
             wanted = [
                 each.current if of == vid else each.committed
                 for each in possible
@@ -246,7 +238,7 @@ class World:
 
     # --- after a cut
 
-    def judge(self, found: dict[str, list[Content]]) -> None:
+    def judge(self, found: dict[str, list[tuple[str, ...]]]) -> None:
         """What the next guest found after its recovery becomes the state.
 
         :param found: vid -> committed states, of all volumes there are
@@ -260,7 +252,11 @@ class World:
                     for before in possible
                     for after in outcomes(before, begin)
                 ]
-            have = found.get(vid)
+            have = (
+                [Blocks(state) for state in found[vid]]
+                if vid in found
+                else None
+            )
             self.blocks += sum(map(len, have or ()))
             wrong = [
                 differs(after, have)
@@ -272,5 +268,5 @@ class World:
                 self.violations.append(
                     f"{vid}, cut{verb}: " + "; or ".join(map(str, wrong))
                 )
-            self.volumes[vid] = [_whole(*have) if have else None]
+            self.volumes[vid] = [_whole(have or [])]
         self.pending.clear()
