@@ -81,7 +81,7 @@ RST2MAN = mkdir -p $(@D) && \
     $(PYTHON) -m docutils --writer=manpage --halt=warning
 
 .PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
-    test-teeth test-rpm test-qubesd dom0-given bench bench-scale bench-bulk bench-smoke prepare vm-image vm \
+    test-teeth test-rpm test-qubesd dom0-given bench bench-scale bench-bulk bench-smoke prepare prepare-ci vm-image vm \
     build install install-dom0 install-askpassword dist rpm deb clean
 
 help:
@@ -109,6 +109,10 @@ help:
 
 prepare:
 	@tests/vm/prepare
+
+# for all that .ci/run does
+prepare-ci:
+	@tests/vm/prepare power rpm
 
 vm-image: prepare
 	@$(VM) image >/dev/null

@@ -31,6 +31,8 @@ from ..support.lab import create_encrypted
 from ..support.shell import sh
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_a
+
 try:
     from qubes.storage import zfs as upstream
 except ImportError:

@@ -38,6 +38,8 @@ from ..support.sticks import (
 )
 from ..support.zpools import MIB, export_zpool
 
+pytestmark = pytest.mark.side_b
+
 #: stands in for the package of that name, where qubesd runs
 QUBESADMIN = """
 import json, os, types

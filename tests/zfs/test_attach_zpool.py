@@ -25,6 +25,8 @@ from ..support.sticks import (
 )
 from ..support.zpools import export_zpool
 
+pytestmark = pytest.mark.side_a
+
 OTHERS = {
     "failmode": "panic",
     "autotrim": "off",

@@ -16,6 +16,8 @@ from ..support.prompts import Person
 from ..support.shell import sh
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_a
+
 _minutes = itertools.count(17)
 
 

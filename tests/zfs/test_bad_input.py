@@ -25,6 +25,8 @@ from ..support.lab import Lab
 from ..support.shell import sh
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_a
+
 LONG = "ZFS_TESTS_LONG" in os.environ
 SEED = int(os.environ.get("ZFS_TESTS_SEED", time.time_ns() if LONG else 0))
 EXAMPLES = 3000 if LONG else 40

@@ -9,6 +9,8 @@ from ..books.page import ROOT, blocks, pages
 from ..support.report import said
 from ..support.zpools import clear
 
+pytestmark = pytest.mark.side_a
+
 names = [
     str(path.relative_to(ROOT))
     for path in pages()

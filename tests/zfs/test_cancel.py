@@ -22,6 +22,8 @@ from ..support.lab import Lab
 from ..support.operations import Cut, begin, end, never, seen
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_b
+
 #: early: what is waited for goes on; late: it is over, and the verb was not
 #: told yet; again: early, and once more every few ms while the verb tidies up
 WAYS = ("early", "late", "again")

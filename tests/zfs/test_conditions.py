@@ -15,6 +15,8 @@ from ..support.shell import sh
 from ..support.zpools import MIB
 from .test_tools import qvm_zfs, status
 
+pytestmark = pytest.mark.side_b
+
 
 @pytest.fixture(autouse=True)
 def no_qubes_xml():

@@ -23,10 +23,13 @@ MIB = 1 << 20
 ZPOOL = "devtest"
 LUKS = "cryptsetup luksFormat -q --pbkdf pbkdf2 --key-file /etc/passwd"
 
-pytestmark = pytest.mark.skipif(
-    not (os.path.exists("/dev/zfs") and os.path.exists("/dev/vdd")),
-    reason="needs root, the zfs module, and the test guest's disks",
-)
+pytestmark = [
+    pytest.mark.side_b,
+    pytest.mark.skipif(
+        not (os.path.exists("/dev/zfs") and os.path.exists("/dev/vdd")),
+        reason="needs root, the zfs module, and the test guest's disks",
+    ),
+]
 
 
 def sh(*command: str, given: str = "") -> str:

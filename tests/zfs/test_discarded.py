@@ -13,6 +13,8 @@ from ..support.lab import Lab
 from ..support.shell import sh
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_b
+
 
 class Domains(list):
     """Found by name, too."""

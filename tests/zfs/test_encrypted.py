@@ -22,6 +22,8 @@ from ..support.prompts import PASSPHRASE, Person, cancelled
 from ..support.shell import sh
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_a
+
 
 @pytest.fixture
 def person(monkeypatch):

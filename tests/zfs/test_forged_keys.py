@@ -14,6 +14,8 @@ from ..support.lab import EncryptedLab
 from ..support.prompts import PASSPHRASE, Person
 from ..support.shell import sh
 
+pytestmark = pytest.mark.side_a
+
 UNLOCK = [sys.executable, "-m", "qubes_storage_zfs.tools.main", "unlock"]
 
 

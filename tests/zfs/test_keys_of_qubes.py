@@ -32,6 +32,8 @@ if "QUBES_CORE_ADMIN" in os.environ:
 import hostapi
 import qubes.ext
 
+pytestmark = pytest.mark.side_b
+
 
 @pytest.fixture
 def person(monkeypatch, tmp_path):

@@ -16,6 +16,8 @@ from ..support.shell import sh
 from ..support.zpools import another_zpool
 from .test_tools import qvm_zfs
 
+pytestmark = pytest.mark.side_a
+
 #: what a terminal or a parser of lines and tabs would act upon
 EVIL = b"\x1b]0;x\x07two\n\tlines\r\xff\xc2\x9b31m" + b"x" * 500
 GIVEN = PASSPHRASE + b"\n"

@@ -30,6 +30,8 @@ from ..support.report import said
 from ..support.shell import sh
 from ..support.zpools import export_zpool
 
+pytestmark = pytest.mark.side_a
+
 ZPOOL = "model"
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "5"))
 #: fewer where a process is begun each time the key is asked for

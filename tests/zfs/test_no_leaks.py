@@ -22,6 +22,8 @@ from ..support.programs import programs
 from ..support.shell import sh
 from ..support.zpools import MIB, sectors
 
+pytestmark = pytest.mark.side_b
+
 PASSPHRASE = b"Tr0ub4dor and three more words"
 #: not where it is looked for
 SAID = Path("/dev/shm/what-a-person-says")

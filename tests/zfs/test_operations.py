@@ -15,6 +15,8 @@ from qubes_storage_zfs.driver import halting
 from ..support.blocks import open_device, read, write
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_a
+
 
 class Qube:
     """What the driver asks of a qube, and of the application it is in."""

@@ -17,6 +17,8 @@ from ..support.shell import sh
 from ..support.zpools import MIB, export_zpool
 from .test_tools import locked, qvm_zfs
 
+pytestmark = pytest.mark.side_b
+
 FLAG = naming.UDEV_FLAG
 #: below the qubes root, property, value; a mount point is set without mounting
 WRONG = [

@@ -15,6 +15,8 @@ from ..support.blocks import read, write
 from ..support.operations import begin, end
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_a
+
 LONG = "ZFS_TESTS_LONG" in os.environ
 SEED = int(os.environ.get("ZFS_TESTS_SEED", time.time_ns() if LONG else 1))
 ROUNDS = 12 if LONG else 2

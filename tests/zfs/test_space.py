@@ -15,6 +15,8 @@ from ..support.lab import Lab
 from ..support.shell import sh
 from ..support.zpools import MIB
 
+pytestmark = pytest.mark.side_b
+
 
 @pytest.fixture
 def asked(monkeypatch):

@@ -24,6 +24,8 @@ from qubes_storage_zfs.zfs import lzc
 from ..support.blocks import write
 from ..support.operations import never
 
+pytestmark = pytest.mark.side_b
+
 QUBES = 8
 #: seconds of processor time; what one verb does to the loop is there again
 #: for each qube, what one odd callback does is not

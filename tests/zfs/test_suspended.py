@@ -18,6 +18,8 @@ from ..support.shell import sh
 from .test_stall import Bare, Pulse
 from .test_tools import status
 
+pytestmark = pytest.mark.side_a
+
 #: more calls than a zpool has threads
 MANY = threads.WORKERS + 4
 #: seconds; the event loop's largest gap

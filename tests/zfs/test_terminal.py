@@ -21,6 +21,8 @@ from ..support.memory import KEYHOLDER, memory, processes_with
 from ..support.prompts import PASSPHRASE, Person
 from ..support.shell import sh
 
+pytestmark = pytest.mark.side_a
+
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 NEW = b"quite another passphrase"
 

@@ -15,6 +15,8 @@ from qubes_storage_zfs.zfs import keys
 from ..support.lab import EncryptedLab
 from ..support.prompts import PASSPHRASE, Person
 
+pytestmark = pytest.mark.side_b
+
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 
 

@@ -1,0 +1,127 @@
+"""What .ci/run runs, seen by a make that only notes what it is asked for."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTE = """#!/bin/sh
+for word; do printf '%s\\n' "$word"; done >"$NOTES/$$.new"
+printf '%s\\n' "$ZFS_SUITE" >>"$NOTES/$$.new"
+mv "$NOTES/$$.new" "$NOTES/$$"
+[ "$1" != "$LASTING" ] || exec sleep 600
+[ "$1" != "$FAILING" ]
+"""
+
+
+@pytest.fixture
+def notes(tmp_path):
+    program = tmp_path / "bin" / "make"
+    program.parent.mkdir()
+    program.write_text(NOTE)
+    program.chmod(0o755)
+    (tmp_path / "notes").mkdir()
+    return tmp_path / "notes"
+
+
+def ci(notes, *sides, **variables):
+    """.ci/run with the make that takes notes."""
+    environment = {
+        **os.environ,
+        "PATH": f"{notes.parent / 'bin'}:{os.environ['PATH']}",
+        "NOTES": str(notes),
+        "TMPDIR": str(notes.parent),
+        **variables,
+    }
+    return subprocess.Popen(
+        [ROOT / ".ci/run", *sides],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def noted(notes):
+    """Each call of make: the version of OpenZFS, and the words."""
+    calls = []
+    for note in notes.glob("*[0-9]"):
+        *words, suite = note.read_text().split("\n")[:-1]
+        calls.append((suite, words))
+    return calls
+
+
+def collected(*arguments):
+    """The tests on ZFS that *arguments* of pytest select."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+            *("--collect-only", "-q", "tests/zfs", *arguments),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {line for line in done.stdout.split("\n") if "::" in line}
+
+
+def test_each_test_on_zfs_runs_on_one_version_at_least(notes):
+    assert ci(notes).wait(60) == 0
+    selected = {}
+    for suite, words in noted(notes):
+        if words[0] == "zfs-test":
+            (arguments,) = words[1:]
+            assert suite not in selected
+            selected[suite] = collected(
+                *shlex.split(arguments.removeprefix("ARGS="))
+            )
+    whole = collected()
+    assert set(selected) == {"2.3", "2.4"}
+    assert whole == selected["2.3"] | selected["2.4"]
+    # most of what does not take long runs on both
+    assert len(selected["2.3"] & selected["2.4"]) > len(whole) / 4
+
+
+def test_everything_runs_once(notes):
+    assert ci(notes).wait(60) == 0
+    counted = Counter(words[0] for _suite, words in noted(notes))
+    assert counted.pop("zfs-test") == 2
+    assert counted == dict.fromkeys(
+        (
+            *("prepare-ci", "test-rpm", "lint", "unit", "test-power"),
+            *("test-crash", "bench-smoke", "demo"),
+        ),
+        1,
+    )
+
+
+@pytest.mark.parametrize("target", ["unit", "test-crash", "zfs-test", "demo"])
+def test_a_failure_fails_the_run_and_keeps_nothing_from_running(notes, target):
+    run = ci(notes, FAILING=target)
+    said = run.communicate(timeout=60)[0]
+    assert run.returncode == 1
+    assert f"make {target}: status 1" in said
+    assert len(noted(notes)) == 10
+
+
+@pytest.mark.parametrize(
+    "ending", [signal.SIGTERM, signal.SIGKILL], ids=lambda ending: ending.name
+)
+def test_all_ends_with_the_run(notes, ending):
+    run = ci(notes, LASTING="zfs-test")
+    end = time.monotonic() + 20
+    while [words[0] for _suite, words in noted(notes)].count("zfs-test") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    run.send_signal(ending)
+    # all that it started has its output
+    assert "make demo" not in run.communicate(timeout=20)[0]
+    assert run.returncode == -ending
