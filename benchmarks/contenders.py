@@ -216,8 +216,9 @@ class OnZpool(Driver):
     """A driver that is given a dataset in a zpool."""
 
     def prepare(self, disk: str) -> None:
-        self.zpool = self.options["container"].partition("/")[0]
-        make_zpool(self.zpool, disk)
+        zpool = self.options["container"].partition("/")[0]
+        self.zpool = zpool
+        make_zpool(zpool, disk)
 
 
 class OnThinPool(Driver):

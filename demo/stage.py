@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "host"))
 
@@ -29,9 +30,10 @@ from tests.support.prompts import Person
 qubes.vm.kinds.AppVM.default_volume_config["private"]["size"] = 64 << 20
 
 #: "ok" and "FAILED" -> how many checks ended so
-checks = Counter()
+checks: Counter[str] = Counter()
 #: tool -> how often it was run, and how many programs that started
-runs, programs = Counter(), Counter()
+runs: Counter[str] = Counter()
+programs: Counter[str] = Counter()
 _tool = None
 
 
@@ -60,8 +62,13 @@ def sh(command):
     """Run a command line and show it; gives what it printed."""
     print(f"$ {command}")
     shell = ["bash", "-o", "pipefail", "-c", command]
-    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(shell, **out, text=True, check=False)
+    done = subprocess.run(
+        shell,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     print(done.stdout, end="")
     if done.returncode:
         raise SystemExit(f"FAILED: it ended with status {done.returncode}")
@@ -118,7 +125,7 @@ class Dom0:
         """Do what this line does in dom0; a refusal is shown and given."""
         print(f"# {line}")
         words, rest = [], iter(shlex.split(line))
-        options = {"-C": "AppVM", "-P": None, "-o": {}}
+        options: dict[str, Any] = {"-C": "AppVM", "-P": None, "-o": {}}
         for word in rest:
             if word == "-o":
                 name, _, value = next(rest).partition("=")

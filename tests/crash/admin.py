@@ -24,6 +24,10 @@ class Admin(World):
         #: volumes that were just changed: all that they may be now
         self._may_be: dict[str, tuple[Model, ...]] = {}
 
+    def _tag(self, vid: str) -> str:
+        """Return a name for the next content of a volume; Life has it."""
+        raise NotImplementedError
+
     def disturb(self) -> None:
         """Datasets of an admin's own among ours."""
         foreign = f"{self.container}/foreign"

@@ -161,7 +161,7 @@ class Door:
             what, functools.partial(how, gate, what, subject, *args)
         )
 
-    def _at_once(self, _gate: Gate, what: str, subject: str, *args: Any) -> Any:
+    def _at_once(self, gate: Gate, what: str, subject: str, *args: Any) -> Any:
         return self._call(what, subject, *args[:-1])
 
     def _in_two(self, gate: Gate, what: str, subject: str, *args: Any) -> Any:

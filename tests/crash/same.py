@@ -65,7 +65,7 @@ def _places(world: World, dump: Dump) -> dict[str, Shape]:
 
 def _own(world: World, dump: Dump, qube: str) -> Shape:
     """The pointers of a qube, to the order of generations, and its marks."""
-    own = []
+    own: list[Shape] = []
     dataset = f"{world.pool.home}/{qube}"
     for name, value in sorted(dump[dataset]["own"].items()):
         if name.startswith(naming.POINTER):

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import subprocess
+from typing import Any, ClassVar
 
 import qubes.storage
 
 LOG = []
-FAIL = {}
+FAIL: dict[str, str] = {}
 KINDS = {
     "driver": lambda: qubes.exc.StoragePoolException("refused"),
     "system": lambda: OSError(5, "broken"),
@@ -35,7 +36,7 @@ class RecVolume(qubes.storage.Volume):
 
     usage = 7
     path = "/dev/null"
-    revisions = {}
+    revisions: ClassVar[dict] = {}
 
     async def _call(self, method, *args):
         note(method, self.name, *args)
@@ -214,7 +215,7 @@ class FakeApp:
 def volume_config(root_source=False):
     """Config of a qube with a root volume of its own, or a snapshot."""
     keys = {"rw": True, "snap_on_start": False, "save_on_stop": True}
-    root = {**keys, "size": 4096}
+    root: dict[str, Any] = {**keys, "size": 4096}
     if root_source:
         root.update(snap_on_start=True, save_on_stop=False, source=None)
     return {

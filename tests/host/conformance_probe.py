@@ -13,12 +13,13 @@ import sys
 import tempfile
 import types
 import warnings
+from typing import Any
 
 
 def _stub_libvirt():
     """core-admin imports it, nothing here calls it."""
     stub = types.ModuleType("libvirt")
-    stub.libvirtError = type("libvirtError", (Exception,), {})
+    vars(stub)["libvirtError"] = type("libvirtError", (Exception,), {})
     sys.modules.setdefault("libvirt", stub)
 
 
@@ -171,7 +172,7 @@ async def encrypted():
         qubes.storage.VOLUME_STATE_DIR = base
         vm = FakeVM(FakeApp(base, RecVolume), "my_w-2", volume_config())
         vm.app.pools["two"].ephemeral_volatile = True
-        module = sys.modules[qubes.storage.Volume.__module__]
+        module: Any = sys.modules[qubes.storage.Volume.__module__]
         module._am_root = False
         for what in vm.storage.start(), vm.storage.stop():
             note("->", await outcome(what))

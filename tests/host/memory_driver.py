@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pathlib
+from typing import ClassVar
 
 import qubes.exc
 import qubes.storage
@@ -82,7 +83,9 @@ class MemoryVolume(qubes.storage.Volume):
 class MemoryPool(qubes.storage.Pool):
     """A driver which remembers how it was made."""
 
-    calls, failing, configs = [], set(), []
+    calls: ClassVar[list] = []
+    failing: ClassVar[set] = set()
+    configs: ClassVar[list] = []
     folder = ""
 
     def __init__(self, *, name, colour, revisions_to_keep=1, **kwargs):

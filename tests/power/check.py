@@ -181,7 +181,9 @@ async def found(house: House) -> dict[str, Any]:
         asked = Question(revisions=True)
         state = await volume.store.state(volume.where, asked)
         names[volume.vid] = [item.snapshot for item in state.revisions]
-        answer["current"][volume.vid] = await read(volume.path)
+        path = volume.path
+        assert path is not None, volume.vid
+        answer["current"][volume.vid] = await read(path)
     every = {name for snapshots in names.values() for name in snapshots}
     nodes = await _visible(every, True)
     for vid, snapshots in names.items():

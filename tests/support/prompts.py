@@ -5,6 +5,7 @@ import errno
 import os
 
 from qubes_storage_zfs.driver import prompts
+from qubes_storage_zfs.zfs.keys import NotAsked
 
 PASSPHRASE = b"correct horse battery staple"
 
@@ -47,4 +48,4 @@ class Person:
 
 
 def cancelled():
-    return prompts.NotAsked(prompts.CANCELLED)
+    return NotAsked(prompts.CANCELLED)

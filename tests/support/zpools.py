@@ -20,7 +20,9 @@ def sectors():
     512 bytes on OpenZFS 2.3 and 4 KiB, as most disks have, on others, because
     the space that ZFS counts for a volume depends on it.
     """
-    return "-o", f"ashift={9 if lzc.version_numbers() < (2, 4) else 12}"
+    version = lzc.version_numbers()
+    assert version is not None, "the zfs module is not loaded"
+    return "-o", f"ashift={9 if version < (2, 4) else 12}"
 
 
 def create_zpool(name, disk, size=256 * MIB, options=()):
