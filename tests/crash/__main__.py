@@ -2,13 +2,12 @@
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from ..support.zpools import sectors
+from ..support.zpools import create_zpool, sectors
 from .enumerate import WORLDS, run, sequences
 from .links import Links
 
@@ -55,10 +54,7 @@ def main() -> int:
         todo = [tuple(given.only.split(","))]
     with tempfile.TemporaryDirectory() as folder:
         disk = Path(folder) / "disk"
-        with open(disk, "wb") as file:
-            file.truncate(SIZE)
-        create = ["zpool", "create", *sectors(), "-m", "none", ZPOOL, str(disk)]
-        subprocess.run(create, check=True)
+        create_zpool(ZPOOL, disk, SIZE, sectors())
         begin = time.monotonic()
         with Links():
             tally = run(

@@ -1,10 +1,7 @@
-"""A disk that comes and goes, and qvm-zfs as a person runs it."""
+"""A disk that comes and goes."""
 
 import contextlib
-import os
-import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,34 +10,12 @@ from qubes_storage_zfs.zfs import importexport
 
 from .lab import EncryptedLab, configure
 from .shell import sh
+from .tool import qvm_zfs
 from .zpools import export_zpool
 
-COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 HOSTID = Path("/sys/module/spl/parameters/spl_hostid")
 INHIBIT = Path("/sys/module/zfs/parameters/zvol_inhibit_dev")
 PART = 512000  # sectors of 512 bytes
-
-
-def qvm_zfs(*arguments, env=None):
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    # where the machine is slow
-    progress = re.compile(r"^.* \.\.\.\n", re.MULTILINE)
-    return done.returncode, done.stdout, progress.sub("", done.stderr)
-
-
-def refused(*arguments, env=None):
-    """What one line says why."""
-    code, out, err = qvm_zfs(*arguments, env=env)
-    assert (code, out) == (1, "") and err.count("\n") == 1
-    return err
 
 
 class Disks:

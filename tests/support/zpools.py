@@ -32,12 +32,6 @@ def create_zpool(name, disk, size=256 * MIB, options=()):
     sh("zpool", "create", *options, "-m", "none", name, str(disk))
 
 
-def destroy_zpool(name, disk):
-    """Destroy a zpool, if it is imported, and delete its file."""
-    sh("zpool", "destroy", "-f", name, check=False)
-    disk.unlink()
-
-
 def export_zpool(name):
     """Export a zpool; retry while udev probes one of its zvols."""
     for _ in range(20):
@@ -54,13 +48,18 @@ def clear():
         DISK.unlink()
 
 
+def disk_of(name):
+    """Return the file that another_zpool() makes a zpool on."""
+    return Path(f"/tmp/{name}.img")
+
+
 @contextlib.contextmanager
-def another_zpool(name, **options):
+def another_zpool(name, *options):
     """Create a zpool for one test, which can be exported; then destroy it."""
-    disk = Path(f"/tmp/{name}.img")
-    create_zpool(name, disk, **options)
+    create_zpool(name, disk_of(name), options=options)
     yield name
-    destroy_zpool(name, disk)
+    sh("zpool", "destroy", "-f", name, check=False)
+    disk_of(name).unlink()
 
 
 def inherit_no_further(dataset):

@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import qubes.storage
 
+from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool
+from qubes_storage_zfs.driver import keytimer, prompts
+from qubes_storage_zfs.store import rundir
 from qubes_storage_zfs.zfs import devices, lzc, threads
 
-from ..support.lab import Lab
+from ..support.lab import EncryptedLab, Lab
+from ..support.prompts import Person
 from ..support.report import core_admin_version, said
+from ..support.sticks import make, parts_of_a_disk
 from ..support.zpools import (
     DISK,
     MIB,
@@ -115,3 +120,53 @@ def away():
     """A pool on a zpool of its own, which can be exported."""
     with another_zpool("away") as name:
         yield Lab(name)
+
+
+@pytest.fixture
+def person(monkeypatch):
+    """Have each prompt answered; return who does."""
+    somebody = Person()
+    monkeypatch.setattr(prompts, "prompt", somebody.prompt)
+    return somebody
+
+
+@pytest.fixture
+def safe(zpool, person):
+    """An encrypted pool, its key loaded."""
+    return EncryptedLab(zpool)
+
+
+@pytest.fixture
+def run_dir(monkeypatch, tmp_path):
+    """Keep what a qubesd remembers of keys apart, and unload them quickly."""
+    monkeypatch.setattr(rundir, "RUN_DIR", tmp_path / "run")
+    monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
+
+
+@pytest.fixture
+def disks():
+    """Parts of a disk that come and go."""
+    with parts_of_a_disk() as parts:
+        yield parts
+
+
+@pytest.fixture
+def stick(disks):
+    """A pool on such a part."""
+    disks.zpool("a")
+    return make(Lab, disks)
+
+
+@pytest.fixture
+def app(zpool, tmp_path):
+    """The stand-in's application object, with both drivers."""
+    import hostapi
+    import qubes.ext
+
+    from qubes_storage_zfs.driver.extension import PoolExtension
+
+    hostapi.register_driver("zfs_zvol", ZfsZvolPool)
+    hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
+    qubes.ext.register_extension(PoolExtension)
+    return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.driver import keytimer, prompts
+from qubes_storage_zfs.driver import keytimer
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.store import naming
@@ -21,21 +21,17 @@ from qubes_storage_zfs.zfs import commands, importexport, keys
 
 from ..support.blocks import read, write
 from ..support.lab import EncryptedLab, Lab
-from ..support.prompts import Person
 from ..support.shell import sh
 from ..support.sticks import (
-    COMMAND,
     INHIBIT,
     another_machines,
     change,
     guid,
     make,
     no_node_appears,
-    parts_of_a_disk,
     prop,
-    qvm_zfs,
-    refused,
 )
+from ..support.tool import COMMAND, qvm_zfs, refused
 from ..support.zpools import MIB, export_zpool
 
 pytestmark = pytest.mark.side_b
@@ -53,25 +49,6 @@ class Qubes:
             types.SimpleNamespace(pool=pool)})
             for name, pool in told["running"].items()]
 """
-
-
-@pytest.fixture
-def disks():
-    with parts_of_a_disk() as parts:
-        yield parts
-
-
-@pytest.fixture
-def person(monkeypatch):
-    somebody = Person()
-    monkeypatch.setattr(prompts, "prompt", somebody.prompt)
-    return somebody
-
-
-@pytest.fixture
-def stick(disks):
-    disks.zpool("a")
-    return make(Lab, disks)
 
 
 @pytest.fixture(params=[Lab, EncryptedLab])

@@ -10,19 +10,9 @@ from qubes_storage_zfs.tools import main
 from qubes_storage_zfs.zfs import commands, importexport
 from qubes_storage_zfs.zfs.importexport import Found
 
-from ..support.lab import Lab
 from ..support.shell import sh
-from ..support.sticks import (
-    INHIBIT,
-    change,
-    guid,
-    make,
-    no_node_appears,
-    parts_of_a_disk,
-    prop,
-    qvm_zfs,
-    refused,
-)
+from ..support.sticks import INHIBIT, change, guid, no_node_appears, prop
+from ..support.tool import qvm_zfs, refused
 from ..support.zpools import export_zpool
 
 pytestmark = pytest.mark.side_a
@@ -33,18 +23,6 @@ OTHERS = {
     "autoreplace": "on",
     "autoexpand": "on",
 }
-
-
-@pytest.fixture
-def disks():
-    with parts_of_a_disk() as parts:
-        yield parts
-
-
-@pytest.fixture
-def stick(disks):
-    disks.zpool("a")
-    return make(Lab, disks)
 
 
 def test_properties_of_the_zpool_are_not_the_disks(stick, disks):

@@ -8,11 +8,8 @@ import itertools
 
 import pytest
 
-from qubes_storage_zfs.driver import prompts
-
 from ..support.blocks import read, write
 from ..support.lab import EncryptedLab, Lab
-from ..support.prompts import Person
 from ..support.shell import sh
 from ..support.zpools import MIB
 
@@ -73,11 +70,6 @@ class Tools:
 def holds(verb, lab, tools):
     names = [f"{lab.container}/{name}" for name in sorted(tools.taken)]
     sh("zfs", verb, "keep", *names)
-
-
-@pytest.fixture
-def person(monkeypatch):
-    monkeypatch.setattr(prompts, "prompt", Person().prompt)
 
 
 @pytest.fixture

@@ -3,17 +3,16 @@
 import pytest
 from qubes.storage import StoragePoolException
 
-from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.driver.volume import Unreadable
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import keys
 
-from ..support.lab import EncryptedLab, Lab, configure
+from ..support.lab import Lab, configure
 from ..support.mapped import Mapped
-from ..support.prompts import PASSPHRASE, Person
+from ..support.prompts import PASSPHRASE
 from ..support.shell import sh
+from ..support.tool import qvm_zfs, status
 from ..support.zpools import MIB
-from .test_tools import qvm_zfs, status
 
 pytestmark = pytest.mark.side_b
 
@@ -121,10 +120,8 @@ def test_readonly_is_noticed_before_anything_is_given(lab):
     assert notes(lab) == ("available",)
 
 
-def test_a_key_that_is_not_a_passphrase_any_more(zpool, monkeypatch, tmp_path):
-    person = Person()
-    monkeypatch.setattr(prompts, "prompt", person.prompt)
-    lab = EncryptedLab(zpool)
+def test_a_key_that_is_not_a_passphrase_any_more(safe, person, tmp_path):
+    lab = safe
     volume = lab.private(content=b"one")
     file = tmp_path / "raw.key"
     file.write_bytes(bytes(range(32)))

@@ -1,27 +1,19 @@
 """What a removed qube leaves: no dataset, and nobody's files are taken."""
 
 import os
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from ..support.lab import Lab
 from ..support.shell import sh
-from ..support.zpools import MIB
-
-DISK = Path("/tmp/old.img")
+from ..support.zpools import another_zpool
 
 
 @pytest.fixture
 def old():
     """A zpool without features, as an old version of ZFS made it."""
-    with open(DISK, "wb") as file:
-        file.truncate(256 * MIB)
-    sh("zpool", "create", "-d", "-m", "none", "old", str(DISK))
-    yield Lab("old")
-    subprocess.run(["zpool", "destroy", "-f", "old"], check=False)
-    DISK.unlink()
+    with another_zpool("old", "-d") as name:
+        yield Lab(name)
 
 
 def test_no_dataset_is_left_after_an_upgrade_of_the_zpool(old):

@@ -18,33 +18,11 @@ from qubes_storage_zfs.zfs.errors import Busy
 
 from ..support.blocks import read, write
 from ..support.lab import EncryptedLab, Lab
-from ..support.prompts import PASSPHRASE, Person, cancelled
+from ..support.prompts import PASSPHRASE, cancelled
 from ..support.shell import sh
 from ..support.zpools import MIB
 
-pytestmark = pytest.mark.side_a
-
-
-@pytest.fixture
-def person(monkeypatch):
-    person = Person()
-    monkeypatch.setattr(prompts, "prompt", person.prompt)
-    return person
-
-
-@pytest.fixture(autouse=True)
-def run_dir(monkeypatch, tmp_path):
-    monkeypatch.setattr(rundir, "RUN_DIR", tmp_path / "run")
-    monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.2)
-    monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
-
-
-@pytest.fixture
-def safe(zpool, person):
-    """An encrypted pool that was just added."""
-    lab = EncryptedLab(zpool)
-    person.asked.clear()
-    return lab
+pytestmark = [pytest.mark.side_a, pytest.mark.usefixtures("run_dir")]
 
 
 def state(lab):

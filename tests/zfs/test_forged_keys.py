@@ -7,23 +7,15 @@ import time
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.zfs import keyholder, keys, lzc
 
 from ..support.lab import EncryptedLab
-from ..support.prompts import PASSPHRASE, Person
+from ..support.prompts import PASSPHRASE
 from ..support.shell import sh
 
 pytestmark = pytest.mark.side_a
 
 UNLOCK = [sys.executable, "-m", "qubes_storage_zfs.tools.main", "unlock"]
-
-
-@pytest.fixture
-def person(monkeypatch):
-    person = Person()
-    monkeypatch.setattr(prompts, "prompt", person.prompt)
-    return person
 
 
 def forge(root, iterations):

@@ -11,16 +11,13 @@ from qubes.exc import (
     StoragePoolException,
 )
 
-from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool
-from qubes_storage_zfs.driver import backoff, keytimer, prompts
-from qubes_storage_zfs.driver.extension import PoolExtension
-from qubes_storage_zfs.store import rundir
+from qubes_storage_zfs.driver import backoff, prompts
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import keys, runtime
 
 from ..support.background import afterwards
 from ..support.blocks import read, write
-from ..support.prompts import Person, cancelled
+from ..support.prompts import cancelled
 from ..support.shell import sh
 
 if "QUBES_CORE_ADMIN" in os.environ:
@@ -30,27 +27,11 @@ if "QUBES_CORE_ADMIN" in os.environ:
     )
 
 import hostapi
-import qubes.ext
 
-pytestmark = pytest.mark.side_b
-
-
-@pytest.fixture
-def person(monkeypatch, tmp_path):
-    monkeypatch.setattr(rundir, "RUN_DIR", tmp_path / "run")
-    monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.2)
-    monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
-    person = Person()
-    monkeypatch.setattr(prompts, "prompt", person.prompt)
-    return person
-
-
-@pytest.fixture
-def app(person, zpool, tmp_path):
-    hostapi.register_driver("zfs_zvol", ZfsZvolPool)
-    hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
-    qubes.ext.register_extension(PoolExtension)
-    return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)
+pytestmark = [
+    pytest.mark.side_b,
+    pytest.mark.usefixtures("run_dir", "person"),
+]
 
 
 async def two_pools(app, zpool, timeout):

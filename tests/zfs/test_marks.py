@@ -13,8 +13,8 @@ from ..support.blocks import open_device
 from ..support.lab import EncryptedLab, configure, create_encrypted
 from ..support.prompts import PASSPHRASE
 from ..support.shell import sh
+from ..support.tool import qvm_zfs
 from ..support.zpools import another_zpool
-from .test_tools import qvm_zfs
 
 pytestmark = pytest.mark.side_a
 
@@ -29,11 +29,6 @@ def claim():
     with another_zpool("claim") as name:
         yield name
     common.QUBES_XML.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def safe(zpool):
-    return EncryptedLab(zpool)
 
 
 def is_locked(lab, dataset):

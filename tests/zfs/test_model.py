@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -28,7 +27,7 @@ from ..crash.life import KEPT, Life
 from ..crash.world import MIB
 from ..support.report import said
 from ..support.shell import sh
-from ..support.zpools import export_zpool
+from ..support.zpools import create_zpool, disk_of, export_zpool
 
 pytestmark = pytest.mark.side_a
 
@@ -298,14 +297,11 @@ class Qubes(RuleBasedStateMachine):
 
 @pytest.fixture
 def model_zpool():
-    disk = Path(f"/tmp/{ZPOOL}.img")
-    with open(disk, "wb") as file:
-        file.truncate(256 * MIB)
-    sh("zpool", "create", "-m", "none", ZPOOL, str(disk))
+    create_zpool(ZPOOL, disk_of(ZPOOL))
     sh("zfs", "create", f"{ZPOOL}/filler")
     yield
     export_zpool(ZPOOL)
-    disk.unlink()
+    disk_of(ZPOOL).unlink()
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])

@@ -20,7 +20,7 @@ from qubes_storage_zfs.store import holder
 from ..support.memory import KEYHOLDER, memory, processes_with
 from ..support.programs import programs
 from ..support.shell import sh
-from ..support.zpools import MIB, sectors
+from ..support.zpools import MIB, another_zpool, disk_of, sectors
 
 pytestmark = pytest.mark.side_b
 
@@ -28,7 +28,7 @@ PASSPHRASE = b"Tr0ub4dor and three more words"
 #: not where it is looked for
 SAID = Path("/dev/shm/what-a-person-says")
 ZENITY = Path("/usr/local/bin/zenity")
-ZPOOL, DISK = "leaks", Path("/tmp/leaks.img")
+ZPOOL, DISK = "leaks", disk_of("leaks")
 #: where a file could be written to that lasts
 FOLDERS = ("/run", "/tmp", "/var", "/etc", "/root/.cache")
 OURS = Path(__file__).parents[2] / "qubes_storage_zfs"
@@ -50,12 +50,8 @@ def person():
 @pytest.fixture
 def disk():
     """A zpool that nothing else was ever on."""
-    with open(DISK, "wb") as file:
-        file.truncate(256 * MIB)
-    sh("zpool", "create", *sectors(), "-m", "none", ZPOOL, str(DISK))
-    yield DISK
-    subprocess.run(["zpool", "destroy", "-f", ZPOOL], check=False)
-    DISK.unlink()
+    with another_zpool(ZPOOL, *sectors()):
+        yield DISK
 
 
 class Keeper:

@@ -6,13 +6,12 @@ import time
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.store import naming, policy
 from qubes_storage_zfs.zfs import keys
 
 from ..support.counting import calls
 from ..support.lab import EncryptedLab, Lab
-from ..support.prompts import PASSPHRASE, Person
+from ..support.prompts import PASSPHRASE
 from ..support.shell import sh
 from ..support.zpools import MIB, export_zpool
 from .test_tools import locked, qvm_zfs
@@ -29,13 +28,6 @@ WRONG = [
     ("", "snapdev", "visible"),
     ("", FLAG, "no"),
 ]
-
-
-@pytest.fixture
-def person(monkeypatch):
-    somebody = Person()
-    monkeypatch.setattr(prompts, "prompt", somebody.prompt)
-    return somebody
 
 
 @pytest.fixture(params=[Lab, EncryptedLab])

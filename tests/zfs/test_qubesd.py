@@ -7,7 +7,6 @@ import os
 import pytest
 from qubes.exc import ProtocolError, QubesException
 
-from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.store.container import Container
 
 from ..support.blocks import read, write
@@ -30,12 +29,6 @@ async def committed(vm, name):
         return read(path, 8)
     finally:
         await vm.storage.export_end(name, path)
-
-
-@pytest.fixture
-def app(zpool, tmp_path):
-    hostapi.register_driver("zfs_zvol", ZfsZvolPool)
-    return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)
 
 
 def test_life_of_three_qubes(app, zpool):

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 from qubes.exc import StoragePoolException
@@ -14,20 +13,14 @@ from qubes_storage_zfs.zfs import importexport, lzc
 from ..support.blocks import read, write
 from ..support.lab import EncryptedLab, Lab, known_key
 from ..support.shell import sh
-from ..support.zpools import MIB, export_zpool
-
-DISK = Path("/tmp/moved.img")
+from ..support.zpools import another_zpool, disk_of, export_zpool
 
 
 @pytest.fixture
 def second():
     """A second zpool; a test gives it the name of the first."""
-    with open(DISK, "wb") as file:
-        file.truncate(256 * MIB)
-    sh("zpool", "create", "-m", "none", "second", str(DISK))
-    yield "second"
-    subprocess.run(["zpool", "destroy", "-f", "second"], check=False)
-    DISK.unlink()
+    with another_zpool("second") as name:
+        yield name
 
 
 def send(lab, *options):
@@ -55,7 +48,8 @@ def take_the_place(lab):
     guid = importexport.guid("away")
     export_zpool("away")
     export_zpool("second")
-    sh("zpool", "import", "-N", "-d", str(DISK), "second", "away")
+    disk = disk_of("second")
+    sh("zpool", "import", "-N", "-d", str(disk), "second", "away")
     sh("zpool", "reguid", "-g", guid, "away")
     assert importexport.guid("away") == guid
     sh("zfs", "destroy", "-r", f"{lab.container}@move")

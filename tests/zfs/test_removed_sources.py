@@ -13,8 +13,8 @@ from ..crash.gate import Door, Gate, Stopped
 from ..support.blocks import write
 from ..support.lab import EncryptedLab
 from ..support.shell import sh
+from ..support.tool import qvm_zfs
 from ..support.zpools import MIB
-from .test_tools import qvm_zfs
 
 
 def used(lab):

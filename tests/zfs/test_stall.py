@@ -23,10 +23,10 @@ from qubes_storage_zfs.zfs import lzc
 
 from ..support.blocks import write
 from ..support.operations import never
+from ..support.pulse import QUBES, Bare, Pulse
 
 pytestmark = pytest.mark.side_b
 
-QUBES = 8
 #: seconds of processor time; what one verb does to the loop is there again
 #: for each qube, what one odd callback does is not
 LIMIT = 0.020
@@ -34,27 +34,6 @@ LIMIT = 0.020
 MAY_WAIT = ("open", "fcntl.", "subprocess.", "os.", "shutil.")
 #: the kernel's own, which it answers without waiting for a zpool
 STATISTICS = "/proc/spl/kstat/zfs/"
-
-
-class Pulse:
-    """How late a loop is, at worst, for something due every millisecond."""
-
-    def __init__(self):
-        self.gaps = []
-
-    async def beat(self, stop):
-        while not stop.is_set():
-            begin = time.perf_counter()
-            await asyncio.sleep(0.001)
-            self.gaps.append(time.perf_counter() - begin - 0.001)
-
-    def __str__(self):
-        gaps = sorted(self.gaps)
-        return (
-            f"worst {gaps[-1] * 1000:.1f} ms,"
-            f" {QUBES}th worst {gaps[-QUBES] * 1000:.1f} ms,"
-            f" median {gaps[len(gaps) // 2] * 1000:.2f} ms of {len(gaps)}"
-        )
 
 
 class Processor:
@@ -74,22 +53,6 @@ class Processor:
                 )
 
         patch.setattr(asyncio.events.Handle, "_run", timed)
-
-
-class Bare:
-    """A loop with nothing to do but its pulse, in a thread."""
-
-    def __enter__(self):
-        self.pulse, self.stop = Pulse(), threading.Event()
-        self.thread = threading.Thread(
-            target=lambda: asyncio.run(self.pulse.beat(self.stop))
-        )
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
 
 
 class Listener:

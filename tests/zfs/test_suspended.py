@@ -14,9 +14,9 @@ from ..support.blocks import write
 from ..support.lab import Lab, configure
 from ..support.mapped import Mapped
 from ..support.operations import begin, end
+from ..support.pulse import Bare, Pulse
 from ..support.shell import sh
-from .test_stall import Bare, Pulse
-from .test_tools import status
+from ..support.tool import status
 
 pytestmark = pytest.mark.side_a
 

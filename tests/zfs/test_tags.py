@@ -6,8 +6,6 @@ import os
 import pytest
 from qubes.exc import QubesException, QubesValueError
 
-from qubes_storage_zfs import ZfsZvolPool
-from qubes_storage_zfs.driver.extension import PoolExtension
 from qubes_storage_zfs.store.container import Container
 
 from ..support.background import settled
@@ -21,16 +19,8 @@ if "QUBES_CORE_ADMIN" in os.environ:
     )
 
 import hostapi
-import qubes.ext
 
 pytestmark = pytest.mark.side_b
-
-
-@pytest.fixture
-def app(zpool, tmp_path):
-    hostapi.register_driver("zfs_zvol", ZfsZvolPool)
-    qubes.ext.register_extension(PoolExtension)
-    return hostapi.new_app(str(tmp_path / "qubes.xml"), hold_devices=True)
 
 
 async def pools(app, zpool):

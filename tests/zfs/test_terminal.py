@@ -12,27 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.tools import freed_memory
 from qubes_storage_zfs.zfs import keys
 
-from ..support.lab import EncryptedLab
 from ..support.memory import KEYHOLDER, memory, processes_with
-from ..support.prompts import PASSPHRASE, Person
+from ..support.prompts import PASSPHRASE
 from ..support.shell import sh
+from ..support.tool import COMMAND
 
 pytestmark = pytest.mark.side_a
 
-COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
 NEW = b"quite another passphrase"
 
 
 @pytest.fixture
-def safe(zpool, monkeypatch):
-    monkeypatch.setattr(prompts, "prompt", Person().prompt)
-    lab = EncryptedLab(zpool)
-    lab.run(keys.unload(lab.container))
-    return lab
+def safe(safe):
+    safe.run(keys.unload(safe.container))
+    return safe
 
 
 class Typist:

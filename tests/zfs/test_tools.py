@@ -1,46 +1,22 @@
 """qvm-zfs, as a person runs it."""
 
-import json
 import os
 import pty
 import re
-import subprocess
-import sys
 
 import pytest
 
-from qubes_storage_zfs.driver import keytimer, prompts
+from qubes_storage_zfs.driver import keytimer
 from qubes_storage_zfs.zfs import keys
 
-from ..support.lab import EncryptedLab
-from ..support.prompts import PASSPHRASE, Person
+from ..support.prompts import PASSPHRASE
+from ..support.tool import COMMAND, qvm_zfs, status
 
 pytestmark = pytest.mark.side_b
-
-COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
-
-
-@pytest.fixture
-def safe(zpool, monkeypatch):
-    monkeypatch.setattr(prompts, "prompt", Person().prompt)
-    return EncryptedLab(zpool)
-
-
-def qvm_zfs(*arguments, given=b""):
-    done = subprocess.run(
-        [*COMMAND, *arguments], input=given, capture_output=True, check=False
-    )
-    assert b"Traceback" not in done.stderr
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 def locked(lab):
     return lab.run(keys.state(lab.container)).locked
-
-
-def status(lab):
-    _, out, _ = qvm_zfs("status", "--json", lab.name)
-    return json.loads(out)["pools"][0]
 
 
 def test_lock_and_unlock(safe):

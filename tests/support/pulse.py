@@ -1,0 +1,45 @@
+"""How late an event loop is."""
+
+import asyncio
+import threading
+import time
+
+#: the worst gaps, of which there are as many, are not due to one callback
+QUBES = 8
+
+
+class Pulse:
+    """How late a loop is, at worst, for something due every millisecond."""
+
+    def __init__(self):
+        self.gaps = []
+
+    async def beat(self, stop):
+        while not stop.is_set():
+            begin = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.gaps.append(time.perf_counter() - begin - 0.001)
+
+    def __str__(self):
+        gaps = sorted(self.gaps)
+        return (
+            f"worst {gaps[-1] * 1000:.1f} ms,"
+            f" {QUBES}th worst {gaps[-QUBES] * 1000:.1f} ms,"
+            f" median {gaps[len(gaps) // 2] * 1000:.2f} ms of {len(gaps)}"
+        )
+
+
+class Bare:
+    """A loop with nothing to do but its pulse, in a thread."""
+
+    def __enter__(self):
+        self.pulse, self.stop = Pulse(), threading.Event()
+        self.thread = threading.Thread(
+            target=lambda: asyncio.run(self.pulse.beat(self.stop))
+        )
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
