@@ -1,354 +1,370 @@
-"""What it takes to adopt a pool of another layout in place.
+"""The plan to migrate a pool in place.
 
-What was done already is in no list of steps, so an adoption that was cut short
-goes on when it is planned again.  Each qube is moved by one rename and taken
-over by one channel program, so it is before or after.  What undoing needs is
-written down in ZFS in that program: see ``layout.ADOPTED``.
+Pure: from what qubes.xml says of the pool and ZFS of its datasets to a list of
+steps.  Steps that were done before are not planned, so a migration that was cut
+short continues when it is planned again.  Each qube is moved by one rename and
+taken over by one channel program, so it is before or after.  That program
+records what undoing needs; see records.py.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from ..store import naming, policy
-from .records import SETTINGS
-from .steps import (
-    HOME_SETTINGS,
+from ..store import messages, naming, policy
+from .disk import UNTOUCHED, Dataset, Disk, Snapshot
+from .pools import ConfiguredVolume, MigratingPool, Origin
+from .records import (
     MADE,
-    OLDER,
-    THEIRS,
-    UNTOUCHED,
-    UPSTREAM,
-    Known,
+    SETTINGS,
+    UPSTREAM_SNAPSHOT,
+    DiskRecord,
+    QubeRecord,
+    VolumeRecord,
+)
+from .steps import (
+    Change,
+    CreateRoot,
     Plan,
-    Step,
-    Where,
+    RenameDataset,
+    SetProperties,
     inherit,
-    last,
-    listed,
+    rename_snapshot,
     set_property,
+    take_snapshot,
 )
 
-_LEFTOVERS = (".exported", ".importing", ".tmp")
-_OURS = re.compile(r"(r[1-9][0-9]*|x[1-9][0-9]*|s1)\Z")
-#: bytes; more than a zvol refers to that nothing was written to (90112 were
-#: measured), so that the janitor does not take it for blank
-_BLANK = 131072
+#: filesystems that upstream's driver creates for itself
+_TEMPORARY = (".exported", ".importing", ".tmp")
+#: names of snapshots that this driver gives
+_OUR_SNAPSHOT = re.compile(r"(r[1-9][0-9]*|x[1-9][0-9]*|s1)\Z")
+#: the end of the name of a generation
+_OUR_GENERATION = re.compile(r"\.[1-9][0-9]*\Z")
+#: bytes; more than a zvol refers to that was never written to (90112 were
+#: measured), so that garbage collection does not take it for empty
+_NEARLY_EMPTY = 131072
+
+SETTING_CHANGES = (
+    "{property}={value} of {dataset}, if adopting is undone: it is {new} from"
+    " now on"
+)
+VOLUME_MISSING = "the volume {volume} of {qube} is not on disk: {vid}"
+UNKNOWN_STAYS = "qubesd does not know {dataset}; it stays beside"
+TEMPORARY_STAYS = "{dataset} holds what upstream's driver left"
+STRANGERS_STAY = "qubesd knows nothing that is in {dataset}"
 
 
-class Adoption:
-    """Plans it.
+def plan_migration(
+    pool: MigratingPool,
+    volumes: Sequence[ConfiguredVolume],
+    disk: Disk,
+    mark: str,
+) -> Plan:
+    """Return the plan; its ``refused`` says what prevents it.
 
-    :param found: what adoptable.lua gives
-    :param mark: what says that a zvol is ours: ``holder_mark()``
-    :ivar settings: properties of the qubes root that undoing restores; None: an
-        earlier run, which was cut short, has recorded them
+    :param volumes: of the pool, as qubes.xml has them
+    :param mark: the mark of a zvol of this process (``holder_mark()``)
+    """
+    return _Planner(pool, volumes, disk, mark).plan()
+
+
+def committed_snapshots(zvol: Dataset) -> tuple[list[Snapshot], list[str]]:
+    """Return upstream's snapshots, oldest first, and the names of others.
+
+    A snapshot that is destroyed with its last clone is neither.
+    """
+    lasting = [s for s in zvol.snapshots if not s.is_leaving]
+    committed = [s for s in lasting if UPSTREAM_SNAPSHOT.match(s.name)]
+    # of one transaction group: a revision before the committed state
+    committed.sort(
+        key=lambda s: (s.createtxg, s.name.startswith("qubes-clean"))
+    )
+    return committed, [s.name for s in lasting if s not in committed]
+
+
+def _by_qube(
+    pool: MigratingPool, volumes: Sequence[ConfiguredVolume], plan: Plan
+) -> dict[str, dict[str, ConfiguredVolume]]:
+    """Return qube -> name -> volume; refuse vids that no volume can have."""
+    qubes: dict[str, dict[str, ConfiguredVolume]] = {}
+    for volume in volumes:
+        start = f"{pool.old}/{volume.qube}/"
+        name = volume.vid.removeprefix(start)
+        if not volume.vid.startswith(start):
+            plan.refuse(
+                messages.ADOPT_VID,
+                volume=volume.name,
+                qube=volume.qube,
+                vid=volume.vid,
+                start=start,
+            )
+            continue
+        try:
+            naming.volume_name(pool.home, f"{volume.qube}/{name}")
+        except naming.BadName as exc:
+            plan.refuse(str(exc))
+        else:
+            qubes.setdefault(volume.qube, {})[name] = volume
+    return qubes
+
+
+class _Planner:
+    """Plans the migration of one pool, once.
+
+    :ivar qubes: qube -> name -> volume
     """
 
     def __init__(
         self,
-        place: Where,
-        volumes: Sequence[Known],
-        found: Mapping[str, Any],
+        pool: MigratingPool,
+        volumes: Sequence[ConfiguredVolume],
+        disk: Disk,
         mark: str,
     ) -> None:
-        self.place, self.found, self.mark = place, found, mark
-        self.plan = Plan()
-        self.settings: dict[str, str | None] | None = None
-        self.qubes: dict[str, dict[str, Known]] = {}
-        for volume in volumes:
-            self._sort(volume)
+        self._pool, self._disk, self._mark = pool, disk, mark
+        self._plan = Plan()
+        self._qubes = _by_qube(pool, volumes, self._plan)
 
-    def _sort(self, volume: Known) -> None:
-        place = self.place
-        start = f"{place.old}/{volume.qube}/"
-        name = volume.vid.removeprefix(start)
-        if not volume.vid.startswith(start):
-            self._refuse(
-                f"the volume {volume.name} of {volume.qube} has the vid"
-                f" {volume.vid!r}, which does not begin with {start}"
+    def plan(self) -> Plan:
+        """Return the plan."""
+        plan, pool, container = self._plan, self._pool, self._disk.container
+        if container is None or not container.is_filesystem:
+            plan.refuse(messages.ADOPT_NO_FILESYSTEM, dataset=pool.container)
+            return plan
+        claim = container.own.get(naming.OWNER)
+        if claim not in (None, pool.pool):
+            plan.refuse(
+                messages.ADOPT_CLAIMED, dataset=pool.container, pool=claim
             )
-            return
-        try:
-            naming.volume_name(place.home, f"{volume.qube}/{name}")
-        except naming.BadName as exc:
-            self._refuse(str(exc))
-            return
-        self.qubes.setdefault(volume.qube, {})[name] = volume
-
-    def _refuse(self, text: str) -> None:
-        self.plan.refused.append(text)
-
-    def _leave(self, text: str) -> None:
-        self.plan.left.append(text)
-
-    def __call__(self) -> Plan:
-        if self._container():
-            self._home()
-            for qube in sorted(self.qubes):
-                self._qube(qube)
-            self._others()
-            place = self.place
-            if self.found["container"]["own"].get(naming.OWNER) is None:
-                self.plan.change(
-                    place.container,
-                    f"it becomes the container of the pool {place.pool}",
-                    [set_property(place.container, naming.OWNER, place.pool)],
-                )
-        return self.plan
-
-    def _container(self) -> bool:
-        place, about = self.place, self.found.get("container")
-        if about is None or about["type"] != "filesystem":
-            self._refuse(f"there is no filesystem {place.container}")
-            return False
-        owner = about["own"].get(naming.OWNER, place.pool)
-        if owner != place.pool:
-            self._refuse(f"{place.container} belongs to the pool {owner}")
-        return True
-
-    def _home(self) -> None:
-        """The intent is written down first, then home is made or set."""
-        place, steps = self.place, self.plan.steps
-        about = self.found.get("home")
-        record = self.found["container"]["own"].get(naming.ADOPTED)
-        if place.was == UPSTREAM and record is None and about is not None:
-            self._refuse(
-                f"{place.home} exists, and qubes are to be put there; rename it"
-                " (if it is a qube's, clone that under another name)"
+            return plan
+        self._plan_root(container.own.get(naming.ADOPTED))
+        for qube in sorted(self._qubes):
+            self._plan_qube(qube)
+        self._leave_others()
+        if claim is None:
+            plan.change(
+                pool.container,
+                f"it becomes the container of the pool {pool.pool}",
+                [set_property(pool.container, naming.OWNER, pool.pool)],
             )
+        return plan
+
+    # --- the qubes root
+
+    def _plan_root(self, record: str | None) -> None:
+        """Plan the record first, then the creation or settings of the root."""
+        pool, plan, home = self._pool, self._plan, self._disk.home
+        is_upstream = pool.origin is Origin.UPSTREAM
+        if is_upstream and record is None and home is not None:
+            plan.refuse(messages.ADOPT_HOME_EXISTS, dataset=pool.home)
             return
-        if about is None and place.was == OLDER:
-            self._refuse(f"there is no dataset {place.home}")
+        if home is None and not is_upstream:
+            plan.refuse(messages.ADOPT_NO_DATASET, dataset=pool.home)
             return
-        has = about["set"] if about is not None else {}
-        lacks = {k: v for k, v in HOME_SETTINGS.items() if has.get(k) != v}
+        before = home.settings if home is not None else {}
+        changed = {
+            name: value
+            for name, value in policy.HOME_SETTINGS.items()
+            if before.get(name) != value
+        }
         if record is None:
-            self.settings = dict(self._settings_before(has, lacks))
-            value = json.dumps(
-                {
-                    "was": place.was,
-                    "old": place.inside,
-                    "set": self.settings,
-                }
-            )
-            self.plan.change(
-                place.container,
+            restorable = dict(self._restorable(before, changed))
+            plan.record = DiskRecord(pool.origin, pool.inside, restorable)
+            plan.change(
+                pool.container,
                 "what it was is written down",
-                [set_property(place.container, naming.ADOPTED, value)],
+                [
+                    set_property(
+                        pool.container, naming.ADOPTED, str(plan.record)
+                    )
+                ],
             )
-        if about is None:
-            steps.append(Step("create", place.home, "is made"))
-        elif lacks:
+        if home is None:
+            plan.steps.append(CreateRoot(pool.home, "is made"))
+        elif changed:
             text = "dom0 will not look into what is below"
-            steps.append(Step("set", place.home, text, settings=lacks))
+            plan.steps.append(SetProperties(pool.home, text, changed))
 
-    def _settings_before(
-        self, has: Mapping[str, str], lacks: Iterable[str]
+    def _restorable(
+        self, before: Mapping[str, str], changed: Iterable[str]
     ) -> Iterator[tuple[str, str | None]]:
-        """What undoing can set again: harmless values only."""
-        for name in lacks:
-            before = has.get(name)
-            if before in SETTINGS[name]:
-                yield name, before
+        """Yield the settings that undoing can restore: harmless values only."""
+        for name in changed:
+            value = before.get(name)
+            if value in SETTINGS[name]:
+                yield name, value
             else:
-                self._leave(
-                    f"{name}={before} of {self.place.home}, if adopting is"
-                    f" undone: it is {HOME_SETTINGS[name]} from now on"
+                self._plan.leave(
+                    SETTING_CHANGES,
+                    property=name,
+                    value=value,
+                    dataset=self._pool.home,
+                    new=policy.HOME_SETTINGS[name],
                 )
 
-    def _qube(self, qube: str) -> None:
-        place = self.place
-        old, new = f"{place.old}/{qube}", f"{place.home}/{qube}"
-        before, after = self._at("old", old), self._at("moved", new)
+    # --- a qube
+
+    def _plan_qube(self, qube: str) -> None:
+        pool, plan = self._pool, self._plan
+        old, new = f"{pool.old}/{qube}", f"{pool.home}/{qube}"
+        before = _dataset_in(self._disk.old, old)
+        after = _dataset_in(self._disk.moved, new)
         if old != new and before is not None and after is not None:
-            self._refuse(f"{old} and {new} both exist; rename one of them away")
+            plan.refuse(messages.ADOPT_BOTH, old=old, new=new)
             return
-        about = before or after
-        if about is None:
-            self._missing(qube, {})
+        dataset = before or after
+        if dataset is None:
+            self._leave_missing(qube, {})
             return
-        if about["type"] != "filesystem":
-            self._refuse(f"{about['name']} is a {about['type']}, not a qube's")
-            return
-        inner = {last(each["name"]): each for each in listed(about["inner"])}
-        self._missing(qube, inner)
-        for each in (about, *inner.values()):
-            self._check_settings(each)
-        if naming.ADOPTED in about["own"]:
-            return
-        changes = list(self._taken(qube, about, inner))
-        if about["name"] != new:
-            self.plan.steps.append(
-                Step("rename", old, f"becomes {new}", new=new)
+        if not dataset.is_filesystem:
+            plan.refuse(
+                messages.ADOPT_NOT_A_QUBE,
+                dataset=dataset.name,
+                type=dataset.type,
             )
-        self.plan.change(new, self._summary(qube, inner), changes)
+            return
+        self._leave_missing(qube, dataset.by_name)
+        for item in (dataset, *dataset.by_name.values()):
+            self._check_settings(item)
+        if naming.ADOPTED in dataset.own:
+            return
+        changes = list(self._changes_of_qube(qube, dataset))
+        if dataset.name != new:
+            plan.steps.append(RenameDataset(old, f"becomes {new}", new))
+        plan.change(new, self._summary(qube, dataset), changes)
 
-    def _at(self, which: str, dataset: str) -> dict[str, Any] | None:
-        for each in listed(self.found[which]):
-            if each["name"] == dataset:
-                return each
-        return None
-
-    def _missing(self, qube: str, inner: Mapping[str, Any]) -> None:
-        for name, volume in self.qubes[qube].items():
-            if volume.persistent(self.place.was) and name not in inner:
-                self._leave(
-                    f"the volume {name} of {qube} is not on disk: {volume.vid}"
+    def _leave_missing(self, qube: str, zvols: Mapping[str, Dataset]) -> None:
+        for name, volume in self._qubes[qube].items():
+            if volume.is_persistent(self._pool.origin) and name not in zvols:
+                self._plan.leave(
+                    VOLUME_MISSING, volume=name, qube=qube, vid=volume.vid
                 )
 
-    def _taken(
-        self, qube: str, about: Mapping[str, Any], inner: Mapping[str, Any]
-    ) -> Iterator[dict[str, str]]:
-        """The changes that make it a qube of ours, at its new name."""
-        new = f"{self.place.home}/{qube}"
-        known = self.qubes[qube]
-        for name, zvol in sorted(inner.items()):
-            if name not in known:
-                self._orphan(zvol)
-            elif zvol["type"] != "volume":
-                self._refuse(f"{zvol['name']} is no volume")
-            elif known[name].persistent(self.place.was):
-                yield from self._kept(new, name, known[name], zvol)
+    def _check_settings(self, dataset: Dataset) -> None:
+        for name, required in policy.SAFE.items():
+            value = dataset.settings.get(name, required)
+            if value != required:
+                self._plan.refuse(
+                    messages.ADOPT_UNSAFE,
+                    dataset=dataset.name,
+                    property=name,
+                    value=value,
+                )
+
+    def _changes_of_qube(self, qube: str, dataset: Dataset) -> Iterator[Change]:
+        """Yield the changes that make it a qube of ours, at its new name."""
+        new = f"{self._pool.home}/{qube}"
+        volumes = self._qubes[qube]
+        for name, zvol in sorted(dataset.by_name.items()):
+            if name not in volumes:
+                self._check_unknown(zvol)
+            elif not zvol.is_volume:
+                self._plan.refuse(messages.ADOPT_NO_VOLUME, dataset=zvol.name)
+            elif volumes[name].is_persistent(self._pool.origin):
+                yield from self._changes_of_volume(new, name, zvol)
             else:
-                yield from self._scratch(new, name, zvol)
-        attributes = {
+                yield from self._changes_of_disposable(new, name, zvol)
+        dropped = {
             name: {
                 key: volume.attributes[key]
-                for key in self.place.dropped
+                for key in self._pool.dropped
                 if key in volume.attributes
             }
-            for name, volume in known.items()
+            for name, volume in volumes.items()
         }
-        value = json.dumps({k: v for k, v in attributes.items() if v})
-        yield set_property(new, naming.ADOPTED, value)
+        record = QubeRecord({k: v for k, v in dropped.items() if v})
+        yield set_property(new, naming.ADOPTED, str(record))
 
-    def _check_settings(self, about: Mapping[str, Any]) -> None:
-        for name, wanted in policy.SAFE.items():
-            value = about["set"].get(name, wanted)
-            if value != wanted:
-                self._refuse(
-                    f"{about['name']} has {name}={value}, so that dom0 would"
-                    " read what a qube wrote; run 'sudo zfs inherit"
-                    f" {name} {about['name']}'"
-                )
-
-    def _orphan(self, zvol: Mapping[str, Any]) -> None:
-        """The janitor must not take it for garbage of ours."""
-        name = zvol["name"]
-        blank = zvol["type"] == "volume" and not zvol["snapshots"]
-        if re.search(r"\.[1-9][0-9]*\Z", last(name)):
-            self._refuse(
-                f"qubesd does not know {name}, and its name is such as this"
-                " driver gives; rename it"
-            )
-        elif blank and zvol["logical"] <= _BLANK:
-            self._refuse(
-                f"qubesd does not know {name}, and hardly anything is in it;"
-                f" destroy it, or keep it by 'sudo zfs snapshot {name}@keep'"
-            )
+    def _check_unknown(self, zvol: Dataset) -> None:
+        """Refuse a dataset that garbage collection would take for ours."""
+        name, is_empty = zvol.name, zvol.is_volume and not zvol.snapshots
+        if _OUR_GENERATION.search(zvol.short_name):
+            self._plan.refuse(messages.ADOPT_OUR_NAME, dataset=name)
+        elif is_empty and zvol.logical <= _NEARLY_EMPTY:
+            self._plan.refuse(messages.ADOPT_NEARLY_EMPTY, dataset=name)
         else:
-            self._leave(f"qubesd does not know {name}; it stays beside")
+            self._plan.leave(UNKNOWN_STAYS, dataset=name)
 
-    def _kept(
-        self, new: str, name: str, volume: Known, zvol: Mapping[str, Any]
-    ) -> Iterator[dict[str, str]]:
+    # --- a volume
+
+    def _changes_of_volume(
+        self, new: str, name: str, zvol: Dataset
+    ) -> Iterator[Change]:
+        """Yield the changes that make it a volume with revisions.
+
+        :param new: the qube's dataset, after it was moved
+        """
         target = f"{new}/{name}"
-        theirs, others = _theirs(zvol)
+        volume = self._qubes[new.rpartition("/")[2]][name]
+        committed, others = committed_snapshots(zvol)
         for short in others:
-            if _OURS.match(short):
-                self._refuse(
-                    f"{zvol['name']}@{short} has such a name as this driver"
-                    " gives; rename it"
-                )
-        newest = None
-        for number, snapshot in enumerate(theirs, 1):
-            newest = f"{target}@r{number}"
-            was = snapshot["name"]
-            yield {
-                "what": "rename",
-                "dataset": target,
-                "name": was,
-                "value": f"r{number}",
-            }
-            yield set_property(newest, naming.ADOPTED, was)
-        if newest is None and volume.snapshots:
-            newest = f"{target}@r1"
-            yield {"what": "snapshot", "dataset": newest}
-            yield set_property(newest, naming.ADOPTED, MADE)
-        if newest is not None:
-            committed = naming.COMMITTED + name
-            yield set_property(new, committed, last(newest))
-        since = theirs[-1]["since"] if theirs else 0
-        locked = zvol["set"].get("readonly") == "on"
-        if locked:
-            # rw is qubes.xml's to say; upstream repeated it here
+            if _OUR_SNAPSHOT.match(short):
+                full = f"{zvol.name}@{short}"
+                self._plan.refuse(messages.ADOPT_OUR_SNAPSHOT, snapshot=full)
+        for number, snapshot in enumerate(committed, 1):
+            yield rename_snapshot(target, snapshot.name, f"r{number}")
+            yield set_property(
+                f"{target}@r{number}", naming.ADOPTED, snapshot.name
+            )
+        count = len(committed)
+        if not committed and volume.has_revisions:
+            count = 1
+            yield take_snapshot(f"{target}@r1")
+            yield set_property(f"{target}@r1", naming.ADOPTED, MADE)
+        if count:
+            yield set_property(new, naming.COMMITTED + name, f"{name}@r{count}")
+        is_read_only = zvol.settings.get("readonly") == "on"
+        if is_read_only:
+            # qubes.xml decides about rw; upstream repeated it here
             yield inherit(target, "readonly")
-        count = len(theirs) or int(newest is not None)
-        value = f"{count} {since} {'ro' if locked else 'rw'}"
-        yield set_property(target, naming.HOLDER, self.mark)
-        yield set_property(new, naming.ADOPTED_VOLUME + name, value)
+        written = committed[-1].written_after if committed else 0
+        record = VolumeRecord(count, written, is_read_only)
+        yield set_property(target, naming.HOLDER, self._mark)
+        yield set_property(new, naming.ADOPTED_VOLUME + name, str(record))
         yield set_property(new, naming.POINTER + name, "0")
 
-    def _scratch(
-        self, new: str, name: str, zvol: Mapping[str, Any]
-    ) -> Iterator[dict[str, str]]:
-        """Nothing but our mark: the janitor collects it, when qubesd runs
-        again."""
-        theirs, others = _theirs(zvol)
-        if theirs or others:
-            self._refuse(
-                f"{zvol['name']} has snapshots, though qubesd says that its"
-                " content is not kept; destroy these if that is so"
-            )
-        yield set_property(f"{new}/{name}", naming.HOLDER, self.mark)
-        yield set_property(new, naming.ADOPTED_VOLUME + name, "scratch")
+    def _changes_of_disposable(
+        self, new: str, name: str, zvol: Dataset
+    ) -> Iterator[Change]:
+        """Yield our mark only: garbage collection destroys it later."""
+        if any(committed_snapshots(zvol)):
+            self._plan.refuse(messages.ADOPT_HAS_SNAPSHOTS, dataset=zvol.name)
+        yield set_property(f"{new}/{name}", naming.HOLDER, self._mark)
+        record = VolumeRecord.DISPOSABLE
+        yield set_property(new, naming.ADOPTED_VOLUME + name, record)
 
-    def _summary(self, qube: str, inner: Mapping[str, Any]) -> str:
-        words = []
-        for name, volume in sorted(self.qubes[qube].items()):
-            if name not in inner or inner[name]["type"] != "volume":
+    # --- texts
+
+    def _summary(self, qube: str, dataset: Dataset) -> str:
+        zvols = dataset.by_name
+        texts = []
+        for name, volume in sorted(self._qubes[qube].items()):
+            if name not in zvols or not zvols[name].is_volume:
                 continue
-            if not volume.persistent(self.place.was):
-                words.append(f"{name} goes, as at each start")
+            if not volume.is_persistent(self._pool.origin):
+                texts.append(f"{name} goes, as at each start")
                 continue
-            theirs, _ = _theirs(inner[name])
-            older = len(theirs) - 1
-            changed = theirs and theirs[-1]["since"] > UNTOUCHED
-            words.append(
+            committed, _ = committed_snapshots(zvols[name])
+            older = len(committed) - 1
+            is_dirty = committed and committed[-1].written_after > UNTOUCHED
+            texts.append(
                 f"{name} is taken over"
                 + (f" with {older} older revisions" if older > 0 else "")
-                + (", not yet committed" if changed else "")
+                + (", not yet committed" if is_dirty else "")
             )
-        return "; ".join(words) or "has no volume on disk"
+        return "; ".join(texts) or "has no volume on disk"
 
-    def _others(self) -> None:
-        """What is no qube's that qubesd knows stays as it is."""
-        place = self.place
-        for each in listed(self.found["old"]):
-            name = each["name"]
-            inside = last(name)
-            if name == place.home or inside in self.qubes:
+    def _leave_others(self) -> None:
+        """Name the datasets that belong to no qube that qubesd knows."""
+        for dataset in self._disk.old:
+            name, short = dataset.name, dataset.short_name
+            if name == self._pool.home or short in self._qubes:
                 continue
-            if inside in _LEFTOVERS:
-                if listed(each.get("inner", {})):
-                    self._leave(f"{name} holds what upstream's driver left")
-            elif inside != "import" or place.was == UPSTREAM:
-                self._leave(f"qubesd knows nothing that is in {name}")
+            if short in _TEMPORARY:
+                if dataset.children:
+                    self._plan.leave(TEMPORARY_STAYS, dataset=name)
+            elif short != "import" or self._pool.origin is Origin.UPSTREAM:
+                self._plan.leave(STRANGERS_STAY, dataset=name)
 
 
-def _theirs(
-    zvol: Mapping[str, Any],
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Committed states and revisions, oldest first; names of the others.
-
-    What goes with its last clone is neither.
-    """
-    found = [s for s in listed(zvol["snapshots"]) if not s["leaving"]]
-    theirs = [s for s in found if THEIRS.match(s["name"])]
-    # of one transaction group: a revision before the committed state
-    theirs.sort(
-        key=lambda s: (s["createtxg"], s["name"].startswith("qubes-clean"))
-    )
-    return theirs, [s["name"] for s in found if s not in theirs]
+def _dataset_in(datasets: Sequence[Dataset], name: str) -> Dataset | None:
+    return next((item for item in datasets if item.name == name), None)

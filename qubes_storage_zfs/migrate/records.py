@@ -1,174 +1,84 @@
-"""What is recorded of an adopted pool: in dom0, and on its disk.
+"""Records of a migrated pool: on its disk and in dom0.
 
-Undoing changes qubes.xml and sets properties.  What it puts into qubes.xml is
-recorded in dom0, in a file that only root can write to, before anything else
-is changed.  So are the ZFS properties that adopt() found on the qubes root,
-which the disk records as well: if they differ, nothing is undone.  What the
-disk records may have been changed by anyone who had the disk: these properties,
-the layout, the number of revisions of each volume and the old names of
-snapshots.  Of these only known names with known values are accepted, as the
-tables here have them; anything else ends undoing before anything is touched.
+Undoing a migration changes qubes.xml and sets properties.  The values that it
+puts into qubes.xml are recorded in dom0, in a file that only root can write to,
+before anything else is changed.  So are the ZFS properties that migrating found
+on the qubes root, which the disk records as well: if they differ, nothing is
+undone.  Anyone who had the disk may have changed what it records: these
+properties, the layout, the number of revisions of each volume and the old names
+of snapshots.  Of these only known names with known values are accepted;
+anything else ends undoing before anything is touched.
+
+Each record is a type.  ``str()`` gives the text that is on disk, and parse()
+reads it or raises NotARecord.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..store import messages, naming, policy
+from ..zfs.errors import Failure
 from ..zfs.text import SHOWN, printable
-from . import files
-from .steps import MADE, OLDER, THEIRS, UPSTREAM, Refused, Where, listed
+from .disk import Dataset, Disk
+from .errors import NotARecord, Refused
+from .pools import MigratingPool, Origin
 
-#: root's alone
-FOLDER = Path("/var/lib/qubes-storage-zfs")
+#: of the file in dom0
 VERSION = 1
+#: instead of the old name of a snapshot: migrating created it
+MADE = "-"
+#: snapshots of core-admin's driver: committed states and revisions
+UPSTREAM_SNAPSHOT = re.compile(
+    r"(qubes-clean[A-Za-z0-9_.-]*|qubes:[A-Za-z0-9_.:-]+)\Z"
+)
+#: origins of pools, and where the qubes' datasets were in the container
+LAYOUTS = ((Origin.UPSTREAM, ""), (Origin.OLDER, ""), (Origin.OLDER, "vm"))
 
-#: what a pool was, and where its qubes' datasets were in the container
-LAYOUTS = ((UPSTREAM, ""), (OLDER, ""), (OLDER, "vm"))
+#: property of the qubes root -> its value; None: it had none of its own
+Settings = Mapping[str, str | None]
+#: volume's name -> attribute in qubes.xml -> its value
+Attributes = Mapping[str, Mapping[str, str]]
 
-#: attributes of a volume in qubes.xml -> volume's name -> qube
-Dropped = Mapping[str, Mapping[str, Mapping[str, str]]]
-
-_POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}\Z")
 _VOLUME_NAME = r"[a-z0-9][a-z0-9_-]{0,99}"
 _BOOLEANS = ("True", "False")
 _DROPPED = ("save_on_stop", "snap_on_start")
 _GUID = re.compile(r"[0-9]{1,20}\Z")
+_REVISION = re.compile(r"r[1-9][0-9]{0,17}\Z")
 
 #: properties of the qubes root -> values that it may get back
 SETTINGS: Mapping[str, tuple[str | None, ...]] = {
     item.name: item.restorable for item in policy.SAFETY
 }
-#: properties of ours on a qube's dataset -> their values
-_OF_A_QUBE = tuple(
-    (re.compile(name + r"\Z"), re.compile(value + r"\Z"))
-    for name, value in (
-        (re.escape(naming.POINTER) + _VOLUME_NAME, r"[0-9]{1,18}( [ -~]*)?"),
-        (
-            re.escape(naming.COMMITTED) + _VOLUME_NAME,
-            _VOLUME_NAME + r"(\.[0-9]{1,18})?@[rs][0-9]{1,18}",
-        ),
-        (
-            re.escape(naming.ADOPTED_VOLUME) + _VOLUME_NAME,
-            r"scratch|[0-9]{1,9} [0-9]{1,19} (ro|rw)",
-        ),
-    )
-)
-_REVISION = re.compile(r"r[1-9][0-9]{0,17}\Z")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The record on a container.
+def _loads(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
 
-    :ivar was: UPSTREAM or OLDER
-    :ivar old: where the qubes' datasets were, relative to the container
-    :ivar settings: properties of the qubes root as they were; as in SETTINGS
+    :raises NotARecord: if it is not JSON
     """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise NotARecord(str(text)) from exc
 
-    was: str
-    old: str
-    settings: Mapping[str, str | None] = field(default_factory=dict)
 
+def _check_settings(settings: Any) -> bool:
+    """Return whether *settings* is a table of restorable values.
 
-@dataclass(frozen=True)
-class Saved:
-    """The record in dom0.
-
-    :ivar container: dataset of the pool
-    :ivar zpool_guid: of its zpool
-    :ivar noted: whether adopting wrote that GUID into qubes.xml
-    :ivar dropped: attributes of volumes that adopting took out of qubes.xml
-    :ivar settings: properties of the qubes root as they were, as in Layout;
-        None: not recorded, by an earlier version
+    :raises NotARecord: naming the first value that is not restorable
     """
-
-    pool: str
-    container: str
-    zpool_guid: str | None
-    was: str
-    old: str
-    noted: bool
-    dropped: Dropped
-    settings: Mapping[str, str | None] | None = None
+    if not isinstance(settings, dict):
+        return False
+    for name, before in settings.items():
+        if before not in SETTINGS.get(name, ()):
+            raise NotARecord(f"{name}={before}")
+    return True
 
 
-def refusal(dataset: str, name: str, value: str) -> str:
-    """The sentence about a property that was not written by adopting."""
-    return messages.RECORD_REFUSED.format(
-        dataset=printable(dataset, SHOWN),
-        property=printable(name, SHOWN),
-        value=printable(value, SHOWN),
-    )
-
-
-# --- on the disk
-
-
-def layout_of(container: str, text: str) -> Layout:
-    """Parse the record on *container*.
-
-    :raises Refused: if it has anything that adopting does not write
-    """
-    value = _loaded(text)
-    settings = value.get("set") if isinstance(value, dict) else None
-    if (
-        isinstance(settings, dict)
-        and value.keys() == {"was", "old", "set"}
-        and (value["was"], value["old"]) in LAYOUTS
-    ):
-        for name, before in settings.items():
-            if before not in SETTINGS.get(name, ()):
-                shown = f"{name}={before}"
-                raise Refused(refusal(container, naming.ADOPTED, shown))
-        return Layout(value["was"], value["old"], settings)
-    raise Refused(refusal(container, naming.ADOPTED, text))
-
-
-def strangers(found: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on what qubes' datasets record and adopting does not write.
-
-    :param found: what adoptable.lua gives
-    """
-    for each in listed(found["moved"]):
-        own = each.get("own", {})
-        for name, value in sorted(own.items()):
-            if not _is_known(name, value):
-                yield refusal(each["name"], name, value)
-        for zvol in listed(each.get("inner", {})):
-            yield from _strange_snapshots(zvol)
-
-
-def _is_known(name: str, value: str) -> bool:
-    if name == naming.ADOPTED:
-        return _is_dropped_of_a_qube(_loaded(value))
-    return any(
-        names.match(name) and values.match(value)
-        for names, values in _OF_A_QUBE
-    )
-
-
-def _strange_snapshots(zvol: Mapping[str, Any]) -> Iterator[str]:
-    """What snapshots record, and old names that two of them would get."""
-    if zvol["type"] != "volume":
-        return
-    snapshots = listed(zvol["snapshots"])
-    taken = {s["name"] for s in snapshots if naming.ADOPTED not in s["own"]}
-    for snapshot in snapshots:
-        was = snapshot["own"].get(naming.ADOPTED)
-        if was is None:
-            continue
-        fits = was == MADE or (THEIRS.match(was) and was not in taken)
-        if not fits or not _REVISION.match(snapshot["name"]):
-            full = f"{zvol['name']}@{snapshot['name']}"
-            yield refusal(full, naming.ADOPTED, was)
-        taken.add(was if was != MADE else "")
-
-
-def _is_dropped_of_a_qube(value: Any) -> bool:
+def _are_attributes(value: Any) -> bool:
     return isinstance(value, dict) and all(
         re.fullmatch(_VOLUME_NAME, name)
         and isinstance(attributes, dict)
@@ -180,119 +90,295 @@ def _is_dropped_of_a_qube(value: Any) -> bool:
     )
 
 
-def _loaded(text: str | bytes) -> Any:
-    """The JSON in *text*; None if it is no JSON."""
+# --- on the disk
+
+
+@dataclass(frozen=True)
+class DiskRecord:
+    """The record on a container.
+
+    :ivar inside: where the qubes' datasets were, relative to the container
+    :ivar settings: the settings of the qubes root, as they were
+    """
+
+    origin: Origin
+    inside: str
+    settings: Settings = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "DiskRecord":
+        """Parse the record.
+
+        :raises NotARecord: if it has anything that migrating does not write
+        """
+        value = _loads(text)
+        if (
+            isinstance(value, dict)
+            and value.keys() == {"was", "old", "set"}
+            and (value["was"], value["old"]) in LAYOUTS
+            and _check_settings(value["set"])
+        ):
+            return cls(Origin(value["was"]), value["old"], value["set"])
+        raise NotARecord(text)
+
+    def __str__(self) -> str:
+        return json.dumps(
+            {
+                "was": self.origin,
+                "old": self.inside,
+                "set": dict(self.settings),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class QubeRecord:
+    """The record on a qube's dataset: attributes taken out of qubes.xml.
+
+    Undoing does not use it: the record in dom0 has them, too.
+    """
+
+    attributes: Attributes
+
+    @classmethod
+    def parse(cls, text: str) -> "QubeRecord":
+        """Parse the record.
+
+        :raises NotARecord: if it has anything that migrating does not write
+        """
+        value = _loads(text)
+        if not _are_attributes(value):
+            raise NotARecord(text)
+        return cls(value)
+
+    def __str__(self) -> str:
+        return json.dumps({k: dict(v) for k, v in self.attributes.items()})
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """The record of one volume, on its qube's dataset.
+
+    :ivar revisions: the number of snapshots that became revisions
+    :ivar written: bytes written after the newest of them
+    :ivar is_read_only: whether the zvol was readonly=on
+    """
+
+    revisions: int
+    written: int
+    is_read_only: bool
+
+    #: a volume whose content no stop keeps; there is nothing to restore
+    DISPOSABLE = "scratch"
+    _PATTERN = re.compile(r"([0-9]{1,9}) ([0-9]{1,19}) (ro|rw)\Z")
+
+    @classmethod
+    def parse(cls, text: str) -> "VolumeRecord | None":
+        """Parse the record; return None for a disposable volume.
+
+        :raises NotARecord: if migrating does not write it
+        """
+        if text == cls.DISPOSABLE:
+            return None
+        match = cls._PATTERN.match(text)
+        if match is None:
+            raise NotARecord(text)
+        return cls(int(match[1]), int(match[2]), match[3] == "ro")
+
+    def __str__(self) -> str:
+        access = "ro" if self.is_read_only else "rw"
+        return f"{self.revisions} {self.written} {access}"
+
+
+#: patterns of properties that the driver sets on a qube's dataset
+_POINTER = re.compile(re.escape(naming.POINTER) + _VOLUME_NAME + r"\Z")
+_POINTER_VALUE = re.compile(r"[0-9]{1,18}( [ -~]*)?\Z")
+_COMMITTED = re.compile(re.escape(naming.COMMITTED) + _VOLUME_NAME + r"\Z")
+_COMMITTED_VALUE = re.compile(
+    _VOLUME_NAME + r"(\.[0-9]{1,18})?@[rs][0-9]{1,18}\Z"
+)
+_VOLUME_RECORD = re.compile(
+    re.escape(naming.ADOPTED_VOLUME) + _VOLUME_NAME + r"\Z"
+)
+
+
+def disk_record(container: str, text: str) -> DiskRecord:
+    """Parse the record on *container*.
+
+    :raises Refused: if it has anything that migrating does not write
+    """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        return DiskRecord.parse(text)
+    except NotARecord as exc:
+        failure = _unexpected(container, naming.ADOPTED, exc.part)
+        raise Refused(str(failure)) from exc
+
+
+def unexpected(disk: Disk) -> Iterator[Failure]:
+    """Yield a failure for each record that migrating does not write."""
+    for qube in disk.moved:
+        for name, value in sorted(qube.own.items()):
+            if not _is_expected(name, value):
+                yield _unexpected(qube.name, name, value)
+        for zvol in qube.children:
+            yield from _unexpected_snapshots(zvol)
+
+
+def _unexpected(dataset: str, name: str, value: str) -> Failure:
+    return messages.Refused(
+        messages.RECORD_REFUSED,
+        dataset=printable(dataset, SHOWN),
+        property=printable(name, SHOWN),
+        value=printable(value, SHOWN),
+    )
+
+
+def _is_expected(name: str, value: str) -> bool:
+    """Return whether a property of a qube's dataset is one of this driver's."""
+    try:
+        if name == naming.ADOPTED:
+            QubeRecord.parse(value)
+        elif _VOLUME_RECORD.match(name):
+            VolumeRecord.parse(value)
+        elif _POINTER.match(name):
+            return bool(_POINTER_VALUE.match(value))
+        else:
+            is_committed = _COMMITTED.match(name)
+            return bool(is_committed and _COMMITTED_VALUE.match(value))
+    except NotARecord:
+        return False
+    return True
+
+
+def _unexpected_snapshots(zvol: Dataset) -> Iterator[Failure]:
+    """Yield failures of snapshots whose old names cannot be restored."""
+    if not zvol.is_volume:
+        return
+    own = [s for s in zvol.snapshots if naming.ADOPTED in s.own]
+    names = {s.name for s in zvol.snapshots if naming.ADOPTED not in s.own}
+    for snapshot in own:
+        before = snapshot.own[naming.ADOPTED]
+        is_free = UPSTREAM_SNAPSHOT.match(before) and before not in names
+        if not _REVISION.match(snapshot.name) or not (
+            before == MADE or is_free
+        ):
+            full = f"{zvol.name}@{snapshot.name}"
+            yield _unexpected(full, naming.ADOPTED, before)
+        if before != MADE:
+            names.add(before)
 
 
 # --- in dom0
 
 
-def _path(pool: str) -> Path:
-    """:raises Refused: if the pool's name cannot name a file"""
-    if not _POOL_NAME.match(pool):
-        raise Refused(
-            f"the pool's name {pool!r} has more than letters, digits, - _ and"
-            " ., so that nothing can be recorded under it; adopting is not"
-            " possible"
-        )
-    return FOLDER / f"adopted-{pool}.json"
+@dataclass(frozen=True)
+class Dom0Record:
+    """The record in dom0.
 
-
-def save(saved: Saved) -> None:
-    """Write the record; it is on disk when this returns.
-
-    :raises Refused: if it cannot be written
+    :ivar container: dataset of the pool
+    :ivar zpool_guid: of its zpool; None if it was not known
+    :ivar inside: where the qubes' datasets were, relative to the container
+    :ivar guid_is_new: whether migrating wrote that GUID into qubes.xml
+    :ivar dropped: qube -> attributes that migrating took out of qubes.xml
+    :ivar settings: the settings of the qubes root, as they were; None: an
+        earlier version did not record them
     """
-    path = _path(saved.pool)
-    text = json.dumps({"version": VERSION, **asdict(saved)}, indent=1)
-    try:
-        files.private_folder(FOLDER)
-        files.replace(path, text.encode("ascii") + b"\n")
-    except OSError as exc:
-        raise Refused(
-            f"{path}, which undoing needs, cannot be written: {exc}"
-        ) from exc
 
+    pool: str
+    container: str
+    zpool_guid: str | None
+    origin: Origin
+    inside: str
+    guid_is_new: bool
+    dropped: Mapping[str, Attributes]
+    settings: Settings | None = None
 
-def load(pool: str) -> Saved | None:
-    """Return the record; None if there is none.
+    @classmethod
+    def parse(cls, text: str | bytes) -> "Dom0Record":
+        """Parse the record.
 
-    :raises Refused: if there is one that cannot be used
-    """
-    path = _path(pool)
-    try:
-        text, status = files.read(path)
-    except FileNotFoundError:
-        return None
-    except OSError as exc:
-        raise Refused(f"{path} cannot be read: {exc}") from exc
-    value = _loaded(text)
-    if status.st_mode & 0o022 or not _is_saved(pool, value):
-        raise Refused(
-            f"{path} is not what 'qvm-zfs adopt' wrote there; undo by hand"
-            " with the copy of qubes.xml from before, see moving.md in the"
-            " package's documentation"
+        :raises NotARecord: if migrating does not write it
+        """
+        value = _loads(text)
+        if not _is_dom0_record(value):
+            raise NotARecord(str(text))
+        return cls(
+            pool=value["pool"],
+            container=value["container"],
+            zpool_guid=value["zpool_guid"],
+            origin=Origin(value["was"]),
+            inside=value["old"],
+            guid_is_new=value["noted"],
+            dropped=value["dropped"],
+            settings=value.get("settings"),
         )
-    del value["version"]
-    return Saved(**value)
+
+    def __str__(self) -> str:
+        value = {
+            "version": VERSION,
+            "pool": self.pool,
+            "container": self.container,
+            "zpool_guid": self.zpool_guid,
+            "was": self.origin,
+            "old": self.inside,
+            "noted": self.guid_is_new,
+            "dropped": self.dropped,
+            "settings": self.settings,
+        }
+        return json.dumps(value, indent=1)
 
 
-def _is_saved(pool: str, value: Any) -> bool:
-    names = {"version", *Saved.__dataclass_fields__}
-    if not isinstance(value, dict) or value.keys() | {"settings"} != names:
+_KEYS: Sequence[str] = (
+    *("version", "pool", "container", "zpool_guid", "was", "old", "noted"),
+    *("dropped", "settings"),
+)
+
+
+def _is_dom0_record(value: Any) -> bool:
+    """Return whether *value* is a record.
+
+    :raises NotARecord: if a setting is not restorable
+    """
+    if not isinstance(value, dict) or value.keys() | {"settings"} != {*_KEYS}:
         return False
     guid, dropped = value["zpool_guid"], value["dropped"]
     settings = value.get("settings")
     return (
         value["version"] == VERSION
-        and value["pool"] == pool
+        and isinstance(value["pool"], str)
         and isinstance(value["container"], str)
         and (guid is None or isinstance(guid, str) and bool(_GUID.match(guid)))
         and (value["was"], value["old"]) in LAYOUTS
         and isinstance(value["noted"], bool)
         and isinstance(dropped, dict)
-        and all(map(_is_dropped_of_a_qube, dropped.values()))
-        and (settings is None or _are_settings(settings))
-    )
-
-
-def _are_settings(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        before in SETTINGS.get(name, ()) for name, before in value.items()
+        and all(map(_are_attributes, dropped.values()))
+        and (settings is None or _check_settings(settings))
     )
 
 
 def check_same(
-    place: Where, on_disk: Layout, imported: str | None, saved: Saved | None
+    pool: MigratingPool,
+    on_disk: DiskRecord,
+    imported: str | None,
+    in_dom0: Dom0Record | None,
 ) -> None:
-    """Compare what the disk and dom0 record of the adoption of *place*.
+    """Compare the records of a migration, on disk and in dom0.
 
-    :param imported: GUID of the zpool that *place* is in
-    :param saved: the record in dom0; None if there is none
-    :raises Refused: if they are not of one adoption
+    :param imported: GUID of the zpool that *pool* is in
+    :param in_dom0: None if dom0 has none
+    :raises Refused: if they are not of one migration
     """
-    recorded = (on_disk.was, on_disk.old)
-    if saved is None:
-        same = recorded == (place.was, place.inside)
-    else:
-        same = (
-            recorded == (saved.was, saved.old) == (place.was, place.inside)
-            and saved.container == place.container
-            and saved.zpool_guid in (None, imported)
-            and saved.settings in (None, on_disk.settings)
+    layout = (pool.origin, pool.inside)
+    is_same = (on_disk.origin, on_disk.inside) == layout
+    if in_dom0 is not None:
+        is_same = (
+            is_same
+            and (in_dom0.origin, in_dom0.inside) == layout
+            and in_dom0.container == pool.container
+            and in_dom0.zpool_guid in (None, imported)
+            and in_dom0.settings in (None, on_disk.settings)
         )
-    if not same:
+    if not is_same:
         raise Refused(
-            messages.OTHER_ADOPTION.format(
-                pool=place.pool, container=place.container
-            )
+            messages.OTHER_ADOPTION, pool=pool.pool, container=pool.container
         )
-
-
-def forget(pool: str) -> None:
-    """Delete the record of *pool*, whose adoption was undone."""
-    files.remove(_path(pool))

@@ -1,188 +1,179 @@
-"""What it takes to make an adopted pool as it was, as long as that can be."""
+"""The plan to undo a migration, which is possible until a qube is started.
+
+Pure, as plan.py.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
-from ..store import naming
-from .records import Layout, strangers
+from ..store import messages, naming
+from . import records
+from .disk import UNTOUCHED, Dataset, Disk
+from .pools import MigratingPool, Origin
+from .records import MADE, DiskRecord, Settings, VolumeRecord
 from .steps import (
-    MADE,
-    UNTOUCHED,
-    UPSTREAM,
+    Change,
+    CreateRoot,
     Plan,
-    Step,
-    Where,
+    RenameDataset,
+    SetProperties,
+    destroy,
     inherit,
-    last,
-    listed,
+    rename_snapshot,
 )
 
+_REVISION = re.compile(r"r\d+\Z")
 
-def undo(
-    place: Where,
-    record: Layout,
-    found: Mapping[str, Any],
-    known: Iterable[str],
+
+def plan_undo(
+    pool: MigratingPool,
+    record: DiskRecord,
+    disk: Disk,
+    qubes: Iterable[str],
 ) -> Plan:
-    """Everything as it was, names and properties.
+    """Return the plan that restores all names and properties.
 
-    :param record: what the container says that it was
-    :param known: qubes that qubes.xml knows to have volumes in the pool
+    :param record: the record on the container, which *disk* has
+    :param qubes: those that qubes.xml says have volumes in the pool
     """
-    plan = Plan()
-    plan.refused.extend(strangers(found))
-    if plan.refused:
+    plan, container = Plan(), disk.container
+    plan.refused.extend(map(str, records.unexpected(disk)))
+    if plan.refused or container is None:
         return plan
-    about = found["container"]
-    if about["own"].get(naming.OWNER) is not None:
+    if naming.OWNER in container.own:
         plan.change(
-            place.container,
-            f"it is no container of {place.pool} any more",
-            [inherit(place.container, naming.OWNER)],
+            pool.container,
+            f"it is no container of {pool.pool} any more",
+            [inherit(pool.container, naming.OWNER)],
         )
-    if not found.get("old_exists"):
-        plan.steps.append(Step("create", place.old, "is made again"))
-    names = {each["name"] for each in listed(found["old"])}
-    qubes = set(known)
-    for each in listed(found["moved"]):
-        own = each.get("own", {})
-        points = any(name.startswith(naming.POINTER) for name in own)
-        moved = last(each["name"]) in qubes and not points
-        if naming.ADOPTED in own or moved:
-            _undo_qube(plan, place, each, names, UNTOUCHED)
-        elif points or place.was == UPSTREAM:
-            plan.refused.append(
-                f"{each['name']} was made since the pool was adopted;"
-                " remove the qube, or rename the dataset away"
-            )
-    _undo_home(plan, place, found, record.settings)
+    if not disk.old_exists:
+        plan.steps.append(CreateRoot(pool.old, "is made again"))
+    old_names = {dataset.name for dataset in disk.old}
+    configured = set(qubes)
+    for dataset in disk.moved:
+        has_pointer = any(n.startswith(naming.POINTER) for n in dataset.own)
+        is_moved = dataset.short_name in configured and not has_pointer
+        if naming.ADOPTED in dataset.own or is_moved:
+            _undo_qube(plan, pool, dataset, old_names)
+        elif has_pointer or pool.origin is Origin.UPSTREAM:
+            plan.refuse(messages.UNDO_MADE_SINCE, dataset=dataset.name)
+    _undo_root(plan, pool, disk.home, record.settings)
     plan.change(
-        place.container,
+        pool.container,
         "nothing is left of the adoption",
-        [inherit(place.container, naming.ADOPTED)],
+        [inherit(pool.container, naming.ADOPTED)],
     )
     return plan
 
 
+# --- a qube
+
+
 def _undo_qube(
-    plan: Plan,
-    place: Where,
-    about: Mapping[str, Any],
-    names: set[str],
-    untouched: int,
+    plan: Plan, pool: MigratingPool, dataset: Dataset, old_names: set[str]
 ) -> None:
-    dataset, own = about["name"], about.get("own", {})
-    qube = last(dataset)
-    old = f"{place.old}/{qube}"
-    inner = {
-        last(each["name"]): each for each in listed(about.get("inner", {}))
+    qube, zvols = dataset.short_name, dataset.by_name
+    old = f"{pool.old}/{qube}"
+    volumes = {
+        name.removeprefix(naming.ADOPTED_VOLUME): VolumeRecord.parse(value)
+        for name, value in dataset.own.items()
+        if name.startswith(naming.ADOPTED_VOLUME)
     }
-    for name in own:
+    for name, pointer in dataset.own.items():
         if not name.startswith(naming.POINTER):
             continue
         volume = name.removeprefix(naming.POINTER)
-        record = own.get(naming.ADOPTED_VOLUME + volume, "scratch")
-        if record == "scratch":
-            plan.refused.append(f"{qube} has been started since: {volume}")
-        else:
-            why = _since(volume, own[name], record, inner, untouched)
-            if why:
-                plan.refused.append(f"{volume} of {qube} {why} since")
-    changes = list(_given_back(dataset, own, inner))
-    plan.change(dataset, "its snapshots get their old names", changes)
-    for name, value in own.items():
-        volume = name.removeprefix(naming.ADOPTED_VOLUME)
-        if volume != name and value.endswith(" ro") and volume in inner:
-            # before the record of it goes
-            step = Step(
-                "set",
-                f"{dataset}/{volume}",
-                "is read-only again",
-                settings={"readonly": "on"},
+        record = volumes.get(volume)
+        if record is None:
+            plan.refuse(messages.UNDO_STARTED, qube=qube, volume=volume)
+        elif change := _change_since(volume, pointer, record, zvols):
+            plan.refuse(
+                messages.UNDO_CHANGED, volume=volume, qube=qube, change=change
             )
-            plan.steps.insert(len(plan.steps) - 1, step)
-    if dataset != old:
-        if old in names:
-            plan.refused.append(f"{old} exists again; rename it away")
-        plan.steps.append(Step("rename", dataset, f"becomes {old}", new=old))
+    # before the record of it goes
+    for volume, record in volumes.items():
+        if record is not None and record.is_read_only and volume in zvols:
+            plan.steps.append(
+                SetProperties(
+                    f"{dataset.name}/{volume}",
+                    "is read-only again",
+                    {"readonly": "on"},
+                )
+            )
+    changes = list(_reversed_changes(dataset))
+    plan.change(dataset.name, "its snapshots get their old names", changes)
+    if dataset.name != old:
+        if old in old_names:
+            plan.refuse(messages.UNDO_OLD_EXISTS, dataset=old)
+        plan.steps.append(RenameDataset(dataset.name, f"becomes {old}", old))
 
 
-def _since(
+def _change_since(
     volume: str,
     pointer: str,
-    record: str,
-    inner: Mapping[str, Any],
-    untouched: int,
+    record: VolumeRecord,
+    zvols: Mapping[str, Dataset],
 ) -> str:
-    """What was done to a volume by our driver; empty if nothing was."""
-    zvol = inner.get(volume)
-    numbered = re.compile(re.escape(volume) + r"\.[1-9][0-9]*\Z")
-    if zvol is None or pointer != "0" or any(map(numbered.match, inner)):
+    """Return what our driver did to a volume; empty if it did nothing."""
+    zvol = zvols.get(volume)
+    generation = re.compile(re.escape(volume) + r"\.[1-9][0-9]*\Z")
+    if zvol is None or pointer != "0" or any(map(generation.match, zvols)):
         return "was replaced"
-    revisions = [
-        s for s in listed(zvol["snapshots"]) if re.match(r"r\d+\Z", s["name"])
-    ]
-    adopted = [s for s in revisions if naming.ADOPTED in s["own"]]
-    count, written, _ = record.split()
-    if len(adopted) != len(revisions):
+    revisions = [s for s in zvol.snapshots if _REVISION.match(s.name)]
+    migrated = [s for s in revisions if naming.ADOPTED in s.own]
+    if len(migrated) != len(revisions):
         return "was committed"
-    if len(adopted) != int(count) or any(s["leaving"] for s in adopted):
+    if len(migrated) != record.revisions or any(s.is_leaving for s in migrated):
         return "lost a revision"
-    if adopted:
-        newest = max(adopted, key=lambda s: int(s["name"][1:]))
-        if newest["since"] > int(written) + untouched:
+    if migrated:
+        newest = max(migrated, key=lambda s: int(s.name[1:]))
+        if newest.written_after > record.written + UNTOUCHED:
             return "was written to"
     return ""
 
 
-def _given_back(
-    dataset: str, own: Mapping[str, str], inner: Mapping[str, Any]
-) -> Iterator[dict[str, str]]:
-    for volume, zvol in sorted(inner.items()):
-        target = zvol["name"]
-        for snapshot in listed(zvol["snapshots"]):
-            was = snapshot["own"].get(naming.ADOPTED)
-            full = f"{target}@{snapshot['name']}"
-            if was == MADE:
-                yield {"what": "destroy", "dataset": full}
-            elif was is not None:
+def _reversed_changes(dataset: Dataset) -> Iterator[Change]:
+    for volume, zvol in sorted(dataset.by_name.items()):
+        for snapshot in zvol.snapshots:
+            before = snapshot.own.get(naming.ADOPTED)
+            full = f"{zvol.name}@{snapshot.name}"
+            if before == MADE:
+                yield destroy(full)
+            elif before is not None:
                 yield inherit(full, naming.ADOPTED)
-                yield {
-                    "what": "rename",
-                    "dataset": target,
-                    "name": snapshot["name"],
-                    "value": was,
-                }
-        if naming.ADOPTED_VOLUME + volume in own:
-            yield inherit(target, naming.HOLDER)
-    for name in sorted(own):
-        yield inherit(dataset, name)
+                yield rename_snapshot(zvol.name, snapshot.name, before)
+        if naming.ADOPTED_VOLUME + volume in dataset.own:
+            yield inherit(zvol.name, naming.HOLDER)
+    for name in sorted(dataset.own):
+        yield inherit(dataset.name, name)
 
 
-def _undo_home(
-    plan: Plan,
-    place: Where,
-    found: Mapping[str, Any],
-    before: Mapping[str, str | None],
+# --- the qubes root
+
+
+def _undo_root(
+    plan: Plan, pool: MigratingPool, home: Dataset | None, before: Settings
 ) -> None:
-    about = found.get("home")
-    if about is None:
+    if home is None:
         return
-    if place.was == UPSTREAM:
-        changes = [{"what": "destroy", "dataset": place.home}]
-        plan.change(place.home, "is destroyed, with nothing in it", changes)
+    if pool.origin is Origin.UPSTREAM:
+        text = "is destroyed, with nothing in it"
+        plan.change(pool.home, text, [destroy(pool.home)])
         return
-    back = {name: value for name, value in before.items() if value is not None}
-    if back:
+    restored = {name: v for name, v in before.items() if v is not None}
+    if restored:
         plan.steps.append(
-            Step("set", place.home, "has its settings again", settings=back)
+            SetProperties(pool.home, "has its settings again", restored)
         )
-    gone = [name for name, value in before.items() if value is None]
-    names = [*(name for name in gone if name in about["set"])]
-    names += [naming.BLANK] if naming.BLANK in about["own"] else []
+    inherited = [
+        name
+        for name, value in before.items()
+        if value is None and name in home.settings
+    ]
+    if naming.BLANK in home.own:
+        inherited.append(naming.BLANK)
     plan.change(
-        place.home,
+        pool.home,
         "inherits again what it inherited",
-        [inherit(place.home, name) for name in names],
+        [inherit(pool.home, name) for name in inherited],
     )

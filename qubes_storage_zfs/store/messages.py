@@ -273,6 +273,79 @@ ADOPTED_BUT = (
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
 
 
+# --- what qvm-zfs adopt says
+
+QUBESD_RUNS = (
+    "qubesd runs; shut down the qubes of the pool, run 'sudo systemctl stop"
+    " qubesd' and then this command again"
+)
+ADOPT_DRIVER = "the pool {pool} is not on ZFS: its driver is {driver}"
+ADOPT_OURS = "the pool {pool} is this driver's already"
+ADOPT_VID = (
+    "the volume {volume} of {qube} has the vid {vid!r}, which does not begin"
+    " with {start}"
+)
+ADOPT_NO_FILESYSTEM = "there is no filesystem {dataset}"
+ADOPT_CLAIMED = "{dataset} belongs to the pool {pool}"
+ADOPT_HOME_EXISTS = (
+    "{dataset} exists, and qubes are to be put there; rename it (if it is a"
+    " qube's, clone that under another name)"
+)
+ADOPT_NO_DATASET = "there is no dataset {dataset}"
+ADOPT_BOTH = "{old} and {new} both exist; rename one of them away"
+ADOPT_NOT_A_QUBE = "{dataset} is a {type}, not a qube's"
+ADOPT_NO_VOLUME = "{dataset} is no volume"
+ADOPT_UNSAFE = (
+    "{dataset} has {property}={value}, so that dom0 would read what a qube"
+    " wrote; run 'sudo zfs inherit {property} {dataset}'"
+)
+ADOPT_OUR_NAME = (
+    "qubesd does not know {dataset}, and its name is such as this driver gives;"
+    " rename it"
+)
+ADOPT_NEARLY_EMPTY = (
+    "qubesd does not know {dataset}, and hardly anything is in it; destroy it,"
+    " or keep it by 'sudo zfs snapshot {dataset}@keep'"
+)
+ADOPT_OUR_SNAPSHOT = (
+    "{snapshot} has such a name as this driver gives; rename it"
+)
+ADOPT_HAS_SNAPSHOTS = (
+    "{dataset} has snapshots, though qubesd says that its content is not kept;"
+    " destroy these if that is so"
+)
+ADOPT_BAD_NAME = "{name!r} is no name to work with"
+ADOPT_IN_USE = "{dataset} is in use by {holders}; end that first"
+NOT_ADOPTED = "the pool {pool} was not adopted"
+UNDO_MADE_SINCE = (
+    "{dataset} was made since the pool was adopted; remove the qube, or rename"
+    " the dataset away"
+)
+UNDO_STARTED = "{qube} has been started since: {volume}"
+UNDO_CHANGED = "{volume} of {qube} {change} since"
+UNDO_OLD_EXISTS = "{dataset} exists again; rename it away"
+RECORD_POOL_NAME = (
+    "the pool's name {pool!r} has more than letters, digits, - _ and ., so that"
+    " nothing can be recorded under it; adopting is not possible"
+)
+RECORD_NOT_WRITTEN = "{path}, which undoing needs, cannot be written: {reason}"
+RECORD_NOT_OURS = (
+    "{path} is not what 'qvm-zfs adopt' wrote there; undo by hand with the copy"
+    " of qubes.xml from before, see moving.md in the package's documentation"
+)
+FILE_NOT_READ = "{path} cannot be read: {reason}"
+XML_NO_POOL = "{path} has no pool {pool}"
+XML_NOT_BOOLEAN = (
+    "{path} has {attribute}={value!r} for a volume of {qube}; it must be True"
+    " or False"
+)
+XML_CHANGED = (
+    "{path} was not written: qubesd runs again; stop it with 'sudo systemctl"
+    " stop qubesd', and repeat this command"
+)
+XML_NOT_WRITTEN = "{path} cannot be written: {reason}"
+
+
 class Refused(Failure):
     """An operation that was refused before it changed anything."""
 

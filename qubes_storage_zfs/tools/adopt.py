@@ -6,28 +6,26 @@ undone until a qube of the pool is started.
 """
 
 import argparse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..migrate import records, steps
-from ..migrate.plan import Adoption
-from ..migrate.records import Saved
-from ..migrate.steps import Plan, Refused, Step, Where
-from ..migrate.undo import undo
+from ..migrate import execute, records, saved
+from ..migrate.disk import Disk
+from ..migrate.errors import Refused
+from ..migrate.plan import plan_migration
+from ..migrate.pools import MigratingPool, Origin, migrating_pool
+from ..migrate.records import Dom0Record, Settings
+from ..migrate.steps import Plan
+from ..migrate.undo import plan_undo
 from ..store import messages, naming, policy
 from ..store.container import holder_mark
-from ..zfs import channel, commands, devices, importexport, lzc
+from ..zfs import devices, importexport, lzc
 from . import qubes_xml
 from .common import QUBES_XML, Failed, Pool, slow
 from .output import say, warn
 from .pools import check_zpool
-from .qubes_xml import Store
-
-STOPPED = (
-    "qubesd runs; shut down the qubes of the pool, run 'sudo systemctl stop"
-    " qubesd' and then this command again"
-)
+from .qubes_xml import QubesXml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,247 +49,253 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def run(given: argparse.Namespace) -> int:
+async def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit status."""
     try:
-        await _adopt(given)
+        await (_undo if arguments.undo else _adopt)(arguments)
     except Refused as exc:
-        for text in exc.args[:-1]:
+        for text in exc.reasons[:-1]:
             warn(f"qvm-zfs adopt: {text}")
-        raise Failed(exc.args[-1]) from exc
+        raise Failed(exc.reasons[-1]) from exc
     return 0
 
 
-async def _adopt(given: argparse.Namespace) -> None:
-    if given.apply and qubes_xml.qubesd_runs():
-        raise Refused(STOPPED)
-    store = qubes_xml.Store(given.qubes_xml)
-    attributes = store.pool(given.pool).attrib
-    volumes = store.volumes(given.pool)
-    place = steps.where(attributes, volumes)
+@dataclass(frozen=True)
+class _Situation:
+    """A pool as qubes.xml and the disk have it.
+
+    :ivar record: the text of the record on the container; None if there is none
+    :ivar is_ours: whether qubes.xml has it as a pool of this driver
+    """
+
+    xml: QubesXml
+    pool: MigratingPool
+    disk: Disk
+    record: str | None
+    is_ours: bool
+
+
+async def _read(arguments: argparse.Namespace) -> _Situation:
+    """Read qubes.xml and the disk.
+
+    :raises Refused: if that must not be done now, or the pool is of no kind
+        that can be migrated
+    """
+    if arguments.apply and qubes_xml.qubesd_runs():
+        raise Refused(messages.QUBESD_RUNS)
+    xml = QubesXml(arguments.qubes_xml)
+    attributes = xml.pool(arguments.pool).attrib
+    volumes = xml.volumes(arguments.pool)
+    pool = migrating_pool(attributes, volumes)
     guid = attributes.get(naming.ZPOOL_GUID)
-    check_zpool(Pool(place.pool, place.driver, place.container, guid))
-    found = await _look(place)
-    record = found.get("container", {}).get("own", {}).get(naming.ADOPTED)
-    ours = _is_ours(place, attributes, [v.vid for v in volumes])
-    if given.undo and record is None:
-        _refuse_undo(given, ours)
-        return
-    if given.undo:
-        plan, found = await _undone(given, store, place, record)
-    elif ours:
-        if record is None:
-            raise Refused(f"the pool {given.pool} is this driver's already")
-        say(f"{given.pool} is adopted already.")
-        return
-    else:
-        mark = holder_mark()[naming.HOLDER]
-        adoption = Adoption(place, volumes, found, mark)
-        plan = adoption().checked()
-        saved = _to_save(store, place, record, adoption.settings)
-        store.adopt(place, saved.zpool_guid)
-    async with slow("Looking who uses its volumes"):
-        held = [text async for text in _in_use(found)]
-    if held and given.apply:
-        raise Refused(*held)
-    _show(plan, store, held)
-    if not given.apply:
-        _say_how(given)
-        return
-    if given.undo:
-        kept = store.write()
-        await _do(plan)
-        records.forget(given.pool)
-    else:
-        records.save(saved)
-        await _do(plan)
-        await _must_be_allowed(place)
-        kept = store.write()
-    if kept is not None:
-        say(f"{given.qubes_xml} was changed; as it was it is in {kept}")
-    say(f"{given.pool} is {'as it was' if given.undo else 'adopted'}.")
-    say("Now: sudo systemctl start qubesd")
+    check_zpool(Pool(pool.pool, pool.driver, pool.container, guid))
+    disk = await _read_disk(pool)
+    own = disk.container.own if disk.container is not None else {}
+    has_old_vids = any(
+        volume.vid.startswith(pool.container + "/") for volume in volumes
+    )
+    is_ours = attributes.get("driver") == pool.driver and not has_old_vids
+    return _Situation(xml, pool, disk, own.get(naming.ADOPTED), is_ours)
 
 
-def _refuse_undo(given: argparse.Namespace, ours: bool) -> None:
-    """Nothing is recorded on the disk: it is undone, or was not adopted.
+async def _read_disk(pool: MigratingPool) -> Disk:
+    async with slow(f"Looking at {pool.container}"):
+        return await execute.read_disk(pool)
 
-    :param ours: whether qubes.xml has the pool as one of this driver
-    :raises Refused: if it was not adopted
+
+# --- adopting
+
+
+async def _adopt(arguments: argparse.Namespace) -> None:
+    """Adopt the pool, or print how.
+
+    :raises Refused: if that is not possible
     """
-    if ours or records.load(given.pool) is None:
-        raise Refused(f"the pool {given.pool} was not adopted")
-    # undoing was cut short by then
-    if given.apply:
-        records.forget(given.pool)
-    say(f"{given.pool} is as it was.")
+    now = await _read(arguments)
+    xml, pool = now.xml, now.pool
+    if now.is_ours:
+        if now.record is None:
+            raise Refused(messages.ADOPT_OURS, pool=pool.pool)
+        say(f"{pool.pool} is adopted already.")
+        return
+    mark = holder_mark()[naming.HOLDER]
+    volumes = xml.volumes(pool.pool)
+    plan = plan_migration(pool, volumes, now.disk, mark).checked()
+    settings = plan.record.settings if plan.record is not None else None
+    record = _dom0_record(now, settings)
+    xml.adopt(pool, record.zpool_guid)
+    if not await _may_apply(arguments, plan, now.disk, xml):
+        return
+    saved.save(record)
+    await _carry_out(plan)
+    await _must_be_allowed(pool)
+    _say_done(arguments, xml.write(), "adopted")
 
 
-def _to_save(
-    store: Store,
-    place: Where,
-    record: str | None,
-    settings: Mapping[str, str | None] | None,
-) -> Saved:
-    """What dom0 has to know to undo it.
+def _dom0_record(now: _Situation, settings: Settings | None) -> Dom0Record:
+    """Return what dom0 has to record for an undo.
 
-    :param record: on the container: adopting was cut short, if there is one
-    :param settings: as Saved has them
-    :raises Refused: if a record there is of another adoption
+    :param settings: of the qubes root; None: an earlier run, which was cut
+        short, recorded them
+    :raises Refused: if a record that exists is of another adoption
     """
-    saved = records.load(place.pool) if record is not None else None
-    imported = importexport.guid(place.container.partition("/")[0])
+    pool, record = now.pool, None
+    imported = importexport.guid(pool.zpool)
+    if now.record is not None:
+        on_disk = records.disk_record(pool.container, now.record)
+        record = saved.load(pool.pool)
+        records.check_same(pool, on_disk, imported, record)
     if record is not None:
-        on_disk = records.layout_of(place.container, record)
-        records.check_same(place, on_disk, imported, saved)
-    if saved is not None:
-        return saved
-    return Saved(
-        pool=place.pool,
-        container=place.container,
+        return record
+    return Dom0Record(
+        pool=pool.pool,
+        container=pool.container,
         zpool_guid=imported,
-        was=place.was,
-        old=place.inside,
-        noted=store.pool(place.pool).get(naming.ZPOOL_GUID) is None,
-        dropped=store.dropped(place),
+        origin=pool.origin,
+        inside=pool.inside,
+        guid_is_new=now.xml.pool(pool.pool).get(naming.ZPOOL_GUID) is None,
+        dropped=now.xml.dropped(pool),
         settings=settings,
     )
 
 
-async def _undone(
-    given: argparse.Namespace, store: Store, place: Where, record: str
-) -> tuple[Plan, dict[str, Any]]:
-    """The plan to undo it, and what is on disk; *store* is changed, too.
+async def _must_be_allowed(migrated: MigratingPool) -> None:
+    """Check the datasets as the driver will at the first use.
 
-    :param record: on the container
+    :raises Refused: if a property is not allowed; qubes.xml is as it was
+    """
+    pool = Pool(migrated.pool, migrated.driver, migrated.container)
+    try:
+        await policy.check(pool.place)
+    except policy.Refused as exc:
+        raise Refused(
+            messages.ADOPTED_BUT, pool=migrated.pool, why=exc
+        ) from exc
+
+
+# --- undoing
+
+
+async def _undo(arguments: argparse.Namespace) -> None:
+    """Undo the adoption, or print how.
+
+    :raises Refused: if that is not possible
+    """
+    now = await _read(arguments)
+    if now.record is None:
+        _undo_nothing(arguments, now)
+        return
+    plan, disk = await _undone(now, now.record)
+    if not await _may_apply(arguments, plan, disk, now.xml):
+        return
+    backup = now.xml.write()
+    await _carry_out(plan)
+    saved.delete(arguments.pool)
+    _say_done(arguments, backup, "as it was")
+
+
+def _undo_nothing(arguments: argparse.Namespace, now: _Situation) -> None:
+    """Finish an undo that was cut short after it removed the disk's record.
+
+    :raises Refused: if the pool was not adopted
+    """
+    if now.is_ours or saved.load(arguments.pool) is None:
+        raise Refused(messages.NOT_ADOPTED, pool=arguments.pool)
+    if arguments.apply:
+        saved.delete(arguments.pool)
+    say(f"{arguments.pool} is as it was.")
+
+
+async def _undone(now: _Situation, text: str) -> tuple[Plan, Disk]:
+    """Return the plan to undo it, and the disk; change qubes.xml in memory.
+
+    :param text: the record on the container
     :raises Refused: if it cannot be undone
     """
-    on_disk = records.layout_of(place.container, record)
-    volumes = store.volumes(given.pool)
-    place = steps.where(
-        store.pool(given.pool).attrib, volumes, (on_disk.was, on_disk.old)
+    xml, name = now.xml, now.pool.pool
+    on_disk = records.disk_record(now.pool.container, text)
+    volumes = xml.volumes(name)
+    before = on_disk.origin, on_disk.inside
+    pool = migrating_pool(xml.pool(name).attrib, volumes, before)
+    record = saved.load(name)
+    imported = importexport.guid(pool.zpool)
+    records.check_same(pool, on_disk, imported, record)
+    is_upstream = pool.origin is Origin.UPSTREAM
+    if record is None and not is_upstream:
+        raise Refused(messages.NOT_SAVED, pool=name)
+    disk = await _read_disk(pool)
+    qubes = {volume.qube for volume in volumes}
+    plan = plan_undo(pool, on_disk, disk, qubes).checked()
+    xml.undo(
+        pool,
+        "zfs" if is_upstream else pool.driver,
+        record.dropped if record is not None else {},
+        remove_guid=is_upstream or (record is not None and record.guid_is_new),
     )
-    saved = records.load(given.pool)
-    imported = importexport.guid(place.container.partition("/")[0])
-    records.check_same(place, on_disk, imported, saved)
-    upstream = place.was == steps.UPSTREAM
-    if saved is None and not upstream:
-        raise Refused(messages.NOT_SAVED.format(pool=given.pool))
-    found = await _look(place)
-    plan = undo(place, on_disk, found, {v.qube for v in volumes}).checked()
-    store.undo(
-        place,
-        "zfs" if upstream else place.driver,
-        saved.dropped if saved is not None else {},
-        noted=upstream or (saved is not None and saved.noted),
-    )
-    return plan, found
+    return plan, disk
 
 
-def _is_ours(
-    place: Where, attributes: Mapping[str, str], vids: list[str]
+# --- both
+
+
+async def _may_apply(
+    arguments: argparse.Namespace, plan: Plan, disk: Disk, xml: QubesXml
 ) -> bool:
-    """Whether qubes.xml has it as a pool of this driver."""
-    foreign = any(vid.startswith(place.container + "/") for vid in vids)
-    return attributes.get("driver") == place.driver and not foreign
+    """Print the plan; return whether it is to be carried out.
+
+    :raises Refused: if it is, and a volume is in use
+    """
+    async with slow("Looking who uses its volumes"):
+        obstacles = [text async for text in _in_use(disk)]
+    if obstacles and arguments.apply:
+        raise Refused(*obstacles)
+    _show(plan, xml, obstacles)
+    if not arguments.apply:
+        _say_how(arguments)
+    return bool(arguments.apply)
 
 
-async def _look(place: Where) -> dict[str, Any]:
-    """What is on disk; see adoptable.lua."""
-    question = {
-        "container": place.container,
-        "home": place.home,
-        "old": place.old,
-        "prefix": naming.PREFIX,
-        "settings": list(steps.SETTINGS),
-        "zvol_settings": list(steps.ZVOL_SETTINGS),
-    }
-    async with slow(f"Looking at {place.container}"):
-        await lzc.sync(place.container)
-        found: dict[str, Any] = await channel.read(
-            "adoptable", place.container, question
-        )
-    return found
-
-
-async def _in_use(found: Mapping[str, Any]) -> AsyncIterator[str]:
-    """A sentence for each zvol that somebody has open."""
-    names = {
-        zvol["name"]
-        for which in ("old", "moved")
-        for each in found[which].values()
-        for zvol in each.get("inner", {}).values()
-        if zvol["type"] == "volume"
-    }
-    for name in sorted(names):
+async def _in_use(disk: Disk) -> AsyncIterator[str]:
+    """Yield a sentence for each zvol that is open."""
+    for name in disk.volumes:
         if await lzc.in_thread(name, devices.holders, name):
-            who = await devices.lasting_holders(name)
-            if who:
-                yield f"{name} is in use by {'; '.join(who)}; end that first"
+            holders = await devices.lasting_holders(name)
+            if holders:
+                yield messages.ADOPT_IN_USE.format(
+                    dataset=name, holders="; ".join(holders)
+                )
 
 
-def _show(plan: Plan, store: Store, held: list[str]) -> None:
+async def _carry_out(plan: Plan) -> None:
+    async with slow("Changing them"):
+        await execute.carry_out(plan)
+
+
+def _show(plan: Plan, xml: QubesXml, obstacles: list[str]) -> None:
     for step in plan.steps:
         say(f"{step.dataset}: {step.text}")
         for text in step.details():
             say(f"    {text}")
-    for text in store.changes():
-        say(f"{store.path}: {text}")
+    for text in xml.changes():
+        say(f"{xml.path}: {text}")
     for text in plan.left:
         say(f"left as it is: {text}")
-    for text in held:
+    for text in obstacles:
         say(f"before that: {text}")
 
 
-def _say_how(given: argparse.Namespace) -> None:
-    undo = "--undo " if given.undo else ""
+def _say_how(arguments: argparse.Namespace) -> None:
+    undo = "--undo " if arguments.undo else ""
     say("Nothing was changed. To do it, shut down the pool's qubes and run:")
     say("  sudo systemctl stop qubesd")
-    say(f"  sudo qvm-zfs adopt {undo}--apply {given.pool}")
+    say(f"  sudo qvm-zfs adopt {undo}--apply {arguments.pool}")
     say("  sudo systemctl start qubesd")
 
 
-async def _do(plan: Plan) -> None:
-    async with slow("Changing them"):
-        for step in plan.steps:
-            await _DO[step.verb](step)
-
-
-async def _must_be_allowed(place: Where) -> None:
-    """Check what is on disk as the driver will at the first use.
-
-    :raises Refused: if a property is not allowed; qubes.xml is as it was
-    """
-    pool = Pool(place.pool, place.driver, place.container)
-    try:
-        await policy.check(pool.place)
-    except policy.Refused as exc:
-        why = messages.ADOPTED_BUT.format(pool=place.pool, why=exc)
-        raise Refused(why) from exc
-
-
-async def _create(step: Step) -> None:
-    await lzc.create_filesystem(
-        step.dataset, policy.HOME_SETTINGS, mountable=False
-    )
-
-
-async def _settings(step: Step) -> None:
-    for name, value in step.settings.items():
-        await commands.set_property(step.dataset, name, value)
-
-
-async def _rename(step: Step) -> None:
-    await commands.rename(step.dataset, step.new)
-
-
-async def _change(step: Step) -> None:
-    changes = {"changes": list(step.changes)}
-    await channel.change("changes", step.dataset, changes)
-
-
-_DO = {
-    "create": _create,
-    "set": _settings,
-    "rename": _rename,
-    "change": _change,
-}
+def _say_done(
+    arguments: argparse.Namespace, backup: Path | None, state: str
+) -> None:
+    if backup is not None:
+        say(f"{arguments.qubes_xml} was changed; as it was it is in {backup}")
+    say(f"{arguments.pool} is {state}.")
+    say("Now: sudo systemctl start qubesd")

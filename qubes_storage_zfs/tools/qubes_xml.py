@@ -1,20 +1,22 @@
-"""qubes.xml, for what qubesd cannot be asked to change.
+"""qubes.xml, for changes that qubesd does not offer.
 
 No call of the Admin API gives a volume another vid or pool, or a pool another
 driver (qubes/api/admin.py), and admin.pool.Remove refuses a pool with volumes
-in it.  So the file is rewritten, while qubesd is stopped: it reads the file
-when it starts, and writes what it knows over it when it runs.
+in it.  So the file is rewritten while qubesd is stopped: qubesd reads the file
+when it starts, and overwrites it while it runs.
 """
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 from ..migrate import files
-from ..migrate.records import Dropped
-from ..migrate.steps import Known, Refused, Where
+from ..migrate.errors import Refused
+from ..migrate.pools import ConfiguredVolume, MigratingPool
+from ..migrate.records import Attributes
+from ..store import messages
 from ..store.naming import ZPOOL_GUID
 
 #: where qubesd listens (qubes/api/admin.py)
@@ -22,10 +24,10 @@ SOCKET = "/var/run/qubesd.sock"
 
 
 def qubesd_runs() -> bool:
-    """Whether something listens where qubesd does."""
-    with socket.socket(socket.AF_UNIX) as tried:
+    """Return whether a process listens on qubesd's socket."""
+    with socket.socket(socket.AF_UNIX) as client:
         try:
-            tried.connect(SOCKET)
+            client.connect(SOCKET)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except OSError:
@@ -33,8 +35,10 @@ def qubesd_runs() -> bool:
     return True
 
 
-class Store:
-    """A qubes.xml, read once.
+class QubesXml:
+    """The content of a qubes.xml, read once.
+
+    adopt() and undo() change it in memory; write() replaces the file.
 
     :raises Refused: if it cannot be read
     """
@@ -43,63 +47,74 @@ class Store:
         self.path = path
         try:
             self._text, _ = files.read(path)
-            keep = ElementTree.TreeBuilder(insert_comments=True)
-            parser = ElementTree.XMLParser(target=keep)
+            builder = ElementTree.TreeBuilder(insert_comments=True)
+            parser = ElementTree.XMLParser(target=builder)
             self._root = ElementTree.fromstring(self._text, parser)
             self._before = ElementTree.tostring(self._root)
         except (OSError, ElementTree.ParseError) as exc:
-            raise Refused(f"{path} cannot be read: {exc}") from exc
+            raise Refused(
+                messages.FILE_NOT_READ, path=path, reason=exc
+            ) from exc
 
     def pool(self, name: str) -> ElementTree.Element:
-        """:raises Refused: if there is none of that name"""
+        """Return the element of a pool.
+
+        :raises Refused: if there is no pool of that name
+        """
         for pool in self._root.iterfind("./pools/pool"):
             if pool.get("name") == name:
                 return pool
-        raise Refused(f"{self.path} has no pool {name}")
+        raise Refused(messages.XML_NO_POOL, path=self.path, pool=name)
 
     def _elements(
         self, pool: str
     ) -> Iterator[tuple[str, str, ElementTree.Element]]:
-        """Qube, its class and the element of each volume in a pool."""
+        """Yield qube, its class and the element of each volume in a pool."""
         for qube in self._root.iterfind("./domains/domain"):
             name = qube.findtext("./properties/property[@name='name']", "")
             for volume in qube.iterfind("./volume-config/volume"):
                 if volume.get("pool") == pool:
                     yield name, qube.get("class", ""), volume
 
-    def volumes(self, pool: str) -> list[Known]:
+    def volumes(self, pool: str) -> list[ConfiguredVolume]:
+        """Return the volumes of a pool."""
         return [
-            Known(qube, klass, dict(volume.attrib))
+            ConfiguredVolume(qube, klass, dict(volume.attrib))
             for qube, klass, volume in self._elements(pool)
         ]
 
-    def dropped(self, place: Where) -> Dropped:
-        """The attributes that adopt() will take out: qube -> volume -> them.
+    def dropped(self, place: MigratingPool) -> Mapping[str, Attributes]:
+        """Return qube -> the attributes that adopt() takes out.
 
-        :raises Refused: if one is no truth value
+        :raises Refused: if one is neither True nor False
         """
-        found: dict[str, dict[str, dict[str, str]]] = {}
+        dropped: dict[str, dict[str, dict[str, str]]] = {}
         for qube, _, volume in self._elements(place.pool):
-            taken = {
+            attributes = {
                 key: value
                 for key in place.dropped
                 if (value := volume.get(key)) is not None
             }
-            for key, value in taken.items():
+            for key, value in attributes.items():
                 if value not in ("True", "False"):
                     raise Refused(
-                        f"{self.path} has {key}={value!r} for a volume of"
-                        f" {qube}; it must be True or False"
+                        messages.XML_NOT_BOOLEAN,
+                        path=self.path,
+                        attribute=key,
+                        value=value,
+                        qube=qube,
                     )
-            if taken:
+            if attributes:
                 name = volume.get("vid", "").rpartition("/")[2]
-                found.setdefault(qube, {})[name] = taken
-        return found
+                dropped.setdefault(qube, {})[name] = attributes
+        return dropped
 
-    def adopt(self, place: Where, zpool_guid: str | None = None) -> None:
-        """Change it to what it is once *place* is adopted; write() is next.
+    def adopt(
+        self, place: MigratingPool, zpool_guid: str | None = None
+    ) -> None:
+        """Describe the pool as one of this driver, once it is migrated.
 
-        :param zpool_guid: of the pool's zpool, to be noted; None: not known
+        :param zpool_guid: of the pool's zpool, to be recorded; None: not known
         """
         pool = self.pool(place.pool)
         pool.set("driver", place.driver)
@@ -114,22 +129,26 @@ class Store:
                 volume.attrib.pop(key, None)
 
     def undo(
-        self, place: Where, driver: str, dropped: Dropped, noted: bool = True
+        self,
+        place: MigratingPool,
+        driver: str,
+        dropped: Mapping[str, Attributes],
+        remove_guid: bool = True,
     ) -> None:
-        """The reverse.  Nothing of it comes from a disk.
+        """Describe the pool as before.  Nothing of it comes from a disk.
 
         :param driver: the pool's, as it was
         :param dropped: what dropped() returned before
-        :param noted: whether adopt() noted the GUID of the zpool
+        :param remove_guid: whether adopt() added the GUID of the zpool
         """
         pool = self.pool(place.pool)
         pool.set("driver", driver)
-        if noted:
+        if remove_guid:
             pool.attrib.pop(ZPOOL_GUID, None)
         for qube, _, volume in self._elements(place.pool):
             vid = volume.get("vid", "")
             if vid.startswith(place.old + "/"):
-                # done before: this is repeated
+                # an earlier run was cut short after it wrote this
                 continue
             for key in ("vid", "source"):
                 value = volume.get(key)
@@ -143,7 +162,7 @@ class Store:
                     volume.set(key, before[key])
 
     def changes(self) -> Iterator[str]:
-        """Every attribute that write() will change, a line each."""
+        """Yield a line for each attribute that write() will change."""
         before = ElementTree.fromstring(self._before).iter()
         after = (e for e in self._root.iter() if isinstance(e.tag, str))
         for old, new in zip(before, after, strict=True):
@@ -167,16 +186,14 @@ class Store:
         try:
             now, status = files.read(self.path)
             if qubesd_runs() or now != self._text:
-                raise Refused(
-                    f"{self.path} was not written: qubesd runs again; stop it"
-                    " with 'sudo systemctl stop qubesd', and repeat this"
-                    " command"
-                )
-            kept = self.path.with_name(
+                raise Refused(messages.XML_CHANGED, path=self.path)
+            backup = self.path.with_name(
                 time.strftime(f"{self.path.name}.%Y-%m-%d-%H%M%S")
             )
-            kept = files.create_beside(kept, now, status)
+            backup = files.create_beside(backup, now, status)
             files.replace(self.path, text + b"\n", status)
         except OSError as exc:
-            raise Refused(f"{self.path} cannot be written: {exc}") from exc
-        return kept
+            raise Refused(
+                messages.XML_NOT_WRITTEN, path=self.path, reason=exc
+            ) from exc
+        return backup

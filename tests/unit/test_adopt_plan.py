@@ -6,10 +6,17 @@ import json
 
 import pytest
 
-from qubes_storage_zfs.migrate import records, steps
-from qubes_storage_zfs.migrate.plan import Adoption
-from qubes_storage_zfs.migrate.steps import Known, Refused
-from qubes_storage_zfs.migrate.undo import undo
+from qubes_storage_zfs.migrate import records, saved, steps
+from qubes_storage_zfs.migrate.disk import Disk
+from qubes_storage_zfs.migrate.errors import Refused
+from qubes_storage_zfs.migrate.plan import plan_migration
+from qubes_storage_zfs.migrate.pools import (
+    ConfiguredVolume,
+    MigratingPool,
+    Origin,
+    migrating_pool,
+)
+from qubes_storage_zfs.migrate.undo import plan_undo
 from qubes_storage_zfs.store import naming, policy
 
 POOL = {"name": "vault", "driver": "zfs", "container": "tank/q"}
@@ -48,7 +55,7 @@ def zvol(name, *snapshots, logical=1 << 20, **more):
 
 
 def known(qube="work", name="private", keep=True, klass="AppVM", vid=None):
-    return Known(
+    return ConfiguredVolume(
         qube,
         klass,
         {
@@ -71,17 +78,26 @@ def found(*old, moved=(), home=None):
 
 
 def plan_of(there, *volumes):
-    place = steps.where(POOL, volumes)
-    return Adoption(place, volumes, there, "mark")().checked()
+    pool = migrating_pool(POOL, volumes)
+    return plan_migration(pool, volumes, Disk.parse(there), "mark").checked()
 
 
 def changes_of(plan, dataset):
-    (step,) = (s for s in plan.steps if s.new == "" and s.dataset == dataset)
+    (step,) = (
+        s
+        for s in plan.steps
+        if isinstance(s, steps.ChangeTogether) and s.dataset == dataset
+    )
     return step.changes
 
 
+def outline(plan):
+    return [(type(step).__name__, step.dataset) for step in plan.steps]
+
+
+W = f"{C}/work/private"
 WORK = zvol(
-    f"{C}/work/private",
+    W,
     snapshot("qubes-clean-abc", 30),
     snapshot("mine", 25),
     snapshot("qubes:before-start:2.0", 20),
@@ -92,26 +108,23 @@ WORK = zvol(
 
 def test_revisions_are_numbered_in_the_order_they_were_made():
     plan = plan_of(found(dataset(f"{C}/work", WORK)), known())
-    assert [(s.verb, s.dataset, s.new) for s in plan.steps] == [
-        ("change", C, ""),
-        ("create", f"{C}/vm", ""),
-        ("rename", f"{C}/work", f"{C}/vm/work"),
-        ("change", f"{C}/vm/work", ""),
-        ("change", C, ""),
+    assert outline(plan) == [
+        ("ChangeTogether", C),
+        ("CreateRoot", f"{C}/vm"),
+        ("RenameDataset", f"{C}/work"),
+        ("ChangeTogether", f"{C}/vm/work"),
+        ("ChangeTogether", C),
     ]
+    assert plan.steps[2].new == f"{C}/vm/work"
     changes = changes_of(plan, f"{C}/vm/work")
-    renamed = [
-        (c["name"], c["value"]) for c in changes if c["what"] == "rename"
-    ]
+    renamed = [(c.name, c.value) for c in changes if c.kind == "rename"]
     assert renamed == [
         ("qubes:after-create:1.0", "r1"),
         ("qubes:before-start:2.0", "r2"),
         ("qubes-clean-abc", "r3"),
     ]
     properties = {
-        (c["dataset"], c["name"]): c["value"]
-        for c in changes
-        if c["what"] == "set"
+        (c.dataset, c.name): c.value for c in changes if c.kind == "set"
     }
     qube, target = f"{C}/vm/work", f"{C}/vm/work/private"
     assert properties == {
@@ -135,9 +148,9 @@ def test_what_is_taken_from_a_running_qube_that_died():
     )
     plan = plan_of(found(dataset(f"{C}/work", there)), known())
     committed = [
-        c["value"]
+        c.value
         for c in changes_of(plan, f"{C}/vm/work")
-        if c.get("name") == naming.COMMITTED + "private"
+        if c.name == naming.COMMITTED + "private"
     ]
     assert committed == ["private@r2"]
     assert any("not yet committed" in step.text for step in plan.steps)
@@ -146,11 +159,11 @@ def test_what_is_taken_from_a_running_qube_that_died():
 def test_without_a_committed_state_one_is_made_unless_none_are_kept():
     there = found(dataset(f"{C}/work", zvol(f"{C}/work/private")))
     changes = changes_of(plan_of(there, known()), f"{C}/vm/work")
-    assert changes[0]["dataset"] == f"{C}/vm/work/private@r1"
+    assert changes[0].dataset == f"{C}/vm/work/private@r1"
     attributes = {**known().attributes, "revisions_to_keep": "-1"}
-    none = Known("work", "AppVM", attributes)
+    none = ConfiguredVolume("work", "AppVM", attributes)
     changes = changes_of(plan_of(there, none), f"{C}/vm/work")
-    assert all("@" not in change["dataset"] for change in changes)
+    assert all("@" not in change.dataset for change in changes)
 
 
 def test_what_nobody_keeps_is_only_marked():
@@ -159,7 +172,7 @@ def test_what_nobody_keeps_is_only_marked():
         found(dataset(f"{C}/work", root)), known(name="root", keep=False)
     )
     changes = changes_of(plan, f"{C}/vm/work")
-    assert [(c["dataset"], c["name"]) for c in changes] == [
+    assert [(c.dataset, c.name) for c in changes] == [
         (f"{C}/vm/work/root", naming.HOLDER),
         (f"{C}/vm/work", naming.ADOPTED_VOLUME + "root"),
         (f"{C}/vm/work", naming.ADOPTED),
@@ -229,12 +242,59 @@ def test_strangers_stay():
             [known(keep=False)],
             "its content is not kept",
         ),
+        (
+            found(dataset(f"{C}/work", WORK, zvol(f"{C}/work/private.1"))),
+            [known()],
+            "its name is such as this driver gives",
+        ),
+        (
+            found(dataset(f"{C}/work", WORK, zvol(f"{C}/work/x", logical=9))),
+            [known()],
+            "hardly anything is in it",
+        ),
+        (
+            found(dataset(f"{C}/work", zvol(W, snapshot("r3", 1)))),
+            [known()],
+            "private@r3 has such a name as this driver gives",
+        ),
+        (
+            found(dataset(f"{C}/work", zvol(W, snapshot("qubes:\xe4", 1)))),
+            [known("w\xf6rk")],
+            "cannot name a volume",
+        ),
     ],
 )
 def test_refused(there, volumes, why):
     with pytest.raises(Refused) as caught:
         plan_of(there, *volumes)
-    assert any(why in text for text in caught.value.args), caught.value.args
+    assert any(
+        why in text for text in caught.value.reasons
+    ), caught.value.reasons
+
+
+def test_without_the_dataset_of_the_qubes():
+    older = {"name": "mine", "driver": "zfs_zvol"}
+    there = {**found(), "container": dataset("mine")}
+    pool = migrating_pool(older, [known(vid="mine/vm/work/private")])
+    with pytest.raises(Refused, match="there is no dataset mine/vm"):
+        plan_migration(pool, [], Disk.parse(there), "mark").checked()
+
+
+def test_no_strange_name_is_worked_with():
+    there = found(dataset(f"{C}/work", zvol(W, snapshot("qubes:a", 1))))
+    plan = plan_of(there, known())
+    plan.steps.append(steps.RenameDataset(f"{C}/work", "is moved", "x y"))
+    with pytest.raises(Refused, match="'x y' is no name to work with"):
+        plan.checked()
+
+
+def test_another_pools_container_is_refused():
+    there = found()
+    there["container"]["own"] = {naming.OWNER: "other"}
+    with pytest.raises(Refused, match="tank/q belongs to the pool other"):
+        plan_of(there, known())
+    with pytest.raises(Refused, match="its driver is lvm_thin"):
+        migrating_pool({"name": "x", "driver": "lvm_thin"}, [])
 
 
 def test_a_container_that_is_none_is_refused():
@@ -243,7 +303,7 @@ def test_a_container_that_is_none_is_refused():
     with pytest.raises(Refused, match="there is no filesystem tank/q"):
         plan_of(there, known())
     with pytest.raises(Refused, match="does not support"):
-        steps.where({**POOL, "container": "tank/a b"}, [])
+        migrating_pool({**POOL, "container": "tank/a b"}, [])
 
 
 @pytest.mark.parametrize(
@@ -259,8 +319,8 @@ def test_where_the_older_layout_is(driver, vid, old, home):
     if driver == "zfs_encrypted":
         base = "t/encryption/mine"
         old, home = base + old, base + home
-    place = steps.where(attributes, [known(vid=vid)])
-    assert (place.old, place.home, place.was) == (old, home, steps.OLDER)
+    pool = migrating_pool(attributes, [known(vid=vid)])
+    assert (pool.old, pool.home, pool.origin) == (old, home, Origin.OLDER)
 
 
 # --- undoing
@@ -294,30 +354,31 @@ def adopted():
 
 
 def undone(there, record):
-    before = records.layout_of(C, record)
-    place = steps.where(POOL, [], (before.was, before.old))
-    return undo(place, before, there, {"work"}).checked()
+    before = records.disk_record(C, record)
+    pool = migrating_pool(POOL, [], (before.origin, before.inside))
+    return plan_undo(pool, before, Disk.parse(there), {"work"}).checked()
 
 
 def test_undoing_is_the_reverse():
     plan = undone(*adopted())
-    assert [(s.verb, s.dataset) for s in plan.steps] == [
-        ("change", C),
-        ("set", f"{C}/vm/work/private"),
-        ("change", f"{C}/vm/work"),
-        ("rename", f"{C}/vm/work"),
-        ("change", f"{C}/vm"),
-        ("change", C),
+    assert outline(plan) == [
+        ("ChangeTogether", C),
+        ("SetProperties", f"{C}/vm/work/private"),
+        ("ChangeTogether", f"{C}/vm/work"),
+        ("RenameDataset", f"{C}/vm/work"),
+        ("ChangeTogether", f"{C}/vm"),
+        ("ChangeTogether", C),
     ]
     changes = plan.steps[2].changes
-    assert [
-        (c["name"], c["value"]) for c in changes if c["what"] == "rename"
-    ] == [("r1", "qubes:after-create:1"), ("r2", "qubes-clean-abc")]
+    assert [(c.name, c.value) for c in changes if c.kind == "rename"] == [
+        ("r1", "qubes:after-create:1"),
+        ("r2", "qubes-clean-abc"),
+    ]
     shown = [text for step in plan.steps for text in step.details()]
     assert "set readonly=on" in shown
     assert f"rename {C}/vm/work/private@r2 to @qubes-clean-abc" in shown
     assert f"inherit {naming.OWNER} of {C}" in shown
-    gone = [c["name"] for c in changes if c["dataset"] == f"{C}/vm/work"]
+    gone = [c.name for c in changes if c.dataset == f"{C}/vm/work"]
     assert gone == sorted(adopted()[0]["moved"]["1"]["own"])
 
 
@@ -367,7 +428,7 @@ def test_undoing_is_refused_after_use(what, why):
     what(qube, qube["inner"]["1"])
     with pytest.raises(Refused) as caught:
         undone(there, record)
-    assert caught.value.args == (why,)
+    assert caught.value.reasons == (why,)
 
 
 def test_undoing_is_refused_where_it_cannot_be_as_it_was():
@@ -415,17 +476,21 @@ def _record(**changed):
 )
 def test_a_container_s_record_of_another_kind_is_refused(text):
     with pytest.raises(Refused) as caught:
-        records.layout_of(C, text)
-    (why,) = caught.value.args
+        records.disk_record(C, text)
+    (why,) = caught.value.reasons
     assert why.startswith(f"{C} has {naming.ADOPTED}") and why.isprintable()
     assert len(why) < 700
 
 
 def test_a_container_s_records_that_adopting_writes():
     for before in {}, {"mountpoint": None, "volmode": "default"}:
-        record = records.layout_of(C, _record(set=before))
-        assert (record.was, record.old, record.settings) == ("zfs", "", before)
-    assert records.layout_of(C, _record(was="older", old="vm")).old == "vm"
+        record = records.disk_record(C, _record(set=before))
+        assert (record.origin, record.inside, record.settings) == (
+            "zfs",
+            "",
+            before,
+        )
+    assert records.disk_record(C, _record(was="older", old="vm")).inside == "vm"
 
 
 @pytest.mark.parametrize(
@@ -461,23 +526,23 @@ def test_records_that_adopting_does_not_write_are_refused(where, name, value):
     own[name] = value
     with pytest.raises(Refused) as caught:
         undone(there, record)
-    for why in caught.value.args:
+    for why in caught.value.reasons:
         assert "which 'qvm-zfs adopt' does not write" in why
         assert why.isprintable()
-    assert any(name in why for why in caught.value.args)
+    assert any(name in why for why in caught.value.reasons)
 
 
 def test_what_undoing_cannot_put_back_is_not_recorded():
     attributes = {"name": "mine", "driver": "zfs_zvol"}
     home = dataset("mine/vm", set={"mountpoint": "/etc", "volmode": "none"})
     there = {**found(home=home), "container": dataset("mine")}
-    place = steps.where(attributes, [known(vid="mine/vm/a/private")])
-    plan = Adoption(place, [], there, "mark")().checked()
-    record = json.loads(plan.steps[0].changes[0]["value"])
+    pool = migrating_pool(attributes, [known(vid="mine/vm/a/private")])
+    plan = plan_migration(pool, [], Disk.parse(there), "mark").checked()
+    record = json.loads(plan.steps[0].changes[0].value)
     assert "mountpoint" not in record["set"]
     assert record["set"]["volmode"] == "none"
     assert record["set"]["snapdev"] is None
-    assert records.layout_of("mine", json.dumps(record))
+    assert records.disk_record("mine", json.dumps(record))
     assert any("mountpoint=/etc of mine/vm" in text for text in plan.left)
 
 
@@ -486,48 +551,52 @@ def test_what_undoing_cannot_put_back_is_not_recorded():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "FOLDER", tmp_path / "kept")
-    return tmp_path / "kept"
+    monkeypatch.setattr(saved, "FOLDER", tmp_path / "saved")
+    return tmp_path / "saved"
 
 
-SAVED = records.Saved(
+SAVED = records.Dom0Record(
     pool="vault",
     container=C,
     zpool_guid="123",
-    was="older",
-    old="vm",
-    noted=True,
+    origin=Origin.OLDER,
+    inside="vm",
+    guid_is_new=True,
     dropped={"work": {"private": {"save_on_stop": "False"}}},
     settings={"mountpoint": None, "volmode": "default"},
 )
 
 
+POOL_OF_OLDER = MigratingPool(
+    "vault", "zfs_zvol", Origin.OLDER, C, f"{C}/vm", f"{C}/vm"
+)
+
+
 def test_saved_and_loaded(folder):
-    assert records.load("vault") is None
-    records.save(SAVED)
-    records.save(SAVED)
-    assert records.load("vault") == SAVED
+    assert saved.load("vault") is None
+    saved.save(SAVED)
+    saved.save(SAVED)
+    assert saved.load("vault") == SAVED
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
-    records.forget("vault")
-    records.forget("vault")
-    assert records.load("vault") is None
+    saved.delete("vault")
+    saved.delete("vault")
+    assert saved.load("vault") is None
 
 
 def test_a_file_of_an_earlier_version_is_loaded(folder):
     """It has no settings of the qubes root; those on the disk count."""
-    records.save(SAVED)
+    saved.save(SAVED)
     (file,) = folder.iterdir()
     value = json.loads(file.read_text())
     del value["settings"]
     file.write_text(json.dumps(value))
-    saved = records.load("vault")
-    assert saved == dataclasses.replace(SAVED, settings=None)
-    place = steps.Where("vault", "zfs_zvol", "older", C, f"{C}/vm", f"{C}/vm")
+    record = saved.load("vault")
+    assert record == dataclasses.replace(SAVED, settings=None)
     for settings in {}, {"mountpoint": "none"}:
-        on_disk = records.Layout("older", "vm", settings)
-        records.check_same(place, on_disk, "123", saved)
+        on_disk = records.DiskRecord(Origin.OLDER, "vm", settings)
+        records.check_same(POOL_OF_OLDER, on_disk, "123", record)
 
 
 @pytest.mark.parametrize(
@@ -550,35 +619,35 @@ def test_a_file_of_an_earlier_version_is_loaded(folder):
     ],
 )
 def test_a_file_of_another_kind_is_not_loaded(folder, change):
-    records.save(SAVED)
+    saved.save(SAVED)
     (file,) = folder.iterdir()
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(Refused, match="is not what 'qvm-zfs adopt' wrote"):
-        records.load("vault")
+        saved.load("vault")
 
 
 def test_a_folder_or_file_of_another_user_is_refused(folder):
-    records.save(SAVED)
+    saved.save(SAVED)
     (file,) = folder.iterdir()
     file.chmod(0o622)
     with pytest.raises(Refused, match="is not what"):
-        records.load("vault")
+        saved.load("vault")
     folder.chmod(0o777)
     with pytest.raises(Refused, match="another user than root can write"):
-        records.save(SAVED)
+        saved.save(SAVED)
     folder.chmod(0o700)
     target = folder.parent / "target"
     file.rename(target)
     file.symlink_to(target)
     with pytest.raises(Refused, match="cannot be read"):
-        records.load("vault")
-    records.save(SAVED)
+        saved.load("vault")
+    saved.save(SAVED)
     assert not file.is_symlink() and target.stat().st_mode & 0o777 == 0o622
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\nb", ".x", "x" * 201])
 def test_a_pool_s_name_that_can_name_no_file(folder, name):
-    for use in records.load, records.forget:
+    for use in saved.load, saved.delete:
         with pytest.raises(Refused, match="nothing can be recorded"):
             use(name)
 
@@ -588,15 +657,14 @@ def test_a_pool_s_name_that_can_name_no_file(folder, name):
     [
         {"container": "tank/x"},
         {"zpool_guid": "9"},
-        {"was": "zfs", "old": ""},
+        {"origin": Origin.UPSTREAM, "inside": ""},
         {"settings": {"mountpoint": None, "volmode": "dev"}},
         {"settings": {}},
     ],
 )
 def test_records_of_another_adoption_are_refused(change):
-    place = steps.Where("vault", "zfs_zvol", "older", C, f"{C}/vm", f"{C}/vm")
-    on_disk = records.Layout("older", "vm", SAVED.settings)
-    records.check_same(place, on_disk, "123", SAVED)
+    on_disk = records.DiskRecord(Origin.OLDER, "vm", SAVED.settings)
+    records.check_same(POOL_OF_OLDER, on_disk, "123", SAVED)
     other = dataclasses.replace(SAVED, **change)
     with pytest.raises(Refused, match="is not what dom0 recorded"):
-        records.check_same(place, on_disk, "123", other)
+        records.check_same(POOL_OF_OLDER, on_disk, "123", other)

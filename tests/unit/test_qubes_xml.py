@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs.migrate import files, steps
-from qubes_storage_zfs.migrate.steps import Refused
+from qubes_storage_zfs.migrate import files
+from qubes_storage_zfs.migrate.errors import Refused
+from qubes_storage_zfs.migrate.pools import migrating_pool
 from qubes_storage_zfs.tools import qubes_xml
 
 CHECKOUT = os.environ.get("QUBES_CORE_ADMIN")
@@ -104,12 +105,11 @@ def file(tmp_path, monkeypatch):
 
 
 def place_of(store):
-    known = store.volumes("vault")
-    return steps.where(store.pool("vault").attrib, known)
+    return migrating_pool(store.pool("vault").attrib, store.volumes("vault"))
 
 
 def adopted(path):
-    store = qubes_xml.Store(path)
+    store = qubes_xml.QubesXml(path)
     place = place_of(store)
     store.adopt(place)
     return place, store.write()
@@ -125,7 +125,7 @@ def test_adopted_and_back(file):
     assert kept is not None and kept.read_text() == TEXT
     for each in file, kept:
         assert each.stat().st_mode & 0o777 == 0o640
-    again = qubes_xml.Store(file)
+    again = qubes_xml.QubesXml(file)
     again.undo(place, "zfs", {})
     again.write()
     assert file.read_text().replace(" />", "/>") == TEXT
@@ -138,35 +138,35 @@ def test_volumes_of_the_older_layout_are_what_their_class_says(file):
     old = old.replace('"True" snap_on_start="False" s', '"False" s')
     file.write_text(old)
     place, _ = adopted(file)
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     private = store.volumes("vault")[1]
-    assert private.vid == "work/private" and private.persistent(place.was)
+    assert private.vid == "work/private" and private.is_persistent(place.origin)
     assert "save_on_stop" not in private.attributes
     before = {"private": {"save_on_stop": "False"}}
     root = {"root": {"save_on_stop": "False", "snap_on_start": "True"}}
     source = "tank/qubes/tmpl/root"
     store.undo(place, "zfs_zvol", {"work": {**before, **root}})
     store.write()
-    (first, second) = qubes_xml.Store(file).volumes("vault")
+    (first, second) = qubes_xml.QubesXml(file).volumes("vault")
     assert second.attributes["save_on_stop"] == "False"
     assert second.vid == "tank/qubes/vm/work/private"
     assert first.attributes["snap_on_start"] == "True"
     assert first.attributes["source"].endswith(source)
     # and again, as after a crash, when nobody knows what was dropped
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     store.undo(place, "zfs_zvol", {})
     assert store.write() is None
 
 
 def test_nothing_to_change_is_not_written(file):
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     assert store.write() is None
     assert list(file.parent.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("how", ["qubesd", "changed"])
 def test_not_written_if_qubesd_came_back(file, how):
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     store.adopt(place_of(store))
     with socket.socket(socket.AF_UNIX) as listening:
         if how == "qubesd":
@@ -193,10 +193,10 @@ def test_a_dead_qubesd_does_not_run(file):
 def test_unreadable_is_refused(file, text):
     file.write_text(text)
     with pytest.raises(Refused, match="cannot be read"):
-        qubes_xml.Store(file)
+        qubes_xml.QubesXml(file)
     file.unlink()
     with pytest.raises(Refused, match="cannot be read"):
-        qubes_xml.Store(file)
+        qubes_xml.QubesXml(file)
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="QUBES_CORE_ADMIN is not set")
@@ -228,7 +228,7 @@ def test_core_admin_reads_what_was_made_of_its_own(tmp_path, monkeypatch):
         line.replace("zfs ", "zfs_zvol ").replace("tank/qubes/", "")
         for line in told
     )
-    again = qubes_xml.Store(path)
+    again = qubes_xml.QubesXml(path)
     again.undo(place, "zfs", {})
     again.write()
     assert core_admin("again") == told
@@ -255,12 +255,12 @@ def test_no_symlink_is_followed(file, monkeypatch):
     file.unlink()
     file.symlink_to(target)
     with pytest.raises(Refused, match="cannot be read"):
-        qubes_xml.Store(file)
+        qubes_xml.QubesXml(file)
     assert target.read_text() == TEXT
 
 
 def test_a_file_swapped_for_a_symlink_is_not_written(file):
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     store.adopt(place_of(store))
     target = file.with_name("target")
     file.rename(target)
@@ -272,7 +272,7 @@ def test_a_file_swapped_for_a_symlink_is_not_written(file):
 
 @pytest.mark.parametrize("fails", ["fsync", "replace", "fchmod"])
 def test_nothing_half_written_stays(file, monkeypatch, fails):
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     store.adopt(place_of(store))
 
     def failing(*arguments, **named):
@@ -302,7 +302,7 @@ def test_names_of_new_files_cannot_be_foreseen(file, monkeypatch):
 
 
 def test_every_change_is_shown(file):
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     store.adopt(place_of(store), "123")
     assert list(store.changes()) == [
         "pool vault: driver=zfs_zvol",
@@ -314,12 +314,12 @@ def test_every_change_is_shown(file):
 
 
 def test_undoing_takes_out_what_adopting_noted(file):
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     place = place_of(store)
     store.adopt(place, "123")
     store.write()
-    again = qubes_xml.Store(file)
-    again.undo(place, "zfs", {}, noted=False)
+    again = qubes_xml.QubesXml(file)
+    again.undo(place, "zfs", {}, remove_guid=False)
     assert again.pool("vault").get("zpool_guid") == "123"
     again.undo(place, "zfs", {})
     again.write()
@@ -328,7 +328,7 @@ def test_undoing_takes_out_what_adopting_noted(file):
 
 def test_what_adopting_drops_must_be_true_or_false(file):
     file.write_text(TEXT.replace('driver="zfs"', 'driver="zfs_zvol"'))
-    store = qubes_xml.Store(file)
+    store = qubes_xml.QubesXml(file)
     place = place_of(store)
     assert store.dropped(place)["work"]["private"] == {
         "save_on_stop": "True",
@@ -336,4 +336,4 @@ def test_what_adopting_drops_must_be_true_or_false(file):
     }
     file.write_text(file.read_text().replace('stop="True"', 'stop="perhaps"'))
     with pytest.raises(Refused, match="save_on_stop='perhaps' for a volume"):
-        qubes_xml.Store(file).dropped(place)
+        qubes_xml.QubesXml(file).dropped(place)

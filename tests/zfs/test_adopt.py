@@ -18,7 +18,7 @@ import pytest
 
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
-from qubes_storage_zfs.migrate import records
+from qubes_storage_zfs.migrate import saved
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.store.policy import HOME_SETTINGS
@@ -152,7 +152,7 @@ class World:
         self.xml = folder / "qubes.xml"
         self.socket = folder / "qubesd.sock"
         patch.setattr(qubes_xml, "SOCKET", str(self.socket))
-        patch.setattr(records, "FOLDER", folder / "kept")
+        patch.setattr(saved, "FOLDER", folder / "kept")
         self.kept = {}
         self.volumes = []
         self.driver = "zfs"
@@ -487,9 +487,9 @@ def dying_after(patch, calls):
         return counted
 
     for place, name in (
-        (qubes_xml.Store, "write"),
-        (records, "save"),
-        (records, "forget"),
+        (qubes_xml.QubesXml, "write"),
+        (saved, "save"),
+        (saved, "delete"),
     ):
         patch.setattr(place, name, wrap_file(getattr(place, name)))
     return left
@@ -610,14 +610,14 @@ def test_refused_before_anything_is_touched(small, capsys, how, why):
 
 
 def test_xml_that_was_changed_meanwhile_is_not_written(small, monkeypatch):
-    done = adopt._do
+    done = adopt._carry_out
 
     async def slow(plan):
         await done(plan)
         small.xml.write_bytes(small.xml.read_bytes() + b"<!-- newer -->\n")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adopt, "_do", slow)
+        patch.setattr(adopt, "_carry_out", slow)
         assert small("--apply") == 1
     assert 'driver="zfs"' in small.xml.read_text()
     assert small("--apply") == 0
@@ -782,7 +782,7 @@ def test_undo_without_a_record_in_dom0(small):
     """All of upstream's can be derived; see test_older_... for the rest."""
     before, text = small.datasets(), small.xml.read_bytes()
     assert small("--apply") == 0
-    records.forget(POOL)
+    saved.delete(POOL)
     assert small("--undo", "--apply") == 0
     assert (small.datasets(), small.xml.read_bytes()) == (before, text)
 
@@ -801,11 +801,11 @@ def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
     assert f'zpool_guid="{guid}"' in world.xml.read_text()
     forged = '{"private": {"save_on_stop": "True", "snap_on_start": "True"}}'
     sh("zfs", "set", f"{naming.ADOPTED}={forged}", f"{container}/vm/one")
-    saved = records.load(POOL)
-    records.forget(POOL)
+    record = saved.load(POOL)
+    saved.delete(POOL)
     assert world("--undo", "--apply") == 1
     assert "dom0 has no record of the adoption" in capsys.readouterr().err
-    records.save(saved)
+    saved.save(record)
     xml = world.xml.read_text()
     world.xml.write_text(xml.replace(guid, "1"))
     assert world("--undo", "--apply") == 1
@@ -813,13 +813,13 @@ def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
     world.xml.write_text(xml)
     layout = sh("zfs", "get", "-Ho", "value", naming.ADOPTED, container)
     other = {**json.loads(layout), "set": {"volmode": "none"}}
-    assert other["set"] != saved.settings
-    assert saved.settings == json.loads(layout)["set"]
-    record = f"{naming.ADOPTED}={json.dumps(other)}"
-    sh("zfs", "set", record, container)
+    assert other["set"] != record.settings
+    assert record.settings == json.loads(layout)["set"]
+    forged = f"{naming.ADOPTED}={json.dumps(other)}"
+    sh("zfs", "set", forged, container)
     assert world("--undo", "--apply") == 1
     assert "is not what dom0 recorded" in capsys.readouterr().err
     sh("zfs", "set", f"{naming.ADOPTED}={layout}", container)
     assert world("--undo", "--apply") == 0
     assert attributes_of(world.xml) == text
-    assert records.load(POOL) is None
+    assert saved.load(POOL) is None

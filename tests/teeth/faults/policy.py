@@ -131,7 +131,7 @@ FAULTS = (
     Fault(
         "what is adopted is not checked",
         "tools/adopt.py",
-        "        await _must_be_allowed(place)\n",
+        "    await _must_be_allowed(pool)\n",
         "",
         zfs_tests("adopt", "what_the_driver_would_refuse_is_not_adopted"),
     ),

@@ -12,33 +12,33 @@ FAULTS = (
     Fault(
         "undoing takes attributes of qubes.xml from the disk",
         "tools/adopt.py",
-        "        saved.dropped if saved is not None else {},\n",
+        "        record.dropped if record is not None else {},\n",
         "        {\n"
-        '            each["name"].rpartition("/")[2]: __import__("json").loads(\n'
-        '                each["own"][naming.ADOPTED]\n'
+        "            qube.short_name: __import__('json').loads(\n"
+        "                qube.own[naming.ADOPTED]\n"
         "            )\n"
-        '            for each in found["moved"].values()\n'
+        "            for qube in disk.moved\n"
         "        },\n",
         zfs_tests("adopt", "attributes_come_from_dom0"),
     ),
     Fault(
         "undoing sets a property that is not in the table",
         "migrate/records.py",
-        "            if before not in SETTINGS.get(name, ()):\n",
-        "            if False:\n",
+        "        if before not in SETTINGS.get(name, ()):\n",
+        "        if False:\n",
         _EVIL,
     ),
     Fault(
         "a record of a qube that adopting does not write is accepted",
         "migrate/undo.py",
-        "    plan.refused.extend(strangers(found))\n",
+        "    plan.refused.extend(map(str, records.unexpected(disk)))\n",
         "",
         _EVIL,
     ),
     Fault(
         "undoing sets what dom0 did not record",
         "migrate/records.py",
-        "            and saved.settings in (None, on_disk.settings)\n",
+        "            and in_dom0.settings in (None, on_disk.settings)\n",
         "",
         (
             "tests/unit/test_adopt_plan.py"
@@ -48,7 +48,7 @@ FAULTS = (
     Fault(
         "undoing believes that the zpool is the one that was adopted",
         "migrate/records.py",
-        "            and saved.zpool_guid in (None, imported)\n",
+        "            and in_dom0.zpool_guid in (None, imported)\n",
         "",
         (
             "tests/unit/test_adopt_plan.py"

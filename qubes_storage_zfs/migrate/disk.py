@@ -1,0 +1,151 @@
+"""What ZFS reports of a pool that is to be migrated, as types.
+
+The program adoptable.lua returns it.  Everything here may come from another
+machine: names are checked before a step uses them, values before they are
+restored.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..store import policy
+
+#: properties that adoptable.lua returns, of a filesystem and of a zvol
+SETTINGS = tuple(policy.HOME_SETTINGS)
+ZVOL_SETTINGS = (*policy.SAFE, "readonly")
+#: bytes; the most that ZFS itself writes to a volume when its zpool is imported
+#: (doc/design.md).  Only what a plan says and refuses depends on it
+UNTOUCHED = 8192
+
+#: a table that a channel program returned
+Answer = Mapping[str, Any]
+
+
+def _items(table: Answer) -> list[Answer]:
+    """Return the items of a list that a channel program returned."""
+    return [table[key] for key in sorted(table, key=int)]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot of a zvol.
+
+    :ivar name: the part after the @
+    :ivar createtxg: the transaction group that it was created in
+    :ivar is_leaving: whether it is destroyed together with its last clone
+    :ivar own: properties of this driver that are set on it
+    :ivar written_after: bytes written to the volume since
+    """
+
+    name: str
+    createtxg: int
+    is_leaving: bool
+    own: Mapping[str, str]
+    written_after: int
+
+    @classmethod
+    def parse(cls, answer: Answer) -> "Snapshot":
+        """Return the snapshot that the program describes."""
+        return cls(
+            answer["name"],
+            answer["createtxg"],
+            bool(answer["leaving"]),
+            answer["own"],
+            answer["since"],
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset and its children.
+
+    :ivar type: as zfs(8) calls it: filesystem, volume ...
+    :ivar own: properties of this driver that are set on it
+    :ivar settings: other properties that are set on it, of those asked for
+    :ivar logical: bytes that a zvol refers to, before compression
+    """
+
+    name: str
+    type: str
+    own: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    children: Sequence["Dataset"] = ()
+    snapshots: Sequence[Snapshot] = ()
+    logical: int = 0
+
+    @property
+    def short_name(self) -> str:
+        """The last component of the name."""
+        return last(self.name)
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is a zvol."""
+        return self.type == "volume"
+
+    @property
+    def is_filesystem(self) -> bool:
+        """Whether it is a filesystem."""
+        return self.type == "filesystem"
+
+    @property
+    def by_name(self) -> dict[str, "Dataset"]:
+        """The children, by the last component of their names."""
+        return {child.short_name: child for child in self.children}
+
+    @classmethod
+    def parse(cls, answer: Answer) -> "Dataset":
+        """Return the dataset that the program describes."""
+        return cls(
+            answer["name"],
+            answer["type"],
+            answer.get("own", {}),
+            answer.get("set", {}),
+            tuple(map(cls.parse, _items(answer.get("inner", {})))),
+            tuple(map(Snapshot.parse, _items(answer.get("snapshots", {})))),
+            answer.get("logical", 0),
+        )
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The datasets of a pool.
+
+    :ivar container: None if it does not exist
+    :ivar home: the qubes root of this driver; None if it does not exist
+    :ivar old_exists: whether the dataset exists that the qubes' datasets were
+        below
+    :ivar old: the children of that dataset
+    :ivar moved: the children of the qubes root
+    """
+
+    container: Dataset | None
+    home: Dataset | None
+    old_exists: bool
+    old: Sequence[Dataset]
+    moved: Sequence[Dataset]
+
+    @classmethod
+    def parse(cls, answer: Answer) -> "Disk":
+        """Return what the program describes."""
+        container, home = answer.get("container"), answer.get("home")
+        return cls(
+            None if container is None else Dataset.parse(container),
+            None if home is None else Dataset.parse(home),
+            bool(answer.get("old_exists")),
+            tuple(map(Dataset.parse, _items(answer["old"]))),
+            tuple(map(Dataset.parse, _items(answer["moved"]))),
+        )
+
+    @property
+    def volumes(self) -> list[str]:
+        """The names of all zvols of qubes, sorted."""
+        qubes = (*self.old, *self.moved)
+        zvols = {z.name for q in qubes for z in q.children if z.is_volume}
+        return sorted(zvols)
+
+
+def last(dataset: str) -> str:
+    """Return the last component of a name."""
+    return dataset.rpartition("/")[2]

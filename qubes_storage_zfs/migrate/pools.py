@@ -1,0 +1,138 @@
+"""A pool that is to be migrated: how qubes.xml describes it, and where it is.
+
+Pure: nothing here reads a file or asks ZFS.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..store import messages, naming
+from .errors import Refused
+
+
+class Origin(enum.StrEnum):
+    """The driver that created a pool."""
+
+    #: core-admin's driver ``zfs``
+    UPSTREAM = "zfs"
+    #: a release of this driver from before generations and pointers
+    OLDER = "older"
+
+
+@dataclass(frozen=True)
+class ConfiguredVolume:
+    """A volume as qubes.xml has it.
+
+    :ivar klass: the class of its qube
+    :ivar attributes: of its element
+    """
+
+    qube: str
+    klass: str
+    attributes: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The volume's name within its qube."""
+        return self.attributes.get("name", "")
+
+    @property
+    def vid(self) -> str:
+        """The volume's identifier in qubesd."""
+        return self.attributes.get("vid", "")
+
+    def is_persistent(self, origin: Origin) -> bool:
+        """Return whether its content outlives a stop of the qube.
+
+        The older driver recorded that no content does and yet kept it; there
+        the class of the qube decides.
+        """
+        if origin is Origin.UPSTREAM:
+            return self.attributes.get("save_on_stop") == "True"
+        if self.name == "root":
+            return self.klass in ("TemplateVM", "StandaloneVM")
+        return self.name == "private" and self.klass != "DispVM"
+
+    @property
+    def has_revisions(self) -> bool:
+        """Whether it has a committed state and revisions."""
+        return self.attributes.get("revisions_to_keep") != "-1"
+
+
+@dataclass(frozen=True)
+class MigratingPool:
+    """A pool, before and after it is migrated.
+
+    :ivar driver: the driver of this package that it will have
+    :ivar container: its dataset
+    :ivar home: the qubes root that it will have
+    :ivar old: the dataset below which the qubes' datasets were
+    """
+
+    pool: str
+    driver: str
+    origin: Origin
+    container: str
+    home: str
+    old: str
+
+    @property
+    def zpool(self) -> str:
+        """The zpool that the pool is in."""
+        return self.container.partition("/")[0]
+
+    @property
+    def inside(self) -> str:
+        """The old place in the container; empty if it is the container."""
+        return self.old[len(self.container) + 1 :]
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The attributes of volumes that migrating takes out of qubes.xml.
+
+        The older driver wrote wrong values; without them the qube's class
+        decides.
+        """
+        if self.origin is Origin.OLDER:
+            return ("save_on_stop", "snap_on_start")
+        return ()
+
+
+def migrating_pool(
+    attributes: Mapping[str, str],
+    volumes: Sequence[ConfiguredVolume],
+    before: tuple[Origin, str] | None = None,
+) -> MigratingPool:
+    """Return where a pool is that qubes.xml describes.
+
+    :param attributes: of the pool's element
+    :param before: of a pool that is migrated already: its origin, and where the
+        qubes' datasets were in the container; one of records.LAYOUTS
+    :raises Refused: if the pool cannot be migrated
+    """
+    name, driver = attributes.get("name", ""), attributes.get("driver", "")
+    if driver == "zfs_encrypted":
+        above = attributes.get("zpool_name", name)
+        container = home = f"{above}/encryption/{name}"
+    elif driver in (Origin.UPSTREAM, "zfs_zvol"):
+        container = attributes.get("container", name)
+        home = f"{container}/vm"
+    else:
+        raise Refused(messages.ADOPT_DRIVER, pool=name, driver=driver)
+    try:
+        naming.dataset_name(container)
+    except naming.BadName as exc:
+        raise Refused(str(exc)) from exc
+    if before is not None:
+        origin, inside = before
+        old = f"{container}/{inside}".rstrip("/")
+    elif driver == Origin.UPSTREAM:
+        old, origin = container, Origin.UPSTREAM
+    else:
+        deep = [v for v in volumes if v.vid.startswith(f"{container}/vm/")]
+        is_flat = driver == "zfs_encrypted" and not deep
+        old = container if is_flat else f"{container}/vm"
+        origin = Origin.OLDER
+    ours = "zfs_zvol" if driver == Origin.UPSTREAM else driver
+    return MigratingPool(name, ours, origin, container, home, old)
