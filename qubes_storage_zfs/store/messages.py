@@ -273,6 +273,27 @@ ADOPTED_BUT = (
 ZPOOL_STAYS = "{zpool} stays imported, and keys in it are forgotten: {reason}"
 
 
+# --- what the other subcommands of qvm-zfs say
+
+NO_QUBES_XML = (
+    "{path}, which says which pools there are, cannot be read: {reason}; start"
+    " qubesd, or restore the file"
+)
+NO_POOL = "there is no ZFS pool {pool}; 'qvm-zfs status' lists them"
+POOL_UNKNOWN = "qubesd has no ZFS pool {pool}; 'qvm-pool list' lists its pools"
+NOT_A_ZPOOL = "{name} is a dataset; name its zpool"
+NOT_ENCRYPTED = "the pool {pool} is not encrypted"
+NO_ENCRYPTED_POOL = "there is no encrypted pool"
+DATASET_ABSENT = "{dataset} is not there; is its zpool imported?"
+STAYS_UNLOCKED = (
+    "{dataset} stays unlocked, because this driver does not support its name;"
+    " run 'sudo zfs unload-key' with the name in quotes"
+)
+CHANGED_BUT = (
+    "the passphrase of {pool} was changed, but the pool stays unlocked:"
+    " {holders}"
+)
+
 # --- what qvm-zfs adopt says
 
 QUBESD_RUNS = (

@@ -12,7 +12,7 @@ from ..zfs.threads import NO_ZPOOL
 from .common import Failed, Pool, configured, qubesd, slow
 from .output import say, warn
 
-NOT_NOTED = (
+NOT_RECORDED = (
     "The guid of {zpool} was not noted when {pool} was added; it is told by"
     " its name."
 )
@@ -31,6 +31,7 @@ class Changed(Failed):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("pool", metavar="POOL", nargs="?")
     which.add_argument(
@@ -50,10 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def run(given: argparse.Namespace) -> int:
+async def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand; return its exit status."""
     pools = configured(qubesd())
-    pool = None if given.pool is None else _named(given.pool, pools)
-    zpool = given.zpool if pool is None else pool.zpool
+    pool = None
+    if arguments.pool is not None:
+        pool = _configured_pool(arguments.pool, pools)
+    zpool = arguments.zpool if pool is None else pool.zpool
     if pool is None:
         _must_have_no_pool(zpool, pools)
     if lzc.module_version() is None:
@@ -62,22 +66,23 @@ async def run(given: argparse.Namespace) -> int:
         if pool is not None:
             await _check_imported(pool)
             await _make_nodes([pool], only_if_missing=True)
-        say(f"{given.pool or zpool} is attached already.")
+        say(f"{arguments.pool or zpool} is attached already.")
         return 0
     async with slow(f"Looking for {zpool}"):
         paths = await lzc.in_thread(NO_ZPOOL, importexport.block_devices)
-        found = await importexport.on_devices(paths)
-    chosen = _choose(zpool, pool, found, given.force)
+        candidates = await importexport.on_devices(paths)
+    chosen = _choose(zpool, pool, candidates)
+    _must_be_importable(chosen, arguments.force)
     # other pools in the same zpool come with it
     mates = [
-        each
-        for each in pools
-        if each.zpool == zpool and each.guid in (None, chosen.guid)
+        mate
+        for mate in pools
+        if mate.zpool == zpool and mate.guid in (None, chosen.guid)
     ]
     async with slow(f"Importing {zpool}"):
-        mates = await _take_in(chosen, paths, pool, mates, given.repair)
+        mates = await _take_in(chosen, paths, pool, mates, arguments.repair)
     await _make_nodes(mates)
-    await _tell(pool, chosen, mates)
+    await _report(pool, chosen, mates)
     return 0
 
 
@@ -86,7 +91,7 @@ async def _make_nodes(
 ) -> None:
     async with slow("Waiting for devices"):
         for pool in pools:
-            # what is locked gets them when its key is loaded
+            # ZFS makes the nodes of a locked pool when its key is loaded
             if not (await keys.state(pool.home)).locked:
                 await importexport.make_nodes(pool.home, only_if_missing)
 
@@ -99,38 +104,41 @@ def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
     try:
         naming.dataset_name(zpool)
         if "/" in zpool:
-            raise naming.BadName(f"{zpool} is a dataset; name its zpool")
+            raise naming.BadName(messages.NOT_A_ZPOOL, name=zpool)
     except naming.BadName as exc:
         raise Failed(str(exc)) from exc
     names = [pool.name for pool in pools if pool.zpool == zpool]
     if names:
         raise Failed(
-            messages.ZPOOL_HAS_POOLS.format(
-                zpool=zpool, pools=", ".join(names), pool=names[0]
-            )
+            messages.ZPOOL_HAS_POOLS,
+            zpool=zpool,
+            pools=", ".join(names),
+            pool=names[0],
         )
 
 
 async def _check_imported(pool: Pool) -> None:
-    """:raises Failed: if what is imported is another zpool, or not allowed"""
+    """Check a pool whose zpool is imported.
+
+    :raises Failed: if that is another zpool, or a property is not allowed
+    """
     imported = importexport.guid(pool.zpool)
     if pool.guid not in (None, imported):
-        raise Failed(_is_another(pool, "that is imported", str(imported)))
+        raise _is_another(pool, "that is imported", str(imported))
     async with slow(f"Looking at {pool.name}"):
         await _check(pool)
 
 
-def _named(name: str, pools: Sequence[Pool]) -> Pool:
+def _configured_pool(name: str, pools: Sequence[Pool]) -> Pool:
     for pool in pools:
         if pool.name == name:
             return pool
-    raise Failed(
-        f"qubesd has no ZFS pool {name}; 'qvm-pool list' lists its pools"
-    )
+    raise Failed(messages.POOL_UNKNOWN, pool=name)
 
 
-def _is_another(pool: Pool, where: str, other: str) -> str:
-    return messages.ZPOOL_IS_ANOTHER.format(
+def _is_another(pool: Pool, where: str, other: str) -> Failed:
+    return Failed(
+        messages.ZPOOL_IS_ANOTHER,
         pool=pool.name,
         zpool=pool.zpool,
         guid=pool.guid,
@@ -140,49 +148,54 @@ def _is_another(pool: Pool, where: str, other: str) -> str:
 
 
 def _choose(
-    zpool: str, pool: Pool | None, found: Sequence[Found], force: bool
+    zpool: str, pool: Pool | None, candidates: Sequence[Found]
 ) -> Found:
-    """Choose the zpool to import from all that are on disks.
+    """Choose the zpool to import.
 
-    :param pool: that is to be in it; None: none of qubesd
-    :raises Failed: unless exactly one fits and can be imported
+    :param pool: the pool that is to be in it; None: no pool of qubesd
+    :param candidates: all zpools on disks that are not imported
+    :raises Failed: unless exactly one fits, by one name
     """
-    named = [each for each in found if each.name == zpool]
+    named = [item for item in candidates if item.name == zpool]
     if not named:
-        raise Failed(messages.ZPOOL_NOWHERE.format(zpool=zpool))
-    guids = ", ".join(sorted(each.guid for each in named))
-    noted = None if pool is None else pool.guid
-    right = [each for each in named if noted in (None, each.guid)]
+        raise Failed(messages.ZPOOL_NOWHERE, zpool=zpool)
+    guids = ", ".join(sorted(item.guid for item in named))
+    recorded = None if pool is None else pool.guid
+    right = [item for item in named if recorded in (None, item.guid)]
     if pool is not None and not right:
-        raise Failed(_is_another(pool, "on the disks that are here", guids))
+        raise _is_another(pool, "on the disks that are here", guids)
     if len(right) > 1:
-        sentence = messages.ZPOOLS_OF_A_NAME
-        if pool is not None and noted is None:
-            sentence = messages.ZPOOL_SEVERAL
-        raise Failed(
-            sentence.format(
-                zpool=zpool, guids=guids, pool=pool.name if pool else ""
+        if pool is not None and recorded is None:
+            raise Failed(
+                messages.ZPOOL_SEVERAL,
+                zpool=zpool,
+                guids=guids,
+                pool=pool.name,
             )
-        )
+        raise Failed(messages.ZPOOLS_OF_A_NAME, zpool=zpool, guids=guids)
     (chosen,) = right
-    names = sorted({x.name for x in found if x.guid == chosen.guid})
+    names = {item.name for item in candidates if item.guid == chosen.guid}
     if len(names) > 1:
-        raise Failed(
-            messages.ZPOOL_NAMES.format(
-                guid=chosen.guid, names=", ".join(map(policy.shown, names))
-            )
-        )
+        shown = ", ".join(map(policy.shown, sorted(names)))
+        raise Failed(messages.ZPOOL_NAMES, guid=chosen.guid, names=shown)
+    return chosen
+
+
+def _must_be_importable(chosen: Found, force: bool) -> None:
+    """Refuse a zpool that another machine has, or whose disks are missing.
+
+    :param force: take it from another machine
+    :raises Failed: if it cannot be imported
+    """
     if chosen.elsewhere and not force:
-        raise Failed(messages.ZPOOL_ELSEWHERE.format(zpool=zpool))
+        raise Failed(messages.ZPOOL_ELSEWHERE, zpool=chosen.name)
     if chosen.state not in ("ONLINE", "DEGRADED"):
         raise Failed(
-            messages.ZPOOL_BROKEN.format(
-                zpool=zpool,
-                status=chosen.status or chosen.state,
-                devices=", ".join(chosen.devices) or "no device is missing",
-            )
+            messages.ZPOOL_BROKEN,
+            zpool=chosen.name,
+            status=chosen.status or chosen.state,
+            devices=", ".join(chosen.devices) or "no device is missing",
         )
-    return chosen
 
 
 async def _take_in(
@@ -192,12 +205,13 @@ async def _take_in(
     mates: Sequence[Pool],
     repair: bool,
 ) -> list[Pool]:
-    """Import, and export again what is not as it must be.
+    """Import a zpool; export it again if it is not as it must be.
 
-    No zvol of it has a device before it was looked at.
+    No zvol in it has a device before it was checked.
 
+    :param mates: all pools of qubesd that may be in it
     :param repair: leave it imported if a property is not allowed
-    :return: those of *mates* that are there
+    :return: those of *mates* that exist and may have devices
     :raises Failed: if it was not imported
     """
     async with importexport.no_new_nodes():
@@ -209,68 +223,70 @@ async def _take_in(
             await _check_zpool(chosen)
             return await _check_all(pool, mates, repair)
         except BaseException as exc:
-            # whatever its name is now
+            # by its present names: the disk may have changed it
             for name in importexport.names_of(chosen.guid):
                 await importexport.give_back(name)
             if isinstance(exc, CommandFailed):
                 if importexport.had_elsewhere(exc.output):
-                    zpool = chosen.name
-                    why = messages.ZPOOL_ELSEWHERE.format(zpool=zpool)
-                    raise Failed(why) from exc
+                    raise Failed(
+                        messages.ZPOOL_ELSEWHERE, zpool=chosen.name
+                    ) from exc
             raise
 
 
 async def _check_zpool(chosen: Found) -> None:
-    """:raises Failed: if it has another name, or a property is not right"""
+    """Check the name and the properties of a zpool that was imported.
+
+    :raises Failed: if one of them is not right
+    """
     names = importexport.names_of(chosen.guid)
     if names != [chosen.name]:
         raise Failed(
-            messages.ZPOOL_OTHER_NAME.format(
-                zpool=chosen.name,
-                name=", ".join(map(policy.shown, names)) or "-",
-            )
+            messages.ZPOOL_OTHER_NAME,
+            zpool=chosen.name,
+            name=", ".join(map(policy.shown, names)) or "-",
         )
     wrong = await importexport.wrong_zpool_property(chosen.name)
     if wrong is not None:
-        name, value, wanted = wrong
+        name, value, right = wrong
         raise Failed(
-            messages.ZPOOL_PROPERTY.format(
-                zpool=chosen.name,
-                property=name,
-                value=policy.shown(value),
-                wanted=wanted,
-            )
+            messages.ZPOOL_PROPERTY,
+            zpool=chosen.name,
+            property=name,
+            value=policy.shown(value),
+            wanted=right,
         )
 
 
 async def _check_all(
     pool: Pool | None, mates: Sequence[Pool], repair: bool
 ) -> list[Pool]:
-    """Return those of *mates* that are there and may have devices.
+    """Return those of *mates* that exist and may have devices.
 
-    :raises Gone: if *pool* is not
-    :raises Changed: if a property of one is not allowed, unless *repair*
+    :param repair: print what is not allowed
+    :raises Gone: if *pool* does not exist
+    :raises Changed: if a property is not allowed, unless *repair*
     """
-    there = []
-    for each in mates:
+    usable = []
+    for mate in mates:
         try:
-            await _check(each)
+            await _check(mate)
         except Gone:
-            if each is pool:
+            if mate is pool:
                 raise
         except Changed as exc:
             if not repair:
                 raise
             say(f"{exc}.")
         else:
-            there.append(each)
-    return there
+            usable.append(mate)
+    return usable
 
 
 async def _check(pool: Pool) -> None:
-    """Check that a pool is as it was when it went away.
+    """Check that a pool is as it was when it was detached.
 
-    :raises Gone: if it is not there
+    :raises Gone: if it does not exist
     :raises Changed: if a property is not allowed
     """
     try:
@@ -283,11 +299,11 @@ async def _check(pool: Pool) -> None:
         raise Changed(messages.reason(exc)) from exc
 
 
-async def _tell(
+async def _report(
     pool: Pool | None, chosen: Found, mates: Sequence[Pool]
 ) -> None:
     if pool is not None and pool.guid is None:
-        say(NOT_NOTED.format(zpool=chosen.name, pool=pool.name))
+        say(NOT_RECORDED.format(zpool=chosen.name, pool=pool.name))
     if chosen.state != "ONLINE":
         broken = ", ".join(chosen.devices)
         warn(f"{chosen.name} is {chosen.state}: {broken}")
@@ -297,7 +313,7 @@ async def _tell(
             f" 'sudo qvm-zfs attach {pool.name}'."
         )
         return
-    homes = tuple(each.home + "/" for each in mates)
+    homes = tuple(mate.home + "/" for mate in mates)
     others = [
         name
         for name in await importexport.volumes(chosen.name)
@@ -312,5 +328,5 @@ async def _tell(
             )
         )
     name = pool.name if pool is not None else chosen.name
-    also = ", ".join(each.name for each in mates if each is not pool)
+    also = ", ".join(mate.name for mate in mates if mate is not pool)
     say(f"{name} is attached{', and with it ' + also if also else ''}.")

@@ -1,4 +1,4 @@
-"""What the verbs share: which pools there are, and who is asked."""
+"""Shared by the subcommands: configured pools, prompts on a terminal."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ..store import naming, policy, rundir
+from ..store import messages, naming, policy, rundir
 from ..zfs import keys
 from ..zfs.keywords import LONGEST, SHORTEST, Purpose
 from .output import ask, warn
 
 ENCRYPTED = "zfs_encrypted"
 DRIVERS = ("zfs_zvol", ENCRYPTED)
-#: what qubesd has its pools from
+#: the file that qubesd reads its pools from
 QUBES_XML = Path("/var/lib/qubes/qubes.xml")
-#: seconds without a word
+#: seconds after which the tool prints what it is doing
 SILENCE = 2.0
 
 _BOUNDS = f"{SHORTEST} to {LONGEST} bytes"
@@ -38,16 +38,16 @@ TEXTS = {
 }
 
 
-class Failed(Exception):
-    """The text is what a person is told."""
+class Failed(messages.Refused):
+    """A subcommand failed; the message is shown, and nothing else."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool of ours, from what ZFS or qubesd says.
+    """A pool of this driver, as qubesd or a disk describes it.
 
     :ivar dataset: its container
-    :ivar guid: of its zpool, when it was added; None if that was not noted
+    :ivar guid: of its zpool, as qubes.xml has it; None if it is not recorded
     :ivar is_configured: whether qubesd has it; else only a disk claims it
     """
 
@@ -59,33 +59,34 @@ class Pool:
 
     @property
     def zpool(self) -> str:
+        """The zpool that the pool is in."""
         return self.dataset.partition("/")[0]
 
     @property
     def home(self) -> str:
-        """The dataset below which the qubes' datasets are."""
-        return (
-            self.dataset if self.driver == ENCRYPTED else self.dataset + "/vm"
-        )
+        """The qubes root: the dataset below which the qubes' datasets are."""
+        return self.dataset if self.is_encrypted else f"{self.dataset}/vm"
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it is an encrypted pool."""
+        return self.driver == ENCRYPTED
 
     @property
     def place(self) -> policy.Place:
+        """The pool as store/policy.py checks it."""
         return policy.Place(
-            self.name,
-            self.dataset,
-            self.home,
-            self.driver == ENCRYPTED,
-            self.guid,
+            self.name, self.dataset, self.home, self.is_encrypted, self.guid
         )
 
 
 @contextlib.asynccontextmanager
-async def slow(what: str) -> AsyncIterator[None]:
-    """Say *what* is being done if it takes long."""
+async def slow(text: str) -> AsyncIterator[None]:
+    """Print *text* if the block takes long."""
 
     async def say() -> None:
         await asyncio.sleep(SILENCE)
-        warn(f"{what} ...")
+        warn(f"{text} ...")
 
     task = asyncio.create_task(say())
     try:
@@ -95,11 +96,11 @@ async def slow(what: str) -> AsyncIterator[None]:
 
 
 def qubesd() -> Any:
-    """qubesadmin's application object; None where there is none."""
+    """Return qubesadmin's application object; None without qubesd."""
     try:
         app = importlib.import_module("qubesadmin").Qubes()
         list(app.pools)
-    except Exception:  # whatever it is, the tool works without
+    except Exception:  # the tool works without qubesd, whatever is wrong
         return None
     return app
 
@@ -119,11 +120,12 @@ def configured(app: Any) -> list[Pool]:
             return []
         except (OSError, ElementTree.ParseError) as exc:
             raise Failed(
-                f"{QUBES_XML}, which says which pools there are, cannot be"
-                f" read: {exc}; start qubesd, or restore the file"
+                messages.NO_QUBES_XML, path=QUBES_XML, reason=exc
             ) from exc
         configs = [node.attrib for node in tree.iterfind("./pools/pool")]
-    return [_pool(each) for each in configs if each.get("driver") in DRIVERS]
+    return [
+        _pool(config) for config in configs if config.get("driver") in DRIVERS
+    ]
 
 
 def _pool(config: Mapping[str, str]) -> Pool:
@@ -136,19 +138,19 @@ def _pool(config: Mapping[str, str]) -> Pool:
 
 
 def due(pool: Pool) -> float | None:
-    """Seconds until qubesd forgets the key; None if nobody knows."""
+    """Return the seconds until qubesd unloads the key; None if unknown."""
     return rundir.seconds_left(pool.name, pool.dataset)
 
 
-# --- asking
+# --- prompts
 
 
 @contextlib.contextmanager
 def terminal(pool: str) -> Iterator[keys.Prompt]:
-    """What shows the prompts for *pool*; the keyholder reads the answers.
+    """Yield a function that shows the prompts; the keyholder reads answers.
 
-    Afterwards the terminal is as it was, also if the keyholder was killed
-    while it did not show what is typed.
+    Afterwards the terminal is as before, even if the keyholder was killed while
+    the terminal did not show typed text.
     """
     before = _modes()
 
@@ -165,7 +167,7 @@ def terminal(pool: str) -> Iterator[keys.Prompt]:
 
 
 def _modes() -> list[Any] | None:
-    """Of the terminal that is the standard input; None if it is none."""
+    """Return the modes of the terminal; None if stdin is not a terminal."""
     try:
         return termios.tcgetattr(0)
     except termios.error:

@@ -6,16 +6,24 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from ..store import messages
 from ..store.messages import reason
 from ..zfs import keys
 from ..zfs.errors import Locked, NotFound, PoolAbsent, ZfsError
 from ..zfs.text import SHOWN, printable
-from .common import ENCRYPTED, Failed, Pool, configured, qubesd
+from .common import Failed, Pool, configured, qubesd
 from .output import say, warn
-from .pools import Mark, check_zpool, encrypted_pool, is_supported, look
+from .pools import (
+    Mark,
+    check_zpool,
+    encrypted_pool,
+    is_supported,
+    survey_disks,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("pool", metavar="POOL", nargs="?")
     which.add_argument(
@@ -23,16 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def run(given: argparse.Namespace) -> int:
-    if given.all:
+async def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand; return its exit status."""
+    if arguments.all:
         return await _lock_all()
-    pool = await encrypted_pool(given.pool, secret=False)
+    pool = await encrypted_pool(arguments.pool, secret=False)
     await _lock(pool.name, pool.dataset)
     return 0
 
 
 async def _lock_all() -> int:
-    """Lock what can be locked, configured or not; a failure ends nothing.
+    """Lock all pools, configured or not; a failure does not end it.
 
     Configured pools come first and side by side, so that a zpool that does not
     answer delays no other configured pool.
@@ -43,16 +52,16 @@ async def _lock_all() -> int:
     except Failed as exc:
         warn(f"qvm-zfs lock: {exc}")
         failures.append(str(exc))
-    steps = [partial(_lock_ours, each) for each in ours if _has_key(each)]
+    steps = [partial(_lock_ours, pool) for pool in ours if pool.is_encrypted]
     failures += await _side_by_side(steps)
-    found = await look(ours)
-    for text in found.unread:
+    pools = await survey_disks(ours)
+    for text in pools.unread:
         warn(f"qvm-zfs lock: {text}")
-    failures += found.unread
-    strange = [partial(_lock_strange, each) for each in found.strange_roots()]
+    failures += pools.unread
+    strange = [partial(_lock_strange, mark) for mark in pools.strange_roots()]
     failures += await _side_by_side(strange)
     if not steps and not strange and not failures:
-        raise Failed("there is no encrypted pool")
+        raise Failed(messages.NO_ENCRYPTED_POOL)
     return 1 if failures else 0
 
 
@@ -66,7 +75,7 @@ async def _side_by_side(
 
 async def _outcome(step: Callable[[], Awaitable[None]]) -> str | None:
     try:
-        # what is not there has no key in memory
+        # an absent dataset has no key in memory
         with contextlib.suppress(PoolAbsent, NotFound):
             await step()
     except (Failed, OSError) as exc:
@@ -75,29 +84,25 @@ async def _outcome(step: Callable[[], Awaitable[None]]) -> str | None:
     return None
 
 
-def _has_key(pool: Pool) -> bool:
-    return pool.driver == ENCRYPTED
-
-
 async def _lock_ours(pool: Pool) -> None:
     check_zpool(pool)
     await _lock(pool.name, pool.dataset)
 
 
 async def _lock_strange(mark: Mark) -> None:
-    """Lock what is marked as a pool's that qubesd does not have."""
+    """Lock a dataset that is marked as a pool's that qubesd lacks."""
     place = printable(mark.dataset, SHOWN)
     if is_supported(mark.dataset):
-        await _lock(f"{printable(mark.owner, SHOWN)} ({place})", mark.dataset)
+        await _lock(f"{printable(mark.claim, SHOWN)} ({place})", mark.dataset)
     elif mark.loaded:
-        raise Failed(
-            f"{place} stays unlocked, because this driver does not support"
-            " its name; run 'sudo zfs unload-key' with the name in quotes"
-        )
+        raise Failed(messages.STAYS_UNLOCKED, dataset=place)
 
 
 async def _lock(name: str, dataset: str) -> None:
-    """:raises Failed: naming the pool, if its key stays loaded"""
+    """Unload the key of *dataset*.
+
+    :raises Failed: naming the pool, if its key stays loaded
+    """
     try:
         await keys.unload(dataset)
     except Locked:
@@ -105,6 +110,6 @@ async def _lock(name: str, dataset: str) -> None:
     except (PoolAbsent, NotFound):
         raise
     except ZfsError as exc:
-        raise Failed(f"{name}: {reason(exc)}") from exc
+        raise Failed("{pool}: {why}", pool=name, why=reason(exc)) from exc
     else:
         say(f"{name} is locked.")

@@ -16,6 +16,7 @@ VERBS = (status, unlock, lock, passwd, attach, detach, adopt)
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     top = Parser(
         prog="qvm-zfs",
         description="Qubes OS storage pools on ZFS: state, keys and disks",
@@ -33,20 +34,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; its exit status: 0, 1 if it failed, 2 if misused."""
-    given = parser().parse_args(arguments)
+    """Run a subcommand.
+
+    :return: the exit status: 0, 1 if it failed, 2 if it was misused
+    """
+    parsed = parser().parse_args(arguments)
     if os.geteuid() != 0:
         warn("qvm-zfs: run it as root, with sudo")
         return 1
     try:
-        return int(asyncio.run(given.run(given)) or 0)
-    except Failed as exc:
-        why = str(exc)
-    except ZfsError as exc:
+        return int(asyncio.run(parsed.run(parsed)) or 0)
+    except (Failed, ZfsError) as exc:
         why = reason(exc)
     except (KeyboardInterrupt, asyncio.CancelledError):
         why = "interrupted"
-    warn(f"qvm-zfs {given.verb}: {why}")
+    warn(f"qvm-zfs {parsed.verb}: {why}")
     return 1
 
 

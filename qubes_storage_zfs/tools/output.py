@@ -1,4 +1,4 @@
-"""What the tool prints: the only place of ``tools/`` that does.
+"""The output of the tool: the only module of ``tools/`` that prints.
 
 Names, marks and property values come from disks, and a terminal obeys the
 control characters in what is printed.
@@ -7,7 +7,7 @@ control characters in what is printed.
 import argparse
 import json
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from ..zfs.text import printable
 
@@ -32,12 +32,12 @@ def say_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def _print(text: str, stream: Any, end: str = "\n") -> None:
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
     line = printable(text)
-    encoding = getattr(stream, "encoding", None) or "ascii"
+    encoding = stream.encoding or "ascii"
     # a terminal of another character set is no reason to fail
-    known = line.encode(encoding, "backslashreplace").decode(encoding)
-    print(known, file=stream, end=end, flush=True)
+    shown = line.encode(encoding, "backslashreplace").decode(encoding)
+    print(shown, file=stream, end=end, flush=True)
 
 
 class Parser(argparse.ArgumentParser):

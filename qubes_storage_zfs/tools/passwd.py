@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..store import messages
 from ..store.options import DEFAULT_ITERATIONS, BadOption, parse_iterations
 from ..zfs import keys
 from ..zfs.errors import Busy
@@ -18,6 +19,7 @@ def _iterations(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
     parser.add_argument("pool", metavar="POOL")
     parser.add_argument(
         "--pbkdf2iters",
@@ -28,19 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def run(given: argparse.Namespace) -> int:
-    pool = await encrypted_pool(given.pool)
+async def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand; return its exit status."""
+    pool = await encrypted_pool(arguments.pool)
     if (await keys.state(pool.dataset)).locked:
         await must_be_allowed(pool)
     try:
         with terminal(pool.name) as prompt:
             await keys.change(
-                pool.dataset, given.pbkdf2iters, prompt, typed=True
+                pool.dataset, arguments.pbkdf2iters, prompt, typed=True
             )
     except Busy as exc:
         raise Failed(
-            f"the passphrase of {pool.name} was changed, but the pool stays"
-            f" unlocked: {'; '.join(exc.holders) or 'something has it open'}"
+            messages.CHANGED_BUT,
+            pool=pool.name,
+            holders="; ".join(exc.holders) or "something has it open",
         ) from exc
     say(f"The passphrase of {pool.name} was changed.")
     return 0

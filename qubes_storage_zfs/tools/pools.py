@@ -1,4 +1,4 @@
-"""Which pools there are: those that qubesd has, and those that disks claim.
+"""The pools: those that qubesd has, and those that disks claim.
 
 qubes.xml decides which dataset a pool's name means.  A mark on a disk is a
 claim: another disk can carry the same one.  So a mark counts only where no
@@ -20,32 +20,32 @@ from .common import DRIVERS, ENCRYPTED, Failed, Pool, configured, qubesd
 class Mark:
     """A dataset that is marked as the container of a pool.
 
-    :ivar owner: the pool's name, as the disk has it: any bytes
+    :ivar claim: the pool's name, as the disk has it: any bytes
     :ivar root: the dataset whose key encrypts it; None: it is not encrypted
     :ivar loaded: whether that key is loaded
     """
 
     dataset: str
-    owner: str
+    claim: str
     root: str | None
     loaded: bool
 
     @property
     def pool(self) -> Pool:
         """The pool that it claims to be, which no configuration confirms."""
-        ours = self.dataset.endswith(f"/encryption/{self.owner}")
-        driver = ENCRYPTED if ours and self.is_root else DRIVERS[0]
-        return Pool(self.owner, driver, self.dataset, is_configured=False)
+        is_ours = self.dataset.endswith(f"/encryption/{self.claim}")
+        driver = ENCRYPTED if is_ours and self.is_root else DRIVERS[0]
+        return Pool(self.claim, driver, self.dataset, is_configured=False)
 
     @property
     def is_root(self) -> bool:
-        """Whether it has a key of its own."""
+        """Whether the dataset has a key of its own."""
         return self.root == self.dataset
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The pools and marks that were found at one time.
+    """The pools and marks at one time.
 
     :ivar pools: the configured ones, then those that only disks claim; each
         sorted by name
@@ -66,29 +66,24 @@ class Survey:
         claims = [pool for pool in self.pools if pool.name == name]
         chosen = [pool for pool in claims if pool.is_configured] or claims
         if not chosen:
-            raise Failed(
-                f"there is no ZFS pool {name}; 'qvm-zfs status' lists them"
-            )
+            raise Failed(messages.NO_POOL, pool=name)
         if len(chosen) > 1:
             datasets = " and ".join(
                 printable(pool.dataset, SHOWN) for pool in chosen
             )
-            raise Failed(
-                messages.SEVERAL_CLAIMS.format(pool=name, datasets=datasets)
-            )
+            raise Failed(messages.SEVERAL_CLAIMS, pool=name, datasets=datasets)
         check_zpool(chosen[0])
         return chosen[0]
 
-    def other_owner(self, pool: Pool) -> str | None:
-        """The name on the dataset of *pool*, if that is another one."""
+    def other_claim(self, pool: Pool) -> str | None:
+        """Return the name on the dataset of *pool* if it is another pool's."""
         for mark in self.marks:
-            if mark.dataset == pool.dataset and mark.owner != pool.name:
-                return mark.owner
+            if mark.dataset == pool.dataset and mark.claim != pool.name:
+                return mark.claim
         return None
 
     def strange_roots(self) -> list[Mark]:
-        """The marked datasets with a key of their own that are no configured
-        pool's."""
+        """Return the marked encryption roots of pools that qubesd lacks."""
         places = {pool.dataset for pool in self.pools if pool.is_configured}
         return [
             mark
@@ -98,16 +93,16 @@ class Survey:
 
 
 async def survey(app: Any) -> Survey:
-    """Look which pools there are.
+    """Return all pools.
 
-    :param app: what qubesd() returned
+    :param app: the result of qubesd()
     :raises Failed: if qubes.xml is needed and cannot be read
     """
-    return await look(configured(app))
+    return await survey_disks(configured(app))
 
 
-async def look(ours: Sequence[Pool]) -> Survey:
-    """Look which pools disks claim, besides *ours*, which are configured."""
+async def survey_disks(ours: Sequence[Pool]) -> Survey:
+    """Return *ours*, which are configured, and the pools that disks claim."""
     marks: list[Mark] = []
     unread = []
     for zpool in importexport.imported():
@@ -129,11 +124,14 @@ def _order(pool: Pool) -> tuple[str, str]:
 
 
 async def _marks(zpool: str) -> list[Mark]:
-    """:raises ZfsError: if ZFS cannot be asked, or does not answer"""
+    """Return the marks in a zpool.
+
+    :raises ZfsError: if ZFS cannot be asked, or does not answer
+    """
     if not await commands.answers(zpool):
         raise SilentZpool(zpool)
     question = {"zpool": zpool, "owner": naming.OWNER}
-    found = await channel.read("marks", zpool, question)
+    answer = await channel.read("marks", zpool, question)
     return [
         Mark(
             item["dataset"],
@@ -141,7 +139,7 @@ async def _marks(zpool: str) -> list[Mark]:
             item.get("root"),
             bool(item.get("loaded")),
         )
-        for item in found.values()
+        for item in answer.values()
     ]
 
 
@@ -172,21 +170,20 @@ async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:
         marked as another pool's
     :raises Failed: if there is no such pool
     """
-    found = await survey(qubesd())
-    pool = found.named(name)
-    if pool.driver != ENCRYPTED:
-        raise Failed(f"the pool {name} is not encrypted")
-    owner = found.other_owner(pool)
-    if secret and owner is not None:
+    pools = await survey(qubesd())
+    pool = pools.named(name)
+    if not pool.is_encrypted:
+        raise Failed(messages.NOT_ENCRYPTED, pool=name)
+    claim = pools.other_claim(pool)
+    if secret and claim is not None:
         raise Failed(
-            messages.CONTAINER_CLAIMED.format(
-                dataset=pool.dataset,
-                owner=printable(owner, SHOWN),
-                property=naming.OWNER,
-            )
+            messages.CONTAINER_CLAIMED,
+            dataset=pool.dataset,
+            owner=printable(claim, SHOWN),
+            property=naming.OWNER,
         )
     if not (await keys.state(pool.dataset)).exists:
-        raise Failed(f"{pool.dataset} is not there; is its zpool imported?")
+        raise Failed(messages.DATASET_ABSENT, dataset=pool.dataset)
     return pool
 
 

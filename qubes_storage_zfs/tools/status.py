@@ -1,7 +1,8 @@
 """Pools: whether they can be used, their keys, and who holds these."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..store.messages import reason
@@ -9,6 +10,7 @@ from ..store.space import Space
 from ..zfs import commands, keys, lzc
 from ..zfs.errors import (
     NoModule,
+    NotReadable,
     PoolAbsent,
     ReadOnlyDataset,
     ReadOnlyZpool,
@@ -26,9 +28,17 @@ OUTSIDE = (
     "{qube}: its {volume} volume is written to the pool {pool}, which its"
     " key does not encrypt; see encryption.md in the package's documentation"
 )
-#: what _look() says of pools that can be asked
+#: states of a pool that ZFS can be asked about
 _PRESENT = frozenset({"available", "locked", "unlocked"})
-#: bytes; less is what an empty volume takes
+#: exception -> state of a pool that ZFS cannot be asked about
+_STATES: Mapping[type[ZfsError], str] = {
+    PoolAbsent: "absent",
+    NoModule: "no zfs module",
+    ReadOnlyZpool: "read-only",
+    SilentZpool: "silent",
+    Suspended: "suspended",
+}
+#: bytes; an empty volume takes less
 WORTH_TELLING = 1 << 20
 REMOVED = (
     "{name}: {mib} MiB of removed volumes stay allocated, because several"
@@ -37,106 +47,159 @@ REMOVED = (
 )
 
 
+@dataclass(frozen=True)
+class PoolStatus:
+    """The status of one pool.
+
+    :ivar state: one word, or more if it cannot be used
+    :ivar notes: sentences on what prevents qubes from starting
+    :ivar holders: volume -> holders of its device, as texts
+    :ivar removed_usage: bytes of removed volumes that stay allocated; None if
+        that is not known
+    :ivar unloaded_in: seconds until qubesd unloads the key; None if no time is
+        set or known
+    """
+
+    pool: Pool
+    state: str
+    notes: Sequence[str] = ()
+    holders: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    removed_usage: int | None = None
+    unloaded_in: float | None = None
+
+    @property
+    def shown_state(self) -> str:
+        """The state as the table has it."""
+        state = self.state
+        if self.unloaded_in is not None:
+            state += f", forgotten in {self.unloaded_in:.0f} s"
+        return state if self.pool.is_configured else f"{state}, not configured"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the item for ``--json``."""
+        return {
+            "name": self.pool.name,
+            "driver": self.pool.driver,
+            "dataset": self.pool.dataset,
+            "configured": self.pool.is_configured,
+            "state": self.state,
+            "notes": list(self.notes),
+            "holders": {k: list(v) for k, v in self.holders.items()},
+            "removed_usage": self.removed_usage,
+            "forgotten_in": self.unloaded_in,
+        }
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A volume outside of an encrypted pool, of a qube that has some in one."""
+
+    qube: str
+    volume: str
+    pool: str
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
     parser.add_argument("pool", metavar="POOL", nargs="*", help="only these")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
-async def run(given: argparse.Namespace) -> int:
+async def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand; return its exit status."""
     app = qubesd()
     survey = await pools_of.survey(app)
-    pools = [
+    chosen = [
         pool
         for pool in survey.pools
-        if not given.pool or pool.name in given.pool
+        if not arguments.pool or pool.name in arguments.pool
     ]
-    found = [await _look(pool, survey) for pool in pools]
+    pools = [await _status(pool, survey) for pool in chosen]
     outside = list(_outside(app)) if app is not None else None
-    overwritten = freed_memory.overwritten()
-    if given.json:
-        told = {"pools": found, "outside": outside, "init_on_free": overwritten}
-        say_json(told)
+    is_overwritten = freed_memory.overwritten()
+    if arguments.json:
+        volumes = None
+        if outside is not None:
+            volumes = [asdict(volume) for volume in outside]
+        say_json(
+            {
+                "pools": [status.as_json() for status in pools],
+                "outside": volumes,
+                "init_on_free": is_overwritten,
+            }
+        )
     else:
-        _show(found, outside)
-        if not overwritten and any(pool.driver == ENCRYPTED for pool in pools):
+        _show(pools, outside or ())
+        if not is_overwritten and any(pool.is_encrypted for pool in chosen):
             say(freed_memory.NOT_OVERWRITTEN)
     for text in survey.unread:
         warn(f"qvm-zfs status: {text}")
-    missing = set(given.pool) - {pool.name for pool in pools}
+    missing = set(arguments.pool) - {pool.name for pool in chosen}
     for name in sorted(missing):
         say(f"{name}: there is no such ZFS pool")
     return 1 if missing else 0
 
 
-async def _look(pool: Pool, survey: pools_of.Survey) -> dict[str, Any]:
-    holders: dict[str, tuple[str, ...]] = {}
-    notes: list[str] = []
+async def _status(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
+    """Return the status of a pool, whatever is wrong with it."""
     try:
         pools_of.check_zpool(pool)
-        if not await commands.answers(pool.home):
-            raise SilentZpool(pool.zpool)
-        state = await keys.state(pool.dataset)
-        condition = _condition(pool, state)
-        notes = [reason(each) for each in await _obstacles(pool, state)]
-        if survey.other_owner(pool) is not None:
-            condition = "marked as another pool's"
-        if condition == "unlocked":
-            holders = await lzc.in_thread(
-                pool.dataset, keys.users, pool.dataset
-            )
+        return await _status_of_present(pool, survey)
     except Failed as exc:
-        condition = f"another zpool ({exc})"
-    except PoolAbsent:
-        condition = "absent"
-    except NoModule:
-        condition = "no zfs module"
-    except ReadOnlyZpool as exc:
-        condition, notes = "read-only", [reason(exc)]
-    except SilentZpool as exc:
-        condition, notes = "silent", [reason(exc)]
-    except Suspended as exc:
-        condition, notes = "suspended", [reason(exc)]
+        return PoolStatus(pool, f"another zpool ({exc})")
     except ZfsError as exc:
-        condition = f"broken ({exc})"
+        notes = [reason(exc)] if isinstance(exc, NotReadable) else []
+        state = _STATES.get(type(exc), f"broken ({exc})")
+        return PoolStatus(pool, state, notes)
+
+
+async def _status_of_present(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
+    """Return the status of a pool whose zpool is imported.
+
+    :raises ZfsError: if ZFS cannot be asked
+    """
+    if not await commands.answers(pool.home):
+        raise SilentZpool(pool.zpool)
+    key = await keys.state(pool.dataset)
+    state = _state(pool, key)
+    notes = [reason(exc) for exc in await _obstacles(pool, key)]
+    if survey.other_claim(pool) is not None:
+        state = "marked as another pool's"
+    holders: dict[str, tuple[str, ...]] = {}
+    if state == "unlocked":
+        holders = await lzc.in_thread(pool.dataset, keys.users, pool.dataset)
     start = pool.dataset + "/"
-    return {
-        "name": pool.name,
-        "driver": pool.driver,
-        "dataset": pool.dataset,
-        "configured": pool.is_configured,
-        "state": condition,
-        "notes": notes,
-        "holders": {
-            dataset.removeprefix(start): list(names)
+    return PoolStatus(
+        pool,
+        state,
+        notes,
+        {
+            dataset.removeprefix(start): names
             for dataset, names in sorted(holders.items())
         },
-        "removed_usage": (
-            await _removed_usage(pool) if condition in _PRESENT else None
-        ),
-        "forgotten_in": (
-            due(pool) if condition == "unlocked" and not holders else None
-        ),
-    }
+        await _removed_usage(pool) if state in _PRESENT else None,
+        due(pool) if state == "unlocked" and not holders else None,
+    )
 
 
-def _condition(pool: Pool, state: keys.KeyState) -> str:
-    if not state.exists:
+def _state(pool: Pool, key: keys.KeyState) -> str:
+    if not key.exists:
         return "missing"
-    if pool.driver != ENCRYPTED:
+    if not pool.is_encrypted:
         return "available"
-    return "locked" if state.locked else "unlocked"
+    return "locked" if key.locked else "unlocked"
 
 
-async def _obstacles(pool: Pool, state: keys.KeyState) -> list[ZfsError]:
-    """What will keep qubes in a pool that is there from starting."""
-    found: list[ZfsError] = []
-    home = state
+async def _obstacles(pool: Pool, key: keys.KeyState) -> list[ZfsError]:
+    """Return what prevents qubes in an available pool from starting."""
+    obstacles: list[ZfsError] = []
+    home = key
     if pool.home != pool.dataset:
         home = await keys.state(pool.home)
     if home.read_only_by is not None:
-        found.append(ReadOnlyDataset(home.read_only_by))
-    wrong = keys.obstacle(pool.dataset, state)
-    return [*found, wrong] if wrong is not None else found
+        obstacles.append(ReadOnlyDataset(home.read_only_by))
+    wrong = keys.obstacle(pool.dataset, key)
+    return [*obstacles, wrong] if wrong is not None else obstacles
 
 
 async def _removed_usage(pool: Pool) -> int | None:
@@ -146,8 +209,8 @@ async def _removed_usage(pool: Pool) -> int | None:
     return space.removed
 
 
-def _outside(app: Any) -> Iterator[dict[str, str]]:
-    """Volumes outside of qubes that have one in an encrypted pool."""
+def _outside(app: Any) -> Iterator[Outside]:
+    """Yield volumes outside of qubes that have one in an encrypted pool."""
     safe = {p.name for p in app.pools.values() if p.driver == ENCRYPTED}
     for qube in app.domains:
         volumes = list(qube.volumes.values()) if qube.klass != "AdminVM" else []
@@ -156,44 +219,40 @@ def _outside(app: Any) -> Iterator[dict[str, str]]:
         for volume in volumes:
             if volume.pool in safe or not volume.rw or volume.ephemeral:
                 continue
-            yield {
-                "qube": qube.name,
-                "volume": volume.name,
-                "pool": volume.pool,
-            }
+            yield Outside(qube.name, volume.name, volume.pool)
 
 
-def _show(found: list[dict[str, Any]], outside: Any) -> None:
-    if not found:
+def _show(pools: Sequence[PoolStatus], outside: Sequence[Outside]) -> None:
+    if not pools:
         say("There is no ZFS pool.")
     rows = [("POOL", "DRIVER", "DATASET", "STATE")] + [
-        tuple(
-            printable(cell, SHOWN)
-            for cell in (each["name"], each["driver"], each["dataset"])
+        (
+            printable(status.pool.name, SHOWN),
+            printable(status.pool.driver, SHOWN),
+            printable(status.pool.dataset, SHOWN),
+            status.shown_state,
         )
-        + (_state(each),)
-        for each in found
+        for status in pools
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for row in rows if found else ():
+    for row in rows if pools else ():
         cells = [
             cell.ljust(width)
             for cell, width in zip(row[:3], widths, strict=True)
         ]
         say("  ".join([*cells, row[3]]))
-    for each in found:
-        for note in each["notes"]:
-            say(f"{each['name']}: {note}")
-        for volume, names in each["holders"].items():
-            say(f"{each['name']}: {volume} is held by {', '.join(names)}")
-        if (each["removed_usage"] or 0) >= WORTH_TELLING:
-            say(REMOVED.format(mib=each["removed_usage"] >> 20, **each))
-    for each in outside or ():
-        say(OUTSIDE.format(**each))
+    for status in pools:
+        _show_notes(status)
+    for volume in outside:
+        say(OUTSIDE.format(**asdict(volume)))
 
 
-def _state(pool: dict[str, Any]) -> str:
-    state = str(pool["state"])
-    if pool["forgotten_in"] is not None:
-        state += f", forgotten in {pool['forgotten_in']:.0f} s"
-    return state if pool["configured"] else f"{state}, not configured"
+def _show_notes(status: PoolStatus) -> None:
+    name = status.pool.name
+    for note in status.notes:
+        say(f"{name}: {note}")
+    for volume, holders in status.holders.items():
+        say(f"{name}: {volume} is held by {', '.join(holders)}")
+    usage = status.removed_usage or 0
+    if usage >= WORTH_TELLING:
+        say(REMOVED.format(mib=usage >> 20, name=name))

@@ -9,16 +9,18 @@ from .pools import encrypted_pool, must_be_allowed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
     parser.add_argument("pool", metavar="POOL")
 
 
-async def run(given: argparse.Namespace) -> int:
-    pool = await encrypted_pool(given.pool)
-    found = await keys.state(pool.dataset)
-    if found.loaded:
+async def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand; return its exit status."""
+    pool = await encrypted_pool(arguments.pool)
+    key = await keys.state(pool.dataset)
+    if key.loaded:
         say(f"{pool.name} is unlocked already.")
         return 0
-    keys.must_be_passphrase(pool.dataset, found)
+    keys.must_be_passphrase(pool.dataset, key)
     await must_be_allowed(pool)
     with terminal(pool.name) as prompt:
         await keys.load(pool.dataset, prompt, typed=True)

@@ -16,10 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_storage_zfs.tools import common, lock, main, output, status
+from qubes_storage_zfs.tools import (
+    attach,
+    common,
+    lock,
+    main,
+    output,
+    passwd,
+    status,
+)
 from qubes_storage_zfs.tools import pools as pools_of
 from qubes_storage_zfs.tools.common import Failed, Pool
-from qubes_storage_zfs.zfs import errors, text
+from qubes_storage_zfs.zfs import errors, keys, text
+from qubes_storage_zfs.zfs.importexport import Found
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -75,9 +84,7 @@ def test_volumes_outside_are_found():
             ),
         ],
     )
-    assert list(status._outside(app)) == [
-        {"qube": "both", "volume": "root", "pool": "pl"}
-    ]
+    assert list(status._outside(app)) == [status.Outside("both", "root", "pl")]
 
 
 # --- text from disks
@@ -174,9 +181,9 @@ def test_a_mark_is_a_claim():
     ours = Pool("p", "zfs_encrypted", "x/encryption/p")
     assert survey(ours, marks=[mark]).strange_roots() == []
     assert survey(mark.pool, marks=[mark, plain]).strange_roots() == [mark]
-    other = dataclasses.replace(mark, owner="q")
-    assert survey(ours, marks=[mark]).other_owner(ours) is None
-    assert survey(ours, marks=[other]).other_owner(ours) == "q"
+    other = dataclasses.replace(mark, claim="q")
+    assert survey(ours, marks=[mark]).other_claim(ours) is None
+    assert survey(ours, marks=[other]).other_claim(ours) == "q"
 
 
 def test_qubes_xml_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
@@ -213,7 +220,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
 
     monkeypatch.setattr(lock.keys, "unload", unload)
     monkeypatch.setattr(lock, "configured", pools)
-    monkeypatch.setattr(lock, "look", nothing)
+    monkeypatch.setattr(lock, "survey_disks", nothing)
     monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: None)
     everything = argparse.Namespace(all=True)
     assert asyncio.run(lock.run(everything)) == 1
@@ -247,7 +254,107 @@ def test_a_zpool_that_is_exported_meanwhile_ends_nothing(monkeypatch, capsys):
 
     monkeypatch.setattr(lock.keys, "unload", unload)
     monkeypatch.setattr(lock, "configured", lambda _: [])
-    monkeypatch.setattr(lock, "look", two)
+    monkeypatch.setattr(lock, "survey_disks", two)
     everything = argparse.Namespace(all=True)
     assert asyncio.run(lock.run(everything)) == 0
     assert capsys.readouterr() == ("here (z/y) is locked.\n", "")
+
+
+# --- refusals
+
+
+def test_refusals_of_attach():
+    ours = [Pool("p", "zfs_zvol", "tank/p")]
+    with pytest.raises(Failed, match="qubesd has no ZFS pool q;"):
+        attach._configured_pool("q", ours)
+    with pytest.raises(Failed, match="^tank/p is a dataset; name its zpool"):
+        attach._must_have_no_pool("tank/p", ours)
+    with pytest.raises(Failed, match="has the pools p on a zpool tank;"):
+        attach._must_have_no_pool("tank", ours)
+
+
+def test_which_zpool_is_chosen():
+    def zpool(name="stick", guid="1", state="ONLINE", status="", *devices):
+        return Found(name, guid, state, status, devices)
+
+    pool = Pool("p", "zfs_zvol", "stick/p", "1")
+    right, other = zpool(), zpool(guid="2")
+    assert attach._choose("stick", pool, [other, right]) is right
+    assert attach._choose("stick", None, [right, zpool("x", "3")]) is right
+    unrecorded = dataclasses.replace(pool, guid=None)
+    for chosen, candidates, why in (
+        (pool, [zpool("x")], "is on no disk that dom0 has"),
+        (pool, [other], "on the disks that are here has the guid 2"),
+        (None, [right, other], "there are several zpools stick, with"),
+        (unrecorded, [right, other], "which one the pool p is on"),
+        (pool, [right, zpool("\x1b")], "has several names .*x1b, stick"),
+    ):
+        with pytest.raises(Failed, match=why):
+            attach._choose("stick", chosen, candidates)
+    away = zpool(status="was last accessed by another system")
+    attach._must_be_importable(away, True)
+    for found, why in (
+        (away, "another machine had the zpool stick"),
+        (zpool(state="UNAVAIL"), "UNAVAIL .no device is missing"),
+        (zpool("stick", "1", "FAULTED", "bad", "sdx"), "bad .sdx"),
+    ):
+        with pytest.raises(Failed, match=why):
+            attach._must_be_importable(found, False)
+
+
+def test_refusals_of_an_encrypted_pool(monkeypatch):
+    plain = Pool("plain", "zfs_zvol", "tank/plain")
+    safe = Pool("safe", "zfs_encrypted", "tank/encryption/safe")
+
+    async def found(_):
+        return survey(plain, safe)
+
+    async def state(_):
+        return keys.KeyState(False, None, False, None)
+
+    monkeypatch.setattr(pools_of, "qubesd", lambda: None)
+    monkeypatch.setattr(pools_of, "survey", found)
+    monkeypatch.setattr(pools_of.keys, "state", state)
+    monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: None)
+    with pytest.raises(Failed, match="the pool plain is not encrypted"):
+        asyncio.run(pools_of.encrypted_pool("plain"))
+    with pytest.raises(Failed, match="safe is not there; is its zpool impo"):
+        asyncio.run(pools_of.encrypted_pool("safe"))
+
+
+def test_refusals_of_locking(monkeypatch, capsys):
+    marks = [pools_of.Mark("x y/z", "gone", "x y/z", True)]
+
+    async def look(ours):
+        return pools_of.Survey(ours, marks, [])
+
+    monkeypatch.setattr(lock, "configured", lambda _: [])
+    monkeypatch.setattr(lock, "survey_disks", look)
+    everything = argparse.Namespace(all=True)
+    assert asyncio.run(lock.run(everything)) == 1
+    assert "x y/z stays unlocked, because" in capsys.readouterr().err
+    marks.clear()
+    with pytest.raises(Failed, match="there is no encrypted pool"):
+        asyncio.run(lock.run(everything))
+
+
+@pytest.mark.parametrize("holders", [(), ("work/root: dd", "b: cat")])
+def test_a_changed_passphrase_of_a_pool_that_stays_unlocked(
+    monkeypatch, holders
+):
+    async def pool(name):
+        return Pool(name, "zfs_encrypted", "tank/encryption/p")
+
+    async def state(_):
+        return keys.KeyState(True, None, True, "passphrase")
+
+    async def change(*arguments, **options):
+        raise errors.busy(errors.Busy("tank"), holders)
+
+    monkeypatch.setattr(passwd, "encrypted_pool", pool)
+    monkeypatch.setattr(passwd.keys, "state", state)
+    monkeypatch.setattr(passwd.keys, "change", change)
+    arguments = argparse.Namespace(pool="p", pbkdf2iters=100_000)
+    text = "; ".join(holders) or "something has it open"
+    with pytest.raises(Failed, match=f"p was changed, but .*unlocked: {text}"):
+        asyncio.run(passwd.run(arguments))

@@ -11,7 +11,7 @@ SERVICE = "tests/unit/test_ask_service.py::test_"
 ANSWER = '        end = buffer.index(b"\\n")\n'
 LOAD = "        lzc.load_key(root, key)\n    except Exists:\n"
 CHANGE = """            await keys.change(
-                pool.dataset, given.pbkdf2iters, prompt, typed=True
+                pool.dataset, arguments.pbkdf2iters, prompt, typed=True
             )
 """
 READS = """            import os
@@ -20,7 +20,7 @@ READS = """            import os
                 await prompt(purpose, answers)
                 seen.append(os.read(0, 1000))
                 os.write(answers, seen[-1])
-            await keys.change(pool.dataset, given.pbkdf2iters, reads)
+            await keys.change(pool.dataset, arguments.pbkdf2iters, reads)
 """
 BETWEEN = """import builtins
                 builtins.seen = getattr(builtins, "seen", [])

@@ -79,7 +79,7 @@ FAULTS = (
     Fault(
         "a passphrase is asked for another pool's dataset",
         "tools/pools.py",
-        "    if secret and owner is not None:\n",
+        "    if secret and claim is not None:\n",
         "    if False:\n",
         _CLAIMS,
     ),
@@ -93,8 +93,8 @@ FAULTS = (
     Fault(
         "what only a disk claims to be a pool stays unlocked",
         "tools/lock.py",
-        "for each in found.strange_roots()]\n",
-        "for each in ()]\n",
+        "for mark in pools.strange_roots()]\n",
+        "for mark in ()]\n",
         _ALL,
     ),
     Fault(
