@@ -26,7 +26,6 @@ def _stub_libvirt():
 _stub_libvirt()
 # at the end, so that this directory's qubes package does not come first
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-# pylint: disable=wrong-import-position
 import qubes.storage  # noqa: E402
 import qubes.utils  # noqa: E402
 from conformance_driver import (  # noqa: E402
@@ -47,7 +46,7 @@ async def outcome(awaitable):
     try:
         if inspect.isawaitable(awaitable):
             awaitable = await awaitable
-    except BaseException as exc:  # pylint: disable=broad-except
+    except BaseException as exc:
         text = str(exc) if type(exc).__name__ in INJECTED else ""
         return f"{type(exc).__name__}: {text}"
     return str(awaitable)
@@ -201,7 +200,7 @@ def describe_values():
     def put(label, func, *args, **kwargs):
         try:
             found[label] = repr(func(*args, **kwargs))
-        except Exception as exc:  # pylint: disable=broad-except
+        except Exception as exc:
             found[label] = "raises " + type(exc).__name__
 
     def xml(obj):

@@ -127,7 +127,7 @@ async def remove_vm(vm):
         del app.domains[vm]
         try:
             await vm.remove_from_disk()
-        except Exception:  # pylint: disable=broad-except
+        except Exception:
             app.log.exception("Error while removing files of %s", vm.name)
     app.save()
 
@@ -273,12 +273,4 @@ def set_revisions_to_keep(vm, name, value):
 def set_ephemeral(vm, name, value):
     """admin.vm.volume.Set.ephemeral."""
     vm.volumes[name].ephemeral = qubes.property.bool(None, None, value)
-    vm.app.save()
-
-
-def set_rw(vm, name, value):
-    """admin.vm.volume.Set.rw."""
-    if not vm.is_halted():
-        raise qubes.exc.QubesVMNotHaltedError(vm)
-    vm.volumes[name].rw = qubes.property.bool(None, None, value)
     vm.app.save()

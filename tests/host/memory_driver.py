@@ -8,8 +8,6 @@ from typing import ClassVar
 import qubes.exc
 import qubes.storage
 
-# pylint: disable=missing-function-docstring
-
 
 class MemoryVolume(qubes.storage.Volume):
     """Notes its calls in its pool's class, keeps data in a file."""

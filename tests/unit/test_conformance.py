@@ -34,7 +34,6 @@ if IS_R43:
         *("QubesVMAlreadyExistsError", "QubesPoolInUseError"),
         *("QubesPoolNotFoundError", "QubesVolumeNotFoundError"),
         "QubesVolumeRevisionNotFoundError",
-        "QubesVolumeCopyTokenNotFoundError",
     }
 #: parts of the real classes which the stand-in leaves out
 LEFT_OUT = {

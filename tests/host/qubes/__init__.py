@@ -23,11 +23,11 @@ class Label:
 
 
 # the real package has a class of this name, and drivers use its helper
-class property:  # pylint: disable=redefined-builtin,invalid-name
+class property:
     """Holder of the value converters which drivers borrow."""
 
     @staticmethod
-    def bool(self, prop, value):  # pylint: disable=bad-staticmethod-argument
+    def bool(self, prop, value):
         """Convert *value*; refuse text that is no known spelling."""
         if not isinstance(value, str):
             return True if value else False
@@ -40,5 +40,4 @@ class property:  # pylint: disable=redefined-builtin,invalid-name
 
 
 # the modules below need the names above
-# pylint: disable=wrong-import-position
 from qubes.app import Qubes  # noqa: E402,F401

@@ -262,12 +262,6 @@ class Qubes(qubes.events.Emitter):
             raise qubes.exc.QubesException("Unknown storage pool " + pool)
         return self.pools[pool]
 
-    async def setup_pools(self):
-        """Call setup() of all pools together."""
-        await qubes.utils.void_coros_maybe(
-            pool.setup() for pool in self.pools.values()
-        )
-
     async def add_pool(self, name, **kwargs):
         """Make a pool and set it up; it is known only if both worked."""
         if name in self.pools:

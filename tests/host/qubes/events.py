@@ -43,14 +43,6 @@ class Emitter:
         self.events_enabled = False
         self.__handlers__ = collections.defaultdict(list)
 
-    def add_handler(self, event, func):
-        """Call ``func(self, event, **kwargs)`` on *event*."""
-        self.__handlers__[event].append(func)
-
-    def remove_handler(self, event, func):
-        """Undo add_handler()."""
-        self.__handlers__[event].remove(func)
-
     def _handlers_for(self, event, pre_event):
         holders = [self, *type(self).__mro__]
         if not pre_event:

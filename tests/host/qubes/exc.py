@@ -1,10 +1,8 @@
 """Exceptions known to the storage code, its drivers and the Admin API.
 
-A QubesException, a ProtocolError and a PermissionDenied reach the user as
-text; anything else reaches the user as an empty response.
+A QubesException and a ProtocolError reach the user as text; anything else
+reaches the user as an empty response.
 """
-
-from qubes.release import IS_R43
 
 
 class QubesException(Exception):
@@ -13,10 +11,6 @@ class QubesException(Exception):
 
 class ProtocolError(AssertionError):
     """The client sent something no correct client would send."""
-
-
-class PermissionDenied(Exception if IS_R43 else PermissionError):
-    """The request is fine, the client may not make it."""
 
 
 class QubesVMNotFoundError(QubesException, KeyError):
@@ -93,22 +87,8 @@ class QubesPropertyValueError(QubesValueError):
         self.value = value
 
 
-class QubesNotImplementedError(QubesException, NotImplementedError):
-    """The user asked for something this system cannot do."""
-
-    def __init__(self, msg=None):
-        super().__init__(msg or "This feature is not available")
-
-
 class StoragePoolException(QubesException):
     """Any error of a storage driver."""
-
-
-class QubesVolumeCopyTokenNotFoundError(ProtocolError, KeyError):
-    """CloneTo came without the token of a CloneFrom."""
-
-    def __init__(self, msg=None):
-        super().__init__(msg or "No volume was offered under this token")
 
 
 class QubesVolumeRevisionNotFoundError(KeyError):

@@ -79,7 +79,6 @@ async def void_coros_maybe(values):
         raise failed[0].exception()
 
 
-# pylint: disable=redefined-builtin
 async def run_program(*args, check=True, input=None, sudo=False, **kwargs):
     """Run a program, through sudo if asked for and not root already."""
     argv = list(args)

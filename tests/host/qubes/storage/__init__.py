@@ -27,7 +27,6 @@ def _sanitize_config(config):
 
 
 # both modules need the names above, and only those, while being imported
-# pylint: disable=wrong-import-position
 from qubes.storage.manager import Storage  # noqa: E402,F401
 from qubes.storage.volume import BlockDevice, Volume  # noqa: E402,F401
 

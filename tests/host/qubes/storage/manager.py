@@ -178,7 +178,7 @@ class Storage:
             for volume in self.vm.volumes.values():
                 try:
                     volume.remove().close()
-                except Exception:  # pylint: disable=broad-except
+                except Exception:
                     pass
             os.rmdir(self.vm.dir_path)
             raise

@@ -2,8 +2,6 @@
 
 import qubes.storage
 
-# pylint: disable=missing-function-docstring
-
 
 class PlaceholderVolume(qubes.storage.Volume):
     """A volume that can live through everything and holds nothing."""

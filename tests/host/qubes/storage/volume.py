@@ -88,7 +88,7 @@ class Volume:
         return str(self.vid)
 
     def __xml__(self):
-        # pylint: disable=protected-access
+
         attributes = qubes.storage._sanitize_config(self.config)
         return lxml.etree.Element("volume", **attributes)
 
@@ -98,7 +98,7 @@ class Volume:
 
         @functools.wraps(method)
         async def wrapper(self, *args, **kwargs):
-            async with self._lock:  # pylint: disable=protected-access
+            async with self._lock:
                 return await method(self, *args, **kwargs)
 
         return wrapper

@@ -201,24 +201,10 @@ class QubesVM(LocalVM):
             try:
                 await self.storage.remove()
                 os.rmdir(self.dir_path)
-            except BaseException:  # pylint: disable=broad-except
+            except BaseException:
                 self.log.exception("failed to clean up %s", self.dir_path)
             raise
         await self.fire_event_async("domain-create-on-disk")
-
-    async def clone_disk_files(self, src, pool=None, pools=None):
-        """Create the volumes with the data of those of *src*."""
-        assert not os.path.exists(self.dir_path), "the qube has a directory"
-        os.makedirs(self.dir_path, mode=0o775)
-        if pool or pools:
-            self.volume_config = _patch_volume_config(
-                self.volume_config, pool, pools
-            )
-        self.storage = qubes.storage.Storage(self)
-        await self.storage.clone(src)
-        await self.storage.verify()
-        assert self.volumes
-        await self.fire_event_async("domain-clone-files", src=src)
 
     async def remove_from_disk(self):
         """Remove the volumes and, in any case, the directory."""
