@@ -34,6 +34,8 @@ SOCKET = "/run/qubesd.sock"
 CORE_ADMIN = Path("/core-admin/version")
 IS_R43 = CORE_ADMIN.exists() and CORE_ADMIN.read_text("ascii")[:4] == "4.3."
 STORE = Path("/var/lib/qubes/qubes.xml")
+#: with a template in a pool of its own, a test would show nothing more
+STANDALONE = ("qvm-create", "-C", "StandaloneVM", "-l", "blue", "-P")
 #: seconds until a command, or qubesd's start, is given up
 LIMIT = 300
 #: where its root has a PATH; all else of the environment is kept away, as
@@ -260,6 +262,28 @@ class Dom0:
             )
         return text
 
+    def shutdown(self, *qubes):
+        """Shut qubes down and wait for their end; return the output."""
+        return self.run("qvm-shutdown", "--wait", *qubes)
+
+    def cycle(self, qube):
+        """Start a qube and shut it down."""
+        self.run("qvm-start", qube)
+        self.shutdown(qube)
+
+    def session(self, qube, content):
+        """Start a qube, let it write to its private volume, shut it down."""
+        self.run("qvm-start", qube)
+        write(qube, "xvdb", content)
+        self.shutdown(qube)
+
+    def refuses_start(self, qube, says):
+        """Check that a start is refused in one line that contains *says*."""
+        line = self.run("qvm-start", qube, status=1, says=says)
+        assert "Got empty response" not in line
+        assert len(line.strip().splitlines()) == 1
+        self.run("qvm-ls", "--fields=STATE", qube, says="Halted")
+
     def revisions(self, volume):
         """Their ids, the oldest first."""
         return self.run("qvm-volume", "info", volume, "revisions").split()
@@ -352,6 +376,15 @@ def zfs(*command):
     if done.returncode:
         raise AssertionError(f"{shlex.join(command)}: {done.stderr}")
     return done.stdout.splitlines()
+
+
+def export(zpool):
+    """Export a zpool; retry while a process looks at one of its volumes."""
+    command = ("zpool", "export", zpool)
+    until(
+        lambda: not subprocess.run(command, check=False).returncode,
+        f"{zpool} is exported",
+    )
 
 
 def datasets(above):

@@ -1,17 +1,12 @@
 """A pool is not there, or cannot be used: qubesd lives, and says why."""
 
 import os
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from .dom0 import MIB, STORE, datasets, read, write, zfs
-
-SHUTDOWN = ("qvm-shutdown", "--wait")
-#: a template in its pool of its own would say nothing more
-CREATE = ("qvm-create", "-C", "StandaloneVM", "-l", "blue", "-P")
+from .dom0 import MIB, STANDALONE, STORE, datasets, export, read, write, zfs
 
 
 @pytest.fixture(scope="module")
@@ -20,36 +15,18 @@ def far(dom0, plain):
     zfs("zpool", "create", "-m", "none", "usb", "/dev/vdd")
     option = "container=usb/qubes"
     dom0.run("qvm-pool", "add", "-o", option, "usb", "zfs_zvol")
-    dom0.run(*CREATE, "usb", "far")
+    dom0.run(*STANDALONE, "usb", "far")
     dom0.give("far:root", b"far".ljust(MIB, b"\0"))
-    dom0.run(*CREATE, plain, "near")
+    dom0.run(*STANDALONE, plain, "near")
     files = ("-o", "dir_path=/var/lib/files", "-o", "setup_check=False")
     dom0.run("qvm-pool", "add", *files, "files", "file-reflink")
-    dom0.run(*CREATE, "files", "file")
+    dom0.run(*STANDALONE, "files", "file")
     yield "far"
     for qube in ("far", "near", "file"):
         dom0.run("qvm-remove", "-f", qube)
     dom0.run("qvm-pool", "remove", "usb", "files")
     assert datasets("usb") == ["usb", "usb/qubes", "usb/qubes/vm"]
     zfs("zpool", "destroy", "usb")
-
-
-def goes(dom0, qube):
-    """It starts and stops."""
-    dom0.run("qvm-start", qube)
-    dom0.run(*SHUTDOWN, qube)
-
-
-def export(zpool):
-    """Whoever looked at its volumes last may hold one for a moment."""
-    for _ in range(30):
-        try:
-            return zfs("zpool", "export", zpool)
-        except AssertionError as exc:
-            if "busy" not in str(exc):
-                raise
-            time.sleep(0.5)
-    raise AssertionError(f"{zpool} stays busy")
 
 
 def kept():
@@ -75,30 +52,23 @@ def looks_work(dom0):
     dom0.run("qvm-volume", "info", "far:root", says="size 1048576")
 
 
-def refused(dom0, qube, says):
-    said = dom0.run("qvm-start", qube, status=1, says=says)
-    assert "Got empty response" not in said
-    assert len(said.strip().splitlines()) == 1
-    dom0.run("qvm-ls", "--fields=STATE", qube, says="Halted")
-
-
 def test_qubesd_starts_without_the_zpool(dom0, far):
-    dom0.run("qvm-start", far)
-    write(far, "xvdb", b"before")
-    dom0.run(*SHUTDOWN, far)
+    dom0.session(far, b"before")
     before = kept()
     dom0.stop()
     export("usb")
     dom0.start()
     looks_work(dom0)
-    refused(dom0, far, ("zpool usb is not imported", "sudo qvm-zfs attach"))
+    dom0.refuses_start(
+        far, ("zpool usb is not imported", "sudo qvm-zfs attach")
+    )
     dom0.give("far:private", b"x" * MIB, status=1, says="is not imported")
     revert = ("qvm-volume", "revert", "far:root", "r1")
     dom0.run(*revert, status=1)
-    create = dom0.run(*CREATE, "usb", "another", status=1)
+    create = dom0.run(*STANDALONE, "usb", "another", status=1)
     assert "zpool usb is not imported" in create
-    goes(dom0, "near")
-    goes(dom0, "file")
+    dom0.cycle("near")
+    dom0.cycle("file")
     # saved meanwhile, and whenever qubesd ends
     dom0.run("qvm-features", "near", "some.feature", "1")
     assert kept() == before
@@ -111,7 +81,7 @@ def test_qubesd_starts_without_the_zpool(dom0, far):
     assert read(far, "xvda", 3) == b"far"
     assert read(far, "xvdb", 6) == b"before"
     write(far, "xvdb", b"after!")
-    dom0.run(*SHUTDOWN, far)
+    dom0.shutdown(far)
     assert len(dom0.revisions("far:private")) == 2
     assert kept() == before
 
@@ -119,38 +89,42 @@ def test_qubesd_starts_without_the_zpool(dom0, far):
 def test_the_zpool_goes_and_comes_while_qubesd_runs(dom0, far):
     export("usb")
     looks_work(dom0)
-    refused(dom0, far, "zpool usb is not imported")
-    goes(dom0, "near")
+    dom0.refuses_start(far, "zpool usb is not imported")
+    dom0.cycle("near")
     zfs("zpool", "import", "usb")
     dom0.run("qvm-start", far)
     assert read(far, "xvdb", 6) == b"after!"
-    dom0.run(*SHUTDOWN, far)
+    dom0.shutdown(far)
 
 
 def test_the_container_is_renamed_by_hand(dom0, far):
     zfs("zfs", "rename", "usb/qubes", "usb/moved")
     looks_work(dom0)
-    refused(dom0, far, ("usb/qubes does not exist", "renamed or destroyed"))
-    goes(dom0, "near")
+    dom0.refuses_start(
+        far, ("usb/qubes does not exist", "renamed or destroyed")
+    )
+    dom0.cycle("near")
     zfs("zfs", "rename", "usb/moved", "usb/qubes")
-    goes(dom0, far)
+    dom0.cycle(far)
 
 
 def test_a_container_that_is_another_pools(dom0, far):
     mark = "qubes-storage-zfs:pool"
     zfs("zfs", "set", f"{mark}=theirs", "usb/qubes")
     looks_work(dom0)
-    refused(dom0, far, ("belongs to the pool theirs", f"inherit {mark}"))
+    dom0.refuses_start(far, ("belongs to the pool theirs", f"inherit {mark}"))
     zfs("zfs", "set", f"{mark}=usb", "usb/qubes")
-    goes(dom0, far)
+    dom0.cycle(far)
 
 
 def test_a_volume_is_destroyed_by_hand(dom0, far):
-    dom0.run(*CREATE, "usb", "lost")
+    dom0.run(*STANDALONE, "usb", "lost")
     zfs("zfs", "destroy", "-r", "usb/qubes/vm/lost/private")
     looks_work(dom0)
-    refused(dom0, "lost", ("the volume is missing on disk", "lost/private"))
-    goes(dom0, far)
+    dom0.refuses_start(
+        "lost", ("the volume is missing on disk", "lost/private")
+    )
+    dom0.cycle(far)
     dom0.run("qvm-remove", "-f", "lost")
     assert not any("lost" in each for each in datasets("usb"))
 
@@ -164,17 +138,17 @@ def test_qubesd_starts_without_pyzfs(dom0, far, tmp_path):
     dom0.start(PYTHONPATH=str(tmp_path))
     looks_work(dom0)
     missing = ("python3-pyzfs is missing", "modprobe zfs")
-    refused(dom0, far, missing)
-    refused(dom0, "near", missing)
+    dom0.refuses_start(far, missing)
+    dom0.refuses_start("near", missing)
     add = ("qvm-pool", "add", "-o", "container=tank/x", "new", "zfs_zvol")
     dom0.run(*add, status=1, says=missing)
-    goes(dom0, "file")
+    dom0.cycle("file")
     dom0.run("qvm-features", "file", "some.feature", "1")
     assert kept() == before
     dom0.stop()
     assert kept() == before
     dom0.start()
-    goes(dom0, far)
+    dom0.cycle(far)
 
 
 def test_qubesd_starts_without_the_zfs_module(dom0, far):
@@ -186,13 +160,13 @@ def test_qubesd_starts_without_the_zfs_module(dom0, far):
     try:
         dom0.start()
         looks_work(dom0)
-        refused(dom0, far, ("zfs kernel module", "modprobe zfs"))
-        goes(dom0, "file")
+        dom0.refuses_start(far, ("zfs kernel module", "modprobe zfs"))
+        dom0.cycle("file")
         dom0.run("qvm-features", "file", "some.feature", "2")
         assert kept() == before
     finally:
         zfs("modprobe", "zfs", "zfs_arc_max=268435456")
         zfs("zpool", "import", "-a")
-    goes(dom0, far)
-    goes(dom0, "near")
+    dom0.cycle(far)
+    dom0.cycle("near")
     assert kept() == before

@@ -11,7 +11,6 @@ from .dom0 import MIB, datasets, read, write, zfs
 FOLDER = Path("/var/lib/qubes/backup")
 PASSPHRASE = "Tr0ub4dor and horse"
 ROOT_OF_KEYS = "tank/encryption/sealed"
-SHUTDOWN = ("qvm-shutdown", "--wait")
 
 #: what volumes hold: bytes at their beginning, the rest is zeros
 HELD = {
@@ -56,7 +55,7 @@ def holds(dom0, qube):
             assert len(content) <= size < len(content) + 65536
             found = read(qube, TARGETS[volume], size)
             assert found == content.ljust(size, b"\0"), f"{qube}:{volume}"
-    dom0.run(*SHUTDOWN, qube)
+    dom0.shutdown(qube)
 
 
 def test_backup_and_restore(dom0, qubes, plain):
@@ -76,7 +75,7 @@ def test_backup_and_restore(dom0, qubes, plain):
     (file,) = FOLDER.iterdir()
     assert file.stat().st_size > sum(map(len, HELD.values()))
 
-    dom0.run(*SHUTDOWN, "office")
+    dom0.shutdown("office")
     dom0.run("qvm-remove", "-f", "office", "sealed")
     dom0.run("qvm-remove", "-f", "system")
     left = [each.split("/") for each in datasets("tank")]
@@ -103,4 +102,4 @@ def test_a_running_qube_without_revisions_is_not_backed_up(dom0, qubes):
     before = datasets("tank")
     dom0.run(*backup, str(FOLDER), "office", status=1, says="office")
     assert datasets("tank") == before
-    dom0.run(*SHUTDOWN, "office")
+    dom0.shutdown("office")

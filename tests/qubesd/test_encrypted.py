@@ -25,7 +25,6 @@ from .dom0 import (
 
 PASSPHRASE = "Tr0ub4dor and horse"
 ROOT_OF_KEYS = "tank/encryption/safe"
-SHUTDOWN = ("qvm-shutdown", "--wait")
 CREATE = ("qvm-create", "-P", "safe", "-l", "red")
 
 
@@ -112,7 +111,7 @@ def test_a_start_asks_once(dom0, work):
     write(work, "xvda", b"scribbled")
     write(work, "xvdb", b"kept secret")
     dom0.run("qvm-zfs", "lock", "safe", status=1, says="in use")
-    dom0.run(*SHUTDOWN, work)
+    dom0.shutdown(work)
     dom0.run("qvm-start", work)
     assert read(work, "xvda", len(ROOT)) == ROOT
     assert read(work, "xvdb", 11) == b"kept secret"
@@ -136,8 +135,7 @@ def test_unlocked_by_hand_nobody_is_asked(dom0, work):
     dom0.answer()
     given = f"{PASSPHRASE}\n".encode()
     dom0.run("qvm-zfs", "unlock", "safe", stdin=given, says="is unlocked")
-    dom0.run("qvm-start", work)
-    dom0.run(*SHUTDOWN, work)
+    dom0.cycle(work)
     assert dom0.asked() == []
 
 
@@ -168,7 +166,7 @@ def test_verbs_on_volumes(dom0, work):
     dom0.run("qvm-kill", "copy")
     dom0.run("qvm-start", work)
     assert read(work, "xvdb", 8) == b"imported"
-    dom0.run(*SHUTDOWN, work)
+    dom0.shutdown(work)
 
 
 def test_from_and_to_a_pool_that_is_not_encrypted(dom0, work, plain):
@@ -176,11 +174,11 @@ def test_from_and_to_a_pool_that_is_not_encrypted(dom0, work, plain):
     dom0.run("qvm-start", "bare")
     assert read("bare", "xvdb", 8) == b"imported"
     write("bare", "xvdb", b"stranger")
-    dom0.run(*SHUTDOWN, "bare")
+    dom0.shutdown("bare")
     dom0.run("qvm-clone", "-P", "safe", "bare", "again")
     dom0.run("qvm-start", "again")
     assert read("again", "xvdb", 8) == b"stranger"
-    dom0.run(*SHUTDOWN, "again")
+    dom0.shutdown("again")
     dom0.run("qvm-remove", "-f", "bare", "again")
 
 
@@ -212,7 +210,7 @@ def test_restarts(dom0, work, number):
     assert key() == "available"
     dom0.start()
     before = newest(dom0, work)
-    dom0.run(*SHUTDOWN, work)
+    dom0.shutdown(work)
     assert newest(dom0, work) == before + 1
     lock(dom0)
     # locked when it starts
@@ -224,7 +222,7 @@ def test_restarts(dom0, work, number):
     dom0.run("qvm-start", work)
     assert len(dom0.asked()) == 1
     assert read(work, "xvdb", 7) == number.name.encode()
-    dom0.run(*SHUTDOWN, work)
+    dom0.shutdown(work)
 
 
 def test_a_qube_ends_while_qubesd_is_away(dom0, work):
@@ -244,7 +242,7 @@ def test_a_qube_ends_while_qubesd_is_away(dom0, work):
     dom0.answer(PASSPHRASE)
     dom0.run("qvm-start", work)
     assert read(work, "xvdb", 10) == b"at its end"
-    dom0.run(*SHUTDOWN, work)
+    dom0.shutdown(work)
 
 
 def test_qubesd_dies_while_the_prompt_is_open(dom0, work):
@@ -259,8 +257,7 @@ def test_qubesd_dies_while_the_prompt_is_open(dom0, work):
     dom0.start()
     assert key() == "unavailable"
     dom0.answer(PASSPHRASE)
-    dom0.run("qvm-start", work)
-    dom0.run(*SHUTDOWN, work)
+    dom0.cycle(work)
 
 
 def test_removed_is_gone(dom0, work):

@@ -43,14 +43,14 @@ def test_a_feature_tunes_a_volume_at_the_next_start(dom0, qube):
     before = compression(qube)
     dom0.run("qvm-features", qube, "zfs.compression", "off")
     assert compression(qube) == before != "off"
-    dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.shutdown(qube)
     dom0.run("qvm-start", qube)
     assert compression(qube) == "off"
-    dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.shutdown(qube)
     dom0.run("qvm-features", "--unset", qube, "zfs.compression")
     dom0.run("qvm-start", qube)
     assert compression(qube) == before
-    dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.shutdown(qube)
 
 
 @pytest.mark.parametrize(
@@ -75,20 +75,20 @@ def test_a_volume_begins_anew_at_each_start(dom0, qube):
         dom0.run("qvm-start", qube)
         assert not any(read(qube, "xvdb", 4096))
         write(qube, "xvdb", session.ljust(512, b"\0"))
-        dom0.run("qvm-shutdown", "--wait", qube)
+        dom0.shutdown(qube)
     dom0.run("qvm-features", "--unset", qube, "zfs.reset-on-start")
     dom0.run("qvm-start", qube)
     assert read(qube, "xvdb", 3) == b"two"
     volume = f"{qube}:private"
     listed = dom0.revisions(volume)
-    dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.shutdown(qube)
     # nothing was written; the state that would be a revision is listed until
     # the stop ends
     dom0.lists(volume, listed)
     dom0.run("qvm-volume", "revert", volume)
     dom0.run("qvm-start", qube)
     assert read(qube, "xvdb", 3) == b"one"
-    dom0.run("qvm-shutdown", "--wait", qube)
+    dom0.shutdown(qube)
 
 
 # --- tags by pool

@@ -8,7 +8,6 @@ import pytest
 from .dom0 import MIB, ROOT, datasets, read, write, zfs
 
 CREATE = ("qvm-create", "-P", "plain", "-l", "red")
-SHUTDOWN = ("qvm-shutdown", "--wait")
 NOISE = os.urandom(3 * MIB + 517)
 
 
@@ -48,7 +47,7 @@ def test_a_pool_for_one_volume(dom0, work):
     assert dom0.run(*pool) == "plain\n"
     dom0.run("qvm-start", "part")
     assert read("part", "xvda", len(ROOT)) == ROOT
-    dom0.run(*SHUTDOWN, "part")
+    dom0.shutdown("part")
     dom0.run("qvm-remove", "-f", "part")
     # core-admin-client takes one of the two, and says so in a traceback
     dom0.run(
@@ -67,7 +66,7 @@ def test_what_a_session_leaves(dom0, work):
     write("work", "xvda", b"scribbled", 100)
     write("work", "xvdb", b"first session")
     write("work", "xvdc", b"swapped")
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
     assert dom0.revisions("work:private") == ["r1"]
 
     dom0.run("qvm-start", "work")
@@ -84,7 +83,7 @@ def test_what_a_session_leaves(dom0, work):
         read("work", "xvdb", 13)
         == b"second" + b"session"[0:0] + b"session"[0:0] + b"first session"[6:]
     )
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
     dom0.lists("work:private", ["r1", "r2"])
 
 
@@ -92,11 +91,11 @@ def test_revert_and_back(dom0, halted):
     revert = ("qvm-volume", "revert", "work:private")
     dom0.run("qvm-start", "work")
     dom0.run(*revert, status=1, says="the qube is running")
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
     dom0.run(*revert, "r2")
     dom0.run("qvm-start", "work")
     assert read("work", "xvdb", 13) == b"first session"
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
     # nothing was written, so the stop makes no revision of what was listed
     # as one to be while it went on
     dom0.lists("work:private", ["r2", "r3"])
@@ -123,7 +122,7 @@ def test_resize(dom0, halted):
     assert dom0.run(*size) == f"{80 * MIB}\n"
     write("work", "xvdb", b"at the end", 80 * MIB - 10)
     dom0.run(*resize, "-f", "70MiB", status=1, says="made smaller")
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
     dom0.run(*resize, "96MiB")
     dom0.run(*resize, "1MiB", status=1, says="shrink")
     dom0.run("qvm-start", "work")
@@ -157,10 +156,10 @@ def test_clone(dom0, work):
     assert digest == hashlib.sha256(NOISE).digest()
     assert read("copy", "xvda", len(ROOT)) == ROOT
     write("copy", "xvdb", b"its own")
-    dom0.run(*SHUTDOWN, "copy")
+    dom0.shutdown("copy")
     dom0.run("qvm-start", "work")
     assert read("work", "xvdb", 7) == NOISE[:7]
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
 
 
 def test_clone_of_a_template(dom0, work):
@@ -177,7 +176,7 @@ def test_disposable(dom0, work):
     assert read("disp", "xvda", len(ROOT)) == ROOT
     assert read("disp", "xvdb", 7) == NOISE[:7]
     write("disp", "xvdb", b"not for long")
-    dom0.run(*SHUTDOWN, "disp")
+    dom0.shutdown("disp")
     dom0.run("qvm-start", "disp")
     assert read("disp", "xvdb", 7) == NOISE[:7]
     dom0.run("qvm-kill", "disp")
@@ -188,18 +187,18 @@ def test_a_template_that_changes(dom0, work):
     dom0.run("qvm-start", "work")
     dom0.run("qvm-start", "tmpl")
     write("tmpl", "xvda", b"THE")
-    dom0.run(*SHUTDOWN, "tmpl")
+    dom0.shutdown("tmpl")
     assert read("work", "xvda", 3) == b"the"
     outdated = ("qvm-volume", "info", "work:root", "is_outdated")
     assert dom0.run(*outdated) == "True\n"
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
     dom0.run("qvm-start", "work")
     assert read("work", "xvda", 3) == b"THE"
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
     dom0.run("qvm-volume", "revert", "tmpl:root")
     dom0.run("qvm-start", "work")
     assert read("work", "xvda", 3) == b"the"
-    dom0.run(*SHUTDOWN, "work")
+    dom0.shutdown("work")
 
 
 def test_removed_is_gone(dom0, work):

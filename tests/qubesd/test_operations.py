@@ -10,7 +10,6 @@ import pytest
 
 from .dom0 import MIB, datasets, lives, machine, read, until, write
 
-SHUTDOWN = ("qvm-shutdown", "--wait")
 SERVICE, WRITER = b"admin.vm.volume.ImportWithSize", b"dd bs=128K of=/dev/"
 CREATE = ("qvm-create", "-P", "plain", "-l", "red")
 
@@ -20,7 +19,7 @@ def qube(dom0, plain):
     dom0.run(*CREATE, "-t", "tmpl", "soon")
     for content in (b"one", b"two"):
         session(dom0, "soon", content)
-        dom0.run(*SHUTDOWN, "soon")
+        dom0.shutdown("soon")
     yield "soon"
     dom0.run("qvm-remove", "-f", "soon")
 
@@ -47,7 +46,7 @@ def content(dom0, qube):
 
 def test_revert_directly_after_a_shutdown(dom0, qube):
     session(dom0, qube, b"three")
-    dom0.run(*SHUTDOWN, qube)
+    dom0.shutdown(qube)
     dom0.run("qvm-volume", "revert", f"{qube}:private")
     assert content(dom0, qube) == b"two"
 
@@ -59,7 +58,7 @@ def test_the_session_that_has_just_ended_is_what_is_read(dom0, qube, wait):
     before = dom0.revisions(f"{qube}:private")
     session(dom0, qube, last)
     if wait:
-        dom0.run(*SHUTDOWN, qube)
+        dom0.shutdown(qube)
     else:
         ends(qube)
     dom0.run("qvm-clone", "-P", "plain", qube, "soon-copy")
@@ -151,7 +150,7 @@ def kill_import(call, ours):
 
 def test_commands_after_an_import_that_died(dom0, qube):
     session(dom0, qube, b"stays")
-    dom0.run(*SHUTDOWN, qube)
+    dom0.shutdown(qube)
     volume = f"{qube}:private"
     kill_import(*begin_import(dom0, qube))
     dom0.run("qvm-volume", "clear", "-f", volume)

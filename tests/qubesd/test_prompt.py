@@ -92,12 +92,12 @@ def test_no_qube_can_redirect_or_repeat_the_prompt(dom0, vault):
     # a person in dom0 is not delayed
     dom0.run("qvm-zfs", "unlock", "vault", stdin=TYPED)
     dom0.run(*start)
-    dom0.run("qvm-shutdown", "--wait", vault)
+    dom0.shutdown(vault)
     dom0.run("qvm-zfs", "lock", "vault")
     dom0.answer(PASSPHRASE)
     dom0.run(*start)
     assert len(dom0.asked()) == 1
-    dom0.run("qvm-shutdown", "--wait", vault)
+    dom0.shutdown(vault)
     dom0.run("qvm-remove", "-f", vault)
     dom0.run("qvm-pool", "remove", "vault")
     dom0.run("qvm-create", "-P", "plain", "-l", "red", "-t", "tmpl", vault)

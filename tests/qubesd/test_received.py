@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .dom0 import MIB, datasets, read, tell, until, write, zfs
+from .dom0 import MIB, datasets, export, read, tell, until, zfs
 
-SHUTDOWN = ("qvm-shutdown", "--wait")
 DAY = 86400
 
 
@@ -24,15 +23,6 @@ def zpools(tmp_path):
     yield tmp_path
     for name in ("here", "there"):
         subprocess.run(["zpool", "destroy", "-f", name], check=False)
-
-
-def export(name):
-    """Export a zpool; udev may still be probing a zvol of it."""
-    command = ["zpool", "export", name]
-    until(
-        lambda: not subprocess.run(command, check=False).returncode,
-        f"{name} is exported",
-    )
 
 
 def take_the_place(folder: Path):
@@ -51,9 +41,7 @@ def test_a_pool_that_was_copied_to_another_zpool(dom0, plain, zpools):
         "qvm-create", "-P", "moved", "-l", "red", "-C", "StandaloneVM", "w6"
     )
     for content in (b"mine", b"more"):
-        dom0.run("qvm-start", "w6")
-        write("w6", "xvdb", content)
-        dom0.run(*SHUTDOWN, "w6")
+        dom0.session("w6", content)
     before = dom0.revisions("w6:private")
     zfs("zfs", "snapshot", "-r", "here/q@move")
     copy = "zfs send -R here/q@move | zfs receive -u there/q"
@@ -63,12 +51,12 @@ def test_a_pool_that_was_copied_to_another_zpool(dom0, plain, zpools):
 
     dom0.run("qvm-start", "w6")
     assert read("w6", "xvdb", 4) == b"more"
-    dom0.run(*SHUTDOWN, "w6")
+    dom0.shutdown("w6")
     dom0.lists("w6:private", before)
     dom0.run("qvm-volume", "revert", "w6:private")
     dom0.run("qvm-start", "w6")
     assert read("w6", "xvdb", 4) == b"mine"
-    dom0.run(*SHUTDOWN, "w6")
+    dom0.shutdown("w6")
     dom0.run("qvm-remove", "-f", "w6")
     until(lambda: datasets("here/q") == ["here/q", "here/q/vm"], "w6 is gone")
     dom0.run("qvm-pool", "remove", "moved")
@@ -89,9 +77,7 @@ def test_the_clock_goes_back_between_two_sessions(dom0, plain):
     dom0.run("qvm-create", "-P", "plain", "-l", "red", "-t", "tmpl", "w5")
 
     def session(number):
-        dom0.run("qvm-start", "w5")
-        write("w5", "xvdb", b"session %d" % number)
-        dom0.run(*SHUTDOWN, "w5")
+        dom0.session("w5", b"session %d" % number)
 
     for number in (1, 2):
         session(number)
@@ -102,7 +88,7 @@ def test_the_clock_goes_back_between_two_sessions(dom0, plain):
         dom0.run("qvm-volume", "revert", "w5:private")
         dom0.run("qvm-start", "w5")
         found = read("w5", "xvdb", 9)
-        dom0.run(*SHUTDOWN, "w5")
+        dom0.shutdown("w5")
     tell(f"listed {listed}; reverted to {found!r}")
     dom0.run("qvm-remove", "-f", "w5")
     assert found == b"session 3" and listed == sorted(listed)

@@ -1,13 +1,11 @@
 """What is left of qubes and templates that are gone, with a real qubesd."""
 
 import os
-import time
 
 import pytest
 
-from .dom0 import MIB, datasets, read, write, zfs
+from .dom0 import MIB, datasets, read, until, write, zfs
 
-SHUTDOWN = ("qvm-shutdown", "--wait")
 CREATE = ("qvm-create", "-l", "red")
 
 
@@ -20,18 +18,8 @@ def of(*qubes):
     ]
 
 
-def until(condition, seconds=30):
-    """Wait for what qubesd does afterwards; return whether it did."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.2)
-    return True
-
-
 def is_gone(*qubes):
-    assert until(lambda: not of(*qubes)), of(*qubes)
+    until(lambda: not of(*qubes), f"{qubes} are gone")
 
 
 def used():
@@ -50,16 +38,20 @@ def second(dom0, plain):
 
 def test_what_was_prepared_in_the_pool_of_a_former_template(dom0, second):
     dom0.run(*CREATE, "-P", "plain", "-t", "tmpl", "w1")
-    dom0.run("qvm-start", "w1")
-    dom0.run(*SHUTDOWN, "w1")
+    dom0.cycle("w1")
     root = "tank/plain/vm/w1/root.1"
     assert root in of("w1")
     # the former pool is not used meanwhile, and no qubesd starts
     dom0.run("qvm-prefs", "w1", "template", "tmpl-2")
-    assert until(lambda: not any("plain/vm/w1/root" in x for x in of("w1")))
-    assert until(lambda: any("second/vm/w1/root" in x for x in of("w1")))
-    dom0.run("qvm-start", "w1")
-    dom0.run(*SHUTDOWN, "w1")
+    until(
+        lambda: not any("plain/vm/w1/root" in x for x in of("w1")),
+        "the old root is gone",
+    )
+    until(
+        lambda: any("second/vm/w1/root" in x for x in of("w1")),
+        "the root is prepared",
+    )
+    dom0.cycle("w1")
     dom0.run("qvm-remove", "-f", "w1")
     is_gone("w1")
 
@@ -68,22 +60,23 @@ def test_private_data_that_a_disposable_was_prepared_with(dom0, second):
     for name, pool in (("d1", "plain"), ("d2", second)):
         dom0.run(*CREATE, "-P", pool, "-t", "tmpl", name)
         dom0.run("qvm-prefs", name, "template_for_dispvms", "True")
-    dom0.run("qvm-start", "d1")
-    write("d1", "xvdb", b"SECRET-OF-D1")
-    dom0.run(*SHUTDOWN, "d1")
+    dom0.session("d1", b"SECRET-OF-D1")
     dom0.run(*CREATE, "-P", "plain", "-C", "DispVM", "-t", "d1", "nd")
     dom0.run("qvm-start", "nd")
     assert read("nd", "xvdb", 12) == b"SECRET-OF-D1"
-    dom0.run(*SHUTDOWN, "nd")
+    dom0.shutdown("nd")
     dom0.run("qvm-prefs", "nd", "template", "d2")
-    assert until(lambda: not any("plain/vm/nd/private" in x for x in of("nd")))
+    until(
+        lambda: not any("plain/vm/nd/private" in x for x in of("nd")),
+        "the old volume is gone",
+    )
     # core calls disposables directly when their template gets another one
     dom0.run("qvm-prefs", "d2", "template", "tmpl-2")
     dom0.run("qvm-remove", "-f", "d1")
     is_gone("d1")
     dom0.run("qvm-start", "nd")
     assert read("nd", "xvdb", 12) == bytes(12)
-    dom0.run(*SHUTDOWN, "nd")
+    dom0.shutdown("nd")
     # one by one: the order of several is the client's
     dom0.run("qvm-remove", "-f", "nd")
     dom0.run("qvm-remove", "-f", "d2")
@@ -96,12 +89,15 @@ def test_a_removed_template_is_free_at_once(dom0, plain):
     )
     dom0.give("big:root", os.urandom(10 * MIB))
     dom0.run(*CREATE, "-P", "plain", "-t", "big", "w3")
-    assert until(lambda: any("/w3/root" in name for name in of("w3")))
+    until(
+        lambda: any("/w3/root" in name for name in of("w3")),
+        "the root is prepared",
+    )
     before = used()
     dom0.run("qvm-prefs", "w3", "template", "tmpl")
     dom0.run("qvm-remove", "-f", "big")
     is_gone("big")
-    assert until(lambda: before - used() > 9 * MIB)
+    until(lambda: before - used() > 9 * MIB, "9 MiB are free")
     dom0.run("qvm-remove", "-f", "w3")
 
 
@@ -118,9 +114,9 @@ def test_a_template_that_is_upgraded_in_place(dom0, plain):
         dom0.run("qvm-remove", "-f", old)
         dom0.run("qvm-start", new)
         write(new, "xvda", os.urandom(8 * MIB))
-        dom0.run(*SHUTDOWN, new)
+        dom0.shutdown(new)
     is_gone("f1", "f2")
-    assert until(lambda: used() - before < 10 * MIB), used() - before
+    until(lambda: used() - before < 10 * MIB, "10 MiB are free")
     assert dom0.revisions("f3:root") == []
     dom0.run("qvm-remove", "-f", "f3")
 
@@ -128,9 +124,8 @@ def test_a_template_that_is_upgraded_in_place(dom0, plain):
 def test_what_an_earlier_qubesd_did_not_notice(dom0, second):
     """The dataset of a qube that had its root volume here once."""
     dom0.run(*CREATE, "-P", "plain", "-t", "tmpl", "w9")
-    dom0.run("qvm-start", "w9")
-    dom0.run(*SHUTDOWN, "w9")
-    assert until(lambda: "tank/plain/vm/w9/root.1" in of("w9"))
+    dom0.cycle("w9")
+    until(lambda: "tank/plain/vm/w9/root.1" in of("w9"), "the root is prepared")
     # as if it had not been here
     root = "tank/plain/vm/w9"
     made = zfs("zfs", "get", "-Ho", "value", "origin", f"{root}/root.1")
@@ -147,7 +142,7 @@ def test_what_an_earlier_qubesd_did_not_notice(dom0, second):
     dom0.run("qvm-start", "w9")
     is_gone("lost")
     assert "tank/plain/vm/w9/root.1" in of("w9")
-    dom0.run(*SHUTDOWN, "w9")
+    dom0.shutdown("w9")
     dom0.run("qvm-remove", "-f", "w9")
     is_gone("w9")
     dom0.run("qvm-remove", "-f", "tmpl-2")

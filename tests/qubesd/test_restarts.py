@@ -8,8 +8,6 @@ import pytest
 
 from .dom0 import MIB, ROOT, datasets, machine, read, tell, until, write
 
-SHUTDOWN = ("qvm-shutdown", "--wait")
-
 
 @pytest.fixture(scope="module", params=["plain"])
 def qube(dom0, request):
@@ -17,9 +15,7 @@ def qube(dom0, request):
     pool = request.getfixturevalue(request.param)
     name = f"stays-{pool}"
     dom0.run("qvm-create", "-P", pool, "-l", "red", "-t", "tmpl", name)
-    dom0.run("qvm-start", name)
-    write(name, "xvdb", b"one")
-    dom0.run(*SHUTDOWN, name)
+    dom0.session(name, b"one")
     assert dom0.revisions(f"{name}:private") == ["r1"]
     yield name
     dom0.run("qvm-remove", "-f", name)
@@ -46,14 +42,14 @@ def test_a_qube_goes_on_without_qubesd(dom0, qube, number):
     assert runs(dom0, qube)
     assert read(qube, "xvdb", 9, MIB) == b"unwatched"
     dom0.run("qvm-volume", "revert", f"{qube}:private", status=1)
-    dom0.run(*SHUTDOWN, qube)
+    dom0.shutdown(qube)
     after = dom0.revisions(f"{qube}:private")
     assert after[:-1] == before[-1:] or after[:-1] == before
     assert int(after[-1][1:]) == int(before[-1][1:]) + 1
     dom0.run("qvm-start", qube)
     assert read(qube, "xvda", len(ROOT)) == ROOT
     assert read(qube, "xvdb", 7) == number.name.encode()
-    dom0.run(*SHUTDOWN, qube)
+    dom0.shutdown(qube)
     dom0.lists(f"{qube}:private", after)
 
 
@@ -72,15 +68,13 @@ def test_a_qube_ends_while_qubesd_is_away(dom0, qube, number):
     dom0.run("qvm-start", qube)
     assert read(qube, "xvda", len(ROOT)) == ROOT
     assert read(qube, "xvdb", 10) == b"at its end"
-    dom0.run(*SHUTDOWN, qube)
+    dom0.shutdown(qube)
     dom0.lists(f"{qube}:private", after)
 
 
 def test_qubesd_dies_in_an_import(dom0, qube):
     """The volume stays what it was, and takes the next."""
-    dom0.run("qvm-start", qube)
-    write(qube, "xvdb", b"stays")
-    dom0.run(*SHUTDOWN, qube)
+    dom0.session(qube, b"stays")
     before = datasets("tank")
     revisions = dom0.revisions(f"{qube}:private")
     call, ours = dom0.begin_import(f"{qube}:private")
@@ -91,12 +85,12 @@ def test_qubesd_dies_in_an_import(dom0, qube):
     assert dom0.revisions(f"{qube}:private") == revisions
     dom0.run("qvm-start", qube)
     assert read(qube, "xvdb", 5) == b"stays"
-    dom0.run(*SHUTDOWN, qube)
+    dom0.shutdown(qube)
     until(lambda: datasets("tank") == before, "its leftovers are gone")
     dom0.give(f"{qube}:private", b"imported".ljust(4 * MIB, b"\0"))
     dom0.run("qvm-start", qube)
     assert read(qube, "xvdb", 8) == b"imported"
-    dom0.run(*SHUTDOWN, qube)
+    dom0.shutdown(qube)
 
 
 def test_qubesd_dies_in_a_start(dom0, qube):

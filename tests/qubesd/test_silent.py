@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .dom0 import datasets, read, write, zfs
-from .test_away import CREATE, SHUTDOWN, export, goes, refused
+from .dom0 import STANDALONE, datasets, export, read, zfs
 
 #: seconds that a command takes here at most, if it waits for no disk
 PROMPT = 60
@@ -20,12 +19,10 @@ def slow(dom0, plain):
     zfs("dmsetup", "create", "slow", "--table", table)
     zfs("zpool", "create", "-m", "none", "slow", "/dev/mapper/slow")
     dom0.run("qvm-pool", "add", "-o", "container=slow/q", "slow", "zfs_zvol")
-    dom0.run(*CREATE, "slow", "hung")
-    dom0.run(*CREATE, plain, "near")
+    dom0.run(*STANDALONE, "slow", "hung")
+    dom0.run(*STANDALONE, plain, "near")
     for content in (b"one", b"two"):
-        dom0.run("qvm-start", "hung")
-        write("hung", "xvdb", content)
-        dom0.run(*SHUTDOWN, "hung")
+        dom0.session("hung", content)
     assert dom0.revisions("hung:private") == ["r1", "r2"]
     yield "hung"
     for qube in ("hung", "near"):
@@ -64,12 +61,12 @@ def test_a_disk_that_does_not_answer(dom0, slow):
         starting = dom0.begin("qvm-start", slow)
         time.sleep(3)
         assert "  r2\n" in reads(dom0)
-        goes(dom0, "near")
+        dom0.cycle("near")
     finally:
         zfs("dmsetup", "resume", "slow")
     dom0.end(starting)
     assert read(slow, "xvdb", 3) == b"two"
-    dom0.run(*SHUTDOWN, slow)
+    dom0.shutdown(slow)
 
 
 def test_a_zpool_that_is_read_only(dom0, slow):
@@ -78,7 +75,7 @@ def test_a_zpool_that_is_read_only(dom0, slow):
         said = reads(dom0)
         assert "  r2\n" in said
         why = ("slow is imported read-only", "sudo zpool export slow")
-        refused(dom0, slow, why)
+        dom0.refuses_start(slow, why)
         dom0.run("qvm-volume", "revert", "hung:private", status=1, says=why)
         dom0.run("qvm-zfs", "status", says=("read-only", *why))
         # what an earlier qubesd knew is not known any more
@@ -91,4 +88,4 @@ def test_a_zpool_that_is_read_only(dom0, slow):
     finally:
         import_again()
     assert dom0.revisions("hung:private")[:2] == ["r1", "r2"]
-    goes(dom0, slow)
+    dom0.cycle(slow)
