@@ -6,8 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .faults import FAULTS
-from .faults.base import TREE, Fault
+from .faults import FAULTS, TREE, Fault
 
 FAILED = 1  # pytest's exit status if tests ran and some failed
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.teeth.faults import FAULTS
-from tests.teeth.faults.base import TREE
+from tests.teeth.faults import FAULTS, TREE
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

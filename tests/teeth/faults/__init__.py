@@ -1,13 +1,67 @@
-"""The deliberate faults: each module of this package lists those of a topic."""
+"""The deliberate faults: each text file here lists those of a topic.
 
-import importlib
-import pkgutil
+A fault is a block of lines:
 
-from .base import Fault
+    zfs/answers.py: the passphrase is written to the journal
+        tests/zfs/test_no_leaks.py::test_passphrase_and_key_are_nowhere
+    -        end = buffer.index(b"\\n")
+    +        end = buffer.index(b"\\n")
+    +        os.write(2, buffer)
+
+The first line has the file, below qubes_storage_zfs or from the top, and what
+the fault breaks. Then come tests, of which at least one must fail; the text
+that is in the file exactly once, which may be a part of a line; and the text
+that replaces it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    :ivar name: what it breaks
+    :ivar file: below ``qubes_storage_zfs``, or ``dom0/...`` from the top
+    :ivar right: text that is in the file exactly once
+    :ivar wrong: the text that replaces it
+    :ivar tests: given to pytest; at least one of them must fail
+    """
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+    def place(self, tree: Path = TREE) -> Path:
+        """Return the file in the checkout *tree*."""
+        if self.file.startswith("dom0/"):
+            return tree / self.file
+        return tree / "qubes_storage_zfs" / self.file
+
+
+def parse(block: str) -> Fault:
+    """Return the fault that a block of lines describes."""
+    heading, *lines = block.splitlines()
+    file, _, name = heading.partition(": ")
+    parts: dict[str, list[str]] = {" ": [], "-": [], "+": []}
+    for line in lines:
+        parts[line[0]].append(line[1:])
+    return Fault(
+        name,
+        file,
+        "\n".join(parts["-"]),
+        "\n".join(parts["+"]),
+        tuple(test.strip() for test in parts[" "]),
+    )
+
 
 FAULTS: tuple[Fault, ...] = tuple(
-    fault
-    for module in pkgutil.iter_modules(__path__)
-    if module.name != "base"
-    for fault in importlib.import_module(f"{__name__}.{module.name}").FAULTS
+    parse(block)
+    for topic in sorted(Path(__file__).parent.glob("*.txt"))
+    for block in topic.read_text("utf-8").strip().split("\n\n")[1:]
 )
