@@ -24,8 +24,7 @@ import libzfs_core
 
 from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.store.container import Container
-from qubes_storage_zfs.zfs import commands
+from qubes_storage_zfs.zfs import commands, runtime
 from tests.support.background import afterwards, be_patient
 from tests.support.counting import Cost, cost, now, quiet, rest
 from tests.support.shell import sh
@@ -165,7 +164,7 @@ async def lives(contender: Driver) -> dict[str, Any]:
 
 def restarted(contender: Driver) -> ZfsZvolPool:
     """The pool of a qubesd that has just begun."""
-    Container.forget_all()
+    runtime.restart()
     return ZfsZvolPool(name=contender.store.name, **contender.options)
 
 

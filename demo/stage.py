@@ -21,8 +21,8 @@ import qubes.vm.kinds
 from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool
 from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.driver.extension import PoolExtension
-from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.tools.common import QUBES_XML
+from qubes_storage_zfs.zfs import runtime
 from tests.support.background import settled
 from tests.support.prompts import Person
 
@@ -108,7 +108,7 @@ class Dom0:
     def kill_qubesd(self):
         """It dies and is started again; the qubes run on."""
         print("# systemctl kill -s KILL qubesd; systemctl start qubesd")
-        Container.forget_all()
+        runtime.restart()
         self.app = self._wait(hostapi.restart(self.app))
 
     def export(self, target):

@@ -14,9 +14,8 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..store import naming
+from ..store import naming, pool_programs
 from ..store.generations import Generations
-from ..zfs import channel
 from ..zfs.errors import NoModule, PoolAbsent, ZfsError
 
 if TYPE_CHECKING:
@@ -77,16 +76,10 @@ async def collect(
         that may wait for
     """
     try:
-        question = {
-            "home": pool.home,
-            "container": pool.container,
-            "owner": naming.OWNER,
-            "pool": pool.name,
-            "prefix": naming.POINTER,
-            "holder": naming.HOLDER,
-        }
-        answer = await channel.read("discarded", pool.home, question)
-        for vid, mark in (answer or {}).items():
+        answer = await pool_programs.discarded(
+            pool.container, pool.home, pool.name
+        )
+        for vid, mark in answer.items():
             if not naming.is_vid(vid):
                 # of a dataset that is not this driver's
                 continue

@@ -257,16 +257,17 @@ class ZfsEncryptedPool(ZfsPool):
             raise refusal(what, why)
         found = await claim.look(self.container, self.home)
         why = claim.obstacle(self.name, self.container, found)
-        if not why and "foreign" in found:
-            why = messages.FOREIGN_ROOT.format(dataset=found["foreign"])
+        if not why and found.foreign is not None:
+            why = messages.FOREIGN_ROOT.format(dataset=found.foreign)
         if why:
             raise refusal(what, why)
-        if "owner" not in found:
+        if found.owner is None:
             await commands.set_properties(
                 self.container, policy.TAKEN_OVER_SETTINGS
             )
         # before the key is loaded, which makes devices
-        await policy.check(self.place, must_be_claimed="owner" in found)
+        is_claimed = found.owner is not None
+        await policy.check(self.place, must_be_claimed=is_claimed)
         try:
             await keys.load(self.container, self._prompt(ADOPT_BY_HAND))
         except keys.NobodyToAsk:

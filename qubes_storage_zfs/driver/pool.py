@@ -18,6 +18,7 @@ from ..store import claim, messages, naming, options, policy
 from ..store.container import Container, State
 from ..store.listing import Listing
 from ..store.options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
+from ..store.pointer import Pointer
 from ..store.space import Space
 from ..zfs import commands, importexport, keys, lzc, newzpool, probe
 from ..zfs.errors import NotReadable, ZfsError
@@ -264,12 +265,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             found = self._listing.now()
         except ZfsError:
             # qubesd asks for sources while it starts; a KeyError would end it
-            return self._known(vid, self._listing.last.get(vid, ""))
+            return self._known(vid, self._listing.last.get(vid))
         if vid not in found:
             raise KeyError(vid)
         return self._known(vid, found[vid])
 
-    def _known(self, vid: str, pointer: str) -> ZfsVolume:
+    def _known(self, vid: str, pointer: Pointer | None) -> ZfsVolume:
         """The volume object of *vid*; a bare one if no qube has it."""
         if vid in self._volumes:
             return self._volumes[vid]
@@ -278,7 +279,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
                 "name": vid.rpartition("/")[2],
                 "vid": vid,
                 "rw": True,
-                "save_on_stop": " scratch" not in pointer,
+                "save_on_stop": pointer is None or not pointer.is_disposable,
             }
         )
 

@@ -1,7 +1,7 @@
 """Read the datasets of a pool that is migrated, and carry out a plan."""
 
-from ..store import naming, policy
-from ..zfs import channel, commands, lzc
+from ..store import policy, pool_programs
+from ..zfs import commands, lzc
 from .disk import SETTINGS, ZVOL_SETTINGS, Disk
 from .pools import MigratingPool
 from .steps import (
@@ -19,16 +19,11 @@ async def read_disk(pool: MigratingPool) -> Disk:
 
     :raises ZfsError: if ZFS cannot be asked
     """
-    question = {
-        "container": pool.container,
-        "home": pool.home,
-        "old": pool.old,
-        "prefix": naming.PREFIX,
-        "settings": list(SETTINGS),
-        "zvol_settings": list(ZVOL_SETTINGS),
-    }
     await lzc.sync(pool.container)
-    return Disk.parse(await channel.read("adoptable", pool.container, question))
+    answer = await pool_programs.adoptable(
+        pool.container, pool.home, pool.old, SETTINGS, ZVOL_SETTINGS
+    )
+    return Disk.parse(answer)
 
 
 async def carry_out(plan: Plan) -> None:
@@ -54,4 +49,4 @@ async def _carry_out(step: Step) -> None:
             await commands.rename(dataset, new)
         case ChangeTogether(dataset=dataset, changes=changes):
             arguments = [change.arguments for change in changes]
-            await channel.change("changes", dataset, {"changes": arguments})
+            await pool_programs.change(dataset, arguments)

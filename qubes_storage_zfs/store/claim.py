@@ -1,13 +1,12 @@
 """A dataset becomes a pool's container: looked at, claimed, given back."""
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
 
-from ..zfs import channel, commands, importexport, keys, lzc
+from ..zfs import commands, importexport, keys, lzc
 from ..zfs.errors import Busy, Exists, NotFound
-from . import messages, naming, policy
+from . import messages, naming, policy, pool_programs
 from .policy import HOME_SETTINGS
+from .pool_programs import Found
 
 
 async def adopt(
@@ -24,19 +23,19 @@ async def adopt(
     why = _obstacle(name, container, home, found)
     if why:
         raise policy.Refused(why)
-    if found.get("home"):
+    if found.home:
         await policy.check(policy.Place(name, container, home, False))
         await _make_missing_nodes(home)
     async with contextlib.AsyncExitStack() as undo:
-        if not found.get("exists"):
+        if not found.exists:
             await lzc.create_filesystem(
                 container, {**HOME_SETTINGS, naming.OWNER: name}
             )
             undo.push_async_callback(_destroy, container)
-        elif "owner" not in found:
+        elif found.owner is None:
             await claim(container, name)
             undo.push_async_callback(claim, container, name, True)
-        if not found.get("home"):
+        if not found.home:
             await lzc.create_filesystem(home, HOME_SETTINGS)
             undo.push_async_callback(_destroy, home)
         if compression:
@@ -44,18 +43,9 @@ async def adopt(
         undo.pop_all()
 
 
-async def look(container: str, home: str) -> Mapping[str, Any]:
-    """What is where a container is or will be; see container.lua."""
-    question = {
-        "container": container,
-        "home": home,
-        "owner": naming.OWNER,
-        "prefix": naming.PREFIX,
-    }
-    found: Mapping[str, Any] = await channel.read(
-        "container", container, question
-    )
-    return found
+async def look(container: str, home: str) -> Found:
+    """What is where a container is or will be."""
+    return await pool_programs.container(container, home)
 
 
 async def _make_missing_nodes(home: str) -> None:
@@ -80,41 +70,32 @@ async def claim(container: str, name: str, release: bool = False) -> None:
 
     :raises policy.Refused: if it is another pool's
     """
-    question = {
-        "container": container,
-        "owner": naming.OWNER,
-        "pool": name,
-        "release": release,
-    }
-    owner = await channel.change("claim", container, question)
+    owner = await pool_programs.claim(container, name, release)
     if owner is not None:
         raise policy.Refused(policy.claimed(container, owner))
 
 
-def obstacle(name: str, container: str, found: Mapping[str, Any]) -> str:
+def obstacle(name: str, container: str, found: Found) -> str:
     """Why *container* cannot be the pool's; empty if it can."""
-    owner, above = found.get("owner"), found.get("owner_above")
-    if not found["parent"]:
+    owner, above = found.owner, found.owner_above
+    if not found.parent:
         return f"the dataset above {container} does not exist; create it first"
-    if found.get("exists") and found["type"] != "filesystem":
-        return f"{container} is a {found['type']}, not a filesystem"
-    if owner not in (None, name):
+    if found.exists and found.type != "filesystem":
+        return f"{container} is a {found.type}, not a filesystem"
+    if owner is not None and owner != name:
         return policy.claimed(container, owner)
     if above and f"{container}/".startswith(f"{above}/vm/"):
         return f"{container} is where another pool keeps its qubes"
     return ""
 
 
-def _obstacle(
-    name: str, container: str, home: str, found: Mapping[str, Any]
-) -> str:
+def _obstacle(name: str, container: str, home: str, found: Found) -> str:
     why = obstacle(name, container, found)
     if why:
         return why
-    owner = found.get("owner")
-    if found.get("bare"):
+    if found.bare:
         return messages.CONTAINER_BARE.format(dataset=container)
-    if found.get("home") and owner is None:
+    if found.home and found.owner is None:
         return (
             f"{home} exists and is not this driver's; choose another container"
         )

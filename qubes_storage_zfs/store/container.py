@@ -7,13 +7,15 @@ in memory is only which datasets are in hand here; all else is read from ZFS.
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from ..zfs import channel, devices, errors, lzc
+from ..zfs import devices, errors, lzc, runtime
 from ..zfs.batch import Batch
-from . import holder, naming, policy
+from ..zfs.text import printable
+from . import holder, naming, policy, pool_programs, programs
 from .naming import VolumeName
+from .pool_programs import Garbage, Unnamed
 from .state import NOTHING_MORE, StateQuery, VolumeState
 from .state import StateQuery as Question
 from .state import VolumeState as State
@@ -34,6 +36,33 @@ def holder_mark() -> dict[str, str]:
     return {naming.HOLDER: holder.mark()}
 
 
+class Containers:
+    """The containers of a process: one for each dataset.
+
+    The runtime has one instance.
+    """
+
+    def __init__(self) -> None:
+        self._by_place: dict[tuple[str, str], Container] = {}
+
+    def __iter__(self) -> Iterator["Container"]:
+        return iter(list(self._by_place.values()))
+
+    def at(self, dataset: str, home: str) -> "Container":
+        """Return the one Container for *dataset*.
+
+        :param home: the dataset below which the qubes' datasets are
+        """
+        place = (dataset, home)
+        if place not in self._by_place:
+            self._by_place[place] = Container(dataset, home, self)
+        return self._by_place[place]
+
+    def leave(self, dataset: str, home: str) -> None:
+        """Drop the Container for *dataset*, with what it has in memory."""
+        self._by_place.pop((dataset, home), None)
+
+
 class Container:
     """The volumes below one dataset.
 
@@ -42,10 +71,11 @@ class Container:
     :ivar thresholds: what counts as written there
     """
 
-    _known: ClassVar[dict[tuple[str, str], "Container"]] = {}
-
-    def __init__(self, dataset: str, home: str) -> None:
+    def __init__(
+        self, dataset: str, home: str, others: Iterable["Container"] = ()
+    ) -> None:
         self.dataset = dataset
+        self._others = others
         self.home = home
         #: exports, imports and generations in the making: no garbage
         self.in_hand: set[str] = set()
@@ -64,37 +94,19 @@ class Container:
     @classmethod
     def at(cls, dataset: str, home: str) -> "Container":
         """The one Container of this process for *dataset*."""
-        key = (dataset, home)
-        if key not in cls._known:
-            cls._known[key] = cls(dataset, home)
-        return cls._known[key]
-
-    @classmethod
-    def forget_all(cls) -> None:
-        """As if the process had just begun; for tests of a restart."""
-        cls._known.clear()
+        return runtime.of(Containers).at(dataset, home)
 
     # --- reading
 
-    def _arguments(self, name: VolumeName, asked: StateQuery) -> dict[str, Any]:
-        tuned = {"tuned": naming.TUNED} if asked.tuned else {}
-        return {
-            "container": self.dataset,
-            "owner": naming.OWNER,
-            "prefix": naming.PREFIX,
-            **name.arguments,
-            **self.thresholds.arguments,
-            **tuned,
-            "want": list(asked.want),
-            "revisions": asked.revisions,
-            "dates": asked.dates,
-            "counted": asked.counted,
-            **(
-                {"rules": policy.as_rules(policy.SAFE)} if asked.checked else {}
-            ),
-            "writable": asked.writable,
-            **asked.made_from(),
-        }
+    def _asked(self, name: VolumeName, query: StateQuery) -> programs.Asked:
+        return programs.Asked(
+            self.dataset,
+            self.home,
+            name,
+            self.thresholds.limits,
+            query,
+            policy.SAFE,
+        )
 
     async def state(
         self,
@@ -107,16 +119,11 @@ class Container:
         :param batch: ask together with the tasks of this batch
         :raises ZfsError: NoModule or PoolAbsent, mostly
         """
-        arguments = self._arguments(name, asked)
-        answer = await channel.read("state", self.home, arguments, batch)
-        return VolumeState.from_answer(answer)
+        return await programs.state(self._asked(name, asked), batch)
 
     def state_now(self, name: VolumeName, asked: StateQuery) -> VolumeState:
         """As state(), for a synchronous property of the API."""
-        arguments = self._arguments(name, asked)
-        return VolumeState.from_answer(
-            channel.ask("state", self.home, arguments)
-        )
+        return programs.state_now(self._asked(name, asked))
 
     # --- making and keeping
 
@@ -176,11 +183,9 @@ class Container:
         try:
             left = await devices.retry_busy(
                 dataset,
-                lambda: channel.change(
-                    "discard", dataset, {"dataset": dataset}
-                ),
+                lambda: programs.discard(dataset),
             )
-            await self.sweep_again(left.values())
+            await self.sweep_again(left)
         except errors.NotFound:
             pass
         except errors.ZfsError as exc:
@@ -218,51 +223,32 @@ class Container:
         :raises ZfsError: if ZFS cannot be asked
         """
         found = await self._unnamed(qube)
-        if "unsure" in found:
-            name = naming.volume_of(self.home, found["unsure"])
+        if found.unsure is not None:
+            name = naming.volume_of(self.home, found.unsure)
             if await self.measure_beside(name):
                 found = await self._unnamed(qube)
         living = holder.Living()
-        unnamed = found["datasets"].values()
-        garbage = [x for x in unnamed if self._is_garbage(x, living)]
-        items = [{"name": x["name"], "guid": x["guid"]} for x in garbage]
-        empty = list(found["empty"].values())
-        if not items and not empty:
+        garbage = [x for x in found.datasets if self._is_garbage(x, living)]
+        if not garbage and not found.empty:
             return []
         for item in garbage:
-            await lzc.destroy_bookmarks(item["bookmarks"].values())
-        done = await channel.change(
-            "sweep",
+            await lzc.destroy_bookmarks(item.bookmarks)
+        done = await pool_programs.sweep(
             self.home,
-            {
-                "home": self.home,
-                "prefix": naming.POINTER,
-                "holder": naming.HOLDER,
-                "datasets": items or {},
-                "empty": empty or {},
-                "kept": {name: True for name in self.in_hand},
-                **self.thresholds.arguments,
-            },
+            self.thresholds.limits,
+            replace(found, datasets=garbage),
+            self.in_hand,
         )
-        if done["gone"]:
-            LOG.info("%s: leftovers removed: %d", self.home, done["gone"])
-        await self.sweep_again(done["left"].values())
-        return list(done["busy"].values())
+        if done.gone:
+            names = ", ".join(sorted(done.gone))
+            LOG.warning("garbage destroyed: %s", printable(names))
+        await self.sweep_again(done.left)
+        return list(done.busy)
 
-    async def _unnamed(self, qube: str | None = None) -> Mapping[str, Any]:
-        """What no pointer names; see garbage.lua."""
-        question = {
-            "home": self.home,
-            "prefix": naming.POINTER,
-            "holder": naming.HOLDER,
-            **self.thresholds.arguments,
-        }
-        if qube is not None:
-            question["qube"] = qube
-        found: Mapping[str, Any] = await channel.read(
-            "garbage", self.home, question
-        )
-        return found
+    async def _unnamed(self, qube: str | None = None) -> Garbage:
+        """What no pointer names."""
+        limits = self.thresholds.limits
+        return await pool_programs.garbage(self.home, limits, qube)
 
     async def in_hand_elsewhere(self) -> list[str]:
         """What other processes that live made for exports and imports.
@@ -272,8 +258,8 @@ class Container:
         found = await self._unnamed()
         living = holder.Living()
         return [
-            item["name"]
-            for item in found["datasets"].values()
+            item.name
+            for item in found.datasets
             if not self._is_garbage(item, living)
         ]
 
@@ -294,12 +280,10 @@ class Container:
             holders = ", ".join(exc.holders) or "nobody that can be seen"
             LOG.warning("%s stays until %s lets go of it", exc.dataset, holders)
 
-    def _is_garbage(
-        self, item: Mapping[str, Any], living: holder.Living
-    ) -> bool:
-        if item["name"] in self.in_hand:
+    def _is_garbage(self, item: Unnamed, living: holder.Living) -> bool:
+        if item.name in self.in_hand:
             return False
-        mark = item.get("holder")
+        mark = item.holder
         return mark is None or not living.is_another(mark)
 
     def may_collect(self, name: VolumeName, mark: str) -> bool:
@@ -310,11 +294,10 @@ class Container:
         busy = any(name.number_of(each) is not None for each in self.in_hand)
         return not busy and not holder.Living().is_another(mark)
 
-    @classmethod
-    async def sweep_again(cls, datasets: Iterable[str]) -> None:
+    async def sweep_again(self, datasets: Iterable[str]) -> None:
         """Sweep where these are, whosever they were: they may be garbage."""
         qubes = {dataset.rpartition("/")[0] for dataset in datasets}
-        for container in list(cls._known.values()):
+        for container in self._others:
             for qube in qubes:
                 if qube.startswith(container.home + "/"):
                     await container.sweep_patiently(qube)

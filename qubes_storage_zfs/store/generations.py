@@ -5,23 +5,22 @@ disk, or one that a crash turns into garbage for the janitor.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 from ..zfs import channel, devices, lzc
 from ..zfs.batch import Batch
 from ..zfs.errors import Busy, Exists, NotFound, ZfsError
-from . import naming
+from . import holder, programs
 from .container import LOG, Container, holder_mark
 from .naming import VolumeName
+from .pointer import VolumeSpec
+from .programs import How, Left
 from .state import StateQuery, VolumeState
 
 #: how often a lost race for a name or an origin is run again
 TRIES = 5
 
-#: what a program gives for the janitor to look at; a list in Lua
-Left = Mapping[str, str]
 Origin = Callable[[], AbstractAsyncContextManager[str]]
 
 
@@ -45,33 +44,39 @@ class Generations:
         self.zpool = zpool
         self.pinned = pinned
 
-    async def _change(
-        self, program: str, batch: Batch | None = None, **more: Any
-    ) -> Any:
-        if self.pinned is not None:
-            more["pinned"] = self.pinned
-        return await channel.change(
-            program,
-            self.where.dataset,
-            {
-                **self.where.arguments,
-                **self.store.thresholds.arguments,
-                **more,
-            },
-            batch=batch,
-        )
+    @property
+    def _volume(self) -> programs.Volume:
+        limits = self.store.thresholds.limits
+        return programs.Volume(self.where, limits, self.pinned)
 
     async def state(
-        self, *want: str, batch: Batch | None = None, **asked: Any
+        self,
+        *want: str,
+        revisions: bool = False,
+        counted: bool = False,
+        tuned: bool = False,
+        writable: bool = False,
+        checked: bool = False,
+        size: VolumeSpec | str | None = None,
+        source: VolumeName | None = None,
+        batch: Batch | None = None,
     ) -> VolumeState:
-        """Ask ZFS about the volume.
+        """Ask ZFS about the volume; the parameters are those of StateQuery.
 
-        :param asked: as StateQuery has it
         :param batch: ask together with the tasks of this batch
         :raises ZfsError: if ZFS cannot be asked
         """
-        question = StateQuery(want, **asked)
-        return await self.store.state(self.where, question, batch)
+        query = StateQuery(
+            want,
+            revisions=revisions,
+            counted=counted,
+            tuned=tuned,
+            writable=writable,
+            checked=checked,
+            size=size,
+            source=source,
+        )
+        return await self.store.state(self.where, query, batch)
 
     # --- making
 
@@ -156,31 +161,39 @@ class Generations:
     # --- moving the pointer
 
     async def _move_pointer(
-        self, number: int, batch: Batch | None = None, **more: Any
+        self, number: int, how: How, origin: str | None, batch: Batch | None
     ) -> Left:
-        left: Left = await self._change(
-            "adopt",
-            batch,
-            number=number,
-            holder=naming.HOLDER,
-            mark=holder_mark()[naming.HOLDER],
-            created=self.where.dataset in self.store.created,
-            **more,
+        dataset = self.where.dataset
+        created = dataset in self.store.created
+        left = await programs.adopt(
+            self._volume, number, how, holder.mark(), created, origin, batch
         )
-        self.store.created.discard(self.where.dataset)
+        self.store.created.discard(dataset)
         return left
 
     async def adopt(
-        self, number: int, batch: Batch | None = None, **more: Any
+        self,
+        number: int,
+        *,
+        scratch: bool = False,
+        size: VolumeSpec | str | None = None,
+        keep: int | None = None,
+        begun_from: str | None = None,
+        touched: bool = False,
+        promote: bool = False,
+        batch: Batch | None = None,
     ) -> None:
         """Generation *number*, which is in hand, becomes the current one.
 
-        :param more: scratch, size, keep, promote, begun_from; see
-            adopt.lua
+        The other parameters are those of programs.How.
         """
+        how = How(scratch, size, keep, begun_from, touched, promote)
+        await self._adopt(number, how, batch)
+
+    async def _adopt(self, number: int, how: How, batch: Batch | None) -> None:
         dataset = self.where.generation(number)
         try:
-            left = await self._move_pointer(number, batch, **more)
+            left = await self._move_pointer(number, how, None, batch)
         except BaseException:
             await self._discard_unless_current(number, dataset, batch)
             raise
@@ -206,27 +219,33 @@ class Generations:
         self,
         origin: Origin,
         state: VolumeState,
+        *,
+        scratch: bool = False,
+        size: VolumeSpec | str | None = None,
+        keep: int | None = None,
+        begun_from: str | None = None,
+        touched: bool = False,
+        promote: bool = False,
         batch: Batch | None = None,
-        **more: Any,
     ) -> int:
         """A clone of a snapshot becomes the current generation; its number.
 
         OpenZFS 2.4 clones within the program that moves the pointer; before
-        2.4 the clone is a transaction group of its own.
+        2.4 the clone is a transaction group of its own.  The other parameters
+        are those of programs.How.
         """
+        how = How(scratch, size, keep, begun_from, touched, promote)
         if not await channel.clones_in_programs(self.zpool):
             number, _ = await self.clone(origin, state, False, batch)
-            await self.adopt(number, batch, **more)
+            await self._adopt(number, how, batch)
             return number
 
-        left: Left = {}
+        left: Left = ()
 
         async def make(number: int, _: str) -> None:
             nonlocal left
             async with origin() as snapshot:
-                left = await self._move_pointer(
-                    number, batch, origin=snapshot, **more
-                )
+                left = await self._move_pointer(number, how, snapshot, batch)
 
         number, dataset = await self.build(make, state, first=1, batch=batch)
         self.store.release(dataset)
@@ -240,17 +259,15 @@ class Generations:
 
         What is in doubt until this process has measured, it measures first.
         """
-        left = await self._change("commit", batch, keep=keep)
-        if "unsure" in left:
+        left = await programs.commit(self._volume, keep, batch=batch)
+        if left is None:
             await self.store.measure_beside(self.where)
-            left = await self._change(
-                "commit", batch, keep=keep, unmeasured=True
-            )
-        await self._tidy(left)
+            left = await programs.commit(self._volume, keep, True, batch)
+        await self._tidy(left or ())
 
     async def reset(
         self,
-        size: str,
+        size: VolumeSpec | str,
         source: VolumeName | None,
         batch: Batch | None = None,
     ) -> None:
@@ -260,16 +277,15 @@ class Generations:
         :raises Busy: if somebody has it open
         :raises NotFound: if it is none that can be that
         """
-        made_from = StateQuery(size=size, source=source).made_from()
 
         async def once() -> None:
             try:
-                await self._change("reset", batch, **made_from)
+                await programs.reset(self._volume, size, source, batch)
             except Exists as exc:
                 # bookmarks newer than its beginning: of content that goes
                 if not await lzc.destroy_bookmarks_of(exc.dataset):
                     raise
-                await self._change("reset", batch, **made_from)
+                await programs.reset(self._volume, size, source, batch)
 
         await devices.retry_busy(self.where.dataset, once, devices.GLANCE_LIMIT)
 
@@ -278,7 +294,7 @@ class Generations:
         the next removal or start of qubesd.  Mostly udev had it open."""
         if left:
             try:
-                await Container.sweep_again(left.values())
+                await self.store.sweep_again(left)
             except ZfsError as exc:
                 LOG.debug("%s not tidied: %s", self.where.dataset, exc)
 
@@ -287,16 +303,10 @@ class Generations:
         """A passing snapshot of a volume that keeps no revisions."""
         made: list[str] = []
         try:
-            yield await channel.change(
-                "freeze",
-                self.where.dataset,
-                self.where.arguments,
-                made.append,
-                batch,
-            )
+            yield await programs.freeze(self._volume, made.append, batch)
         finally:
             for snapshot in made:
-                await self._change("thaw", batch, snapshot=snapshot)
+                await programs.thaw(self._volume, snapshot, batch)
 
     # --- going
 
@@ -308,34 +318,24 @@ class Generations:
         :param discarded: only if the content of the current one is discarded
         """
         where = self.where
-        busy = {
-            name: True
-            for name in self.store.in_hand
-            if where.number_of(name) is not None
-        }
+        busy = [x for x in self.store.in_hand if where.number_of(x) is not None]
         origins: list[str] = []
         again = False
 
         async def once() -> bool:
             nonlocal again
-            gone = await self._change(
-                "forget",
-                batch,
-                busy=busy,
-                discarded=discarded,
-                again=again,
-                holder=naming.HOLDER,
-                prefix=naming.POINTER,
+            gone = await programs.forget(
+                self._volume, busy, discarded, again, batch
             )
             again = True
-            origins.extend(gone["origins"].values())
-            if gone["bookmarks"]:
+            origins.extend(gone.origins)
+            if gone.bookmarks:
                 # ZFS would refuse the rollback, and promote with them
-                await lzc.destroy_bookmarks(gone["bookmarks"].values())
+                await lzc.destroy_bookmarks(gone.bookmarks)
                 return await once()
-            if "unfreed" in gone:
-                raise Busy(gone["unfreed"], call="rollback")
-            return "busy" in gone
+            if gone.unfreed is not None:
+                raise Busy(gone.unfreed, call="rollback")
+            return gone.busy is not None
 
         try:
             busy_left = await devices.retry_busy(where.dataset, once)
@@ -345,4 +345,4 @@ class Generations:
         if busy_left:
             # no pointer names it any more: if it stays, the janitor has it
             await self.store.sweep_patiently(where.dataset)
-        await Container.sweep_again(origins)
+        await self.store.sweep_again(origins)

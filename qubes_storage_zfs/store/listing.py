@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from ..zfs import channel
-from . import naming
+from . import naming, pool_programs
+from .pointer import BadPointer, Pointer
 
 
 class Listing:
@@ -15,28 +15,35 @@ class Listing:
 
     def __init__(self, home: str) -> None:
         self.home = home
-        self.last: dict[str, str] = {}
+        self.last: dict[str, Pointer | None] = {}
 
-    def now(self) -> dict[str, str]:
-        """Return vid -> value of the pointer, for every volume there is.
+    def now(self) -> dict[str, Pointer | None]:
+        """Return vid -> pointer, for every volume there is; None: it has one
+        that cannot be parsed.
 
         If the answer takes longer than the deadline, as in a pool with many
         volumes, it becomes the last answer when it comes.
 
         :raises ZfsError: if ZFS cannot be asked now
         """
-        question = {"home": self.home, "prefix": naming.POINTER}
-        channel.ask_for_list("volumes", self.home, question, self._note)
+        pool_programs.list_volumes(self.home, self._note)
         return self.last
 
-    def _note(self, answer: Mapping[str, str] | None) -> None:
+    def _note(self, answer: Mapping[str, str]) -> None:
         """Keep an answer; called in another thread.
 
         A name that this driver does not give is none of its volumes', and
         need not be text that qubesd can send.
         """
         self.last = {
-            vid: value
-            for vid, value in (answer or {}).items()
+            vid: _parsed(value)
+            for vid, value in answer.items()
             if naming.is_vid(vid)
         }
+
+
+def _parsed(value: str) -> Pointer | None:
+    try:
+        return Pointer.parse(value)
+    except BadPointer:
+        return None

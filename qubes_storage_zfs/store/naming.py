@@ -91,16 +91,6 @@ class VolumeName:
         """The user property naming the snapshot that is the committed state."""
         return COMMITTED + self.volume
 
-    @property
-    def arguments(self) -> dict[str, str]:
-        """What each channel program about the volume is told."""
-        return {
-            "qube": self.dataset,
-            "volume": self.volume,
-            "pointer": self.pointer,
-            "committed": self.committed,
-        }
-
     def generation(self, number: int) -> str:
         """Name of the zvol that is the *number*-th generation."""
         suffix = f".{number}" if number else ""

@@ -13,12 +13,13 @@ import asyncio
 import contextvars
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..zfs import channel, importexport, lzc
+from ..zfs import importexport, lzc
 from ..zfs.errors import NoPassphrase, ZfsError
 from ..zfs.text import printable
-from . import messages, naming
+from . import messages, naming, pool_programs
+from .pool_programs import Checked
+from .state import Wrong
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,16 @@ class NotAllowed(Refused):
     :ivar name: the property
     """
 
-    def __init__(self, home: str, wrong: Mapping[str, Any]) -> None:
+    def __init__(self, home: str, wrong: Wrong) -> None:
         # ZFS itself bounds the length of names
-        self.dataset = printable(str(wrong.get("dataset")), naming.NAME_MAX)
-        self.name = shown(wrong.get("property"))
+        self.dataset = printable(wrong.dataset, naming.NAME_MAX)
+        self.name = shown(wrong.property)
         super().__init__(
             messages.DISK_CHANGED,
             dataset=self.dataset,
             property=self.name,
-            value=shown(wrong.get("value")),
-            wanted=wrong.get("wanted"),
+            value=shown(wrong.value),
+            wanted=wrong.wanted,
             remedy=_remedy(home, wrong),
         )
 
@@ -123,17 +124,17 @@ class Place:
     zpool_guid: str | None = None
 
 
-def shown(text: Any) -> str:
+def shown(text: str | None) -> str:
     """Return a name or value from a disk as a message may show it.
 
     :param text: bytes of any kind, decoded with surrogates; None: "-"
     """
     if text is None or text == "":
         return "-"
-    return printable(str(text), SHOWN_IN_SENTENCE)
+    return printable(text, SHOWN_IN_SENTENCE)
 
 
-def claimed(container: str, owner: Any) -> str:
+def claimed(container: str, owner: str) -> str:
     """Return the sentence for a container that another pool's name is on.
 
     :param owner: that name, as the disk has it
@@ -152,20 +153,13 @@ def unmarked(pool: str, dataset: str, bare: bool) -> str:
     return template.format(dataset=dataset, pool=pool, property=naming.OWNER)
 
 
-def as_rules(properties: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return *properties* as channel programs take them."""
-    return [
-        {"name": name, "value": value} for name, value in properties.items()
-    ]
-
-
-def _remedy(home: str, wrong: Mapping[str, Any]) -> str:
+def _remedy(home: str, wrong: Wrong) -> str:
     """Return what an administrator does who changed the property."""
-    dataset, name = str(wrong.get("dataset")), str(wrong.get("property"))
+    dataset, name = wrong.dataset, wrong.property
     if name not in (*SAFE, "mountpoint", "keylocation"):
         return messages.DISK_REMEDY_MOVE
-    value, at = str(wrong.get("wanted")), str(wrong.get("source"))
-    verb = f"set {name}={value} {home}"
+    at = wrong.source or ""
+    verb = f"set {name}={wrong.wanted} {home}"
     if dataset != home:
         place = at if at.startswith(f"{home}/") else dataset
         if at == home or not _is_plain(place):
@@ -222,36 +216,26 @@ async def check(place: Place, must_be_claimed: bool = True) -> None:
     if place.is_encrypted:
         rules["encryptionroot"] = place.container
         root_rules.update(KEY_RULES)
-    found = await channel.read(
-        "policy",
-        place.container,
-        {
-            "container": place.container,
-            "home": place.home,
-            "owner": naming.OWNER,
-            "prefix": naming.PREFIX,
-            "limit": LIMIT,
-            "rules": as_rules(rules),
-            "root_rules": as_rules(root_rules),
-        },
+    found = await pool_programs.check_policy(
+        place.container, place.home, rules, root_rules, LIMIT
     )
     _check_identity(place, found, must_be_claimed)
-    if found.get("property") == "keyformat":
-        raise NoPassphrase(place.container, shown(found.get("value")))
-    if "property" in found:
-        raise NotAllowed(place.home, found)
+    wrong = found.wrong
+    if wrong is not None and wrong.property == "keyformat":
+        raise NoPassphrase(place.container, shown(wrong.value))
+    if wrong is not None:
+        raise NotAllowed(place.home, wrong)
 
 
 def _check_identity(
-    place: Place, found: Mapping[str, Any], must_be_claimed: bool
+    place: Place, found: Checked, must_be_claimed: bool
 ) -> None:
-    missing, owner = found.get("missing"), found.get("owner")
+    missing, owner = found.missing, found.owner
     if missing == place.container:
         raise NotThere(messages.CONTAINER_MISSING, dataset=missing)
     if owner is None and must_be_claimed:
-        bare = bool(found.get("bare"))
-        raise NotThere(unmarked(place.pool, place.container, bare))
-    if owner not in (None, place.pool):
+        raise NotThere(unmarked(place.pool, place.container, found.bare))
+    if owner is not None and owner != place.pool:
         raise NotThere(claimed(place.container, owner))
     if missing:
         raise NotThere(messages.CONTAINER_MISSING, dataset=place.home)

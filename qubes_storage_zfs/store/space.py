@@ -3,11 +3,9 @@
 import asyncio
 import contextlib
 import time
-from typing import Any
 
-from ..zfs import channel
 from ..zfs.errors import NotReadable, ZfsError
-from . import naming
+from . import pool_programs
 
 #: seconds after which what the revisions hold is counted again, if anybody
 #: asks for it: each volume must be looked at
@@ -42,30 +40,27 @@ class Space:
         """
         if self._known is not None:
             return self._known
-        question = {"home": self.home}
         try:
-            answer: dict[str, int] = channel.ask("space", self.home, question)
+            answer = pool_programs.space_now(self.home)
         except NotReadable:
             return self._last
         except ZfsError:
             return {}
-        self._last = answer or {}
+        self._last = answer
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().call_soon(self._forget)
             self._known = answer
-        return answer or {}
+        return answer
 
     async def available(self) -> int | None:
         """Return the bytes that can still be written; None if unknown.
 
         The same as now() tells, waited for.
         """
-        question = {"home": self.home}
         try:
-            answer = await channel.read("space", self.home, question)
+            return (await pool_programs.space(self.home)).get("available")
         except ZfsError:
             return None
-        return (answer or {}).get("available")
 
     def _forget(self) -> None:
         self._known = None
@@ -115,18 +110,12 @@ class Space:
 
     async def count(self) -> None:
         """A program for each qube, so that nothing waits for long for one."""
-        question: dict[str, Any] = {"home": self.home}
         revisions = removed = 0
         try:
-            qubes = await channel.read("qubes", self.home, question)
-            question["prefix"] = naming.POINTER
-            question["holder"] = naming.HOLDER
-            for qube in (qubes or {}).values():
-                found = await channel.read(
-                    "revisions", self.home, {**question, "qube": qube}
-                )
-                revisions += found["revisions"]
-                removed += found["removed"]
+            for qube in await pool_programs.qubes(self.home):
+                found = await pool_programs.retained(self.home, qube)
+                revisions += found.revisions
+                removed += found.removed
         except ZfsError:
             self._revisions = self.removed = None
         else:

@@ -2,38 +2,65 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from ..zfs.reply import Reply
 from .naming import VolumeName
+from .pointer import VolumeSpec
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which bytes count as written; see thresholds.py.
+
+    :ivar untouched: the most bytes that count as not written
+    :ivar largest: what *untouched* may be at most
+    :ivar blank: logical bytes of a blank zvol; None: not measured, so nothing
+        counts as blank, and what is between *untouched* and *largest* is unsure
+    """
+
+    untouched: int
+    largest: int
+    blank: int | None = None
 
 
 @dataclass(frozen=True)
 class Revision:
-    """A committed state of a volume."""
+    """A committed state of a volume.
+
+    :ivar snapshot: its full name
+    :ivar creation: seconds since the epoch; 0 if the dates were not asked for
+    """
 
     number: int
     snapshot: str
-    #: seconds since the epoch; 0 if not asked for
     creation: int
 
     @property
     def id(self) -> str:
         return f"r{self.number}"
 
+    @classmethod
+    def from_reply(cls, item: Reply) -> "Revision":
+        """:raises BadReply: if *item* describes no revision"""
+        return cls(
+            item.at("number").as_number(),
+            item.at("snapshot").as_text(),
+            item.number("creation") or 0,
+        )
+
 
 @dataclass(frozen=True)
 class StateQuery:
-    """What to ask about a volume, besides what is always told.
+    """What to ask about a volume, besides what is always reported.
 
-    :ivar want: native properties of its current generation
+    :ivar want: native properties of its current generation, which are numbers
     :ivar revisions: what was committed, and what follows from it
     :ivar dates: when that was, instead of what follows
     :ivar counted: the numbers of its generations, if one is to be made
     :ivar tuned: what its qube's features set on the current one
     :ivar writable: what keeps it from being written to
-    :ivar size: of a volume that nobody keeps, if it is made now; text that
-        says all that a blank one is made by
-    :ivar source: of such a one: the volume that it is cloned from
+    :ivar size: of a disposable volume, if it is made now
+    :ivar source: of a disposable volume: the volume that it is cloned from
     :ivar checked: whether its properties are allowed (VolumeState.wrong)
     """
 
@@ -43,24 +70,41 @@ class StateQuery:
     counted: bool = False
     tuned: bool = False
     writable: bool = False
-    size: str | None = None
+    size: VolumeSpec | str | None = None
     source: VolumeName | None = None
     checked: bool = False
 
-    def made_from(self) -> dict[str, Any]:
-        """Size and source, as the programs take them."""
-        arguments: dict[str, Any] = {}
-        if self.size is not None:
-            arguments["size"] = self.size
-        if self.source is not None:
-            arguments["source"] = {
-                "qube": self.source.dataset,
-                "committed": self.source.committed,
-            }
-        return arguments
-
 
 NOTHING_MORE = StateQuery()
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A property of a dataset with a value that is not allowed.
+
+    Names and values are as they are on the disk.
+
+    :ivar source: the dataset where it is set; "$recvd": it was received
+    """
+
+    dataset: str
+    property: str
+    value: str | None
+    source: str | None
+    wanted: str
+
+    @classmethod
+    def from_reply(cls, reply: Reply) -> "Wrong | None":
+        """Return what a program reports as wrong; None if it reports nothing.
+
+        :raises BadReply: if *reply* is neither
+        """
+        dataset, name = reply.text("dataset"), reply.text("property")
+        if dataset is None or name is None:
+            return None
+        wanted = reply.at("wanted").as_text()
+        source, value = reply.text("source"), reply.text("value")
+        return cls(dataset, name, value, source, wanted)
 
 
 @dataclass(frozen=True)
@@ -69,7 +113,7 @@ class VolumeState:
 
     #: False if the container itself is missing
     container: bool
-    #: not told with dates
+    #: not reported with dates
     owner: str | None
     #: whether the qube's dataset exists; and whether ZFS would mount it
     qube: bool
@@ -80,9 +124,9 @@ class VolumeState:
     bare: bool
     #: number of the current generation; None if there is no such volume
     current: int | None
-    #: whether nobody keeps the content of the current generation
+    #: whether the content of the current generation is discarded at stop
     scratch: bool = False
-    #: whether it can be taken back to what would be made now
+    #: whether it can be rolled back to what would be made now
     usable: bool = False
     #: whether it must be; what was written lately may not count yet
     touched: bool = False
@@ -108,46 +152,40 @@ class VolumeState:
     #: what its qube's features set on the current generation, if asked for
     tuned: str | None = None
     #: a property that is not allowed, if asked for; see policy.NotAllowed
-    wrong: Mapping[str, Any] | None = None
+    wrong: Wrong | None = None
     #: the dataset where readonly=on is set, if asked for and it is
     read_only_by: str | None = None
     #: native properties of the current generation, as asked for
-    properties: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, int] = field(default_factory=dict)
     #: whether it is an earlier answer, because the zpool gives none now
     stale: bool = False
 
     @classmethod
-    def from_answer(cls, answer: Mapping[str, Any]) -> "VolumeState":
+    def from_reply(cls, reply: Reply) -> "VolumeState":
+        """:raises BadReply: if *reply* is not what state.lua returns"""
+        fresh, revisions = reply.at("fresh"), reply.at("revisions").items()
         return cls(
-            container=not answer.get("missing"),
-            owner=answer.get("owner"),
-            qube=bool(answer.get("qube")),
-            mountable=bool(answer.get("mountable", True)),
-            numbers=list(answer.get("numbers", {}).values()),
-            bare=bool(answer.get("bare")),
-            current=answer.get("current"),
-            scratch=bool(answer.get("scratch")),
-            usable=bool(answer.get("usable")),
-            committed=answer.get("committed"),
-            touched=bool(answer.get("touched")),
-            fresh=answer.get("fresh"),
-            revisions=[
-                Revision(
-                    item["number"], item["snapshot"], item.get("creation", 0)
-                )
-                for _, item in sorted(
-                    answer.get("revisions", {}).items(),
-                    key=lambda pair: int(pair[0]),
-                )
-            ],
-            blank=bool(answer.get("blank")),
-            dirty=bool(answer.get("dirty")),
-            unsure=bool(answer.get("unsure")),
-            frozen=bool(answer.get("frozen")),
-            begun_from=answer.get("begun_from"),
-            begun=answer.get("begun"),
-            tuned=answer.get("tuned"),
-            wrong=answer.get("wrong"),
-            read_only_by=answer.get("read_only_by"),
-            properties=answer.get("properties", {}),
+            container=not reply.flag("missing"),
+            owner=reply.text("owner"),
+            qube=reply.flag("qube"),
+            mountable=reply.flag("mountable", default=True),
+            numbers=reply.at("numbers").numbers(),
+            bare=reply.flag("bare"),
+            current=reply.number("current"),
+            scratch=reply.flag("scratch"),
+            usable=reply.flag("usable"),
+            committed=reply.text("committed"),
+            touched=reply.flag("touched"),
+            fresh=None if fresh.is_none() else fresh.as_flag(),
+            revisions=[Revision.from_reply(item) for item in revisions],
+            blank=reply.flag("blank"),
+            dirty=reply.flag("dirty"),
+            unsure=reply.flag("unsure"),
+            frozen=reply.flag("frozen"),
+            begun_from=reply.text("begun_from"),
+            begun=reply.number("begun"),
+            tuned=reply.text("tuned"),
+            wrong=Wrong.from_reply(reply.at("wrong")),
+            read_only_by=reply.text("read_only_by"),
+            properties=reply.at("properties").number_by_name(),
         )

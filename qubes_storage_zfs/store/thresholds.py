@@ -11,7 +11,9 @@ measures a zvol that it has just made, and keeps the result in memory.
 
 from dataclasses import dataclass
 
-from ..zfs import channel, importexport
+from ..zfs import importexport
+from . import programs
+from .state import Limits
 
 #: bytes; until this process has measured.  Less than the smallest change
 #: writes on any kind of zpool: 12288, or 6144 with
@@ -60,22 +62,13 @@ class Thresholds:
         return self._known() is not None
 
     @property
-    def arguments(self) -> dict[str, int]:
-        """What the channel programs compare with.
-
-        untouched: the most bytes that count as not written.  blank: logical
-        bytes of a blank zvol; absent if not measured, when nothing counts as
-        blank, and what is between untouched and largest is unsure.  largest:
-        what untouched may be at most.
-        """
+    def limits(self) -> Limits:
+        """What the channel programs compare with."""
         blank = self._known()
         if blank is None:
-            return {"untouched": UNMEASURED, "largest": LARGEST}
-        return {
-            "untouched": min(blank.referenced // _SHARE, LARGEST),
-            "blank": blank.logical,
-            "largest": LARGEST,
-        }
+            return Limits(UNMEASURED, LARGEST)
+        untouched = min(blank.referenced // _SHARE, LARGEST)
+        return Limits(untouched, LARGEST, blank.logical)
 
     async def measure(self, dataset: str) -> None:
         """Measure a zvol that was just made, unless that was done before.
@@ -85,5 +78,5 @@ class Thresholds:
         guid = importexport.guid(self._zpool)
         if self.measured or guid is None:
             return
-        found = await channel.read("measure", dataset, {"dataset": dataset})
-        self._blank = Blank(guid, found["logical"], found["referenced"])
+        found = await programs.measure(dataset)
+        self._blank = Blank(guid, found.logical, found.referenced)

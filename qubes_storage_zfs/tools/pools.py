@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..store import messages, naming, policy
-from ..zfs import channel, commands, importexport, keys
+from ..store import messages, naming, policy, pool_programs
+from ..zfs import commands, importexport, keys
 from ..zfs.errors import SilentZpool, ZfsError
 from ..zfs.text import SHOWN, printable
 from .common import DRIVERS, ENCRYPTED, Failed, Pool, configured, qubesd
@@ -130,16 +130,9 @@ async def _marks(zpool: str) -> list[Mark]:
     """
     if not await commands.answers(zpool):
         raise SilentZpool(zpool)
-    question = {"zpool": zpool, "owner": naming.OWNER}
-    answer = await channel.read("marks", zpool, question)
     return [
-        Mark(
-            item["dataset"],
-            item["owner"],
-            item.get("root"),
-            bool(item.get("loaded")),
-        )
-        for item in answer.values()
+        Mark(item.dataset, item.owner, item.root, item.loaded)
+        for item in await pool_programs.marks(zpool)
     ]
 
 

@@ -10,7 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from . import lzc
+from . import lzc, runtime
+from .reply import Reply
 from .zcp import Program, Result, returned, run_in_thread
 
 #: seconds that a task waits for the others, should one of them take long
@@ -48,7 +49,7 @@ class Batch:
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, program: Program, sync: bool) -> Result:
+    async def run(self, program: Program, sync: bool) -> Reply:
         """Run *program* together with those of the other tasks.
 
         :param sync: it changes something
@@ -114,7 +115,10 @@ class Batch:
 
 
 class Batches:
-    """The batches of a process, by key."""
+    """The batches of a process, by key.
+
+    The runtime has one instance.
+    """
 
     def __init__(self) -> None:
         self._batches: dict[str, Batch] = {}
@@ -149,5 +153,6 @@ class Batches:
             await batch.ended.wait()
 
 
-#: the batches of this process
-batches = Batches()
+def join(key: str) -> contextlib.AbstractContextManager[Batch]:
+    """Join the batch of this process for *key*; see Batches.join()."""
+    return runtime.of(Batches).join(key)

@@ -2,16 +2,16 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
 
-from . import lzc, threads, zcp
-from .batch import Batch, batches
-from .zcp import Data, Program, returned
+from . import lzc, runtime, threads, zcp
+from .batch import Batch, Batches, join
+from .reply import Reply
+from .zcp import Data, Note, Program, ignore, returned
 
 
-def ask(name: str, dataset: str, arguments: Data) -> Any:
+def ask(name: str, dataset: str, arguments: Data) -> Reply:
     """Run a read-only program and wait for it, for a moment at most.
 
     For properties that the API wants synchronously.  It waits for no
@@ -24,9 +24,7 @@ def ask(name: str, dataset: str, arguments: Data) -> Any:
     return questions.ask(_run_alone, Program(name, dataset, arguments))
 
 
-def ask_for_list(
-    name: str, dataset: str, arguments: Data, note: Callable[[Any], None]
-) -> None:
+def ask_for_list(name: str, dataset: str, arguments: Data, note: Note) -> None:
     """As ask(), for a program that may take longer in a large pool.
 
     :param note: is called with the result, in another thread, even if it
@@ -38,14 +36,14 @@ def ask_for_list(
     listings.ask(_run_alone, Program(name, dataset, arguments, note))
 
 
-def _run_alone(program: Program) -> Any:
+def _run_alone(program: Program) -> Reply:
     """Run a program that only reads, in this thread."""
     return returned(zcp.run([program], False)[0])
 
 
 async def read(
     name: str, dataset: str, arguments: Data, batch: Batch | None = None
-) -> Any:
+) -> Reply:
     """Run a read-only program in a thread.
 
     :param batch: run it together with the programs of this batch
@@ -58,9 +56,9 @@ async def change(
     name: str,
     dataset: str,
     arguments: Data,
-    note: Callable[[Any], None] = lambda _: None,
+    note: Note = ignore,
     batch: Batch | None = None,
-) -> Any:
+) -> Reply:
     """Run a program that changes something: one transaction group.
 
     All it did is on disk when this returns; after a crash, all or nothing.
@@ -74,7 +72,7 @@ async def change(
     return await _run(Program(name, dataset, arguments, note), True, batch)
 
 
-async def _run(program: Program, sync: bool, batch: Batch | None) -> Any:
+async def _run(program: Program, sync: bool, batch: Batch | None) -> Reply:
     batch = batch or _entered.get()
     if batch is not None:
         return await batch.run(program, sync)
@@ -87,11 +85,11 @@ _entered: ContextVar[Batch | None] = ContextVar("_entered", default=None)
 
 @contextlib.contextmanager
 def together(key: str) -> Iterator[None]:
-    """Join a batch without passing it on; Batches.join() is preferred."""
+    """Join a batch without passing it on; batch.join() is preferred."""
     if _entered.get() is not None:
         yield
         return
-    with batches.join(key) as batch:
+    with join(key) as batch:
         token = _entered.set(batch)
         try:
             yield
@@ -101,7 +99,7 @@ def together(key: str) -> Iterator[None]:
 
 async def over(key: str) -> None:
     """Wait until no task is in a batch for *key*."""
-    await batches.ended(key)
+    await runtime.of(Batches).ended(key)
 
 
 async def clones_in_programs(zpool: str) -> bool:
@@ -115,4 +113,4 @@ async def clones_in_programs(zpool: str) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _can_clone(zpool: str, _version: str | None) -> bool:
-    return bool(_run_alone(Program("can_clone", zpool, {})))
+    return _run_alone(Program("can_clone", zpool, {})).as_flag()

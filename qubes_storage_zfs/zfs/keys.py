@@ -81,13 +81,13 @@ async def state(dataset: str) -> KeyState:
 
     :raises ZfsError: if ZFS cannot be asked
     """
-    answer = await channel.read("key", dataset, {"dataset": dataset}) or {}
+    reply = await channel.read("key", dataset, {"dataset": dataset})
     return KeyState(
-        exists=bool(answer.get("exists")),
-        root=answer.get("root"),
-        loaded=bool(answer.get("loaded")),
-        format=answer.get("format"),
-        read_only_by=answer.get("read_only_by"),
+        exists=reply.flag("exists"),
+        root=reply.text("root"),
+        loaded=reply.flag("loaded"),
+        format=reply.text("format"),
+        read_only_by=reply.text("read_only_by"),
     )
 
 

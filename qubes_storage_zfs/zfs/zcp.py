@@ -10,9 +10,9 @@ import importlib.resources
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from . import errors, lzc, text
+from .reply import Reply
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -41,7 +41,7 @@ def encode(value: object) -> object:
     }
 
 
-def decode(value: Any) -> Any:
+def decode(value: object) -> object:
     """Return what a program returned, with bytes as str."""
     if isinstance(value, bytes):
         return text.from_disk(value)
@@ -103,6 +103,14 @@ def whole_text(names: tuple[str, ...]) -> bytes:
     return b"".join([*lines, b"return results\n"])
 
 
+#: called with what a program returned
+Note = Callable[[Reply], object]
+
+
+def ignore(_: Reply) -> None:
+    """Do nothing with what a program returned."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A channel program with its arguments.
@@ -115,11 +123,11 @@ class Program:
     name: str
     dataset: str
     arguments: Data
-    note: Callable[[Any], None] = lambda _: None
+    note: Note = ignore
 
 
 #: what a program returned, or the failure of that program alone
-Result = Any
+Result = Reply | errors.ZfsError
 
 
 def run(programs: Sequence[Program], sync: bool) -> list[Result]:
@@ -134,38 +142,38 @@ def run(programs: Sequence[Program], sync: bool) -> list[Result]:
     for program in programs:
         lzc.check_name(program.dataset, call)
     dataset = programs[0].dataset
-    results = decode(
-        lzc.call(
-            call,
-            dataset,
-            dataset.partition("/")[0].encode(),
-            whole_text(tuple(program.name for program in programs)),
-            INSTRUCTION_LIMIT,
-            MEMORY_LIMIT,
-            encode([program.arguments for program in programs]),
-        )
+    answer = lzc.call(
+        call,
+        dataset,
+        dataset.partition("/")[0].encode(),
+        whole_text(tuple(program.name for program in programs)),
+        INSTRUCTION_LIMIT,
+        MEMORY_LIMIT,
+        encode([program.arguments for program in programs]),
     )
+    results = Reply(decode(answer))
     return [
-        _result(program, (results or {}).get(str(number)), call)
+        _result(program, results.at(str(number)), call)
         for number, program in enumerate(programs, 1)
     ]
 
 
-def _result(program: Program, result: Result, call: str) -> Result:
-    if isinstance(result, dict) and "failed" in result:
+def _result(program: Program, reply: Reply, call: str) -> Result:
+    if reply.has("failed"):
         # as lzc.call() does for a program that runs alone
-        LOG.error("%s of %s: %s", call, program.dataset, result["failed"])
+        why = reply.text("failed")
+        LOG.error("%s of %s: %s", call, program.dataset, why)
         return errors.from_errno(errno.ECHRNG, program.dataset, call)
-    if isinstance(result, dict) and "errno" in result:
-        dataset = result.get("dataset", program.dataset)
-        code, step = result["errno"], result["step"]
+    if reply.has("errno"):
+        dataset = reply.text("dataset") or program.dataset
+        code, step = reply.at("errno").as_number(), reply.text("step") or call
         if code == errno.EAGAIN:
             # one change that cannot follow another in the same program; a
             # suspended zpool runs none
             return errors.ZfsError(dataset, code, step)
         return errors.from_errno(code, dataset, step)
-    program.note(result)
-    return result
+    program.note(reply)
+    return reply
 
 
 async def run_in_thread(
@@ -176,7 +184,7 @@ async def run_in_thread(
     return await lzc.in_thread(dataset, run, programs, sync, reads=not sync)
 
 
-def returned(result: Result) -> Result:
+def returned(result: Result) -> Reply:
     """Return *result* unless it is a failure.
 
     :raises ZfsError: if it is

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.zfs import commands, devices, lzc, zcp
+from qubes_storage_zfs.zfs.reply import Reply
 
 #: dataset -> its guid, its own properties, snapshots, ...; see parsed()
 Dump = dict[str, dict[str, Any]]
@@ -223,7 +224,7 @@ class Door:
                 zcp.MEMORY_LIMIT,
                 zcp.encode(argument),
             )
-        return parsed(zcp.decode(found))
+        return parsed(Reply(zcp.decode(found)).as_text())
 
     async def run(self, program: str, *arguments: str, **more: Any) -> Any:
         gate = self._gate(arguments[-1])

@@ -13,8 +13,8 @@ from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.pool import ZfsPool, ZfsZvolPool
 from qubes_storage_zfs.driver.volume import ZfsVolume
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.store.container import Container
-from qubes_storage_zfs.zfs import devices
+from qubes_storage_zfs.store.container import Containers
+from qubes_storage_zfs.zfs import devices, runtime
 from qubes_storage_zfs.zfs.errors import Busy, Exists, Locked
 
 from ..support.background import afterwards
@@ -179,7 +179,7 @@ class World:
         """qubesd died, or with it the whole machine."""
         for vid, volume in self.volumes.items():
             self.sizes[vid] = int(volume._size)
-        Container._known.pop((self.pool.container, self.pool.home), None)
+        runtime.of(Containers).leave(self.pool.container, self.pool.home)
         if machine:
             for qube in list(self.running):
                 self.mark_halted(qube)

@@ -20,7 +20,7 @@ from typing import Any
 import qubes.storage
 
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
-from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import runtime
 
 from ..support.background import afterwards, be_patient
 from ..support.zpools import inherit_no_further
@@ -55,7 +55,7 @@ class House:
     """A pool and its volumes, all made anew as from qubes.xml."""
 
     def __init__(self) -> None:
-        Container.forget_all()
+        runtime.restart()
         self.pool = ZfsZvolPool(name=NAME, block_devices=DEVICE)
         self.volumes: dict[str, Any] = {}
         for vid in KEPT:

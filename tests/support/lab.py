@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.store.policy import HOME_SETTINGS
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import keyholder, lzc, runtime
@@ -119,7 +118,6 @@ class Lab:
 
     def restart(self):
         """qubesd died: no Python state is left, and a new pool is made."""
-        Container.forget_all()
         runtime.restart()
         self.pool = self.kind(name=self.name, **self.options)
         return self.pool

@@ -10,6 +10,7 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.store.generations import Generations
 from qubes_storage_zfs.zfs import channel, lzc
+from qubes_storage_zfs.zfs.reply import Reply
 
 VID = "w1/root"
 
@@ -33,7 +34,7 @@ def collected(monkeypatch, before, after):
     qubes = app(*before)
 
     async def read(*_):
-        return {"a b/root": "", VID: ""}
+        return Reply({"a b/root": "", VID: ""})
 
     async def idle(_):
         qubes.domains[:] = app(*after).domains
@@ -61,7 +62,7 @@ def test_a_creation_in_progress_has_it_collected_later(monkeypatch, offline):
     """A qube that is being created may have the volume: it has no storage."""
 
     async def read(*_):
-        return {VID: ""}
+        return Reply({VID: ""})
 
     monkeypatch.setattr(channel, "read", read)
     qubes = app()
@@ -104,7 +105,7 @@ def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
 
     async def change(_name, _dataset, arguments, **_):
         told.append(arguments["again"])
-        return answers.pop(0)
+        return Reply(answers.pop(0))
 
     async def destroy_bookmarks(_):
         pass

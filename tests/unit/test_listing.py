@@ -6,7 +6,9 @@ import time
 import pytest
 
 from qubes_storage_zfs.store.listing import Listing
+from qubes_storage_zfs.store.pointer import Pointer
 from qubes_storage_zfs.zfs import errors, threads, zcp
+from qubes_storage_zfs.zfs.reply import Reply
 
 
 def test_a_late_answer_is_the_last_one(monkeypatch):
@@ -15,8 +17,8 @@ def test_a_late_answer_is_the_last_one(monkeypatch):
     def run(programs, sync):
         gate.wait()
         answer = {"work/private": "3", "no vid": "0"}
-        programs[0].note(answer)
-        return [answer]
+        programs[0].note(Reply(answer))
+        return [Reply(answer)]
 
     monkeypatch.setattr(threads, "_known", {})
     monkeypatch.setattr(zcp, "run", run)
@@ -27,5 +29,5 @@ def test_a_late_answer_is_the_last_one(monkeypatch):
     gate.set()
     while not listing.last:
         time.sleep(0.01)
-    assert listing.last == {"work/private": "3"}
+    assert listing.last == {"work/private": Pointer(3)}
     assert listing.now() == listing.last

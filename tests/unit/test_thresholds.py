@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from qubes_storage_zfs.store import thresholds
+from qubes_storage_zfs.store.programs import Measured
+from qubes_storage_zfs.store.state import Limits
 from qubes_storage_zfs.store.thresholds import LARGEST, UNMEASURED, Thresholds
 
 
@@ -13,19 +15,18 @@ def measured(monkeypatch):
     """Thresholds of a zpool, and what its guid and its blank zvols are."""
     disk = {"guid": "1", "logical": 6144, "referenced": 12288}
 
-    async def read(program, dataset, arguments):
-        assert (program, arguments) == ("measure", {"dataset": dataset})
-        return {name: disk[name] for name in ("logical", "referenced")}
+    async def measure(_):
+        return Measured(disk["logical"], disk["referenced"])
 
     monkeypatch.setattr(thresholds.importexport, "guid", lambda _: disk["guid"])
-    monkeypatch.setattr(thresholds.channel, "read", read)
+    monkeypatch.setattr(thresholds.programs, "measure", measure)
     return Thresholds("tank"), disk
 
 
 def test_before_it_measured_nothing_is_blank(measured):
     found, _ = measured
     assert not found.measured
-    assert found.arguments == {"untouched": UNMEASURED, "largest": LARGEST}
+    assert found.limits == Limits(UNMEASURED, LARGEST)
 
 
 @pytest.mark.parametrize(
@@ -36,18 +37,18 @@ def test_what_was_measured_is_capped(measured, referenced, untouched):
     found, disk = measured
     disk["referenced"] = referenced
     asyncio.run(found.measure("tank/v"))
-    assert found.arguments["untouched"] == untouched
-    assert found.arguments["blank"] == 6144
+    assert found.limits.untouched == untouched
+    assert found.limits.blank == 6144
 
 
 def test_another_zpool_of_that_name_is_measured_again(measured):
     found, disk = measured
     asyncio.run(found.measure("tank/v"))
     disk["guid"] = "2"
-    assert not found.measured and "blank" not in found.arguments
+    assert not found.measured and found.limits.blank is None
     disk["logical"] = 26112
     asyncio.run(found.measure("tank/v"))
-    assert found.arguments["blank"] == 26112
+    assert found.limits.blank == 26112
     disk["guid"] = None
     assert not found.measured
 

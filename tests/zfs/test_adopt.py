@@ -20,7 +20,6 @@ from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.migrate import saved
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.store.policy import HOME_SETTINGS
 from qubes_storage_zfs.tools import adopt, main, qubes_xml
 from qubes_storage_zfs.zfs import channel, commands, devices, lzc, runtime
@@ -224,7 +223,6 @@ class World:
 
     def adopted(self, kind=ZfsZvolPool):
         """Our pool as qubesd makes it of qubes.xml, and its volumes."""
-        Container.forget_all()
         runtime.restart()
         root = ElementTree.fromstring(self.xml.read_bytes())
         node = root.find(f"./pools/pool[@name='{POOL}']")

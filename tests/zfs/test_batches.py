@@ -6,7 +6,7 @@ import errno
 import pytest
 
 from qubes_storage_zfs.zfs import channel, zcp
-from qubes_storage_zfs.zfs.batch import batches
+from qubes_storage_zfs.zfs.batch import join
 from qubes_storage_zfs.zfs.errors import Exists, NotFound, ZfsError
 
 from ..support.counting import calls
@@ -76,7 +76,7 @@ async def at_once(*requests):
     """Run each of (name, dataset, arguments) in a task of one batch."""
 
     async def one(name, dataset, **arguments):
-        with batches.join("test") as batch:
+        with join("test") as batch:
             return await channel.change(
                 name, dataset, {"dataset": dataset, **arguments}, batch=batch
             )
@@ -144,7 +144,7 @@ def test_program_that_fails_beside_a_commit(lab, add_programs):
     add_programs(fails=FAILS["a missing dataset"])
 
     async def both():
-        with batches.join("test") as batch:
+        with join("test") as batch:
             return await asyncio.gather(
                 volume.generations.commit(2, batch=batch),
                 fails(),
@@ -152,7 +152,7 @@ def test_program_that_fails_beside_a_commit(lab, add_programs):
             )
 
     async def fails():
-        with batches.join("test") as batch:
+        with join("test") as batch:
             arguments = {"dataset": volume.dataset}
             await channel.change(
                 "fails", volume.dataset, arguments, batch=batch
@@ -162,7 +162,7 @@ def test_program_that_fails_beside_a_commit(lab, add_programs):
     sh("dd", "if=/dev/urandom", f"of={volume.path}", "bs=1M", "count=1")
     with calls() as made:
         committed, failed = lab.run(both())
-    assert made[0] == "commit+fails"
+    assert "commit+fails" in made
     assert committed is None and isinstance(failed, ZfsError)
     assert not isinstance(failed, NotFound)
     lab.stop(volume)

@@ -12,7 +12,6 @@ from qubes.exc import (
 )
 
 from qubes_storage_zfs.driver import backoff, prompts
-from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import keys, runtime
 
 from ..support.background import afterwards
@@ -147,7 +146,6 @@ def test_restarted_qubesd_keeps_the_key_of_running_qubes(app, person, zpool):
         safe = await two_pools(app, zpool, 1)
         await app.domains["work"].start()
         person.asked.clear()
-        Container.forget_all()
         runtime.restart()
         again = await hostapi.restart(app)
         # qubesd begins with stop() for all halted qubes, which asks nobody

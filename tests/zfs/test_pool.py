@@ -6,8 +6,7 @@ import pytest
 from qubes.exc import QubesValueError, StoragePoolException
 
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
-from qubes_storage_zfs.store.container import Container
-from qubes_storage_zfs.zfs import lzc, probe
+from qubes_storage_zfs.zfs import lzc, probe, runtime
 
 from ..support.blocks import read, write
 from ..support.lab import Lab
@@ -267,7 +266,7 @@ def test_init_touches_no_zfs(monkeypatch, lab):
 
     volume = lab.private()
     monkeypatch.setattr(lzc, "call", fail)
-    Container.forget_all()
+    runtime.restart()
     pool = ZfsZvolPool(
         name="p",
         container="bad name%",

@@ -7,7 +7,7 @@ import os
 import pytest
 from qubes.exc import ProtocolError, QubesException
 
-from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import runtime
 
 from ..support.blocks import read, write
 from ..support.shell import sh
@@ -61,7 +61,7 @@ async def life(app, container):
     write(work.volumes["private"].path, b"work one")
 
     # the daemon dies; the qubes go on
-    Container.forget_all()
+    runtime.restart()
     app = await hostapi.restart(app)
     work, solo = app.domains["work"], app.domains["solo"]
     assert work.is_running() and work.volumes["private"].is_dirty()
@@ -74,7 +74,7 @@ async def life(app, container):
     await work.start()
     write(work.volumes["private"].path, b"work two")
     work.crash()
-    Container.forget_all()
+    runtime.restart()
     app = await hostapi.restart(app)
     work = app.domains["work"]
     assert list(hostapi.list_snapshots(work, "private")) == ["r1", "r2"]

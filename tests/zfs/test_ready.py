@@ -7,8 +7,7 @@ import types
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.store.container import Container
-from qubes_storage_zfs.zfs import batch, channel
+from qubes_storage_zfs.zfs import batch, channel, runtime
 
 from ..support.blocks import open_device, read, write
 from ..support.counting import cost, quiet, rest
@@ -346,14 +345,14 @@ def test_who_is_cancelled_keeps_nobody_waiting(lab):
     cancelled, started = lab.run(one_is_cancelled())
     assert isinstance(cancelled, asyncio.CancelledError)
     assert started is volumes[1]
-    assert not len(batch.batches)
+    assert not len(runtime.of(batch.Batches))
     lab.stop(*volumes)
 
 
 def test_janitor_leaves_what_is_ready(lab, qube):
     root, volatile, _ = qube
     before = lab.datasets()
-    Container.forget_all()
+    runtime.restart()
     lab.run(lab.pool.store.first_use())
     assert lab.datasets() == before
     assert guids(lab, root, volatile)

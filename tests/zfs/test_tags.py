@@ -6,7 +6,7 @@ import os
 import pytest
 from qubes.exc import QubesException, QubesValueError
 
-from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import runtime
 
 from ..support.background import settled
 from ..support.blocks import read, write
@@ -79,7 +79,7 @@ def test_a_tag_for_each_pool_that_a_qube_keeps_something_in(app, zpool):
         both.tags.add("mine")
 
         # written down, and found true again
-        Container.forget_all()
+        runtime.restart()
         again = await hostapi.restart(app, save=True)
         assert both.tags == again.domains["both"].tags
 

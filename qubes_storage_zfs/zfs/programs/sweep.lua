@@ -3,14 +3,14 @@
 -- argv: datasets (list of {name, guid} as garbage.lua found them), empty
 --       (qubes' datasets), home, prefix (of pointers), holder (property),
 --       kept (names that are in somebody's hand)
--- gives: gone (count), busy (list of those somebody holds open), left (list
+-- gives: gone (list of what was destroyed), busy (list of those somebody holds open), left (list
 --        of datasets elsewhere, for their janitors to look at)
 --
 -- Each is looked at again here, where nothing can come between: same guid,
 -- no pointer, no snapshot that more than one clone needs.  What a destroyed one
 -- was cloned from is garbage too if it was kept by nothing else.  A crash
 -- leaves it for the next time.
-local out = {gone = 0, busy = {}, left = {}}
+local out = {gone = {}, busy = {}, left = {}}
 local emptied = {}
 
 local function unreachable(ds)
@@ -36,7 +36,7 @@ local function remove(ds)
         end
         return nil
     end
-    out.gone = out.gone + 1
+    out.gone[#out.gone + 1] = ds
     emptied[parent_of(ds)] = true
     return origin
 end

@@ -1,0 +1,100 @@
+"""Pointers: what the property says that names a volume's current generation.
+
+This is the only module in Python that knows the grammar; ``lib/pointer.lua``
+knows it for the channel programs::
+
+    pointer  = generation [ disposable | begun ]
+    disposable = " scratch" [ " " size [ "/" blocksize ] ]
+    begun    = " from " source [ " r" revision ]
+"""
+
+import re
+from dataclasses import dataclass
+
+_DIGITS = r"[0-9]{1,18}"
+_SPEC = re.compile(rf"({_DIGITS})(?:/({_DIGITS}))?\Z")
+_POINTER = re.compile(
+    rf"({_DIGITS})"
+    rf"(?:( scratch)(?: ({_DIGITS}(?:/{_DIGITS})?))?"
+    rf"| from ([!-~]+)(?: r({_DIGITS}))?)?\Z"
+)
+
+
+class BadPointer(ValueError):
+    """A text that is no pointer, or no specification of a volume."""
+
+
+@dataclass(frozen=True)
+class VolumeSpec:
+    """What a blank generation is created with.
+
+    :ivar size: bytes
+    :ivar blocksize: bytes; None: as the pool's option volblocksize says
+    """
+
+    size: int
+    blocksize: int | None = None
+
+    def __str__(self) -> str:
+        block = "" if self.blocksize is None else f"/{self.blocksize}"
+        return f"{self.size}{block}"
+
+    @classmethod
+    def parse(cls, text: str) -> "VolumeSpec":
+        """Parse "4194304" or "4194304/65536".
+
+        :raises BadPointer: if *text* is neither
+        """
+        match = _SPEC.match(text)
+        if match is None:
+            raise BadPointer(f"{text!r} is no size of a volume")
+        size, block = match.groups()
+        return cls(int(size), None if block is None else int(block))
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Which generation of a volume is current, and what it was made of.
+
+    :ivar generation: its number
+    :ivar is_disposable: its content is discarded at stop
+    :ivar spec: what a disposable one was created for; None in a pointer of an
+        earlier version
+    :ivar begun_from: what it is a fresh copy of, if the volume begins anew at
+        each start: the id of a revision, or "blank"
+    :ivar begun: number of the revision that is no more than that copy
+    """
+
+    generation: int
+    is_disposable: bool = False
+    spec: VolumeSpec | None = None
+    begun_from: str | None = None
+    begun: int | None = None
+
+    def __str__(self) -> str:
+        text = str(self.generation)
+        if self.is_disposable:
+            text += " scratch"
+            text += "" if self.spec is None else f" {self.spec}"
+        elif self.begun_from is not None:
+            text += f" from {self.begun_from}"
+            text += "" if self.begun is None else f" r{self.begun}"
+        return text
+
+    @classmethod
+    def parse(cls, text: str) -> "Pointer":
+        """Parse the value of a pointer.
+
+        :raises BadPointer: if it is none
+        """
+        match = _POINTER.match(text)
+        if match is None:
+            raise BadPointer(f"{text!r} is no pointer to a generation")
+        number, scratch, spec, begun_from, begun = match.groups()
+        return cls(
+            int(number),
+            scratch is not None,
+            None if spec is None else VolumeSpec.parse(spec),
+            begun_from,
+            None if begun is None else int(begun),
+        )

@@ -1,0 +1,352 @@
+"""Channel programs about a container and all that is in it.
+
+As programs.py, which has those about one volume.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..zfs import channel
+from . import naming
+from .programs import OURS, Left, limit_arguments, rules
+from .state import Limits, Wrong
+
+# --- which pool a container belongs to
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is where a container is or will be; see container.lua.
+
+    :ivar parent: whether the dataset above exists
+    :ivar exists: whether the container exists
+    :ivar home: whether the qubes root exists
+    :ivar type: of the container, as ZFS spells it
+    :ivar owner: the pool whose name is on it, as the disk has it
+    :ivar owner_above: a dataset above it that some pool has claimed
+    :ivar foreign: a dataset in the qubes root that is not this driver's
+    :ivar bare: whether it was received without its properties
+    """
+
+    parent: bool
+    exists: bool
+    home: bool
+    type: str | None
+    owner: str | None
+    owner_above: str | None
+    foreign: str | None
+    bare: bool
+
+
+async def container(dataset: str, home: str) -> Found:
+    """Look what is where a container is or will be."""
+    arguments = {
+        "container": dataset,
+        "home": home,
+        "owner": naming.OWNER,
+        "prefix": naming.PREFIX,
+    }
+    reply = await channel.read("container", dataset, arguments)
+    return Found(
+        reply.flag("parent"),
+        reply.flag("exists"),
+        reply.flag("home"),
+        reply.text("type"),
+        reply.text("owner"),
+        reply.text("owner_above"),
+        reply.text("foreign"),
+        reply.flag("bare"),
+    )
+
+
+async def claim(dataset: str, pool: str, release: bool) -> str | None:
+    """Mark a container as the pool's, or remove the mark.
+
+    :return: the pool that has it, if that is another; then nothing changed
+    """
+    arguments = {
+        "container": dataset,
+        "owner": naming.OWNER,
+        "pool": pool,
+        "release": release,
+    }
+    reply = await channel.change("claim", dataset, arguments)
+    return None if reply.is_none() else reply.as_text()
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What policy.lua found.
+
+    :ivar missing: the container or the qubes root, if it does not exist
+    :ivar owner: the pool whose name is on the container, as the disk has it
+    :ivar bare: whether the container was received without its properties
+    :ivar wrong: the first property that is not allowed
+    """
+
+    missing: str | None
+    owner: str | None
+    bare: bool
+    wrong: Wrong | None
+
+
+async def check_policy(
+    dataset: str,
+    home: str,
+    allowed: Mapping[str, str],
+    allowed_root: Mapping[str, str],
+    limit: int,
+) -> Checked:
+    """Compare everything in a container with what is allowed.
+
+    :param allowed: properties of the qubes root and all below, name -> value
+    :param allowed_root: of the qubes root besides
+    :param limit: number of datasets
+    """
+    arguments = {
+        "container": dataset,
+        "home": home,
+        "owner": naming.OWNER,
+        "prefix": naming.PREFIX,
+        "limit": limit,
+        "rules": rules(allowed),
+        "root_rules": rules(allowed_root),
+    }
+    reply = await channel.read("policy", dataset, arguments)
+    return Checked(
+        reply.text("missing"),
+        reply.text("owner"),
+        reply.flag("bare"),
+        Wrong.from_reply(reply),
+    )
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A dataset that is marked as the container of a pool.
+
+    :ivar owner: the pool's name, as the disk has it: any bytes
+    :ivar root: the dataset whose key encrypts it; None: it is not encrypted
+    :ivar loaded: whether that key is loaded
+    """
+
+    dataset: str
+    owner: str
+    root: str | None
+    loaded: bool
+
+
+async def marks(zpool: str) -> list[Marked]:
+    """Return the datasets of a zpool that are marked as containers."""
+    arguments = {"zpool": zpool, "owner": naming.OWNER}
+    reply = await channel.read("marks", zpool, arguments)
+    return [
+        Marked(
+            item.at("dataset").as_text(),
+            item.at("owner").as_text(),
+            item.text("root"),
+            item.flag("loaded"),
+        )
+        for item in reply.items()
+    ]
+
+
+# --- garbage
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """A generation that no pointer names.
+
+    :ivar holder: mark of the process that made it; None: it has none
+    :ivar bookmarks: names of those that must go before it
+    """
+
+    name: str
+    guid: int
+    holder: str | None
+    bookmarks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What garbage.lua found.
+
+    :ivar unsure: a generation that may be garbage, once thresholds.py has
+        measured
+    :ivar empty: datasets of qubes that hold nothing
+    """
+
+    datasets: Sequence[Unnamed]
+    unsure: str | None
+    empty: Sequence[str]
+
+
+async def garbage(home: str, limits: Limits, qube: str | None) -> Garbage:
+    """Look for what no pointer names.
+
+    :param qube: dataset of one qube; None: all of them
+    """
+    arguments: dict[str, object] = {
+        "home": home,
+        **OURS,
+        **limit_arguments(limits),
+    }
+    if qube is not None:
+        arguments["qube"] = qube
+    reply = await channel.read("garbage", home, arguments)
+    return Garbage(
+        [
+            Unnamed(
+                item.at("name").as_text(),
+                item.at("guid").as_number(),
+                item.text("holder"),
+                item.at("bookmarks").texts(),
+            )
+            for item in reply.at("datasets").items()
+        ],
+        reply.text("unsure"),
+        reply.at("empty").texts(),
+    )
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What sweep.lua did.
+
+    :ivar gone: the generations that were destroyed
+    :ivar busy: garbage that a process has open
+    :ivar left: datasets elsewhere, to be looked at for garbage
+    """
+
+    gone: Sequence[str]
+    busy: Sequence[str]
+    left: Left
+
+
+async def sweep(
+    home: str, limits: Limits, found: Garbage, reserved: Iterable[str]
+) -> Swept:
+    """Destroy garbage.
+
+    :param reserved: datasets that are in use here, and so are no garbage
+    """
+    items = [{"name": x.name, "guid": x.guid} for x in found.datasets]
+    arguments = {
+        "home": home,
+        **OURS,
+        **limit_arguments(limits),
+        "datasets": items,
+        "empty": list(found.empty),
+        "kept": {name: True for name in reserved},
+    }
+    reply = await channel.change("sweep", home, arguments)
+    return Swept(
+        reply.at("gone").texts(),
+        reply.at("busy").texts(),
+        reply.at("left").texts(),
+    )
+
+
+def list_volumes(home: str, note: Callable[[Mapping[str, str]], None]) -> None:
+    """Ask for all volumes, vid -> pointer, without waiting for long.
+
+    :param note: called with the answer, in another thread, even if it comes
+        too late
+    :raises SilentZpool: if it does not come in time
+    :raises ZfsError: if ZFS cannot be asked
+    """
+    channel.ask_for_list(
+        "volumes",
+        home,
+        {"home": home, "prefix": naming.POINTER},
+        lambda reply: note(reply.text_by_name()),
+    )
+
+
+async def discarded(container: str, home: str, pool: str) -> dict[str, str]:
+    """Return the volumes whose content is discarded: vid -> mark."""
+    arguments = {
+        "container": container,
+        "home": home,
+        "owner": naming.OWNER,
+        "pool": pool,
+        **OURS,
+    }
+    reply = await channel.read("discarded", home, arguments)
+    return reply.text_by_name()
+
+
+async def qubes(home: str) -> list[str]:
+    """Return the datasets of all qubes."""
+    return (await channel.read("qubes", home, {"home": home})).texts()
+
+
+@dataclass(frozen=True)
+class Retained:
+    """Bytes of a qube's dataset that its volumes do not need.
+
+    :ivar revisions: that revisions alone use
+    :ivar removed: that clones of removed volumes keep allocated
+    """
+
+    revisions: int
+    removed: int
+
+
+async def retained(home: str, qube: str) -> Retained:
+    """Count what a qube's revisions and removed volumes use."""
+    arguments = {"home": home, "qube": qube, **OURS}
+    reply = await channel.read("revisions", home, arguments)
+    return Retained(
+        reply.at("revisions").as_number(), reply.at("removed").as_number()
+    )
+
+
+def space_now(home: str) -> dict[str, int]:
+    """Return ``used`` and ``available`` in bytes; empty if *home* is missing.
+
+    :raises ZfsError: if ZFS cannot be asked now
+    """
+    return channel.ask("space", home, {"home": home}).number_by_name()
+
+
+async def space(home: str) -> dict[str, int]:
+    """As space_now(), waited for."""
+    reply = await channel.read("space", home, {"home": home})
+    return reply.number_by_name()
+
+
+# --- taking over a pool of another driver
+
+
+async def adoptable(
+    dataset: str,
+    home: str,
+    old: str,
+    settings: Iterable[str],
+    zvol_settings: Iterable[str],
+) -> Mapping[str, object]:
+    """Look what is in the container of another driver; see adoptable.lua.
+
+    :param old: where its qubes' datasets are now
+    :param settings: properties of filesystems to be reported
+    :param zvol_settings: the same of volumes
+    """
+    arguments = {
+        "container": dataset,
+        "home": home,
+        "old": old,
+        "prefix": naming.PREFIX,
+        "settings": list(settings),
+        "zvol_settings": list(zvol_settings),
+    }
+    return (await channel.read("adoptable", dataset, arguments)).table()
+
+
+async def change(dataset: str, changes: Iterable[Mapping[str, str]]) -> None:
+    """Make changes that belong together; changes.lua describes each.
+
+    :param dataset: which a failure is about
+    """
+    await channel.change("changes", dataset, {"changes": list(changes)})

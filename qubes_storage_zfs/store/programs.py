@@ -1,0 +1,327 @@
+"""Channel programs about one volume, one typed function for each.
+
+Nothing else builds their arguments.  The header of ``zfs/programs/<name>.lua``
+says what each does; here is what a caller needs to know.  Those about all
+volumes of a container are in pool_programs.py.
+
+Every function that is a coroutine raises ZfsError if ZFS refuses or cannot be
+asked.  With a *batch*, the program runs together with those of other tasks.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..zfs import channel
+from ..zfs.batch import Batch
+from . import naming
+from .naming import VolumeName
+from .pointer import VolumeSpec
+from .state import Limits, StateQuery, VolumeState
+
+#: datasets that a change left, to be looked at for garbage
+Left = Sequence[str]
+
+#: what marks a pointer, and a dataset of this driver
+OURS: Mapping[str, object] = {"prefix": naming.POINTER, "holder": naming.HOLDER}
+
+
+def limit_arguments(limits: Limits) -> dict[str, object]:
+    """Return *limits* as the programs take them."""
+    blank = {} if limits.blank is None else {"blank": limits.blank}
+    return {"untouched": limits.untouched, "largest": limits.largest, **blank}
+
+
+def _volume(
+    name: VolumeName, limits: Limits, pinned: int | None = None
+) -> dict[str, object]:
+    pin = {} if pinned is None else {"pinned": pinned}
+    return {
+        "qube": name.dataset,
+        "volume": name.volume,
+        "pointer": name.pointer,
+        "committed": name.committed,
+        **limit_arguments(limits),
+        **pin,
+    }
+
+
+def _made_from(
+    size: VolumeSpec | str | None, source: VolumeName | None
+) -> dict[str, object]:
+    """What a disposable volume is made of."""
+    arguments: dict[str, object] = {}
+    if size is not None:
+        arguments["size"] = str(size)
+    if source is not None:
+        arguments["source"] = {
+            "qube": source.dataset,
+            "committed": source.committed,
+        }
+    return arguments
+
+
+def rules(properties: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return allowed properties, name -> value, as the programs take them."""
+    return [
+        {"name": name, "value": value} for name, value in properties.items()
+    ]
+
+
+# --- one volume
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume as the programs that change it take it.
+
+    :ivar pinned: number of a revision that is not pruned
+    """
+
+    name: VolumeName
+    limits: Limits
+    pinned: int | None = None
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        return _volume(self.name, self.limits, self.pinned)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a volume in a container.
+
+    :ivar rules: properties that are allowed, name -> value
+    """
+
+    container: str
+    home: str
+    name: VolumeName
+    limits: Limits
+    query: StateQuery
+    rules: Mapping[str, str]
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        query = self.query
+        arguments: dict[str, object] = {
+            "container": self.container,
+            "owner": naming.OWNER,
+            "prefix": naming.PREFIX,
+            **_volume(self.name, self.limits),
+            "want": list(query.want),
+            "revisions": query.revisions,
+            "dates": query.dates,
+            "counted": query.counted,
+            "writable": query.writable,
+            **_made_from(query.size, query.source),
+        }
+        if query.tuned:
+            arguments["tuned"] = naming.TUNED
+        if query.checked:
+            arguments["rules"] = rules(self.rules)
+        return arguments
+
+
+async def state(asked: Asked, batch: Batch | None = None) -> VolumeState:
+    """Ask ZFS about a volume."""
+    arguments = asked.arguments
+    reply = await channel.read("state", asked.home, arguments, batch)
+    return VolumeState.from_reply(reply)
+
+
+def state_now(asked: Asked) -> VolumeState:
+    """As state(), for a synchronous property of the API."""
+    reply = channel.ask("state", asked.home, asked.arguments)
+    return VolumeState.from_reply(reply)
+
+
+@dataclass(frozen=True)
+class How:
+    """How a generation becomes the current one; see adopt.lua.
+
+    :ivar scratch: its content is discarded at stop
+    :ivar size: what a disposable one was created for
+    :ivar keep: old revisions to keep, -1: no revisions; None: prune nothing
+    :ivar begun_from: what it is a fresh copy of
+    :ivar touched: refuse one that was never written to
+    :ivar promote: take over the revisions of the volume's own origin
+    """
+
+    scratch: bool = False
+    size: VolumeSpec | str | None = None
+    keep: int | None = None
+    begun_from: str | None = None
+    touched: bool = False
+    promote: bool = False
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        optional = {
+            "size": None if self.size is None else str(self.size),
+            "keep": self.keep,
+            "begun_from": self.begun_from,
+        }
+        return {
+            "scratch": self.scratch,
+            "touched": self.touched,
+            "promote": self.promote,
+            **{key: x for key, x in optional.items() if x is not None},
+        }
+
+
+async def adopt(
+    volume: Volume,
+    number: int,
+    how: How,
+    mark: str,
+    created: bool,
+    origin: str | None = None,
+    batch: Batch | None = None,
+) -> Left:
+    """Move the pointer of a volume to a generation.
+
+    :param number: of the generation
+    :param mark: of this process, see holder.py
+    :param created: this process created the qube's dataset a moment ago
+    :param origin: a snapshot that is cloned to make it (OpenZFS 2.4)
+    """
+    arguments = {
+        **volume.arguments,
+        **how.arguments,
+        "number": number,
+        "holder": naming.HOLDER,
+        "mark": mark,
+        "created": created,
+    }
+    if origin is not None:
+        arguments["origin"] = origin
+    dataset = volume.name.dataset
+    reply = await channel.change("adopt", dataset, arguments, batch=batch)
+    return reply.texts()
+
+
+async def commit(
+    volume: Volume,
+    keep: int,
+    unmeasured: bool = False,
+    batch: Batch | None = None,
+) -> Left | None:
+    """Commit what changed, and prune.
+
+    :param keep: old revisions to keep; -1: no revisions at all
+    :param unmeasured: commit what is unsure, too
+    :return: None, if it is unsure until thresholds.py has measured
+    """
+    arguments = {**volume.arguments, "keep": keep, "unmeasured": unmeasured}
+    dataset = volume.name.dataset
+    reply = await channel.change("commit", dataset, arguments, batch=batch)
+    return None if reply.has("unsure") else reply.texts()
+
+
+async def reset(
+    volume: Volume,
+    size: VolumeSpec | str,
+    source: VolumeName | None,
+    batch: Batch | None = None,
+) -> None:
+    """Roll a disposable volume back to its beginning.
+
+    :param size: with *source*: what would be made now
+    """
+    arguments = {**volume.arguments, **_made_from(size, source)}
+    dataset = volume.name.dataset
+    await channel.change("reset", dataset, arguments, batch=batch)
+
+
+async def freeze(
+    volume: Volume, made: Callable[[str], object], batch: Batch | None = None
+) -> str:
+    """Take a passing snapshot of a volume without revisions; its name.
+
+    :param made: called with the name even if the caller is cancelled
+    """
+    arguments, dataset = volume.arguments, volume.name.dataset
+    reply = await channel.change(
+        "freeze",
+        dataset,
+        arguments,
+        lambda reply: made(reply.as_text()),
+        batch,
+    )
+    return reply.as_text()
+
+
+async def thaw(
+    volume: Volume, snapshot: str, batch: Batch | None = None
+) -> None:
+    """Drop what freeze() made."""
+    arguments = {**volume.arguments, "snapshot": snapshot}
+    await channel.change("thaw", volume.name.dataset, arguments, batch=batch)
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What is left of a removed volume.
+
+    :ivar busy: a generation that a process has open
+    :ivar unfreed: a generation that is kept and could not be rolled back
+    :ivar bookmarks: names of those that must go before the rest can
+    :ivar origins: datasets to be looked at for garbage
+    """
+
+    busy: str | None
+    unfreed: str | None
+    bookmarks: Sequence[str]
+    origins: Left
+
+
+async def forget(
+    volume: Volume,
+    busy: Iterable[str],
+    discarded: bool,
+    again: bool,
+    batch: Batch | None = None,
+) -> Forgotten:
+    """Remove a volume: pointer, revisions and generations.
+
+    :param busy: generations that an export uses, which are left alone
+    :param discarded: leave alone a volume whose content is kept
+    :param again: the pointer was dropped before
+    """
+    arguments = {
+        **volume.arguments,
+        **OURS,
+        "busy": {name: True for name in busy},
+        "discarded": discarded,
+        "again": again,
+    }
+    dataset = volume.name.dataset
+    reply = await channel.change("forget", dataset, arguments, batch=batch)
+    return Forgotten(
+        reply.text("busy"),
+        reply.text("unfreed"),
+        reply.at("bookmarks").texts(),
+        reply.at("origins").texts(),
+    )
+
+
+async def discard(dataset: str) -> Left:
+    """Destroy a generation that has no pointer."""
+    reply = await channel.change("discard", dataset, {"dataset": dataset})
+    return reply.texts()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a blank zvol takes, in bytes."""
+
+    logical: int
+    referenced: int
+
+
+async def measure(dataset: str) -> Measured:
+    """Measure a zvol that nothing was written to."""
+    reply = await channel.read("measure", dataset, {"dataset": dataset})
+    return Measured(
+        reply.at("logical").as_number(), reply.at("referenced").as_number()
+    )
