@@ -18,7 +18,7 @@ from qubes_storage_zfs import ZfsZvolPool
 from tests.support.background import afterwards, be_patient
 from tests.support.counting import Forks, cost, quiet, rest
 from tests.support.report import core_admin_version
-from tests.support.shell import sh
+from tests.support.zpools import sh
 
 from .common import DISKS, begin, parser, save, write
 from .contenders import Contender, Driver, OnFiles, OnThinPool, OnZpool

@@ -21,7 +21,7 @@ from typing import Any
 from qubes_storage_zfs import ZfsZvolPool
 from tests.support.background import afterwards, be_patient
 from tests.support.counting import rest
-from tests.support.shell import sh
+from tests.support.zpools import sh
 
 from .common import DISKS, MIB, begin, parser, save
 from .contenders import OnZpool

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from tests.support.shell import sh
+from tests.support.zpools import sh
 
 from .common import MIB
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from tests.support.shell import sh
+from tests.support.zpools import sh
 
 from .contenders import (
     PRIVATE,

@@ -27,7 +27,7 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.zfs import commands, runtime
 from tests.support.background import afterwards, be_patient
 from tests.support.counting import Cost, cost, now, quiet, rest
-from tests.support.shell import sh
+from tests.support.zpools import sh
 
 from .common import DISKS, MIB, begin, parser, save, write
 from .contenders import Driver, OnZpool

@@ -6,8 +6,7 @@ from typing import Any
 
 from qubes_storage_zfs.store import naming
 
-from ..support.shell import attempt, sh
-from ..support.zpools import export_zpool
+from ..support.zpools import attempt, export_zpool, sh
 from .world import SNAPSHOT_OF_ADMIN, Model, World
 
 

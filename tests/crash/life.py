@@ -16,9 +16,8 @@ from qubes_storage_zfs.driver.volume import ZfsVolume
 from qubes_storage_zfs.zfs import devices
 
 from ..support.background import abandoned
-from ..support.blocks import open_device
 from ..support.model import Content
-from ..support.shell import sh
+from ..support.zpools import open_device, sh
 from .admin import Admin
 from .gate import Dump, Violated
 from .world import MIB, SNAPSHOT_OF_ADMIN, VOLUMES, Model

@@ -18,12 +18,10 @@ from qubes_storage_zfs.zfs import devices, runtime
 from qubes_storage_zfs.zfs.errors import Busy, Exists, Locked
 
 from ..support.background import afterwards
-from ..support.blocks import open_device
 from ..support.lab import create_encrypted, known_key
 from ..support.model import Content, VolumeModel
 from ..support.prompts import Person
-from ..support.shell import attempt, sh
-from ..support.zpools import inherit_no_further
+from ..support.zpools import attempt, inherit_no_further, open_device, sh
 from .gate import Door, Dump, Gate, Violated
 from .needed import check_needed
 

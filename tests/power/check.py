@@ -16,7 +16,7 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Question
 from qubes_storage_zfs.zfs import devices
 
-from ..support.blocks import open_device
+from ..support.zpools import open_device
 from . import tags
 from .guest import NAME, SIZE, House, sh
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..support.blocks import open_device
+from ..support.zpools import open_device
 from . import check, tags
 from .guest import APPS, BLOCKS, KEPT, TEMPLATE, House, say
 

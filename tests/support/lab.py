@@ -15,10 +15,8 @@ from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import keyholder, lzc, runtime
 
 from .background import settled
-from .blocks import read, write
 from .prompts import PASSPHRASE
-from .shell import sh
-from .zpools import MIB
+from .zpools import MIB, read, sh, write
 
 _numbers = itertools.count(1)
 

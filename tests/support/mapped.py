@@ -8,8 +8,7 @@ from pathlib import Path
 
 from qubes_storage_zfs.zfs import commands
 
-from .shell import sh
-from .zpools import MIB, export_zpool, sectors
+from .zpools import MIB, export_zpool, sectors, sh
 
 
 class Mapped:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qubes_storage_zfs.zfs import devices
 
-from .blocks import read
+from .zpools import read
 
 
 class Cut:

@@ -9,9 +9,8 @@ from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import importexport
 
 from .lab import EncryptedLab, configure
-from .shell import sh
 from .tool import qvm_zfs
-from .zpools import export_zpool
+from .zpools import export_zpool, sh
 
 HOSTID = Path("/sys/module/spl/parameters/spl_hostid")
 INHIBIT = Path("/sys/module/zfs/parameters/zvol_inhibit_dev")

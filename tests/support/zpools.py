@@ -1,17 +1,40 @@
-"""Zpools for tests."""
+"""Commands, zpools, and the devices of volumes."""
 
 import contextlib
+import os
+import subprocess
 import time
 from pathlib import Path
 
-from qubes_storage_zfs.zfs import lzc
-
-from .shell import attempt, sh
+from qubes_storage_zfs.zfs import devices, lzc
 
 MIB = 1 << 20
 #: the zpool that most tests share, and its only disk
 ZPOOL = "tank"
 DISK = Path("/tmp/tank.img")
+
+
+def attempt(*command):
+    """Run a command to its end; return it completed, whatever its status."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        # the name of a dataset may be any bytes
+        errors="surrogateescape",
+    )
+
+
+def sh(*command, check=True):
+    """Run a command; return its output without the last newline.
+
+    :raises RuntimeError: if *check* is set and the command fails
+    """
+    done = attempt(*command)
+    if check and done.returncode:
+        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
+    return done.stdout.strip()
 
 
 def sectors():
@@ -86,3 +109,25 @@ def inherit_no_further(dataset):
     }
     settings = [f"{name}={value}" for name, value in values.items()]
     sh("zfs", "set", *settings, dataset)
+
+
+def open_device(path, flags):
+    """Open a device node without a buffer."""
+    mode = "rb" if flags == os.O_RDONLY else "r+b"
+    return os.fdopen(devices.open_node(path, flags), mode, buffering=0)
+
+
+def write(path, content, offset=0):
+    """Write *content*, padded to whole sectors, and flush it to the disk."""
+    with open_device(path, os.O_RDWR) as opened:
+        opened.seek(offset)
+        padded = content + bytes(-len(content) % 512)
+        opened.write(padded)
+        os.fsync(opened)
+
+
+def read(path, length=16, offset=0):
+    """Read *length* bytes; return them without the zeroes at the end."""
+    with open_device(path, os.O_RDONLY) as opened:
+        opened.seek(offset)
+        return opened.read(length).rstrip(b"\0")

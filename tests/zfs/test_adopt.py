@@ -25,10 +25,8 @@ from qubes_storage_zfs.tools import adopt, main, qubes_xml
 from qubes_storage_zfs.zfs import channel, commands, devices, lzc, runtime
 
 from ..support.background import settled
-from ..support.blocks import open_device, read, write
 from ..support.lab import create_encrypted
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, open_device, read, sh, write
 
 pytestmark = pytest.mark.side_a
 

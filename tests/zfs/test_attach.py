@@ -19,9 +19,7 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import commands, importexport, keys
 
-from ..support.blocks import read, write
 from ..support.lab import EncryptedLab, Lab
-from ..support.shell import sh
 from ..support.sticks import (
     INHIBIT,
     another_machines,
@@ -32,7 +30,7 @@ from ..support.sticks import (
     prop,
 )
 from ..support.tool import COMMAND, qvm_zfs, refused
-from ..support.zpools import MIB, export_zpool
+from ..support.zpools import MIB, export_zpool, read, sh, write
 
 pytestmark = pytest.mark.side_b
 

@@ -10,10 +10,9 @@ from qubes_storage_zfs.tools import main
 from qubes_storage_zfs.zfs import commands, importexport
 from qubes_storage_zfs.zfs.importexport import Found
 
-from ..support.shell import sh
 from ..support.sticks import INHIBIT, change, guid, no_node_appears, prop
 from ..support.tool import qvm_zfs, refused
-from ..support.zpools import export_zpool
+from ..support.zpools import export_zpool, sh
 
 pytestmark = pytest.mark.side_a
 

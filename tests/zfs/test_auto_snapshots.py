@@ -8,10 +8,8 @@ import itertools
 
 import pytest
 
-from ..support.blocks import read, write
 from ..support.lab import EncryptedLab, Lab
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, read, sh, write
 
 pytestmark = pytest.mark.side_a
 

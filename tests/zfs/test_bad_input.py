@@ -20,10 +20,8 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import commands, lzc
 
-from ..support.blocks import read
 from ..support.lab import Lab
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, read, sh
 
 pytestmark = pytest.mark.side_a
 

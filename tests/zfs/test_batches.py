@@ -10,7 +10,7 @@ from qubes_storage_zfs.zfs.batch import join
 from qubes_storage_zfs.zfs.errors import Exists, NotFound, ZfsError
 
 from ..support.counting import calls
-from ..support.shell import sh
+from ..support.zpools import sh
 
 MARK = "org.example:mark"
 

@@ -17,10 +17,9 @@ from qubes_storage_zfs.driver.transfer import Transfer
 from qubes_storage_zfs.zfs import devices
 
 from ..support.background import afterwards
-from ..support.blocks import read, write
 from ..support.lab import Lab
 from ..support.operations import Cut, begin, end, never, seen
-from ..support.zpools import MIB
+from ..support.zpools import MIB, read, write
 
 pytestmark = pytest.mark.side_b
 

@@ -10,9 +10,8 @@ from qubes_storage_zfs.zfs import keys
 from ..support.lab import Lab, configure
 from ..support.mapped import Mapped
 from ..support.prompts import PASSPHRASE
-from ..support.shell import sh
 from ..support.tool import qvm_zfs, status
-from ..support.zpools import MIB
+from ..support.zpools import MIB, sh
 
 pytestmark = pytest.mark.side_b
 

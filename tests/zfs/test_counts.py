@@ -9,11 +9,10 @@ import pytest
 from qubes_storage_zfs.zfs import channel, lzc
 
 from ..support.background import afterwards
-from ..support.blocks import write
 from ..support.counting import cost, now, quiet, rest
 from ..support.operations import together
 from ..support.report import said
-from ..support.zpools import MIB
+from ..support.zpools import MIB, write
 
 #: calls of libzfs_core, each one ioctl, by their programs' names, with a +
 #: between those that ran as one; "old-clone": before OpenZFS 2.4, which clones

@@ -10,8 +10,7 @@ import pytest
 from qubes.exc import StoragePoolException
 
 from ..crash.gate import Door, Gate, Stopped
-from ..support.blocks import write
-from ..support.shell import sh
+from ..support.zpools import sh, write
 
 
 def test_stop_whose_end_was_cut_off_makes_no_second_revision(lab):

@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from ..support.shell import sh
+from ..support.zpools import sh
 
 DAY = 86400
 

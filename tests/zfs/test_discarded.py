@@ -8,10 +8,8 @@ import pytest
 from qubes_storage_zfs.driver import discarded, events
 from qubes_storage_zfs.store import holder, naming
 
-from ..support.blocks import write
 from ..support.lab import Lab
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, sh, write
 
 pytestmark = pytest.mark.side_b
 

@@ -12,9 +12,7 @@ from qubes.exc import StoragePoolException
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.zfs import commands, devices, lzc
 
-from ..support.blocks import open_device, read, write
-from ..support.shell import sh
-from ..support.zpools import MIB, export_zpool
+from ..support.zpools import MIB, export_zpool, open_device, read, sh, write
 
 
 def test_stop_is_harmless_for_volumes_that_never_were(lab):

@@ -5,8 +5,7 @@ import os
 import pytest
 
 from ..support.lab import Lab
-from ..support.shell import sh
-from ..support.zpools import another_zpool
+from ..support.zpools import another_zpool, sh
 
 
 @pytest.fixture

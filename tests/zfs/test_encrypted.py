@@ -16,11 +16,9 @@ from qubes_storage_zfs.store import rundir
 from qubes_storage_zfs.zfs import keys, lzc, runtime
 from qubes_storage_zfs.zfs.errors import Busy
 
-from ..support.blocks import read, write
 from ..support.lab import EncryptedLab, Lab
 from ..support.prompts import PASSPHRASE, cancelled
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, read, sh, write
 
 pytestmark = [pytest.mark.side_a, pytest.mark.usefixtures("run_dir")]
 

@@ -9,11 +9,9 @@ from qubes.exc import QubesValueError, StoragePoolException
 from qubes_storage_zfs.driver import events
 from qubes_storage_zfs.zfs import commands
 
-from ..support.blocks import open_device, read, write
 from ..support.counting import cost, quiet, rest
 from ..support.lab import Lab
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, open_device, read, sh, write
 
 
 class Qube:

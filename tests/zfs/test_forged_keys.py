@@ -11,7 +11,7 @@ from qubes_storage_zfs.zfs import keyholder, keys, lzc
 
 from ..support.lab import EncryptedLab
 from ..support.prompts import PASSPHRASE
-from ..support.shell import sh
+from ..support.zpools import sh
 
 pytestmark = pytest.mark.side_a
 

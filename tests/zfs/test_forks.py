@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from ..support.blocks import write
 from ..support.counting import Forks
+from ..support.zpools import write
 
 
 def test_the_counter_counts():

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.blocks import open_device, read, write
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, open_device, read, sh, write
 
 
 def _died_after_writing(lab, text, **config):

@@ -15,9 +15,8 @@ from qubes_storage_zfs.driver import backoff, prompts
 from qubes_storage_zfs.zfs import keys, runtime
 
 from ..support.background import afterwards
-from ..support.blocks import read, write
 from ..support.prompts import cancelled
-from ..support.shell import sh
+from ..support.zpools import read, sh, write
 
 if "QUBES_CORE_ADMIN" in os.environ:
     pytest.skip(

@@ -4,9 +4,7 @@ import os
 
 import pytest
 
-from ..support.blocks import read, write
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, read, sh, write
 
 
 def test_create_makes_an_empty_committed_volume(lab):

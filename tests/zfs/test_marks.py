@@ -9,12 +9,10 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import importexport, keys
 
-from ..support.blocks import open_device
 from ..support.lab import EncryptedLab, configure, create_encrypted
 from ..support.prompts import PASSPHRASE
-from ..support.shell import sh
 from ..support.tool import qvm_zfs
-from ..support.zpools import another_zpool
+from ..support.zpools import another_zpool, open_device, sh
 
 pytestmark = pytest.mark.side_a
 

@@ -26,8 +26,7 @@ from ..crash.gate import Door
 from ..crash.life import KEPT, Life
 from ..crash.world import MIB
 from ..support.report import said
-from ..support.shell import sh
-from ..support.zpools import create_zpool, disk_of, export_zpool
+from ..support.zpools import create_zpool, disk_of, export_zpool, sh
 
 pytestmark = pytest.mark.side_a
 

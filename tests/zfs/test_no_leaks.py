@@ -19,8 +19,7 @@ from qubes_storage_zfs.store import holder
 
 from ..support.memory import KEYHOLDER, memory, processes_with
 from ..support.programs import programs
-from ..support.shell import sh
-from ..support.zpools import MIB, another_zpool, disk_of, sectors
+from ..support.zpools import MIB, another_zpool, disk_of, sectors, sh
 
 pytestmark = pytest.mark.side_b
 

@@ -8,7 +8,7 @@ import pytest
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.zfs import lzc, zcp
 
-from ..support.shell import sh
+from ..support.zpools import sh
 from .test_tools import qvm_zfs
 
 MAKE = b"""

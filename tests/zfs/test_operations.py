@@ -12,8 +12,7 @@ from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.driver import halting
 
-from ..support.blocks import open_device, read, write
-from ..support.zpools import MIB
+from ..support.zpools import MIB, open_device, read, write
 
 pytestmark = pytest.mark.side_a
 

@@ -11,9 +11,7 @@ from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import devices, zcp
 
 from ..support.background import afterwards
-from ..support.blocks import read, write
-from ..support.shell import sh
-from ..support.zpools import MIB, export_zpool
+from ..support.zpools import MIB, export_zpool, read, sh, write
 
 
 class Died(BaseException):

@@ -12,8 +12,7 @@ from qubes_storage_zfs.zfs import keys
 from ..support.counting import calls
 from ..support.lab import EncryptedLab, Lab
 from ..support.prompts import PASSPHRASE
-from ..support.shell import sh
-from ..support.zpools import MIB, export_zpool
+from ..support.zpools import MIB, export_zpool, sh
 from .test_tools import locked, qvm_zfs
 
 pytestmark = pytest.mark.side_b

@@ -8,10 +8,8 @@ from qubes.exc import QubesValueError, StoragePoolException
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import lzc, probe, runtime
 
-from ..support.blocks import read, write
 from ..support.lab import Lab
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, read, sh, write
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,7 @@ from qubes.exc import ProtocolError, QubesException
 
 from qubes_storage_zfs.zfs import runtime
 
-from ..support.blocks import read, write
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, read, sh, write
 
 if "QUBES_CORE_ADMIN" in os.environ:
     pytest.skip(

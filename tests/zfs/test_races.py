@@ -11,9 +11,8 @@ import time
 import pytest
 from qubes.exc import StoragePoolException
 
-from ..support.blocks import read, write
 from ..support.operations import begin, end
-from ..support.zpools import MIB
+from ..support.zpools import MIB, read, write
 
 pytestmark = pytest.mark.side_a
 

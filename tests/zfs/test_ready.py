@@ -9,11 +9,9 @@ from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.zfs import batch, channel, runtime
 
-from ..support.blocks import open_device, read, write
 from ..support.counting import cost, quiet, rest
 from ..support.operations import together
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, open_device, read, sh, write
 
 
 @pytest.fixture

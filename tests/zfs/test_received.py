@@ -10,10 +10,15 @@ from qubes_storage_zfs.store import holder, naming
 from qubes_storage_zfs.store.container import Container
 from qubes_storage_zfs.zfs import importexport, lzc
 
-from ..support.blocks import read, write
 from ..support.lab import EncryptedLab, Lab, known_key
-from ..support.shell import sh
-from ..support.zpools import another_zpool, disk_of, export_zpool
+from ..support.zpools import (
+    another_zpool,
+    disk_of,
+    export_zpool,
+    read,
+    sh,
+    write,
+)
 
 
 @pytest.fixture

@@ -10,11 +10,9 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.zfs import lzc, zcp
 
 from ..crash.gate import Door, Gate, Stopped
-from ..support.blocks import write
 from ..support.lab import EncryptedLab
-from ..support.shell import sh
 from ..support.tool import qvm_zfs
-from ..support.zpools import MIB
+from ..support.zpools import MIB, sh, write
 
 
 def used(lab):

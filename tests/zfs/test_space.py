@@ -10,10 +10,8 @@ from qubes_storage_zfs.store import space
 from qubes_storage_zfs.zfs import channel
 
 from ..support.background import settled
-from ..support.blocks import write
 from ..support.lab import Lab
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, sh, write
 
 pytestmark = pytest.mark.side_b
 

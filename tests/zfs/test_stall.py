@@ -21,9 +21,9 @@ import pytest
 
 from qubes_storage_zfs.zfs import lzc
 
-from ..support.blocks import write
 from ..support.operations import never
 from ..support.pulse import QUBES, Bare, Pulse
+from ..support.zpools import write
 
 pytestmark = pytest.mark.side_b
 

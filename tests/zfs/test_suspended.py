@@ -10,13 +10,12 @@ from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import channel, lzc, threads
 
 from ..support.background import settled
-from ..support.blocks import write
 from ..support.lab import Lab, configure
 from ..support.mapped import Mapped
 from ..support.operations import begin, end
 from ..support.pulse import Bare, Pulse
-from ..support.shell import sh
 from ..support.tool import status
+from ..support.zpools import sh, write
 
 pytestmark = pytest.mark.side_a
 

@@ -9,8 +9,7 @@ from qubes.exc import QubesException, QubesValueError
 from qubes_storage_zfs.zfs import runtime
 
 from ..support.background import settled
-from ..support.blocks import read, write
-from ..support.shell import sh
+from ..support.zpools import read, sh, write
 
 if "QUBES_CORE_ADMIN" in os.environ:
     pytest.skip(

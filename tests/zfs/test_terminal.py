@@ -17,8 +17,8 @@ from qubes_storage_zfs.zfs import keys
 
 from ..support.memory import KEYHOLDER, memory, processes_with
 from ..support.prompts import PASSPHRASE
-from ..support.shell import sh
 from ..support.tool import COMMAND
+from ..support.zpools import sh
 
 pytestmark = pytest.mark.side_a
 

@@ -9,9 +9,7 @@ from qubes_storage_zfs.store import thresholds
 from qubes_storage_zfs.store.thresholds import LARGEST, Blank
 from qubes_storage_zfs.zfs import devices, importexport, lzc
 
-from ..support.blocks import read, write
-from ..support.shell import sh
-from ..support.zpools import MIB, export_zpool
+from ..support.zpools import MIB, export_zpool, read, sh, write
 
 #: the property that an earlier version wrote
 BLANK = "qubes-storage-zfs:blank"

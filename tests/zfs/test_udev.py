@@ -14,8 +14,7 @@ import pytest
 
 from qubes_storage_zfs.zfs import devices, lzc
 
-from ..support.shell import sh
-from ..support.zpools import MIB
+from ..support.zpools import MIB, sh
 
 SIZE = 16 * MIB
 HOST = Path(__file__).resolve().parents[1] / "host" / "udev"
