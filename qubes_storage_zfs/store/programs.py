@@ -28,7 +28,12 @@ OURS: Mapping[str, object] = {"prefix": naming.POINTER, "holder": naming.HOLDER}
 def limit_arguments(limits: Limits) -> dict[str, object]:
     """Return *limits* as the programs take them."""
     blank = {} if limits.blank is None else {"blank": limits.blank}
-    return {"untouched": limits.untouched, "largest": limits.largest, **blank}
+    return {
+        "untouched": limits.untouched,
+        "doubtful": limits.doubtful,
+        "largest": limits.largest,
+        **blank,
+    }
 
 
 def _volume(
@@ -209,7 +214,7 @@ async def commit(
     """Commit what changed, and prune.
 
     :param keep: old revisions to keep; -1: no revisions at all
-    :param unmeasured: commit what is unsure, too
+    :param unmeasured: it cannot be measured: *limits* decide what is unsure
     :return: None, if it is unsure until thresholds.py has measured
     """
     arguments = {**volume.arguments, "keep": keep, "unmeasured": unmeasured}

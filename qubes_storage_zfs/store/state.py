@@ -13,12 +13,15 @@ class Limits:
     """Which bytes count as written; see thresholds.py.
 
     :ivar untouched: the most bytes that count as not written
+    :ivar doubtful: what is between this and *largest* is unsure until it was
+        measured
     :ivar largest: what *untouched* may be at most
     :ivar blank: logical bytes of a blank zvol; None: not measured, so nothing
-        counts as blank, and what is between *untouched* and *largest* is unsure
+        counts as blank
     """
 
     untouched: int
+    doubtful: int
     largest: int
     blank: int | None = None
 

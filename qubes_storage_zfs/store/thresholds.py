@@ -15,12 +15,13 @@ from ..zfs import importexport
 from . import programs
 from .state import Limits
 
-#: bytes; until this process has measured.  Less than the smallest change
-#: writes on any kind of zpool: 12288, or 6144 with
-#: redundant_metadata=none and sectors of 512 bytes (see doc/design.md).  What
-#: ZFS itself writes may be more; a volume between this and LARGEST is unsure,
-#: and is measured before it is committed
-UNMEASURED = 4096
+#: bytes; counts as not written until this process has measured.  ZFS itself
+#: writes up to 8192 bytes with sectors of 4 KiB (see doc/design.md)
+UNMEASURED = 8192
+#: bytes; what is between this and LARGEST is unsure until this process has
+#: measured, and is measured before it is committed.  The smallest change writes
+#: 12288 bytes, or 6144 with redundant_metadata=none and sectors of 512 bytes
+DOUBTFUL = 4096
 #: of what a blank zvol refers to: the intent log's block is at most 0.17 of
 #: it, or 0.25 where the volume has copies=2 and the blank zvol had not
 _SHARE = 4
@@ -66,9 +67,9 @@ class Thresholds:
         """What the channel programs compare with."""
         blank = self._known()
         if blank is None:
-            return Limits(UNMEASURED, LARGEST)
+            return Limits(UNMEASURED, DOUBTFUL, LARGEST)
         untouched = min(blank.referenced // _SHARE, LARGEST)
-        return Limits(untouched, LARGEST, blank.logical)
+        return Limits(untouched, DOUBTFUL, LARGEST, blank.logical)
 
     async def measure(self, dataset: str) -> None:
         """Measure a zvol that was just made, unless that was done before.

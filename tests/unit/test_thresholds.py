@@ -7,7 +7,12 @@ import pytest
 from qubes_storage_zfs.store import thresholds
 from qubes_storage_zfs.store.programs import Measured
 from qubes_storage_zfs.store.state import Limits
-from qubes_storage_zfs.store.thresholds import LARGEST, UNMEASURED, Thresholds
+from qubes_storage_zfs.store.thresholds import (
+    DOUBTFUL,
+    LARGEST,
+    UNMEASURED,
+    Thresholds,
+)
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def measured(monkeypatch):
 def test_before_it_measured_nothing_is_blank(measured):
     found, _ = measured
     assert not found.measured
-    assert found.limits == Limits(UNMEASURED, LARGEST)
+    assert found.limits == Limits(UNMEASURED, DOUBTFUL, LARGEST)
 
 
 @pytest.mark.parametrize(
@@ -55,4 +60,9 @@ def test_another_zpool_of_that_name_is_measured_again(measured):
 
 def test_no_line_is_above_the_smallest_change():
     """6144 bytes, and as much as a blank zvol refers to (doc/design.md)."""
-    assert UNMEASURED < 6144 and LARGEST < 90112
+    assert DOUBTFUL < 6144 and UNMEASURED < 12288 and LARGEST < 90112
+
+
+def test_what_zfs_itself_writes_is_unwritten_unmeasured():
+    """Up to 8192 bytes (doc/design.md), where nothing can be measured."""
+    assert UNMEASURED >= 8192

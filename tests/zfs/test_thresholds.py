@@ -127,12 +127,35 @@ def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
         away.start(volume)
     sh("zpool", "sync", "away")
     assert number(f"written@{listed[-1]}", volume.dataset) > 0
-    monkeypatch.setattr(thresholds, "UNMEASURED", 0)
+    for line in "UNMEASURED", "DOUBTFUL":
+        monkeypatch.setattr(thresholds, line, 0)
     assert not away.pool.store.thresholds.measured
     away.stop(volume)
     assert away.pool.store.thresholds.measured
     assert volume.committed_ids() == listed
     assert away.datasets("volume") == ["vm/work/private"]
+
+
+def test_a_doubt_that_cannot_be_measured_is_no_revision(away, monkeypatch):
+    """As in a locked pool, where no zvol can be created."""
+    volume = away.private(content=b"data")
+    listed = volume.committed_ids()
+    export_zpool("away")
+    sh("zpool", "import", "-N", "-d", "/tmp", "away")
+    away.restart()
+    volume = away.again(volume)
+    away.start(volume)
+    sh("zpool", "sync", "away")
+    assert number(f"written@{listed[-1]}", volume.dataset) > 0
+    monkeypatch.setattr(thresholds, "DOUBTFUL", 0)
+
+    async def cannot(name):
+        return False
+
+    monkeypatch.setattr(away.pool.store, "measure_beside", cannot)
+    away.stop(volume)
+    assert not away.pool.store.thresholds.measured
+    assert volume.committed_ids() == listed
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -148,7 +171,7 @@ def test_the_smallest_change_is_committed_unmeasured(away, given):
     write(volume.path, b"new")
     sh("zpool", "sync", "away")
     written = number(f"written@{listed[-1]}", volume.dataset)
-    assert thresholds.UNMEASURED < written
+    assert thresholds.DOUBTFUL < written
     print(f"the smallest change writes {written} bytes")
     if not given:  # qubesd died
         away.restart()

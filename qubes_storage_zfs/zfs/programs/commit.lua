@@ -1,9 +1,9 @@
 -- The current content of a volume becomes its newest revision.
 --
--- argv: qube, volume, pointer, committed (properties); untouched, blank,
---       largest (bytes, see thresholds.py); keep (old revisions to keep; -1: no
---       revisions at all), pinned (see prune()), unmeasured (commit what is
---       unsure, too)
+-- argv: qube, volume, pointer, committed (properties); untouched, doubtful,
+--       blank, largest (bytes, see thresholds.py); keep (old revisions to keep; -1: no
+--       revisions at all), pinned (see prune()), unmeasured (it cannot
+--       be measured: untouched decides)
 -- gives: list of datasets for the janitor to look at; or unsure (true), if
 --       whether the volume changed is known when thresholds.py has measured:
 --       then nothing was changed

@@ -257,12 +257,14 @@ local function is_touched(ds, snapshot)
     return written_since(ds, snapshot) > argv.untouched
 end
 
--- Whether ds counts as changed only until thresholds.py has measured: more was
--- written than argv.untouched, and no more than ZFS itself may write somewhere.
+-- Whether it is known only when thresholds.py has measured that ds is changed:
+-- a change may have written that much, and so may ZFS itself.
 local function is_unsure(newest, ds, current)
-    return argv.blank == nil and not moved_since(newest, ds, current)
-        and is_touched(ds, newest.snapshot)
-        and written_since(ds, newest.snapshot) <= argv.largest
+    if argv.blank ~= nil or moved_since(newest, ds, current) then
+        return false
+    end
+    local written = written_since(ds, newest.snapshot)
+    return written > argv.doubtful and written <= argv.largest
 end
 
 local function changed_since(newest, ds, current)
