@@ -22,9 +22,9 @@ def root(installed, packages) -> Root:
 
 def test_the_first_installation(installed) -> None:
     assert installed.first.splitlines() == [
-        "qubes-storage-zfs: qubesd has the drivers after",
+        "qubes-storage-zfs: to load the drivers into qubesd, run",
         "    sudo modprobe zfs && sudo systemctl restart qubesd",
-        "Running qubes go on meanwhile.",
+        "Running qubes are not affected.",
     ]
     assert installed.ran() == []
 
@@ -36,9 +36,9 @@ def test_an_upgrade(packages, newer, empty) -> None:
     empty.write(POLICY, "# mine\n")
     said = empty.rpm("-U", *ours(newer))
     assert [line for line in said.splitlines() if "rpmnew" not in line] == [
-        "qubes-storage-zfs: qubesd has the new version from its next start:",
+        "qubes-storage-zfs: to load the new version into qubesd, run",
         "    sudo systemctl restart qubesd",
-        "Running qubes go on meanwhile.",
+        "Running qubes are not affected.",
     ]
     assert empty.ran() == []
     assert empty.rpm("-q", "--qf", "%{VERSION}\n", NAME) == f"{NEWER}\n"
@@ -72,12 +72,12 @@ def test_removal_is_refused_while_a_pool_needs_it(text, pools, root) -> None:
     assert done.returncode != 0
     lines = done.stdout.splitlines()
     assert lines[:3] == [
-        "qubes-storage-zfs stays: /var/lib/qubes/qubes.xml names pools that"
-        f" need its drivers: {pools}",
+        "qubes-storage-zfs is not removed: /var/lib/qubes/qubes.xml lists pools"
+        f" that need its drivers: {pools}",
         "Move or remove their qubes, run 'qvm-pool remove POOL' for each, then"
         " remove the package.",
-        "Without the driver of a pool that a qube uses, qubesd does not start;"
-        " a pool that none uses, it drops.",
+        "Without the driver, qubesd does not start if a qube uses the pool; if"
+        " no qube uses it, qubesd drops the pool.",
     ]
     assert root.has(NAME) and root.files() == before
     assert root.rpm("-V", NAME) == ""
@@ -90,7 +90,7 @@ def test_removal_is_refused_if_nobody_can_tell(root) -> None:
     done = root.attempt("-e", NAME)
     place.rmdir()
     assert done.returncode != 0 and root.has(NAME)
-    assert "which tells whether a pool needs it, cannot be read" in done.stdout
+    assert "which lists the pools that need it, cannot be read" in done.stdout
 
 
 @pytest.mark.parametrize(
