@@ -12,7 +12,7 @@ from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.policy import HOME_SETTINGS
 from qubes_storage_zfs.tools import common
-from qubes_storage_zfs.zfs import keyholder, lzc, runtime
+from qubes_storage_zfs.zfs import keyholder, keys, lzc, runtime
 
 from .background import settled
 from .prompts import PASSPHRASE
@@ -198,3 +198,12 @@ def create_encrypted(container, name):
 def known_key():
     """The key of all that create_encrypted() made."""
     return keyholder.wrapping_key(bytearray(PASSPHRASE), 1, 100_000)
+
+
+async def becomes_locked(pool):
+    """Return whether the key of a pool is unloaded within some seconds."""
+    for _ in range(200):
+        if (await keys.state(pool.container)).locked:
+            return True
+        await asyncio.sleep(0.1)
+    return False

@@ -3,11 +3,11 @@
 import contextlib
 import os
 import subprocess
-import time
 from pathlib import Path
 
 from qubes_storage_zfs.zfs import commands
 
+from .waiting import until
 from .zpools import MIB, export_zpool, sectors, sh
 
 
@@ -53,11 +53,11 @@ class Mapped:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for _ in range(300):
-            if commands.is_suspended(self.name):
-                return
-            time.sleep(0.1)
-        raise AssertionError(f"{self.name} is not suspended")
+        until(
+            lambda: commands.is_suspended(self.name),
+            f"{self.name} is suspended",
+            60,
+        )
 
     def mend(self):
         self._become(self.good)

@@ -37,6 +37,11 @@ def sh(*command, check=True):
     return done.stdout.strip()
 
 
+def value(dataset, name):
+    """Return the value of a property, as a program reads it."""
+    return sh("zfs", "get", "-Hpo", "value", name, dataset)
+
+
 def sectors():
     """Return the options of zpool create that set the size of a sector.
 

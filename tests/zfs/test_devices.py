@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from qubes_storage_zfs.store import policy
 from qubes_storage_zfs.zfs import commands, importexport, newzpool, probe
 from qubes_storage_zfs.zfs.errors import CommandFailed
 from qubes_storage_zfs.zfs.probe import DeviceRefused
+
+from ..support.waiting import until
 
 MIB = 1 << 20
 ZPOOL = "devtest"
@@ -38,14 +39,6 @@ def sh(*command: str, given: str = "") -> str:
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
-
-
-def until(condition) -> None:
-    """Wait for what udev and the kernel do in their own time."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def edges(path: str) -> str:
@@ -87,7 +80,7 @@ def disk():
     sh("blkdiscard", "-f", "-z", "/dev/vdd")
     sh("blockdev", "--rereadpt", "/dev/vdd")
     sh("udevadm", "settle")
-    until(lambda: not partitions("/dev/vdd"))
+    until(lambda: not partitions("/dev/vdd"), "no partition is left")
 
 
 @contextlib.contextmanager
@@ -259,7 +252,7 @@ def test_member_of_an_imported_zpool(loop, disk, no_zpool):
     refused(disk + "1", words, live=True)
     refused(disk, "is in use by the system or by an imported", live=True)
     sh("zfs", "create", "-s", "-V", "300M", f"{ZPOOL}/volume")
-    until(lambda: os.path.exists(f"/dev/zvol/{ZPOOL}/volume"))
+    until(lambda: os.path.exists(f"/dev/zvol/{ZPOOL}/volume"), "a link")
     refused(f"/dev/zvol/{ZPOOL}/volume", "is a volume of ZFS")
 
 
@@ -293,7 +286,7 @@ def test_partitions(disk, kind, words):
     follow(refused(disk, f"{words} partition table"), disk)
     sh("sfdisk", "--quiet", disk, given=table + "size=300M\nsize=100M\n")
     sh("udevadm", "settle")
-    until(lambda: len(partitions(disk)) == 2)
+    until(lambda: len(partitions(disk)) == 2, "both partitions")
     sentence = refused(disk, "has partitions (vdd1, vdd2)")
     first = disk + "1"
     refused(first, f"is a partition of {disk}", given=(first, disk))
@@ -375,7 +368,7 @@ def test_a_device_that_fails_halfway(disk, loop, no_zpool):
     table = f"0 1048576 flakey {loop} 0 0 60 1 error_writes"
     sh("dmsetup", "create", "devtest", "--table", table)
     try:
-        until(lambda: os.path.exists("/dev/mapper/devtest"))
+        until(lambda: os.path.exists("/dev/mapper/devtest"), "a node")
         with pytest.raises(CommandFailed):
             create(disk, "/dev/mapper/devtest")
         assert partitions(disk)
@@ -478,7 +471,7 @@ def test_the_zpool_records_the_path_that_was_given(
         given.parent.mkdir(exist_ok=True)
         swap(given, disk)
         swap(recorded, f"{disk}1")
-    until(given.exists)
+    until(given.exists, "a node")
     try:
         make_of(given)
         assert asyncio.run(importexport.disks(ZPOOL)) == [str(recorded)]
@@ -500,7 +493,7 @@ def test_a_volume_of_lvm_is_refused_even_if_blank(disk):
     command = "dmsetup", "create", "devtest-lv", "--uuid", "LVM-devtestdevtest"
     sh(*command, "--table", f"0 700000 linear {disk} 0")
     try:
-        until(lambda: os.path.exists("/dev/mapper/devtest-lv"))
+        until(lambda: os.path.exists("/dev/mapper/devtest-lv"), "a node")
         assert refused("/dev/mapper/devtest-lv", "is a volume of LVM")
     finally:
         sh("udevadm", "settle")

@@ -16,7 +16,7 @@ from qubes_storage_zfs.store import rundir
 from qubes_storage_zfs.zfs import keys, lzc, runtime
 from qubes_storage_zfs.zfs.errors import Busy
 
-from ..support.lab import EncryptedLab, Lab
+from ..support.lab import EncryptedLab, Lab, becomes_locked
 from ..support.prompts import PASSPHRASE, cancelled
 from ..support.zpools import MIB, read, sh, write
 
@@ -431,11 +431,7 @@ def forgotten(lab):
 
     async def wait():
         lab.pool.key.watch()
-        for _ in range(200):
-            if (await keys.state(lab.container)).locked:
-                return True
-            await asyncio.sleep(0.1)
-        return False
+        return await becomes_locked(lab.pool)
 
     return lab.run(wait())
 
@@ -454,11 +450,7 @@ def test_idle_key_is_forgotten_and_not_before(safe, monkeypatch):
         assert (await keys.state(safe.container)).loaded
         # as after a night in which the machine was suspended
         clock[0] += 2
-        for _ in range(100):
-            if (await keys.state(safe.container)).locked:
-                return True
-            await asyncio.sleep(0.1)
-        return False
+        return await becomes_locked(safe.pool)
 
     assert safe.run(wait())
     assert safe.content(volume) == b"one"

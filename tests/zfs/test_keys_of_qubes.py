@@ -15,6 +15,7 @@ from qubes_storage_zfs.driver import backoff, prompts
 from qubes_storage_zfs.zfs import keys, runtime
 
 from ..support.background import afterwards
+from ..support.lab import becomes_locked
 from ..support.prompts import cancelled
 from ..support.zpools import read, sh, write
 
@@ -60,18 +61,10 @@ async def two_pools(app, zpool, timeout):
     return safe
 
 
-async def locked(pool, seconds=20):
-    for _ in range(seconds * 10):
-        if (await keys.state(pool.container)).locked:
-            return True
-        await asyncio.sleep(0.1)
-    return False
-
-
 def test_key_comes_before_a_start_and_goes_after_the_end(app, person, zpool):
     async def story():
         safe = await two_pools(app, zpool, 0)
-        assert await locked(safe)
+        assert await becomes_locked(safe)
         person.asked.clear()
         person.domains.clear()
         work, home = app.domains["work"], app.domains["home"]
@@ -85,12 +78,12 @@ def test_key_comes_before_a_start_and_goes_after_the_end(app, person, zpool):
         assert (await keys.state(safe.container)).loaded
         home.crash()
         await home._handle_stop()
-        assert await locked(safe)
+        assert await becomes_locked(safe)
         await work.start()
         assert person.asked == ["unlock", "unlock"]
         assert read(work.volumes["private"].path) == b"work one"
         await work.shutdown()
-        assert await locked(safe)
+        assert await becomes_locked(safe)
 
     asyncio.run(story())
 
@@ -99,13 +92,13 @@ def test_key_comes_before_a_start_and_goes_after_the_end(app, person, zpool):
 def test_start_without_a_key_is_refused(app, person, zpool, reply):
     async def story():
         safe = await two_pools(app, zpool, 0)
-        assert await locked(safe)
+        assert await becomes_locked(safe)
         work = app.domains["work"]
         before = sh("zfs", "list", "-Hrt", "all", "-o", "name,guid", zpool)
         person.replies = [reply]
         with pytest.raises(QubesException, match="^Cannot start work: "):
             await work.start()
-        assert not work.is_running() and await locked(safe)
+        assert not work.is_running() and await becomes_locked(safe)
         assert before == sh(
             "zfs", "list", "-Hrt", "all", "-o", "name,guid", zpool
         )
@@ -130,12 +123,12 @@ def test_start_that_fails_elsewhere_does_not_keep_the_key(app, person, zpool):
         volatile.start = fail
         with pytest.raises(QubesException, match="no"):
             await work.start()
-        assert await locked(safe)
+        assert await becomes_locked(safe)
         del volatile.start
         await work.start()
         assert (await keys.state(safe.container)).loaded
         await work.shutdown()
-        assert await locked(safe)
+        assert await becomes_locked(safe)
 
     asyncio.run(story())
 
@@ -155,7 +148,7 @@ def test_restarted_qubesd_keeps_the_key_of_running_qubes(app, person, zpool):
         await work.shutdown()
         # the qube of the old daemon is not known to have been started
         await work.fire_event_async("domain-shutdown")
-        assert await locked(safe)
+        assert await becomes_locked(safe)
 
     asyncio.run(story())
 

@@ -19,7 +19,8 @@ from qubes_storage_zfs.store import holder
 
 from ..support.memory import KEYHOLDER, memory, processes_with
 from ..support.programs import programs
-from ..support.zpools import MIB, another_zpool, disk_of, sectors, sh
+from ..support.waiting import until
+from ..support.zpools import MIB, another_zpool, disk_of, sectors, sh, value
 
 pytestmark = pytest.mark.side_b
 
@@ -96,13 +97,14 @@ class Keeper:
 
     def keyholder(self):
         """Its number, once its memory is locked: before it asks."""
-        for _ in range(100):
+
+        def with_locked_memory():
             for pid in processes_with(KEYHOLDER):
                 text = Path(f"/proc/{pid}/status").read_text()
                 if int(re.search(r"VmLck:\s+(\d+)", text)[1]) > 4096:
                     return pid
-            time.sleep(0.1)
-        raise AssertionError("no keyholder has locked its memory")
+
+        return until(with_locked_memory, "a keyholder has locked its memory")
 
     def end(self):
         self.process.kill()
@@ -124,10 +126,8 @@ def make_keeper(disk, person):
 
 
 def wrapping_key(root):
-    salt, iterations = sh(
-        *("zfs", "get", "-Hpo", "value", "pbkdf2salt,pbkdf2iters"), root
-    ).split("\n")
-    salt = struct.pack("<Q", int(salt))
+    iterations = value(root, "pbkdf2iters")
+    salt = struct.pack("<Q", int(value(root, "pbkdf2salt")))
     return hashlib.pbkdf2_hmac("sha1", PASSPHRASE, salt, int(iterations), 32)
 
 
@@ -251,9 +251,7 @@ def test_keyholder_wipes_passphrase_and_key(make_keeper):
             seen = memory(process.pid)
         finally:
             process.kill()
-    assert not sh(
-        *("zfs", "get", "-Ho", "value", "keystatus", keeper.root)
-    ).startswith("un")
+    assert value(keeper.root, "keystatus") == "available"
     assert keeper.root.encode() in seen
     # the allocator overwrites a part of what is freed
     key = wrapping_key(keeper.root)
@@ -309,21 +307,16 @@ def test_killed_qubesd_closes_the_prompt(make_keeper, person):
     keeper.tell("ask")
     keeper.heard("asking")
     keeper.keyholder()
-    children = []
-    while len(children) < 2:
-        children = keeper.children()
-        time.sleep(0.1)
+    children = until(
+        lambda: len(found := keeper.children()) > 1 and found,
+        "the keyholder and the prompt are there",
+        seconds=60,
+    )
     before = sh("zfs", "list", "-Hrt", "all", "-o", "name,guid", keeper.root)
     keeper.process.kill()
     keeper.process.wait()
-    for _ in range(100):
-        if not any(alive(pid) for pid in children):
-            break
-        time.sleep(0.1)
-    assert not any(alive(pid) for pid in children)
-    assert sh("zfs", "get", "-Ho", "value", "keystatus", keeper.root) == (
-        "unavailable"
-    )
+    until(lambda: not any(map(alive, children)), "all have ended")
+    assert value(keeper.root, "keystatus") == "unavailable"
     after = sh("zfs", "list", "-Hrt", "all", "-o", "name,guid", keeper.root)
     assert after == before
 

@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from qubes_storage_zfs.zfs import keys
 from ..support.memory import KEYHOLDER, memory, processes_with
 from ..support.prompts import PASSPHRASE
 from ..support.tool import COMMAND
+from ..support.waiting import until
 from ..support.zpools import sh
 
 pytestmark = pytest.mark.side_a
@@ -52,11 +52,10 @@ class Typist:
         os.write(self.terminal, line)
 
     def shows_what_is_typed(self):
-        for _ in range(50):
-            if termios.tcgetattr(self.terminal)[3] & termios.ECHO:
-                return True
-            time.sleep(0.1)
-        return False
+        def echoes():
+            return termios.tcgetattr(self.terminal)[3] & termios.ECHO
+
+        return until(echoes, "what is typed is shown")
 
     def end(self):
         os.close(self.terminal)
@@ -127,11 +126,7 @@ def test_terminal_is_as_before_whatever_ends_it(safe, typist, how):
         person.sees(rb"status 137")
     assert person.shows_what_is_typed()
     assert b"Traceback" not in person.shown
-    for _ in range(50):
-        if not list(processes_with(KEYHOLDER)):
-            break
-        time.sleep(0.1)
-    assert not list(processes_with(KEYHOLDER))
+    until(lambda: not list(processes_with(KEYHOLDER)), "it has ended")
     assert safe.run(keys.state(safe.container)).locked
 
 
