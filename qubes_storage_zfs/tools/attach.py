@@ -80,7 +80,7 @@ async def run(arguments: argparse.Namespace) -> int:
         if mate.zpool == zpool and mate.guid in (None, chosen.guid)
     ]
     async with slow(f"Importing {zpool}"):
-        mates = await _take_in(chosen, paths, pool, mates, arguments.repair)
+        mates = await _import(chosen, paths, pool, mates, arguments.repair)
     await _make_nodes(mates)
     await _report(pool, chosen, mates)
     return 0
@@ -198,7 +198,7 @@ def _must_be_importable(chosen: Found, force: bool) -> None:
         )
 
 
-async def _take_in(
+async def _import(
     chosen: Found,
     paths: Sequence[str],
     pool: Pool | None,
@@ -217,7 +217,7 @@ async def _take_in(
     async with importexport.no_new_nodes():
         try:
             altroot = str(RUN_DIR / "mounts" / chosen.name)
-            await importexport.take_in(
+            await importexport.import_zpool(
                 chosen.guid, paths, altroot, force=chosen.elsewhere
             )
             await _check_zpool(chosen)
@@ -225,7 +225,7 @@ async def _take_in(
         except BaseException as exc:
             # by its present names: the disk may have changed it
             for name in importexport.names_of(chosen.guid):
-                await importexport.give_back(name)
+                await importexport.export_zpool(name)
             if isinstance(exc, CommandFailed):
                 if importexport.had_elsewhere(exc.output):
                     raise Failed(

@@ -52,7 +52,7 @@ async def run(arguments: argparse.Namespace) -> int:
     disks = await importexport.disks(zpool)
     async with slow(f"Exporting {zpool}"):
         await _lock(mates)
-        await _give_back(zpool)
+        await _export(zpool)
     also = ", ".join(mate.name for mate in mates if mate.name != pool.name)
     say(f"{pool.name} is detached{', and with it ' + also if also else ''}.")
     for disk in disks:
@@ -118,9 +118,9 @@ async def _lock(mates: Sequence[Pool]) -> None:
                 raise Failed(messages.reason(exc)) from exc
 
 
-async def _give_back(zpool: str) -> None:
+async def _export(zpool: str) -> None:
     try:
-        await importexport.give_back(zpool)
+        await importexport.export_zpool(zpool)
     except CommandFailed as exc:
         users = await _open(zpool)
         reason = "; ".join(users) or messages.reason(exc)

@@ -1,9 +1,8 @@
-"""The few things libzfs_core cannot do, and the one door to programs.
+"""Programs: zpool(8) and zfs(8) for what libzfs_core cannot do, and others.
 
-Creating a zpool and setting native properties have no call in libzfs_core;
-they are done by the programs zpool(8) and zfs(8), without a shell, with an
-environment of our own and with absolute paths.  Nothing else below this
-package's ``zfs`` starts a process.
+libzfs_core cannot create a zpool or set native properties.  Programs run
+without a shell, with an environment of our own and by absolute paths.  Besides
+keys.py, which runs the keyholder, no other module starts a process.
 """
 
 import asyncio
@@ -16,18 +15,18 @@ from pathlib import Path
 from . import lzc
 from .errors import CommandFailed
 
-#: where programs are looked for, and all of PATH that they see
+#: folders that programs are searched in; also their PATH
 FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _ENVIRONMENT = {"PATH": ":".join(FOLDERS), "LC_ALL": "C"}
-#: seconds until a zpool counts as one that does not answer
+#: seconds until a zpool counts as silent
 PATIENCE = 5.0
-#: whether the module makes no device nodes
+#: parameter of the module: whether it creates no device nodes
 INHIBIT = "/sys/module/zfs/parameters/zvol_inhibit_dev"
 #: seconds between attempts while udev probes a device; 4.7 in all
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.2, 2.0)
 
-#: what the ZFS programs print for EBUSY (zpool_vdev.c and, for the kernel's
-#: answer, zpool_create() in libzfs_pool.c)
+#: texts that the ZFS programs print for EBUSY (zpool_vdev.c and, for the
+#: kernel's answer, zpool_create() in libzfs_pool.c)
 _BUSY_WORDS = (
     "is busy",
     "resource busy",
@@ -35,9 +34,9 @@ _BUSY_WORDS = (
     "one or more vdevs refer to the same device",
 )
 
-#: of a zpool, created here or attached: one whose disk is gone gives errors
-#: and neither hangs qubes nor stops the machine, and no disk that is connected
-#: becomes part of it or changes its size
+#: properties of a zpool that is created or imported here.  If its disk is gone,
+#: it returns errors and neither hangs its users nor stops the machine; and no
+#: disk that is connected later becomes part of it or changes its size
 ZPOOL_PROPERTIES = {
     "failmode": "continue",
     "autotrim": "on",
@@ -70,13 +69,13 @@ async def _execute(path: str, arguments: Sequence[str]) -> tuple[int, str]:
 async def run(
     program: str, *arguments: str, ok: tuple[int, ...] = (0,)
 ) -> tuple[int, str]:
-    """Run *program* to its end; give its status and what it printed.
+    """Run *program* to its end; return its status and its output.
 
-    Output and errors come in one text.  If cancelled, the program's end is
-    awaited first: what it was doing to a disk is over then.
+    Output and errors are one text.  If cancelled, this awaits the end of the
+    program first, so that it does not change a disk afterwards.
 
     :param program: its name, without a folder
-    :param ok: the statuses that are no failure
+    :param ok: the statuses that are not failures
     :raises CommandFailed: for any other status, negative for a signal;
         127 if there is no such program
     """
@@ -105,8 +104,8 @@ async def run(
 async def answers(dataset: str) -> bool:
     """Return whether ZFS answers a program within :py:data:`PATIENCE`.
 
-    This process would not end before a thread of its own that waits for a
-    disk.  A program that does is left to itself.
+    A process cannot end while a thread of its own waits for a disk, so a
+    program asks.  If it waits for a disk, nothing waits for it.
     """
     path = _find("zfs")
     if path is None:
@@ -126,7 +125,7 @@ async def answers(dataset: str) -> bool:
 
 
 async def run_patiently(program: str, *arguments: str) -> None:
-    """As run(), tried again while udev may be what holds the device.
+    """Run a program as run() does; again while udev may have the device open.
 
     :raises CommandFailed: as run() does
     """
@@ -150,13 +149,13 @@ async def create_zpool(
     """Create a zpool over *devices* that probe.checked() has just accepted.
 
     All properties are part of the call: no zpool exists without them.  It is
-    never forced, and ashift is left to ZFS, which asks the disks.
+    never forced, and ZFS chooses ashift, because it asks the disks.
 
     After a failure the devices may carry a partition table or labels that
-    zpool(8) made before it found out; see make_blank_again().
+    zpool(8) wrote before it failed; see probe.make_blank_again().
 
-    :param devices: absolute paths; their space is added up, nothing mirrored
-    :param properties: of the root dataset, inherited by all that is in it
+    :param devices: absolute paths; their space is added up, nothing is mirrored
+    :param properties: of the root dataset, inherited by all datasets in it
     :raises ValueError: for a device that zpool(8) might take as a keyword
     :raises CommandFailed: if zpool(8) refused
     """
@@ -172,7 +171,7 @@ async def create_zpool(
 
 
 async def destroy_zpool(name: str) -> None:
-    """Take back a zpool that create_zpool() has just made.
+    """Destroy a zpool that create_zpool() has just created.
 
     :raises CommandFailed: if zpool(8) refused
     """
@@ -180,7 +179,7 @@ async def destroy_zpool(name: str) -> None:
 
 
 async def set_property(dataset: str, name: str, value: str) -> None:
-    """Set a property of a dataset, native or user's.
+    """Set a native or user property of a dataset.
 
     :raises CommandFailed: if zfs(8) refused
     """
@@ -188,8 +187,10 @@ async def set_property(dataset: str, name: str, value: str) -> None:
 
 
 async def set_properties(dataset: str, properties: Mapping[str, str]) -> None:
-    """Set several at once: in one transaction group, but for such as a
-    quota, which ZFS sets one by one.
+    """Set several properties of a dataset.
+
+    ZFS does so in one transaction group, except for properties like quota,
+    which it sets one by one.
 
     :raises CommandFailed: if zfs(8) refused
     """
@@ -198,7 +199,7 @@ async def set_properties(dataset: str, properties: Mapping[str, str]) -> None:
 
 
 async def inherit(dataset: str, name: str) -> None:
-    """Have a property of a dataset no value of its own.
+    """Take the own value of a dataset's property away.
 
     :raises CommandFailed: if zfs(8) refused
     """
@@ -206,7 +207,7 @@ async def inherit(dataset: str, name: str) -> None:
 
 
 async def rename(dataset: str, new: str) -> None:
-    """Rename a dataset and all below; a mounted one is unmounted or moved.
+    """Rename a dataset and all below; ZFS unmounts or moves mounted ones.
 
     :raises CommandFailed: if zfs(8) refused
     """
@@ -214,14 +215,13 @@ async def rename(dataset: str, new: str) -> None:
 
 
 async def remake_node(dataset: str) -> None:
-    """Have ZFS make the node of a zvol that has none, or is hidden.
+    """Have ZFS create the node of a zvol that has none, or is hidden.
 
-    If a process was killed that had told the module to make none
-    (importexport.no_new_nodes()), it is told otherwise first; while one lives, it
-    holds a lock.
+    A process that was killed in importexport.no_new_nodes() has left the module
+    without new nodes; that ends first.  A process that is alive has a lock.
 
-    Taking volmode from the container again changes nothing for a zvol that
-    has its node (zvol_set_volmode_impl()).
+    Inheriting volmode changes nothing for a zvol that has its node
+    (zvol_set_volmode_impl()).
 
     :raises CommandFailed: if zfs(8) refused
     """
@@ -237,19 +237,18 @@ def _end_inhibition() -> None:
 
 
 def zpool_imported(name: str) -> bool:
-    """Whether a zpool of that name is imported, suspended ones included.
+    """Return whether a zpool of that name is imported, also if suspended.
 
-    Read from the module's statistics, one folder a zpool: no process, and
-    no wait for a zpool that does not answer.
+    The module's statistics have a folder for each zpool; reading them needs no
+    process and does not wait for a silent zpool.
     """
     return bool(name) and os.path.exists(f"/proc/spl/kstat/zfs/{name}/state")
 
 
 def is_suspended(zpool: str) -> bool:
-    """Return whether ZFS has stopped all I/O of a zpool, because too many of
-    its disks fail.
+    """Return whether ZFS has stopped all I/O, because too many disks fail.
 
-    Read without waiting, as in zpool_imported().
+    This does not wait, as zpool_imported() does not.
     """
     state = Path("/proc/spl/kstat/zfs", zpool, "state")
     try:

@@ -1,9 +1,9 @@
-"""Device nodes: from a dataset to its node, verified; and who holds it.
+"""Device nodes of zvols: found, verified, and their holders.
 
-The kernel makes /dev/zdN before lzc_create() and lzc_clone() return; the link
-/dev/zvol/<dataset> is udev's and comes later, or points to another zvol for a
-while.  So the link is waited for (inotify, no polling) and what it points to
-is asked for its name (BLKZNAME) before anyone is given it.
+The kernel creates /dev/zdN before lzc_create() and lzc_clone() return.  udev
+creates the link /dev/zvol/<dataset> later, and it may lead to another zvol for
+a while.  So wait_for_link() waits for the link (inotify, no polling) and asks
+the node for its name (BLKZNAME) before it returns the link.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from . import commands, lzc, threads
+from . import commands, lzc, runtime, threads
 from .errors import Busy, CommandFailed, NoDevice, busy
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -30,19 +30,19 @@ ZVOL_DIR = "/dev/zvol"
 BLKZNAME = 0x8100127D
 #: errno of the kernel's own, include/linux/errno.h
 ERESTARTSYS = 512
-#: a second each
+#: attempts to open a node, a second each
 OPEN_TRIES = 30
 #: seconds until a link is declared missing
 LINK_LIMIT = 30.0
-#: seconds after which udev is asked again for a link that did not come; then
-#: again after twice as many
+#: seconds after which udev is asked again for a missing link; then again after
+#: twice as many
 NUDGE_AFTER = 5.0
-#: seconds after which whoever has a node open does not only look at it
+#: seconds after which a process that has a node open is more than a probe
 GLANCE_LIMIT = 2.0
-#: seconds for which "busy" is put down to udev's probing and tried again
+#: seconds for which a busy zvol is taken for probed by udev, and tried again
 BUSY_LIMIT = 6.0
 
-#: nodes that are remembered
+#: nodes that VerifiedNodes remembers
 SEEN_LIMIT = 4096
 
 _SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE
@@ -53,12 +53,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def link(dataset: str) -> str:
-    """Where udev puts the node of *dataset*."""
+    """Return the path of udev's link to the node of *dataset*."""
     return f"{ZVOL_DIR}/{dataset}"
 
 
 def dataset_of(path: str) -> str | None:
-    """The dataset that link() would give *path* for; None if none."""
+    """Return the dataset that *path* is the link() of; None if it is not."""
     if not path.startswith(ZVOL_DIR + "/"):
         return None
     return path[len(ZVOL_DIR) + 1 :]
@@ -67,10 +67,10 @@ def dataset_of(path: str) -> str | None:
 def open_node(path: str, flags: int) -> int:
     """Open a block device, as os.open() does.
 
-    OpenZFS answers the first opener of a zvol with a code that is none of
-    userspace's if it did not get a lock within a second, as while a zpool is
-    created or imported (zvol_open() in zvol_os.c, zvol_open_timeout_ms).
-    That is no refusal, so it is tried again.
+    OpenZFS returns a code of the kernel to the first opener of a zvol if it
+    did not get a lock within a second, as while a zpool is created or imported
+    (zvol_open() in zvol_os.c, zvol_open_timeout_ms).  That is no refusal, so
+    this tries again.
 
     :raises OSError: if it cannot be opened
     """
@@ -84,17 +84,17 @@ def open_node(path: str, flags: int) -> int:
 
 
 def size_of(path: str) -> int:
-    """Bytes, as the kernel knows it; the device is not opened.
+    """Return the size in bytes, without opening the device.
 
-    :raises OSError: if it is not there
+    :raises OSError: if it does not exist
     """
-    return int(_told_of(path, "size")) * 512
+    return int(_attribute(path, "size")) * 512
 
 
-def _told_of(path: str, what: str) -> str:
-    """What the kernel tells of the block device that *path* leads to."""
+def _attribute(path: str, name: str) -> str:
+    """Return an attribute in sysfs of the block device behind *path*."""
     node = os.path.basename(os.path.realpath(path))
-    return Path("/sys/class/block", node, what).read_text("ascii")
+    return Path("/sys/class/block", node, name).read_text("ascii")
 
 
 def _name_of_open(fd: int) -> str | None:
@@ -107,9 +107,9 @@ def _name_of_open(fd: int) -> str | None:
 
 
 def name_of_node(path: str) -> str | None:
-    """The dataset behind a block device, None if it is none of ZFS'.
+    """Return the dataset behind a block device; None if it is not a zvol.
 
-    Opened read-only: closing a writable descriptor makes udev probe again.
+    It is opened read-only: closing a writable descriptor makes udev probe.
     """
     try:
         fd = open_node(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -122,10 +122,10 @@ def name_of_node(path: str) -> str | None:
 
 
 def _nodes() -> list[str]:
-    """Return the nodes of zvols, those first that no link of udev's leads to.
+    """Return the nodes of zvols, those without a link first.
 
-    Opening one in a zpool that does not answer would wait for that zpool, so
-    these are not among them.
+    Opening a node in a silent zpool would wait for that zpool, so these are
+    left out.
     """
     linked = {}
     for folder, _, names in os.walk(ZVOL_DIR):
@@ -148,25 +148,25 @@ def _is_silent(zpool: str) -> bool:
 
 
 def _node_of(dataset: str) -> str | None:
-    """Find /dev/zdN without udev, by asking zvols for their names."""
+    """Return /dev/zdN without udev, by asking all zvols for their names."""
     for node in _nodes():
         if name_of_node(node) == dataset:
             return node
     return None
 
 
-async def _nudge(dataset: str, held: contextlib.ExitStack) -> None:
-    """Have udev look at the zvol once more (as ``udevadm trigger`` does).
+async def _nudge(dataset: str, opened: contextlib.ExitStack) -> None:
+    """Have udev probe the zvol again (as ``udevadm trigger`` does).
 
-    Until *held* is closed the zvol is open: only the first opener may be
-    turned away as open_node() tells, so that udev's program is not.
-    If ZFS lost its node, have ZFS make one: see Container.take().
+    Until *opened* is closed the zvol is open: only the first opener gets the
+    code that open_node() describes, so udev's program does not.  If ZFS lost
+    the node, have ZFS create one.
     """
 
     def announce(node: str) -> None:
         with contextlib.suppress(OSError):
             fd = open_node(node, os.O_RDONLY | os.O_NONBLOCK)
-            held.callback(os.close, fd)
+            opened.callback(os.close, fd)
             Path(f"/sys/block/{node[5:]}/uevent").write_text("change")
 
     node = await lzc.in_thread(dataset, _node_of, dataset)
@@ -180,7 +180,7 @@ async def _nudge(dataset: str, held: contextlib.ExitStack) -> None:
 
 
 class _Watch:
-    """Tells when something happens on the way to a path (inotify)."""
+    """Waits for events in the folders of a path (inotify)."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -195,7 +195,7 @@ class _Watch:
         self._event.set()
 
     def arm(self) -> None:
-        """Watch every existing folder above the path, from now on."""
+        """Start to watch every existing folder above the path."""
         self._event.clear()
         folder = os.path.dirname(self._path)
         while folder.startswith("/dev"):
@@ -206,49 +206,69 @@ class _Watch:
             folder = os.path.dirname(folder)
 
     async def wait(self, seconds: float) -> None:
+        """Wait for an event since arm(), or for *seconds*."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), seconds)
 
     def close(self) -> None:
+        """End the watch."""
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
 
 
-#: dataset -> its node, and which one of that name since the machine booted
-_seen: dict[str, tuple[str, str]] = {}
+#: a node, and the number that the kernel gives to each disk, never twice
+#: (diskseq)
+_Node = tuple[str, str]
 
 
-def _which(path: str) -> tuple[str, str] | None:
-    """The node that *path* leads to, and the number that the kernel gives to
-    each disk there ever is, and to none twice (diskseq)."""
+def _node_behind(path: str) -> _Node | None:
+    """Return the node that *path* leads to; None if it does not exist."""
     node = os.path.realpath(path)
     try:
-        return node, _told_of(node, "diskseq")
+        return node, _attribute(node, "diskseq")
     except OSError:
         return None
 
 
-def _leads_to(path: str, dataset: str) -> bool:
-    """Whether *path* leads to the node of *dataset*.
+class VerifiedNodes:
+    """Datasets whose nodes were verified; the runtime has one of these.
 
-    Asked of the zvol itself, which must be opened for it; once for each node
+    Any thread may use it.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, _Node] = {}
+
+    def has(self, dataset: str, node: _Node) -> bool:
+        """Return whether *node* was verified to be that of *dataset*."""
+        return self._nodes.get(dataset) == node
+
+    def add(self, dataset: str, node: _Node) -> None:
+        """Remember that *node* is that of *dataset*."""
+        if len(self._nodes) >= SEEN_LIMIT:
+            self._nodes.clear()
+        self._nodes[dataset] = node
+
+
+def _leads_to(path: str, dataset: str) -> bool:
+    """Return whether *path* leads to the node of *dataset*.
+
+    The zvol itself is asked, which must be opened for it; once for each node
     that a dataset has.
     """
-    which = _which(path)
-    if which is not None and _seen.get(dataset) == which:
+    verified, node = runtime.of(VerifiedNodes), _node_behind(path)
+    if node is not None and verified.has(dataset, node):
         return True
     if name_of_node(path) != dataset:
         return False
-    if which is not None and _which(path) == which:
-        if len(_seen) >= SEEN_LIMIT:
-            _seen.clear()
-        _seen[dataset] = which
+    if node is not None and _node_behind(path) == node:
+        verified.add(dataset, node)
     return True
 
 
 async def wait_for_link(dataset: str) -> str:
-    """Wait until the link of *dataset* leads to its node; give the link.
+    """Wait until the link of *dataset* leads to its node; return the link.
 
     :raises NoDevice: if it does not within :py:data:`LINK_LIMIT` seconds
     """
@@ -258,11 +278,12 @@ async def wait_for_link(dataset: str) -> str:
     loop = asyncio.get_running_loop()
     begin = loop.time()
     nudge_at = NUDGE_AFTER
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as opened:
         watch = _Watch(path)
-        held.callback(watch.close)
+        opened.callback(watch.close)
         while True:
-            # before the look, so that the last one is after the last wait
+            # taken before the check, so that the last check is after the last
+            # wait
             passed = loop.time() - begin
             watch.arm()
             if await lzc.in_thread(dataset, _leads_to, path, dataset):
@@ -271,34 +292,34 @@ async def wait_for_link(dataset: str) -> str:
                 raise NoDevice(dataset, errno.ENODEV, "wait for the device of")
             if passed >= nudge_at:
                 nudge_at = 2 * passed
-                await _nudge(dataset, held)
+                await _nudge(dataset, opened)
             await watch.wait(1.0)
 
 
 @contextlib.asynccontextmanager
 async def flushed(dataset: str) -> AsyncIterator[None]:
-    """Write what dom0's page cache holds of the zvol, if it has a node.
+    """Write out dom0's page cache of the zvol, if it has a node.
 
-    A snapshot does not contain buffered writes that ZFS was not given.  What
-    it was given is in the transaction group that the snapshot is in, or an
-    earlier one; fsync() would have it in the intent log as well, which takes
-    four transaction groups to open and close (counted on 2.4.4).
+    A snapshot does not contain buffered writes that did not reach ZFS.  Data
+    that did is in the transaction group of the snapshot, or an earlier one;
+    fsync() would also write it to the intent log, which takes four transaction
+    groups to open and close (counted on 2.4.4).
 
-    The zvol is kept open within this: else ZFS opens it anew for each of its
-    snapshots that a program lists, and for each of its properties.
+    The zvol stays open inside the context: else ZFS opens it again for each of
+    its snapshots that a program lists, and for each of its properties.
 
     :raises OSError: if the data could not be written
     """
-    held = contextlib.ExitStack()
+    opened = contextlib.ExitStack()
     try:
-        await lzc.in_thread(dataset, _flush, dataset, held)
+        await lzc.in_thread(dataset, _flush, dataset, opened)
         yield
     finally:
-        await lzc.in_thread(dataset, held.close)
+        await lzc.in_thread(dataset, opened.close)
 
 
-def _flush(dataset: str, held: contextlib.ExitStack) -> None:
-    """Until *held* is closed the zvol is open, if it has a node."""
+def _flush(dataset: str, opened: contextlib.ExitStack) -> None:
+    """Write out the page cache; keep the zvol open until *opened* is closed."""
     try:
         fd = open_node(link(dataset), os.O_RDONLY)
     except OSError as exc:
@@ -310,7 +331,7 @@ def _flush(dataset: str, held: contextlib.ExitStack) -> None:
         ):
             return
         raise
-    held.callback(os.close, fd)
+    opened.callback(os.close, fd)
     if _name_of_open(fd) == dataset:
         write_out(fd)
 
@@ -318,10 +339,11 @@ def _flush(dataset: str, held: contextlib.ExitStack) -> None:
 def write_out(
     fd: int, offset: int = 0, length: int = 0, wait: bool = True
 ) -> None:
-    """Write what the page cache holds of *length* bytes, 0 for all there are
-    from *offset* on; see flushed().
+    """Write out the page cache of a part of a file; see flushed().
 
-    :param wait: until it is written; else it is only begun
+    :param offset: bytes
+    :param length: bytes; 0: up to the end
+    :param wait: wait until it is written; else only start
     :raises OSError: if it could not be written
     """
     part = ctypes.c_int64(offset), ctypes.c_int64(length)
@@ -332,13 +354,11 @@ def write_out(
 
 
 def holders(dataset: str) -> tuple[str, ...]:
-    """Who holds the zvol's node open, in words; empty if it has none."""
-    node = os.path.realpath(link(dataset))
-    if name_of_node(node) != dataset:
-        found = _node_of(dataset)
-        if found is None:
-            return ()
-        node = found
+    """Return the holders of the zvol's node, as texts; none if it has none."""
+    linked = os.path.realpath(link(dataset))
+    node = linked if name_of_node(linked) == dataset else _node_of(dataset)
+    if node is None:
+        return ()
     return tuple(
         [*_processes(node), *_block_holders(node), *_xen_backends(node)]
     )
@@ -370,10 +390,10 @@ def _block_holders(node: str) -> Iterator[str]:
 def _xen_backends(node: str) -> Iterator[str]:
     with contextlib.suppress(OSError):
         number = os.stat(node).st_rdev
-        wanted = f"{os.major(number):x}:{os.minor(number):x}"
+        own = f"{os.major(number):x}:{os.minor(number):x}"
         for device in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
             physical = device / "physical_device"
-            if physical.exists() and physical.read_text().strip() == wanted:
+            if physical.exists() and physical.read_text().strip() == own:
                 domain = device.name.split("-")[1]
                 yield f"the running qube with Xen domain id {domain}"
 
@@ -383,10 +403,10 @@ async def retry_busy(
     action: Callable[[], Awaitable[T]],
     limit: float = BUSY_LIMIT,
 ) -> T:
-    """Await *action* until it does not raise Busy any more.
+    """Await *action* again until it does not raise Busy.
 
-    udev opens a node for a moment after each event, so busy is normal for
-    some time; nothing of anybody else's waits meanwhile.
+    udev opens a node for a moment after each event, so a zvol is often busy for
+    some time.  Other tasks continue meanwhile.
 
     :raises Busy: after *limit* seconds, naming the holders
     """
@@ -405,18 +425,19 @@ async def retry_busy(
 
 
 async def lasting_holders(dataset: str) -> tuple[str, ...]:
-    """Who holds the zvol's node open for longer than a glance.
+    """Return the holders that have the zvol's node open for a while.
 
-    Whoever closes what it wrote makes udev run zvol_id, which opens the node
-    for a moment, and so does qubesd while it looks for another zvol's.
+    A process that closes a node that it wrote to makes udev run zvol_id, which
+    opens the node for a moment.  So does qubesd while it searches for the node
+    of another zvol.
     """
 
-    async def look() -> None:
+    async def must_be_closed() -> None:
         if await lzc.in_thread(dataset, holders, dataset):
             raise Busy(dataset)
 
     try:
-        await retry_busy(dataset, look, GLANCE_LIMIT)
+        await retry_busy(dataset, must_be_closed, GLANCE_LIMIT)
     except Busy as exc:
         return exc.holders
     return ()

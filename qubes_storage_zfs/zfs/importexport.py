@@ -1,7 +1,8 @@
-"""Zpools that come and go: looked for, imported, exported.
+"""Zpools that come and go: searched for, imported, exported.
 
-Whatever a disk that was away says is somebody's claim until it was looked at:
-labels name a zpool, and its datasets say how dom0 is to treat them.
+A disk that was away may have been changed by another machine.  Its labels name
+a zpool, and properties of its datasets decide how this machine treats them, so
+both are claims until they are checked.
 """
 
 import asyncio
@@ -20,22 +21,22 @@ from .threads import NO_ZPOOL
 
 _Task = asyncio.Task[Any]
 
-#: where the guids of imported zpools are
+#: statistics of the module: a folder for each imported zpool
 _KSTAT = Path("/proc/spl/kstat/zfs")
-#: what a running system can have a qube's data on: volumes of ZFS, files of
-#: other pools, LVM's volumes; none of these is ever looked at for a zpool
+#: devices that a virtual machine may have written to: zvols and loop devices;
+#: and some that no zpool is on.  They are never searched for a zpool
 _NEVER = re.compile(r"(zd|loop|ram|zram|sr|fd|nbd)[0-9]")
-#: in lower case, in what zpool(8) says of one that somebody else may have
+#: words of zpool(8) about a zpool that another machine may have, in lower case
 _ELSEWHERE = ("another system", "other system", "imported on", "multihost")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A zpool that is on some disks, as zpool(8) tells of it.
+    """A zpool on disks that is not imported, as zpool(8) lists it.
 
-    :ivar state: ONLINE, DEGRADED, or else it cannot be imported
-    :ivar status: what is wrong with it; empty if nothing is
-    :ivar devices: those of it that are missing or broken
+    :ivar state: ONLINE or DEGRADED; with any other it cannot be imported
+    :ivar status: the fault of the zpool; empty if it has none
+    :ivar devices: its devices that are missing or broken
     """
 
     name: str
@@ -51,12 +52,12 @@ class Found:
 
 
 def had_elsewhere(text: str) -> bool:
-    """Whether what zpool(8) says of a zpool is that another machine has it."""
+    """Return whether zpool(8) says in *text* that another machine has it."""
     return any(words in text.lower() for words in _ELSEWHERE)
 
 
 def guid(zpool: str) -> str | None:
-    """The guid of an imported zpool; None if none of that name is."""
+    """Return the GUID of an imported zpool; None if it is not imported."""
     try:
         return (_KSTAT / zpool / "guid").read_text("ascii").strip()
     except OSError:
@@ -68,12 +69,12 @@ def imported() -> list[str]:
     return sorted(path.parent.name for path in _KSTAT.glob("*/guid"))
 
 
-def names_of(which: str) -> list[str]:
-    """Return the names of imported zpools that have the GUID *which*."""
+def names_of(zpool_guid: str) -> list[str]:
+    """Return the names of imported zpools that have the GUID."""
     return [
         file.parent.name
         for file in sorted(_KSTAT.glob("*/guid"))
-        if guid(file.parent.name) == which
+        if guid(file.parent.name) == zpool_guid
     ]
 
 
@@ -94,7 +95,7 @@ def which_import(zpool: str) -> str | None:
     return f"{guid(zpool)} {created}"
 
 
-# --- looking for one
+# --- searching
 
 
 def _entry(block: Path, name: str) -> str:
@@ -104,20 +105,20 @@ def _entry(block: Path, name: str) -> str:
         return ""
 
 
-def _in_qubes() -> set[str]:
-    """The numbers of the devices that running Xen domains have."""
-    found = set()
+def _in_domains() -> set[str]:
+    """Return the numbers of the devices that running Xen domains have."""
+    numbers = set()
     for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
         major, _, minor = _entry(backend, "physical_device").partition(":")
-        found.add(f"{int(major or '0', 16)}:{int(minor or '0', 16)}")
-    return found
+        numbers.add(f"{int(major or '0', 16)}:{int(minor or '0', 16)}")
+    return numbers
 
 
-def _may_hold_one(block: Path) -> bool:
-    """Whether a zpool may be on a block device, and no qube's data is.
+def _may_have_zpool(block: Path) -> bool:
+    """Return whether a block device may have a zpool, and no domain's data.
 
-    What something else is made of is left out: another volume's data may be
-    where ZFS looks for a label.
+    A device that another one is made of has none: data of a volume may be where
+    ZFS looks for a label.
     """
     if _NEVER.match(block.name) or _entry(block, "size") in ("", "0"):
         return False
@@ -128,26 +129,27 @@ def _may_hold_one(block: Path) -> bool:
 
 
 def block_devices() -> list[str]:
-    """Disks, partitions and LUKS devices that may hold a zpool."""
-    found, in_qubes = [], _in_qubes()
+    """Return the disks, partitions and LUKS devices that may have a zpool."""
+    paths, in_domains = [], _in_domains()
     for block in sorted(Path("/sys/class/block").iterdir()):
         with contextlib.suppress(OSError):
-            if _entry(block, "dev") not in in_qubes and _may_hold_one(block):
+            number = _entry(block, "dev")
+            if number not in in_domains and _may_have_zpool(block):
                 name = _entry(block, "dm/name")
-                found.append(
+                paths.append(
                     f"/dev/mapper/{name}"
                     if name
                     else "/dev/" + block.name.replace("!", "/")
                 )
-    return [path for path in found if Path(path).exists()]
+    return [path for path in paths if Path(path).exists()]
 
 
-def _looked_at(paths: Sequence[str]) -> list[str]:
+def _search_only(paths: Sequence[str]) -> list[str]:
     return [word for path in paths for word in ("-d", path)]
 
 
 async def on_devices(paths: Sequence[str]) -> list[Found]:
-    """The zpools on *paths* that are not imported.
+    """Return the zpools on *paths* that are not imported.
 
     :raises CommandFailed: if zpool(8) refuses
     """
@@ -155,13 +157,13 @@ async def on_devices(paths: Sequence[str]) -> list[Found]:
         return []
     await commands.run("udevadm", "settle", "--timeout=10", ok=(0, 1, 127))
     _, text = await commands.run(
-        "zpool", "import", *_looked_at(paths), ok=(0, 1)
+        "zpool", "import", *_search_only(paths), ok=(0, 1)
     )
     return list(parse(text))
 
 
 def parse(text: str) -> Iterator[Found]:
-    """What ``zpool import`` lists."""
+    """Yield the zpools in the output of ``zpool import``."""
     for part in re.split(r"^ *pool: ", text, flags=re.MULTILINE)[1:]:
         name = part.partition("\n")[0].strip()
         fields = dict(
@@ -181,7 +183,7 @@ def parse(text: str) -> Iterator[Found]:
 
 
 def _broken(tree: str, zpool: str) -> Iterator[str]:
-    """The devices in a listing that are not as they should be."""
+    """Yield the devices in a listing that are missing or broken."""
     lines = [line for line in tree.split("\n") if line.strip()]
     for line, below in zip(lines, [*lines[1:], ""], strict=True):
         words = line.split()
@@ -198,16 +200,15 @@ def _depth(line: str) -> int:
 # --- importing, exporting
 
 
-async def take_in(
-    which: str, paths: Sequence[str], altroot: str, force: bool = False
+async def import_zpool(
+    zpool_guid: str, paths: Sequence[str], altroot: str, force: bool = False
 ) -> None:
-    """Import the zpool with the guid *which*: nothing is mounted, no key is
-    loaded, and no boot imports it by itself.
+    """Import a zpool; mount nothing, load no key, and add no boot-time import.
 
-    It gets the properties that commands.create_zpool() gives a zpool, whatever
-    the disk says: failmode=panic, for one, lets a disk stop the machine.
+    It gets the properties that commands.create_zpool() sets, whatever the disk
+    has: failmode=panic, for example, lets a disk stop the machine.
 
-    :param altroot: what its mount points are below
+    :param altroot: the folder that all its mount points are below
     :param force: also if another machine had it last, and did not export it
     :raises CommandFailed: if zpool(8) refuses
     """
@@ -216,28 +217,31 @@ async def take_in(
         options += ["-o", f"{key}={value}"]
     if force:
         options.append("-f")
-    await commands.run("zpool", "import", *options, *_looked_at(paths), which)
+    await commands.run(
+        "zpool", "import", *options, *_search_only(paths), zpool_guid
+    )
 
 
 async def wrong_zpool_property(zpool: str) -> tuple[str, str, str] | None:
-    """Compare with native.ZPOOL_PROPERTIES; each value is one of few words.
+    """Compare the properties of a zpool with commands.ZPOOL_PROPERTIES.
 
     :return: the first property that differs, its value and the right one
     :raises CommandFailed: if zpool(8) refuses
     """
-    wanted = commands.ZPOOL_PROPERTIES
+    properties = commands.ZPOOL_PROPERTIES
     _, text = await commands.run(
-        "zpool", "get", "-Hp", "-o", "value", ",".join(wanted), zpool
+        "zpool", "get", "-Hp", "-o", "value", ",".join(properties), zpool
     )
+    # each value is one of few words
     values = text.split("\n")
-    for (name, right), value in zip(wanted.items(), values, strict=True):
+    for (name, right), value in zip(properties.items(), values, strict=True):
         if value != right:
             return name, value, right
     return None
 
 
-async def give_back(zpool: str) -> None:
-    """Export it; tried again while somebody is only looking at it.
+async def export_zpool(zpool: str) -> None:
+    """Export a zpool; try again while udev probes it.
 
     :raises CommandFailed: if zpool(8) refuses
     """
@@ -245,7 +249,7 @@ async def give_back(zpool: str) -> None:
 
 
 async def disks(zpool: str) -> list[str]:
-    """What an imported zpool is on.
+    """Return the paths of the devices of an imported zpool.
 
     :raises CommandFailed: if zpool(8) refuses
     """
@@ -255,18 +259,18 @@ async def disks(zpool: str) -> list[str]:
 
 
 def mounted(zpool: str) -> list[str]:
-    """Where filesystems of it are mounted."""
-    found = []
+    """Return the mount points of the filesystems in a zpool."""
+    mount_points = []
     for line in Path("/proc/self/mounts").read_text().split("\n"):
         words = line.split()
         if len(words) > 2 and words[2] == "zfs":
             if f"{words[0]}/".startswith(f"{zpool}/"):
-                found.append(words[1])
-    return found
+                mount_points.append(words[1])
+    return mount_points
 
 
 async def volumes(dataset: str) -> list[str]:
-    """All zvols in a zpool, or below a dataset.
+    """Return all zvols in a zpool, or below a dataset.
 
     :raises CommandFailed: if zfs(8) refuses
     """
@@ -276,27 +280,27 @@ async def volumes(dataset: str) -> list[str]:
     return [line for line in text.split("\n") if "/" in line]
 
 
-# --- no node before it was looked at
+# --- no device node before a zpool was checked
 
 
 @contextlib.asynccontextmanager
 async def no_new_nodes() -> AsyncIterator[None]:
-    """Within this, ZFS makes no device nodes: of no zvol, in no zpool.
+    """Have ZFS create no device nodes inside this context, in any zpool.
 
-    The kernel looks for partitions in a new node, and udev for filesystems,
-    as the zvol's own properties let them.  Nothing but this setting of the
-    module keeps an import from making nodes.  What is made in another zpool
-    meanwhile gets its node when devices.wait_for_link() asks for it; the node
-    of what is destroyed meanwhile stays until its zpool is exported, and
+    The kernel scans a new node for partitions, and udev for filesystems, if the
+    zvol's own properties allow that.  Only this setting of the module prevents
+    an import from creating nodes.  A zvol that is created in another zpool
+    meanwhile gets its node when devices.wait_for_link() asks for it.  The node
+    of a zvol that is destroyed meanwhile stays until its zpool is exported, and
     leads nowhere.
 
-    Signals that would end this process end the task instead, so that the
-    setting is what it was.
+    SIGTERM and SIGHUP cancel the task instead of ending the process, so that
+    the setting is restored.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     setting = os.open(commands.INHIBIT, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        # one process at a time: the first that ends would end it for all
+        # one process at a time: the first that ends would end this for all
         await lzc.in_thread(NO_ZPOOL, fcntl.flock, setting, fcntl.LOCK_EX)
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, cast(_Task, task).cancel)
@@ -312,14 +316,14 @@ async def no_new_nodes() -> AsyncIterator[None]:
 
 
 async def make_nodes(home: str, only_if_missing: bool = False) -> None:
-    """Have ZFS make the nodes of all zvols below *home*, which is volmode=dev
-    already and stays so (zvol_set_volmode_impl()).
+    """Have ZFS create the nodes of all zvols below *home*, and wait for them.
 
-    They are waited for: if the zpool is exported while the kernel makes them,
-    both wait for each other for ever (zvol_os_create_minor() for the export,
-    spa_export_common() for it; seen on 2.4.4).
+    *home* has volmode=dev already; setting it again creates missing nodes
+    (zvol_set_volmode_impl()).  If a zpool is exported while the kernel creates
+    nodes, both wait for each other for ever (zvol_os_create_minor() and
+    spa_export_common(); seen on 2.4.4).
 
-    :param only_if_missing: do nothing if all of them are there
+    :param only_if_missing: do nothing if all nodes exist
     :raises CommandFailed: if zfs(8) refuses
     """
     links = [devices.link(name) for name in await volumes(home)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from . import channel, commands, devices, errors, lzc
+from . import channel, commands, devices, errors, lzc, runtime
 from .keywords import Action, End, Progress, Purpose, Request
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -267,9 +267,11 @@ async def _keyholder(
         os.close(ours)
 
 
-#: waits for processes that were killed and have not ended yet; a task without
-#: a reference may be collected before it is done
-_ending: set[asyncio.Task[int]] = set()
+class Ending(set[asyncio.Task[int]]):
+    """Tasks that wait for keyholders to end; the runtime has one of these.
+
+    A task without a reference may be collected before it is done.
+    """
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -278,8 +280,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     It may have a passphrase in memory: SIGTERM lets it wipe that first.
     """
     end = asyncio.create_task(process.wait())
-    _ending.add(end)
-    end.add_done_callback(_ending.discard)
+    ending = runtime.of(Ending)
+    ending.add(end)
+    end.add_done_callback(ending.discard)
     try:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

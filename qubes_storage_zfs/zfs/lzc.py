@@ -1,12 +1,12 @@
-"""The one door to libzfs_core: async calls, str names, exceptions with data.
+"""The only importer of libzfs_core: async calls, exceptions with data.
 
-Every call runs in a thread, so that a transaction group being waited for
-never holds the event loop.  A call in the kernel cannot be cancelled: when
-the waiting task is, the call's end is awaited first, so that "cancelled"
-means "it is over", one way or the other.
+Every call runs in a thread, because it may wait for a transaction group and
+must not block the event loop.  A call in the kernel cannot be cancelled: if the
+waiting task is cancelled, it awaits the end of the call first.  So after a
+cancellation nothing is still in progress.
 
-libzfs_core is imported at the first call: this module imports where neither
-pyzfs nor the kernel module is installed.
+libzfs_core is imported at the first call, so that this module can be imported
+where neither pyzfs nor the kernel module is installed.
 """
 
 import asyncio
@@ -56,9 +56,9 @@ async def in_thread(
 ) -> T:
     """Run *function* in a thread; if cancelled, wait for its end first.
 
-    :param subject: what it is about; its zpool's threads are used
-    :param stop: set when cancelled, for a function that looks at it
-    :param reads: it is a program that only reads
+    :param subject: a dataset; the threads of its zpool are used
+    :param stop: set when cancelled; the function checks it
+    :param reads: the function is a program that only reads
     """
     loop = asyncio.get_running_loop()
     own = threads.for_zpool_of(subject)
@@ -74,7 +74,7 @@ async def in_thread(
 
 
 async def ended(future: asyncio.Future[Any]) -> None:
-    """Wait until it is, even if cancelled meanwhile; however it ended."""
+    """Wait until *future* is done, also if cancelled; ignore its result."""
     while not future.done():
         try:
             await asyncio.wait([future])
@@ -85,28 +85,35 @@ async def ended(future: asyncio.Future[Any]) -> None:
 
 
 def library() -> Any:
+    """Return the module libzfs_core.
+
+    :raises NoModule: if it is not installed
+    """
     try:
         return importlib.import_module("libzfs_core")
     except (ImportError, OSError) as exc:
         raise errors.NoModule("libzfs_core", call="import") from exc
 
 
-def check_name(name: str, what: str) -> None:
-    """Stop what is no name: channel programs take anything.
+def check_name(name: str, call: str) -> None:
+    """Refuse a name that ZFS does not have: channel programs accept any text.
 
-    What a person gave was checked long before, with better words; this is
-    for what is read from qubes.xml, of a pool that setup() did not see.
+    Names that a person enters are checked earlier, with better messages.  This
+    is for names from files and disks.
+
+    :param call: for the message
+    :raises ZfsError: EINVAL
     """
     if not _NAME.match(name):
-        raise errors.ZfsError(name, errno.EINVAL, what)
+        raise errors.ZfsError(name, errno.EINVAL, call)
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Have signals wait, in this thread.
+    """Block signals in this thread.
 
-    One that reaches a thread in a channel program cancels the program, even
-    half way through what it changes (zcp_lua_counthook(), zcp_eval_sig()).
+    A signal to a thread in a channel program cancels the program, even between
+    two of its changes (zcp_lua_counthook(), zcp_eval_sig()).
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -115,24 +122,28 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def call(what: str, subject: str, *args: Any) -> Any:
-    """Call ``lzc_<what>``; *subject* is what an exception will name."""
-    check_name(subject, what)
+def call(name: str, subject: str, /, *args: Any) -> Any:
+    """Call ``lzc_<name>``.
+
+    :param subject: the dataset that an exception names
+    :raises ZfsError: if ZFS refuses
+    """
+    check_name(subject, name)
     lzc = library()
     exceptions = lzc.exceptions
     try:
         with _undisturbed():
-            return getattr(lzc, "lzc_" + what)(*args)
+            return getattr(lzc, "lzc_" + name)(*args)
     except exceptions.ZFSInitializationFailed as exc:
-        raise errors.NoModule(subject, exc.errno, what) from exc
+        raise errors.NoModule(subject, exc.errno, name) from exc
     except exceptions.PoolNotFound as exc:
-        raise errors.PoolAbsent(subject.partition("/")[0], 0, what) from exc
+        raise errors.PoolAbsent(subject.partition("/")[0], 0, name) from exc
     except exceptions.ZFSError as exc:
-        # a program that failed says where, which only a maintainer reads
+        # where a program failed; for a maintainer
         details = getattr(exc, "details", None)
         if details:
-            LOG.error("%s of %s: %r", what, subject, details)
-        raise errors.from_errno(exc.errno or 0, subject, what) from exc
+            LOG.error("%s of %s: %r", name, subject, details)
+        raise errors.from_errno(exc.errno or 0, subject, name) from exc
 
 
 def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
@@ -150,16 +161,16 @@ def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
 async def create_filesystem(
     dataset: str, properties: Mapping[str, Value], mountable: bool = True
 ) -> None:
-    """Create a filesystem that nothing mounts.
+    """Create a filesystem that is not mounted.
 
-    :param mountable: there it would be; else nothing need be set, which
-        saves a transaction group
+    :param mountable: whether its place would have it mounted; else canmount
+        need not be set, which saves a transaction group
     :raises Exists: if there is a dataset of that name
     """
     unmounted = {"canmount": "off"} if mountable else {}
-    given = _properties({**unmounted, **properties})
+    own = _properties({**unmounted, **properties})
     await in_thread(
-        dataset, call, "create", dataset, dataset.encode(), "zfs", given
+        dataset, call, "create", dataset, dataset.encode(), "zfs", own
     )
 
 
@@ -168,16 +179,16 @@ async def create_volume(
 ) -> None:
     """Create a sparse zvol of *size* bytes.
 
-    Dataset and properties are two transaction groups (ZFS does them so):
-    after a crash it may stand without *properties*.
+    ZFS creates the dataset and sets the properties in two transaction groups,
+    so after a crash it may exist without *properties*.
 
     :raises Exists: if there is a dataset of that name
     """
-    given = _properties(
+    own = _properties(
         {"volsize": size, "volblocksize": blocksize, **properties}
     )
     await in_thread(
-        dataset, call, "create", dataset, dataset.encode(), "zvol", given
+        dataset, call, "create", dataset, dataset.encode(), "zvol", own
     )
 
 
@@ -202,14 +213,14 @@ async def clone(
 async def destroy(dataset: str) -> None:
     """Destroy a dataset that has neither children nor snapshots.
 
-    :raises NotFound: if it is not there
-    :raises Busy: if it has some, or something holds it open
+    :raises NotFound: if it does not exist
+    :raises Busy: if it has some, or is open
     """
     await in_thread(dataset, call, "destroy", dataset, dataset.encode())
 
 
 async def destroy_bookmarks(bookmarks: Iterable[str]) -> None:
-    """Destroy these bookmarks, of datasets in one zpool; none may be given."""
+    """Destroy bookmarks of datasets in one zpool; *bookmarks* may be empty."""
     names = [text.to_disk(name) for name in bookmarks]
     if names:
         dataset = text.from_disk(names[0].partition(b"#")[0])
@@ -218,18 +229,19 @@ async def destroy_bookmarks(bookmarks: Iterable[str]) -> None:
 
 async def destroy_bookmarks_of(dataset: str) -> bool:
     """Destroy all bookmarks of a dataset; return whether it had any."""
-    found = await in_thread(
+    bookmarks = await in_thread(
         dataset, call, "get_bookmarks", dataset, dataset.encode(), [b"guid"]
     )
     await destroy_bookmarks(
-        f"{dataset}#{text.from_disk(name)}" for name in found
+        f"{dataset}#{text.from_disk(name)}" for name in bookmarks
     )
-    return bool(found)
+    return bool(bookmarks)
 
 
 async def sync(dataset: str) -> None:
-    """Wait until all that was written to its zpool is in a transaction group
-    that has ended.
+    """Wait until all data written to the zpool is on disk.
+
+    It is in a transaction group that has ended.
 
     :raises PoolAbsent: if it is not imported
     """
@@ -242,21 +254,21 @@ def create_root(
 ) -> None:
     """Create a filesystem that is an encryption root, and load its key.
 
-    This and the next two hold the calling thread: they are for a process
-    that deals with one key and ends.
+    This and the next two functions block the calling thread: they are for a
+    process that deals with one key and ends.
 
-    :param properties: encryption and what its key is made from among them
+    :param properties: among them encryption, and the format of the key
     :param key: the wrapping key, 32 bytes
     :raises Exists: if there is a dataset of that name
     """
-    given = _properties({"canmount": "off", **properties})
-    call("create", dataset, dataset.encode(), "zfs", given, key)
+    own = _properties({"canmount": "off", **properties})
+    call("create", dataset, dataset.encode(), "zfs", own, key)
 
 
 def load_key(root: str, key: bytes, check_only: bool = False) -> None:
     """Load the wrapping key of an encryption root.
 
-    :param check_only: only see whether it is the right one, loaded or not
+    :param check_only: only check whether it is the right key, loaded or not
     :raises Locked: if it is the wrong one
     :raises Exists: if it is loaded already
     """
@@ -264,16 +276,16 @@ def load_key(root: str, key: bytes, check_only: bool = False) -> None:
 
 
 def change_key(root: str, properties: Mapping[str, Value], key: bytes) -> None:
-    """Give a root whose key is loaded another wrapping key.
+    """Replace the wrapping key of a root whose key is loaded.
 
     :raises Locked: if the present one is not loaded
     """
-    given = _properties(properties)
-    call("change_key", root, root.encode(), "new_key", given, key)
+    own = _properties(properties)
+    call("change_key", root, root.encode(), "new_key", own, key)
 
 
 async def unload_key(root: str) -> None:
-    """Forget the key of an encryption root.
+    """Unload the key of an encryption root.
 
     :raises Busy: while anything that it encrypts is open
     :raises Locked: if it is not loaded
@@ -282,7 +294,7 @@ async def unload_key(root: str) -> None:
 
 
 def module_version() -> str | None:
-    """Version of the loaded zfs module; None if none is loaded."""
+    """Return the version of the zfs module; None if it is not loaded."""
     try:
         return Path("/sys/module/zfs/version").read_text("ascii").strip()
     except OSError:
@@ -290,7 +302,7 @@ def module_version() -> str | None:
 
 
 def version_numbers() -> tuple[int, ...] | None:
-    """The first three numbers of module_version()."""
+    """Return the first three numbers of module_version()."""
     version = module_version()
     if version is None:
         return None

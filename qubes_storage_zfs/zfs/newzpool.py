@@ -1,10 +1,10 @@
 """Create a zpool on the disks that were checked, under names that last.
 
 ``zpool create`` opens a device by its path, and a link such as those in
-/dev/mapper or /dev/disk may lead to another disk by then.  So it is given the
+/dev/mapper or /dev/disk may lead to another disk by then.  So it gets the
 kernel's name of a device that is kept open.  Names such as /dev/sdb and
-/dev/dm-3 belong to other disks after the next boot; so the zpool is told the
-path that was given afterwards.
+/dev/dm-3 belong to other disks after the next boot, so the path that the person
+entered is recorded in the zpool afterwards.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from .threads import NO_ZPOOL
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: seconds that udev has for the link to a new partition
+#: seconds until the link to a new partition counts as missing
 LINK_LIMIT = 10.0
 
 
@@ -32,7 +32,7 @@ async def create(
 
     :param properties: of its root dataset
     :raises DeviceRefused: if a path leads to another device than was checked;
-        then there is no zpool
+        then no zpool exists
     :raises CommandFailed: if zpool(8) refused
     """
     await _must_be_the_same(devices)
@@ -52,7 +52,7 @@ async def _must_be_the_same(devices: Sequence[Device]) -> None:
 
 
 async def _record_paths(name: str, devices: Sequence[Device]) -> None:
-    """Have the zpool's labels name its devices as they were given."""
+    """Record the paths that the person entered in the zpool's labels."""
     for recorded in await importexport.disks(name):
         for device in devices:
             path = _lasting(device, recorded)
@@ -61,17 +61,17 @@ async def _record_paths(name: str, devices: Sequence[Device]) -> None:
 
 
 def _lasting(device: Device, recorded: str) -> str | None:
-    """Return the path for a vdev by the name that was given for its disk.
+    """Return the path of a vdev by the name that the person entered.
 
-    :param recorded: what ``zpool create`` recorded, of this device or another
-    :return: None if it is of another, or there is no such path
+    :param recorded: the path that ``zpool create`` recorded
+    :return: None if that is of another device, or no such path exists
     """
     if not device.path.startswith("/dev/"):
         return None
     if recorded == device.node:
         return device.path
     parts = {f"/dev/{part.name}" for part in partitions(device.sysfs)}
-    # zpool(8) makes a partition on a whole disk, and udev a link to that
+    # zpool(8) creates a partition on a whole disk, and udev a link to it
     if recorded in parts and device.path.startswith("/dev/disk/"):
         return f"{device.path}-part1"
     return None

@@ -1,9 +1,9 @@
-"""Whether block devices given by a person may become a zpool.
+"""Check that block devices are empty, so that they may become a zpool.
 
-zpool(8) itself overwrites partition tables, destroyed zpools and data without
-a signature, all without being forced (run on 2.3.9).  So a device is accepted
-only if nothing uses it, nothing can be recognised on it, and both its ends
-are zero.  Only make_blank_again() writes to a device.
+zpool(8) overwrites partition tables, destroyed zpools and data without a
+signature, all without being forced (run on 2.3.9).  So a device is accepted
+only if it is not in use, no signature is on it, and both its ends are zero.
+Only make_blank_again() writes to a device.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from . import commands, lzc
 from .errors import CommandFailed, ZfsError
 from .threads import NO_ZPOOL
 
-#: bytes; zpool(8) wants 64 MiB, of which ZFS keeps most for itself
+#: bytes; zpool(8) accepts 64 MiB, of which ZFS needs most for itself
 SMALLEST = 256 << 20
 #: bytes at either end that must be zero: partition tables, superblocks, and
 #: the four labels of ZFS (256 KiB each, two at either end) are in there
@@ -29,11 +29,11 @@ EDGE = 1 << 20
 #: ioctl of linux/fs.h: read the partition table again
 BLKRRPART = 0x125F
 
-#: partitions that zpool(8) makes on a whole disk (efi_partition of libefi)
+#: partitions that zpool(8) creates on a whole disk (efi_partition of libefi)
 _ZPOOL_PARTITIONS = frozenset({"1", "9"})
 #: signatures, as wipefs(8) calls them, that zpool(8) writes
 _ZPOOL_SIGNATURES = frozenset({"zfs_member", "gpt", "PMBR"})
-#: what libblkid's names mean to a person
+#: name of a signature in libblkid -> text for a person
 _MEANING = {
     "dos": "an MBR partition table",
     "gpt": "a GPT partition table",
@@ -46,20 +46,17 @@ _MEANING = {
 
 
 def _plain(text: str) -> str:
-    """*text* for a message: one line, and no sign that formatting acts on.
-
-    As udev spells such characters in its links.
-    """
+    """Return *text* as one line without %, as udev escapes names of links."""
     return "".join(
         c if c.isprintable() and c != "%" else f"\\x{ord(c):02x}" for c in text
     )
 
 
 class DeviceRefused(ZfsError):
-    """A device may not be overwritten; ``str()`` says why and what to do.
+    """A device must not be overwritten.
 
-    :ivar device: its path, as given
-    :ivar reason: the rest of the sentence
+    :ivar device: its path, as the person entered it
+    :ivar reason: the rest of the sentence, with the remedy
     """
 
     def __init__(self, device: str, reason: str) -> None:
@@ -77,12 +74,12 @@ class DeviceRefused(ZfsError):
 
 
 def split_devices(text: str) -> list[str]:
-    """The devices in *text*, separated by commas, blanks or colons.
+    """Return the devices in *text*, separated by commas, blanks or colons.
 
     A colon separates only before a slash: names in /dev/disk/by-path contain
     colons.
 
-    :raises ValueError: if there is none, with a sentence
+    :raises ValueError: if there is none; its text is a sentence
     """
     devices = [part for part in re.split(r"[,\s]+|:(?=/)", text) if part]
     if not devices:
@@ -94,7 +91,8 @@ def split_devices(text: str) -> list[str]:
 class Device:
     """A block device, as it was when it was looked up.
 
-    :ivar path: as given; a link may lead to another device a moment later
+    :ivar path: as the person entered it; a link may lead to another device a
+        moment later
     :ivar number: st_rdev
     :ivar sysfs: its folder in /sys/devices
     :ivar sequence: the number that the kernel gives to its disk, and to no
@@ -108,12 +106,15 @@ class Device:
 
     @property
     def node(self) -> str:
-        """The kernel's name; no other device gets it while it is open."""
+        """The kernel's name, which no other device gets while it is open."""
         return "/dev/" + self.sysfs.name.replace("!", "/")
 
     def must_be_the_same(self) -> None:
-        """:raises DeviceRefused: if its path leads to another device now"""
-        now = _look(self.path)
+        """Check that the path still leads to this device.
+
+        :raises DeviceRefused: if it leads to another one
+        """
+        now = _look_up(self.path)
         if (now.number, now.sequence) != (self.number, self.sequence):
             raise DeviceRefused(
                 self.path,
@@ -124,12 +125,15 @@ class Device:
     @property
     def disk(self) -> Path:
         """The sysfs folder of the whole disk, which may be this one."""
-        part = (self.sysfs / "partition").exists()
-        return self.sysfs.parent if part else self.sysfs
+        is_partition = (self.sysfs / "partition").exists()
+        return self.sysfs.parent if is_partition else self.sysfs
 
 
-def _look(path: str) -> Device:
-    """:raises DeviceRefused: if *path* is not that of a block device"""
+def _look_up(path: str) -> Device:
+    """Return the block device behind a path.
+
+    :raises DeviceRefused: if *path* is not that of a block device
+    """
     names = "; give a device by its full name, as in /dev/disk/by-id"
     if not path.startswith("/"):
         raise DeviceRefused(path, "is not an absolute path" + names)
@@ -141,8 +145,8 @@ def _look(path: str) -> Device:
         raise DeviceRefused(path, "is not a block device" + names)
     number = status.st_rdev
     sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-    found = Device(path, number, sysfs.resolve())
-    return replace(found, sequence=_entry(found.disk, "diskseq"))
+    device = Device(path, number, sysfs.resolve())
+    return replace(device, sequence=_entry(device.disk, "diskseq"))
 
 
 def _check_distinct(devices: Sequence[Device]) -> None:
@@ -162,7 +166,7 @@ def _check_distinct(devices: Sequence[Device]) -> None:
 
 
 def _entry(sysfs: Path, name: str) -> str:
-    """A file in sysfs, "" if it is not there."""
+    """Return the content of a file in sysfs; "" if it does not exist."""
     try:
         return (sysfs / name).read_text().strip()
     except OSError:
@@ -170,13 +174,13 @@ def _entry(sysfs: Path, name: str) -> str:
 
 
 def partitions(sysfs: Path) -> list[Path]:
-    """The sysfs folders of a disk's partitions."""
+    """Return the sysfs folders of a disk's partitions."""
     return sorted(file.parent for file in sysfs.glob("*/partition"))
 
 
 def _unescape(field: str) -> str:
-    """Of /proc/mounts and /proc/swaps: blanks are written as \\040."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    """Return a field of /proc/mounts or /proc/swaps; it has \\040 for a blank."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _is_device(path: str, number: int) -> bool:
@@ -187,21 +191,23 @@ def _is_device(path: str, number: int) -> bool:
 
 
 def _mounted_at(number: int, mountinfo: str) -> str | None:
-    """Where a device is mounted, by the text of /proc/self/mountinfo.
+    """Return where a device is mounted; None if it is not.
 
-    btrfs shows a number of its own; then the source tells.
+    btrfs has a number of its own there; then the source decides.
+
+    :param mountinfo: the text of /proc/self/mountinfo
     """
-    wanted = f"{os.major(number)}:{os.minor(number)}"
+    own = f"{os.major(number)}:{os.minor(number)}"
     for line in mountinfo.splitlines():
         fields, _, rest = line.partition(" - ")
         source = _unescape(rest.split(" ")[1]) if " " in rest else ""
-        if fields.split(" ")[2] == wanted or _is_device(source, number):
+        if fields.split(" ")[2] == own or _is_device(source, number):
             return _unescape(fields.split(" ")[4])
     return None
 
 
 def _users(device: Device) -> Iterator[str]:
-    """Whose it is, in words that follow the device's name."""
+    """Yield the uses of a device, as texts that follow its name."""
     mountinfo = Path("/proc/self/mountinfo").read_text(errors="replace")
     place = _mounted_at(device.number, mountinfo)
     if place is not None:
@@ -214,8 +220,8 @@ def _users(device: Device) -> Iterator[str]:
     for loop in Path("/sys/block").glob("loop*"):
         if _is_device(_entry(loop, "loop/backing_file"), device.number):
             yield f"is in use by /dev/{loop.name}"
-    # Xen's backend does not open exclusively, nor is a disk's own use seen
-    # in its partitions
+    # Xen's backend does not open exclusively, and its use of a disk does not
+    # show in the disk's partitions
     numbers = [_entry(at, "dev") for at in (device.sysfs, device.disk)]
     for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
         pair = _entry(backend, "physical_device").split(":")
@@ -231,7 +237,7 @@ def _erase(device: Device) -> str:
 
 
 def _obstacles(device: Device) -> Iterator[str]:
-    """What the kernel tells without opening the device; ends of sentences."""
+    """Yield reasons that show without opening the device."""
     if _entry(device.sysfs, "dm/uuid").startswith("LVM-"):
         yield "is a volume of LVM, where qubes may have data; name a disk"
     if device.sysfs.name.startswith("zd"):
@@ -252,9 +258,9 @@ def _obstacles(device: Device) -> Iterator[str]:
 
 
 async def _patiently(function: Callable[[str], None], path: str) -> None:
-    """Call in a thread, again while busy: udev opens devices for a moment.
+    """Call in a thread; again while the device is busy, as udev opens it.
 
-    :raises OSError: EBUSY if it stayed so, or any other
+    :raises OSError: EBUSY if it is busy for long, or another
     """
     for pause in commands.PAUSES:
         try:
@@ -268,19 +274,21 @@ async def _patiently(function: Callable[[str], None], path: str) -> None:
 
 
 def _claim(path: str) -> None:
-    """Open exclusively, as mount, dm, md and ZFS do: EBUSY if one has.
+    """Open a device exclusively, as mount, dm, md and ZFS do.
 
-    Read-only, because a writable descriptor that is closed makes udev probe,
-    which would make the device busy for what comes next.
+    Read-only, because closing a writable descriptor makes udev probe, and then
+    the device is busy for the next check.
+
+    :raises OSError: EBUSY if another opener is exclusive
     """
     os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
 
 
-async def _signatures(path: str, given: str = "") -> list[str]:
-    """What libblkid recognises at *path*, as it calls it; [] if nothing.
+async def _signatures(path: str, entered: str = "") -> list[str]:
+    """Return the names of the signatures that libblkid recognises.
 
-    :param given: what a person calls it
-    :raises DeviceRefused: if it could not be read
+    :param entered: the path as the person entered it
+    :raises DeviceRefused: if the device could not be read
     """
     try:
         # "offset,uuid,label,type" of each, label and uuid being encoded
@@ -293,15 +301,16 @@ async def _signatures(path: str, given: str = "") -> list[str]:
         if exc.code == 127:
             raise
         raise DeviceRefused(
-            given or path, f"cannot be read ({exc.output}); name another device"
+            entered or path,
+            f"cannot be read ({exc.output}); name another device",
         ) from exc
-    found = re.findall(r"^(?:PT)?TYPE=(.*)$", exported, re.MULTILINE)
-    found += re.findall(r"^[^#].*,(.*)$", listing, re.MULTILINE)
-    # of a partition, blkid also tells what its disk's table says of it
+    names = re.findall(r"^(?:PT)?TYPE=(.*)$", exported, re.MULTILINE)
+    names += re.findall(r"^[^#].*,(.*)$", listing, re.MULTILINE)
+    # of a partition, blkid also prints the entry in its disk's table
     other = re.search(r"^(?!DEVNAME=|PART_ENTRY_).", exported, re.MULTILINE)
-    if not found and (listing or other or status == 8):
-        found.append("unknown")
-    return list(dict.fromkeys(found))
+    if not names and (listing or other or status == 8):
+        names.append("unknown")
+    return list(dict.fromkeys(names))
 
 
 def _edges_zero(path: str) -> bool:
@@ -314,7 +323,7 @@ def _edges_zero(path: str) -> bool:
 
 
 async def _obstacle_inside(device: Device) -> str | None:
-    """What opening and reading the device tells; the end of a sentence."""
+    """Return a reason that shows when the device is opened and read."""
     busy = zero = False
     try:
         await _patiently(_claim, device.node)
@@ -325,9 +334,9 @@ async def _obstacle_inside(device: Device) -> str | None:
             return f"cannot be read ({exc.strerror}); name another device"
     names = await _signatures(device.node, device.path)
     name = names[0] if names else ""
-    found = f"carries {_MEANING.get(name, f'a signature ({name})')}"
+    content = f"carries {_MEANING.get(name, f'a signature ({name})')}"
     if busy:
-        also = f", and {found}" if name else ""
+        also = f", and {content}" if name else ""
         return (
             f"is in use by the system or by an imported zpool{also}; release"
             " it there, or name another device"
@@ -339,7 +348,7 @@ async def _obstacle_inside(device: Device) -> str | None:
             f" partition, {_erase(device)}"
         )
     if name:
-        return f"{found}; name another device, {_erase(device)}"
+        return f"{content}; name another device, {_erase(device)}"
     if not zero:
         return (
             "is not empty: it holds data that is not recognised, perhaps"
@@ -354,35 +363,40 @@ async def _obstacle_inside(device: Device) -> str | None:
 async def checked(devices: Sequence[str]) -> AsyncIterator[list[Device]]:
     """Check that *devices* may be overwritten, and keep them open.
 
-    Nothing is written.  While a device is open its node leads to no other one;
-    zpool(8) can still open it for itself alone.
+    Nothing is written.  While a device is open its node leads to no other
+    device; zpool(8) can still open it exclusively.
 
-    :raises DeviceRefused: with a sentence for a person
+    :raises DeviceRefused: if one must not be overwritten
     :raises CommandFailed: 127 if wipefs(8) or blkid(8) is not installed
     """
-    known = [await lzc.in_thread(NO_ZPOOL, _look, path) for path in devices]
-    _check_distinct(known)
-    with contextlib.ExitStack() as kept:
-        for device in known:
+    checked_devices = [
+        await lzc.in_thread(NO_ZPOOL, _look_up, path) for path in devices
+    ]
+    _check_distinct(checked_devices)
+    with contextlib.ExitStack() as opened:
+        for device in checked_devices:
             reason = await lzc.in_thread(
                 NO_ZPOOL, next, _obstacles(device), None
             )
             if reason is None:
-                await lzc.in_thread(NO_ZPOOL, _keep_open, device, kept)
+                await lzc.in_thread(NO_ZPOOL, _keep_open, device, opened)
                 reason = await _obstacle_inside(device)
             if reason:
                 raise DeviceRefused(device.path, reason)
-        yield known
+        yield checked_devices
 
 
-def _keep_open(device: Device, kept: contextlib.ExitStack) -> None:
-    """:raises DeviceRefused: if it cannot be opened, or became another one"""
+def _keep_open(device: Device, opened: contextlib.ExitStack) -> None:
+    """Open a device until *opened* is closed.
+
+    :raises DeviceRefused: if it cannot be opened, or became another one
+    """
     try:
         fd = os.open(device.node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         why = f"cannot be read ({exc.strerror}); name another device"
         raise DeviceRefused(device.path, why) from exc
-    kept.callback(os.close, fd)
+    opened.callback(os.close, fd)
     device.must_be_the_same()
 
 
@@ -397,14 +411,17 @@ def _clear_edges(path: str) -> None:
         try:
             fcntl.ioctl(file, BLKRRPART)
         except OSError as exc:
-            # what has no partitions: a partition, a plain loop device
+            # a device without partitions: a partition, a plain loop device
             if exc.errno not in (errno.EINVAL, errno.ENOTTY):
                 raise
 
 
 async def _undo(path: str) -> None:
-    """:raises ZfsError: if it holds what zpool(8) does not write"""
-    device = await lzc.in_thread(NO_ZPOOL, _look, path)
+    """Remove partitions and labels of zpool(8) from a device.
+
+    :raises ZfsError: if it has content that zpool(8) does not write
+    """
+    device = await lzc.in_thread(NO_ZPOOL, _look_up, path)
     parts = partitions(device.sysfs)
     numbers = {_entry(part, "partition") for part in parts}
     names = set(await _signatures(path))
@@ -418,7 +435,7 @@ async def _undo(path: str) -> None:
             f" name another device, {_erase(device)}",
         )
     for node in nodes:
-        # 1 or 255 where there is no label, which is as good
+        # 1 or 255 if there is no label, which is fine
         await commands.run("zpool", "labelclear", "-f", node, ok=(0, 1, 255))
     try:
         await _patiently(_clear_edges, path)
@@ -431,13 +448,13 @@ async def _undo(path: str) -> None:
 
 
 async def make_blank_again(devices: Sequence[str]) -> None:
-    """Remove what a failed create_zpool() left on devices.
+    """Remove what a failed create_zpool() wrote to devices.
 
-    Only for devices that checked() accepted just before: that both
-    their ends were zero is what makes it right to overwrite these.  All of
-    them are dealt with before the first failure is raised.
+    Only for devices that checked() accepted just before: both their ends were
+    zero, so they may be overwritten.  All devices are cleared before the first
+    failure is raised.
 
-    :raises DeviceRefused: if one is in use, gone, or holds other things
+    :raises DeviceRefused: if one is in use, absent, or has other content
     """
     failure: ZfsError | None = None
     for path in devices:

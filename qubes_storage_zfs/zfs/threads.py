@@ -1,8 +1,8 @@
-"""The threads of each zpool: one that does not answer holds up no other.
+"""Threads for each zpool, so that one that is silent delays no other.
 
 A call into the kernel about a zpool whose disk does not answer lasts until the
-disk does, and cannot be ended.  So each zpool has threads of its own, made
-when they are first needed.
+disk answers, and cannot be cancelled.  So each zpool has threads of its own,
+created when they are first needed.
 """
 
 import concurrent.futures
@@ -12,16 +12,17 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from . import errors
+from . import errors, runtime
 
 T = TypeVar("T")
 
-#: the subject of work that is about no zpool
+#: the subject of work that concerns no zpool
 NO_ZPOOL = ""
 #: threads of a zpool, at most
 WORKERS = 16
-#: A program that reads runs in its caller's thread, and the kernel does not
-#: interrupt it: a processor is left for the event loop.
+#: threads for programs that only read.  Such a program runs in its caller's
+#: thread, and the kernel does not interrupt it: leave a processor for the
+#: event loop
 READERS = max(2, min(4, (os.cpu_count() or 1) - 1))
 #: seconds that ask() waits for an answer
 DEADLINE = 0.2
@@ -32,9 +33,9 @@ Future = concurrent.futures.Future[Any]
 
 
 class Questions:
-    """Questions to one zpool whose answers are waited for synchronously.
+    """Questions to one zpool that a caller waits for synchronously.
 
-    There is one at a time, in a thread of their own.
+    Threads creates it.  It has one thread, so one question runs at a time.
     """
 
     def __init__(self, zpool: str, name: str) -> None:
@@ -49,20 +50,19 @@ class Questions:
         return self._overdue is None or self._overdue.done()
 
     def ask(self, function: Callable[..., T], *args: Any) -> T:
-        """Run *function* in the thread and wait for it, not longer than
-        :py:data:`DEADLINE`.
+        """Run *function* in the thread and wait for its result.
 
-        What is overdue goes on in its thread.  Until it ends, no other
-        question is put to the zpool, and this raises at once.
+        A question that is overdue continues in its thread.  Until it ends, no
+        other question is put to the zpool, and this raises at once.
 
-        :raises SilentZpool: if it takes longer
+        :raises SilentZpool: if it takes longer than :py:data:`DEADLINE`
         """
         if not self.answered:
             raise errors.SilentZpool(self._zpool)
         future: Future = self._thread.submit(function, *args)
         concurrent.futures.wait([future], DEADLINE)
         if not future.done():
-            # one that still waits behind another thread's question is not put
+            # a question that waits behind another thread's is withdrawn
             if not future.cancel():
                 self._overdue = future
             raise errors.SilentZpool(self._zpool)
@@ -73,11 +73,11 @@ class Questions:
 class Threads:
     """The threads that work for one zpool, as long as the process lives.
 
-    Made by for_zpool_of(), in any thread.
+    for_zpool_of() creates them, in any thread.
 
     :ivar workers: for calls that change something or touch a device node
     :ivar readers: for programs that only read
-    :ivar questions: for what properties of the API ask
+    :ivar questions: for synchronous properties of the API
     :ivar listings: for a list of all volumes, which takes longer than the
         deadline in a large pool; no property waits for it
     """
@@ -97,7 +97,18 @@ class Threads:
         return self.questions.answered
 
 
-_known: dict[str, Threads] = {}
+class AllThreads:
+    """The threads of all zpools; the runtime has one of these."""
+
+    def __init__(self) -> None:
+        self._by_zpool: dict[str, Threads] = {}
+
+    def of_zpool(self, zpool: str) -> Threads:
+        """Return the threads of a zpool, created when first asked for."""
+        with contextlib.suppress(KeyError):
+            return self._by_zpool[zpool]
+        # two threads that come here at once get the same
+        return self._by_zpool.setdefault(zpool, Threads(zpool))
 
 
 def for_zpool_of(subject: str) -> Threads:
@@ -109,14 +120,13 @@ def for_zpool_of(subject: str) -> Threads:
     zpool = subject.partition("/")[0].partition("@")[0]
     if not _ZPOOL.match(zpool):
         zpool = NO_ZPOOL
-    with contextlib.suppress(KeyError):
-        return _known[zpool]
-    # of two threads that come here at once, both are given the same
-    return _known.setdefault(zpool, Threads(zpool))
+    return runtime.of(AllThreads).of_zpool(zpool)
 
 
 def both(source: str, target: str) -> str:
-    """Return a subject for work that may wait for two zpools: threads that
-    neither of them has for itself."""
-    names = (each.partition("/")[0] for each in (source, target))
-    return "+".join(names)
+    """Return a subject for work that may wait for two zpools.
+
+    Its threads are those of neither zpool alone.
+    """
+    zpools = (dataset.partition("/")[0] for dataset in (source, target))
+    return "+".join(zpools)

@@ -19,6 +19,7 @@ from qubes_storage_zfs.zfs import (
     commands,
     keyholder,
     keys,
+    runtime,
     secrecy,
 )
 from qubes_storage_zfs.zfs.errors import Silent, WrongPassphrase, ZfsError
@@ -149,9 +150,9 @@ def test_keyholder_that_does_not_die_is_not_waited_for(monkeypatch, caplog):
         begin = time.monotonic()
         await keys._end(process)
         took = time.monotonic() - begin
-        assert process.returncode is None and keys._ending
+        assert process.returncode is None and runtime.of(keys.Ending)
         kill(process)
-        await asyncio.wait(set(keys._ending))
+        await asyncio.wait(set(runtime.of(keys.Ending)))
         return took
 
     assert asyncio.run(leave()) < 2
@@ -273,4 +274,4 @@ def test_end_of_keyholder_without_a_word(stand_in):
     with pytest.raises(ZfsError, match="ended; try again"):
         asyncio.run(keys.load("tank/x", prompt))
     with contextlib.suppress(ProcessLookupError):
-        assert not keys._ending
+        assert not runtime.of(keys.Ending)

@@ -7,7 +7,7 @@ import pytest
 
 from qubes_storage_zfs.store.listing import Listing
 from qubes_storage_zfs.store.pointer import Pointer
-from qubes_storage_zfs.zfs import errors, threads, zcp
+from qubes_storage_zfs.zfs import errors, runtime, zcp
 from qubes_storage_zfs.zfs.reply import Reply
 
 
@@ -20,7 +20,7 @@ def test_a_late_answer_is_the_last_one(monkeypatch):
         programs[0].note(Reply(answer))
         return [Reply(answer)]
 
-    monkeypatch.setattr(threads, "_known", {})
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime())
     monkeypatch.setattr(zcp, "run", run)
     listing = Listing("tank/pool/vm")
     with pytest.raises(errors.SilentZpool):

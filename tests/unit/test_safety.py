@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_storage_zfs.migrate import records, steps
+from qubes_storage_zfs.migrate import disk, records
 from qubes_storage_zfs.store import policy
 from qubes_storage_zfs.zfs import lzc
 
@@ -37,8 +37,8 @@ def test_every_word_has_the_number_that_libzfs_core_takes():
 
 def test_what_migrating_reads_and_undoing_restores_is_of_the_table():
     names = {item.name for item in policy.SAFETY}
-    assert set(steps.SETTINGS) == set(records.SETTINGS) == names
-    assert set(steps.ZVOL_SETTINGS) - {"readonly"} == set(policy.SAFE)
+    assert set(disk.SETTINGS) == set(records.SETTINGS) == names
+    assert set(disk.ZVOL_SETTINGS) - {"readonly"} == set(policy.SAFE)
     for values in records.SETTINGS.values():
         assert None in values
 

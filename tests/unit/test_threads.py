@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from qubes_storage_zfs.zfs import errors, lzc, threads
+from qubes_storage_zfs.zfs import errors, lzc, runtime, threads
 
 
 @pytest.fixture
 def own(monkeypatch):
-    monkeypatch.setattr(threads, "_known", {})
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime())
     return threads.for_zpool_of("slow/a/b")
 
 
