@@ -12,14 +12,12 @@ qubesd makes for a backup, may say something else.
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..store import naming, pool_programs
 from ..store.generations import Generations
 from ..zfs.errors import NoModule, PoolAbsent, ZfsError
-
-if TYPE_CHECKING:
-    from .pool import ZfsPool
+from .interface import Pool
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -55,7 +53,7 @@ def of_qubes(app: Any) -> set[Key] | None:
     return found
 
 
-async def collect_once(pool: "ZfsPool", app: Any) -> None:
+async def collect_once(pool: Pool, app: Any) -> None:
     """Do it when a pool is first used, by the first who may decide."""
     if of_qubes(app) is not None:
         pool.store.is_compared = True
@@ -63,7 +61,7 @@ async def collect_once(pool: "ZfsPool", app: Any) -> None:
 
 
 async def collect(
-    pool: "ZfsPool", app: Any, besides: Iterable[Key] = (), wait: bool = False
+    pool: Pool, app: Any, besides: Iterable[Key] = (), wait: bool = False
 ) -> None:
     """Destroy the volumes in *pool* whose content is discarded and that no
     qube of *app* has.
@@ -98,9 +96,7 @@ async def collect(
         LOG.warning("pool %s: discarded volumes may stay: %s", pool.name, exc)
 
 
-def _has_none(
-    pool: "ZfsPool", app: Any, place: Key, besides: Iterable[Key]
-) -> bool:
+def _has_none(pool: Pool, app: Any, place: Key, besides: Iterable[Key]) -> bool:
     """Return whether it is certain that no qube has the volume.
 
     If a qube is being created, the next use of *pool* asks again.
@@ -111,7 +107,7 @@ def _has_none(
     return owned is not None and place not in owned.union(besides)
 
 
-async def _destroy(pool: "ZfsPool", vid: str, mark: str) -> None:
+async def _destroy(pool: Pool, vid: str, mark: str) -> None:
     where = naming.volume_name(pool.home, vid)
     if pool.store.may_collect(where, mark):
         generations = Generations(where, pool.store, pool.zpool)

@@ -8,6 +8,7 @@ from typing import Any
 import qubes.storage
 
 from ..store import claim, messages, naming, options, policy
+from ..store.messages import Refused
 from ..store.options import (
     DEFAULT_ITERATIONS,
     DEFAULT_REVISIONS,
@@ -16,7 +17,7 @@ from ..store.options import (
 from ..zfs import commands, keys, lzc, runtime
 from ..zfs.errors import Busy, Locked
 from . import prompts
-from .errors import refusal, told
+from .errors import told
 from .keytimer import Key, Keys
 from .pool import WANTED_OPENZFS, ZfsPool
 from .volume import ZfsVolume
@@ -157,15 +158,14 @@ class ZfsEncryptedPool(ZfsPool):
         :raises StoragePoolException: saying what is wrong with which option,
             or why there is no key
         """
-        what = f"Cannot add the pool {self.name}"
-        with told(what):
-            self._check_options(what)
-            self.zpool_must_be_here(what)
+        with told(f"Cannot add the pool {self.name}"):
+            self._check_options()
+            self.zpool_must_be_here()
             root = await keys.state(self.container)
             if root.exists:
-                await self._adopt(root, what)
+                await self._adopt(root)
             else:
-                await self._create(what)
+                await self._create()
             compression = self._options.get("compression")
             if compression:
                 await commands.set_property(
@@ -177,10 +177,9 @@ class ZfsEncryptedPool(ZfsPool):
         self.key.watch()
         return self
 
-    def _check_options(self, what: str) -> None:
+    def _check_options(self) -> None:
         if self._options["zpool_name"] is None:
-            why = "give zpool_name=<zpool or dataset> to put it in"
-            raise refusal(what, why)
+            raise Refused("give zpool_name=<zpool or dataset> to put it in")
         try:
             options.check(self._options)
             if not _NAME.match(self.name):
@@ -191,10 +190,10 @@ class ZfsEncryptedPool(ZfsPool):
             naming.dataset_name(self.container)
             self._check_ask_domain()
         except ValueError as exc:
-            raise refusal(what, str(exc)) from exc
+            raise Refused(str(exc)) from exc
         version = lzc.version_numbers()
         if version is not None and version < WANTED_OPENZFS:
-            raise refusal(what, messages.TOO_OLD_TO_ENCRYPT)
+            raise Refused(messages.TOO_OLD_TO_ENCRYPT)
 
     def _check_ask_domain(self) -> None:
         """:raises BadOption: if ask_password_domain names no qube that can be
@@ -224,14 +223,13 @@ class ZfsEncryptedPool(ZfsPool):
         instead = instead.format(dataset=self.container)
         return prompts.prompt(self.name, self.ask_in, instead=instead)
 
-    async def _create(self, what: str) -> None:
+    async def _create(self) -> None:
         above = self._options["zpool_name"]
         outer = await keys.state(above)
         if not outer.exists:
-            raise refusal(what, messages.NOT_FOUND.format(dataset=above))
+            raise Refused(messages.NOT_FOUND, dataset=above)
         if outer.root is not None:
-            why = messages.NESTED_KEYS.format(dataset=above, root=outer.root)
-            raise refusal(what, why)
+            raise Refused(messages.NESTED_KEYS, dataset=above, root=outer.root)
         middle = f"{above}/encryption"
         made = not (await keys.state(middle)).exists
         if made:
@@ -250,17 +248,16 @@ class ZfsEncryptedPool(ZfsPool):
                 await claim.destroy_empty(middle)
             raise
 
-    async def _adopt(self, root: keys.KeyState, what: str) -> None:
+    async def _adopt(self, root: keys.KeyState) -> None:
         """A root that is there: never created again, its key checked."""
         if root.root != self.container or root.format != "passphrase":
-            why = messages.NOT_A_ROOT.format(dataset=self.container)
-            raise refusal(what, why)
+            raise Refused(messages.NOT_A_ROOT, dataset=self.container)
         found = await claim.look(self.container, self.home)
         why = claim.obstacle(self.name, self.container, found)
         if not why and found.foreign is not None:
             why = messages.FOREIGN_ROOT.format(dataset=found.foreign)
         if why:
-            raise refusal(what, why)
+            raise Refused(why)
         if found.owner is None:
             await commands.set_properties(
                 self.container, policy.TAKEN_OVER_SETTINGS

@@ -112,7 +112,7 @@ def created(qube: Any) -> None:
     """Its first start waits for nothing that can be made now."""
     for volume in qube.volumes.values():
         if isinstance(volume, ZfsVolume):
-            volume.prepare()
+            volume.preparation.request()
     for volume in plain_volumes(qube):
         LOG.warning(OUTSIDE, qube.name, volume.name, volume.pool.name)
     tags.keep_true(qube)
@@ -141,7 +141,7 @@ def _follow_template(qube: Any) -> None:
     for each in (qube, *getattr(qube, "dispvms", ())):
         for volume in each.volumes.values():
             if isinstance(volume, ZfsVolume) and volume.source is not None:
-                volume.follow_source()
+                volume.preparation.follow_source()
     _collect_discarded(qube.app)
 
 
@@ -192,7 +192,7 @@ def _check_revision(volume: Any, revision: str) -> None:
     """A qube that is a clone is given its features before its content."""
     if revision == features.BLANK or not isinstance(volume, ZfsVolume):
         return
-    there = volume.committed_ids()
+    there = volume.view.committed_ids()
     if there and revision not in there:
         raise BadOption(
             f"{volume.name} has no revision {revision}; it has"

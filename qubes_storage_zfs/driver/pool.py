@@ -11,20 +11,21 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import qubes.exc
 import qubes.storage
 
 from ..store import claim, messages, naming, options, policy
 from ..store.container import Container, State
 from ..store.listing import Listing
+from ..store.messages import Refused
 from ..store.options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from ..store.pointer import Pointer
 from ..store.space import Space
 from ..zfs import commands, importexport, keys, lzc, newzpool, probe
 from ..zfs.errors import NotReadable, ZfsError
-from . import errors
+from . import attributes
 from .discarded import collect_once
 from .errors import refusal, told
+from .interface import Volume
 from .volume import ZfsVolume
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -98,11 +99,10 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         where = self.container, self.home
         return policy.Place(self.name, *where, self.is_encrypted, guid)
 
-    def zpool_must_be_here(self, what: str) -> None:
-        """:raises StoragePoolException: if it is not imported"""
+    def zpool_must_be_here(self) -> None:
+        """:raises Refused: if the zpool is not imported"""
         if lzc.module_version() and importexport.guid(self.zpool) is None:
-            why = messages.NO_ZPOOL.format(dataset=self.zpool)
-            raise refusal(what, why)
+            raise Refused(messages.NO_ZPOOL, dataset=self.zpool)
 
     def note_zpool(self) -> None:
         """Have qubes.xml say which zpool it is: the next one of that name may
@@ -155,10 +155,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     @revisions_to_keep.setter
     def revisions_to_keep(self, value: Any) -> None:
-        try:
-            self._revisions_to_keep = options.parse_revisions(value)
-        except options.BadOption as exc:
-            raise qubes.exc.QubesValueError(errors.plain(str(exc))) from exc
+        self._revisions_to_keep = attributes.revisions(value)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -206,43 +203,27 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     def _make_volume(self, config: dict[str, Any]) -> ZfsVolume:
         config["pool"] = self
-        for name, parse, default in (
-            (
-                "revisions_to_keep",
-                options.parse_revisions,
-                self.revisions_to_keep,
-            ),
-            ("size", int, 0),
-            (
-                "snap_on_start_forensics",
-                options.PARSERS["snap_on_start_forensics"],
-                False,
-            ),
-        ):
-            try:
-                config[name] = parse(config.get(name, default))
-            except (TypeError, ValueError, OverflowError):
-                config[name] = default
+        attributes.parse(config, self.revisions_to_keep)
         volume = ZfsVolume(**config)
         self._volumes[volume.vid] = volume
         return volume
 
-    def clones_of(self, volume: ZfsVolume) -> list[ZfsVolume]:
-        """The volumes that are clones of *volume* while their qubes run."""
+    def clones_of(self, vid: str) -> list[Volume]:
+        """Return the volumes that are clones of the volume *vid*."""
         return [
-            each
-            for each in self._volumes.values()
-            if each.source is not None and each.source.vid == volume.vid
+            volume
+            for volume in self._volumes.values()
+            if volume.source is not None and volume.source.vid == vid
         ]
 
     async def idle(self, vid: str) -> None:
-        """Wait until nothing is being prepared for the volume *vid*."""
+        """Wait until the volume *vid* is not being prepared."""
         if vid in self._volumes:
-            await self._volumes[vid].idle()
+            await self._volumes[vid].preparation.idle()
 
-    def unlist(self, volume: ZfsVolume) -> None:
-        """*volume* was removed."""
-        self._volumes.pop(volume.vid, None)
+    def unlist(self, vid: str) -> None:
+        """Forget the volume *vid*, which was removed."""
+        self._volumes.pop(vid, None)
 
     @functools.cached_property
     def _listing(self) -> Listing:
@@ -370,15 +351,13 @@ class ZfsZvolPool(ZfsPool):
 
         :raises StoragePoolException: saying what is wrong with which option
         """
-        what = f"Cannot add the pool {self.name}"
         given = self._options
-        if (given["container"] is None) == (given["block_devices"] is None):
-            raise refusal(
-                what,
-                "give either container=<dataset> (in a zpool that exists) or"
-                " block_devices=<devices> (to make a zpool of)",
-            )
-        with told(what):
+        with told(f"Cannot add the pool {self.name}"):
+            if (given["container"] is None) == (given["block_devices"] is None):
+                raise Refused(
+                    "give either container=<dataset> (in a zpool that exists)"
+                    " or block_devices=<devices> (to make a zpool of)"
+                )
             try:
                 options.check(given)
                 if given["container"] is not None:
@@ -387,10 +366,10 @@ class ZfsZvolPool(ZfsPool):
                     naming.zpool_name(self.name)
                     devices = probe.split_devices(given["block_devices"])
             except ValueError as exc:
-                raise refusal(what, str(exc)) from exc
+                raise Refused(str(exc)) from exc
             self._check_version()
             if given["container"] is not None:
-                self.zpool_must_be_here(what)
+                self.zpool_must_be_here()
                 await claim.adopt(
                     self.name,
                     self.container,
@@ -398,7 +377,7 @@ class ZfsZvolPool(ZfsPool):
                     given["compression"],
                 )
             else:
-                await self._setup_zpool(devices, what)
+                await self._setup_zpool(devices)
             await self.set_dedup()
         self.note_zpool()
         return self
@@ -413,10 +392,9 @@ class ZfsZvolPool(ZfsPool):
                 lzc.module_version(),
             )
 
-    async def _setup_zpool(self, devices: list[str], what: str) -> None:
+    async def _setup_zpool(self, devices: list[str]) -> None:
         if commands.zpool_imported(self.name):
-            raise refusal(
-                what,
+            raise Refused(
                 f"there is a zpool {self.name} already; to put qubes on it,"
                 f" add the pool with container={self.name}",
             )

@@ -1,167 +1,176 @@
-"""A volume of a qube: its life, to be read like the table in doc/design.md.
+"""A volume of a qube, as qubesd sees it: start reading here.
 
-A volume is a set of generations (zvols) and one pointer.  Whatever replaces
-its content builds a new generation beside the current one and then moves the
-pointer, in one transaction group; so a verb that stops half-way leaves the
-volume as it was, and something for the janitor.
+Each operation is a guard, a call of a part, and its line in the journal.
 """
 
 import contextlib
-import inspect
 import logging
-import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator
 from typing import Any
 
-import qubes.exc
 import qubes.storage
+from qubes.storage import StoragePoolException
 
-from ..store import dates, messages, naming, options
-from ..store.container import Question, State
-from ..zfs import channel, commands, devices
-from ..zfs.errors import NotReadable, ZfsError
-from . import errors, halting
-from .errors import refusal, told
+from . import attributes, changes, halting, operations, transfer
+from .content import Content
+from .lifecycle import Lifecycle
+from .operations import Operation
+from .preparation import Preparation
 from .session import Session
-from .transfer import locked
+from .view import VolumeView
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-_BASE_OPTIONS = frozenset(
-    name
-    for name, parameter in inspect.signature(
-        qubes.storage.Volume.__init__
-    ).parameters.items()
-    if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
-)
 
-
-class Listed(dict[str, str]):
-    """Revisions as qubesd lists them, and the committed state besides.
-
-    qubesd answers a request for an id that is not listed with an empty
-    response. The committed state is listed while a stop is in progress, and not
-    any more if that stop made no revision of it. So a client can name it a
-    moment later; revert() then names the reason.
-
-    :ivar committed: id of the committed state; None if there is none
-    """
-
-    def __init__(self, listed: Mapping[str, str], committed: str | None):
-        super().__init__(listed)
-        self.committed = committed
-
-    def __contains__(self, revision: object) -> bool:
-        if revision is not None and revision == self.committed:
-            return True
-        return super().__contains__(revision)
-
-
-class Unreadable(dict[str, str]):
-    """What is listed instead of revisions that cannot be read.
-
-    An empty list would be untrue.  An exception would end ``qvm-volume list``,
-    which shows the volumes of all pools.  So the list has one entry, which is
-    no revision and says why.
-
-    qubesd passes an id on to revert() only if it is listed, and has no other
-    characters than these (core-admin after 4.3).  Each is said to be listed, so
-    that revert() refuses it and names the reason.
-    """
-
-    _UNSAFE = re.compile(r"[^A-Za-z0-9:._-]+")
-
-    def __init__(self, why: str) -> None:
-        line = self._UNSAFE.sub("_", f"unknown: {why}").strip("_")
-        super().__init__({line: qubes.storage.isodate(0)})
-
-    def __contains__(self, _: object) -> bool:
-        return True
-
-
-class ZfsVolume(Session):
+class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
     """One volume of a qube, on zvols.
 
-    =========  ======================  ==================  =================
-    verb       volatile                private             root of an AppVM
-    =========  ======================  ==================  =================
-    create     nothing                 zvol and @r1        nothing
-    start      fresh zvol              nothing             clone of source
-    stop       taken back to @s1       next revision       taken back to @s1
-    =========  ======================  ==================  =================
+    A volume is a set of generations (zvols) and one pointer.  An operation that
+    replaces the content builds a new generation and then moves the pointer, in
+    one transaction group.  An operation that is cut off leaves the volume as it
+    was, and a dataset that is garbage.
 
+    On disk, with the qubes root ``C/vm`` (``C`` in an encrypted pool):
+
+    ==================================  ======================================
+    ``C/vm/<qube>``                     a filesystem that is never mounted; its
+                                        property
+                                        ``qubes-storage-zfs:current.<volume>``
+                                        is the pointer
+    ``C/vm/<qube>/<volume>``            generation 0
+    ``C/vm/<qube>/<volume>.<n>``        generation n; also exports and imports
+    ``...@r<k>``                        committed state k: the newest is *the*
+                                        committed state, older ones are the
+                                        revisions
+    ``...@s1``                          a discarded volume as it was made
+    ==================================  ======================================
+
+    The operations, by ``snap_on_start`` and ``save_on_stop`` (a volume with both
+    is refused):
+
+    ============  ===================  ================  =====================
+    operation     neither (volatile)   save (private)    snap (root of AppVM)
+    ============  ===================  ================  =====================
+    create()      nothing              zvol and @r1      nothing
+    start()       reset to @s1 or new  nothing           reset to @s1 if that is
+                                                         the source's committed
+                                                         state; else new clone
+    stop()        nothing              next revision if  nothing
+                                       written to
+    after stop()  reset to @s1         nothing           as start()
+    export()      refused              device: clone of  refused
+                                       the committed
+                                       state
+    import, copy  refused              new generation;   refused
+                                       the content from
+                                       before becomes a
+                                       revision
+    revert()      refused              clone of the      refused
+                                       revision
+    remove()      all is destroyed     all is destroyed  all is destroyed
+    ============  ===================  ================  =====================
+
+    Attributes in qubes.xml besides those of core-admin:
+
+    ===========================  =======  ======================================
+    ``snap_on_start_forensics``  False    keep the clone made at start when the
+                                          qube stops, until its next start
+    ``revisions_to_keep``        pool's   -1: no revision and no committed
+                                          state, so no export of a running qube
+    ===========================  =======  ======================================
+
+    qubesd creates it through ZfsPool.init_volume(), also for a second set of
+    qubes when a backup is made.  Operations hold the lock of the volume.
+
+    :ivar qube: name of the qube that has it; None if the volume is only known
+        from the disk
+    :ivar app: its application object; None likewise
+    :ivar replaces: the object that qubesd had for this volume before
+    :ivar content: the volume on disk
+    :ivar lifecycle: what this process knows of its use
     """
+
+    qube: str | None = None
+    app: Any = None
+    replaces: "ZfsVolume | None" = None
 
     def __init__(
         self, *, snap_on_start_forensics: bool = False, **config: Any
     ) -> None:
-        base = {key: config[key] for key in config if key in _BASE_OPTIONS}
-        #: attributes of a newer driver, written back as they came
-        self._unknown = {
-            key: config[key] for key in config if key not in _BASE_OPTIONS
-        }
+        base, self._unknown = attributes.split(config)
         self.snap_on_start_forensics = snap_on_start_forensics
-        # core-admin 4.3 hands over every value but True as text
-        if base.get("ephemeral") == "False":
-            base["ephemeral"] = False
-        #: the last answers to what synchronous properties ask
-        self._answers: dict[Question, State] = {}
         super().__init__(**base)
+        self.content = Content(self, int(base.get("size", 0)))
+        self.lifecycle = Lifecycle(self.content)
+        self.preparation = Preparation(self.content, self.lifecycle)
+        self.imports = transfer.ImportSession(self.content)
+        self.exports = transfer.Exports(self.content)
+        parts = self.content, self.lifecycle, self.preparation, self.imports
+        self.session = Session(*parts)
+        self.changes = changes.Changes(*parts)
+        self.view = VolumeView(self.content, self.lifecycle)
 
-    # --- what and where
+    @contextlib.asynccontextmanager
+    async def operation(self, verb: str) -> AsyncIterator[Operation]:
+        """Run one operation; no other one of the volume runs then.
 
-    @property
-    def persistent(self) -> bool:
-        return bool(self.save_on_stop) and not self.snap_on_start
-
-    def _ask(self, *want: str, **asked: Any) -> State:
-        """Ask ZFS now, for a synchronous property.
-
-        If the zpool does not answer in time, or cannot be asked as it is, its
-        last answer to the same question is returned, marked as stale.
-
-        :param asked: as Question has it
-        :raises ZfsError: if there is none
-        :raises BadName: if the vid cannot be a name in ZFS
+        :param verb: for the message if it fails: "Cannot <verb> <vid> ..."
         """
-        question = Question(want, **asked)
-        try:
-            state = self.store.state_now(self.where, question)
-        except NotReadable:
-            if question not in self._answers:
-                raise
-            return replace(self._answers[question], stale=True)
-        self._answers[question] = state
-        return state
+        async with self._lock:
+            self.view.forget()
+            try:
+                if self.replaces is not None:
+                    await self.replaces.preparation.idle()
+                with self._reported(verb) as current:
+                    yield current
+            finally:
+                self.view.forget()
 
-    def _state_now(self, *want: str, **asked: Any) -> State | None:
-        """As _ask(); None if ZFS cannot be asked now, and never was."""
-        try:
-            state = self._ask(*want, **asked)
-        except (ZfsError, naming.BadName):
-            return None
-        return state if state.container else None
+    def _reported(
+        self, verb: str
+    ) -> contextlib.AbstractContextManager[Operation]:
+        title = f"{self.qube}:{self.name}" if self.qube else None
+        return operations.operation(verb, self.vid, self.pool.name, title)
 
-    @property
-    def dataset(self) -> str:
-        """The zvol that is, or will be, this volume's current generation."""
-        state = self._state_now()
-        return self.where.generation((state and state.current) or 0)
+    # --- for its parts, its pool and other volumes; see interface.py
 
-    @property
-    def path(self) -> str | None:
-        """The device node that a qube is given; None if ZFS cannot be asked
-        which one that is."""
-        number = self._given
-        if number is None:
-            number, _ = self._asked_if_changed()
-        if number is None:
-            return None
-        try:
-            return devices.link(self.where.generation(number))
-        except naming.BadName:
-            return None
+    where = property(lambda self: self.content.where)
+    store = property(lambda self: self.content.store)
+    generations = property(lambda self: self.content.generations)
+    commits = property(lambda self: self.lifecycle.commits)
+    is_prepared = property(lambda self: self.lifecycle.is_prepared)
+
+    def is_stopping(self) -> bool:
+        return self.lifecycle.is_stopping
+
+    def end_wait(self) -> None:
+        self.lifecycle.end_wait()
+
+    async def discard_prepared(self) -> None:
+        await self.preparation.discard_prepared()
+
+    async def exists(self) -> bool:
+        return (await self.content.state()).current is not None
+
+    @contextlib.asynccontextmanager
+    async def committed(self) -> AsyncIterator[str]:
+        """Return the snapshot that is the newest committed state.
+
+        :raises StoragePoolException: if there is none while the qube runs
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            with self._reported("read"):
+                snapshot = await stack.enter_async_context(
+                    self.content.committed()
+                )
+            yield snapshot
+
+    # --- what qubesd reads and sets; see view.py
+
+    dataset = property(lambda self: self.view.dataset)
+    path = property(lambda self: self.view.path)
+    usage = property(lambda self: self.view.usage)
+    revisions = property(lambda self: self.view.revisions())
 
     @property
     def revisions_to_keep(self) -> int:
@@ -169,277 +178,132 @@ class ZfsVolume(Session):
 
     @revisions_to_keep.setter
     def revisions_to_keep(self, value: Any) -> None:
-        """qubesd sets it to any number from -1 on; one that a channel program
-        cannot take would be found out only when the qube stops."""
-        try:
-            self._revisions_to_keep = options.parse_revisions(value)
-        except options.BadOption as exc:
-            raise qubes.exc.QubesValueError(errors.plain(str(exc))) from exc
+        self._revisions_to_keep = attributes.revisions(value)
 
     @property
     def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {**self._unknown, **super().config}
-        if self.snap_on_start_forensics:
-            config["snap_on_start_forensics"] = True
-        # as text: core-admin 4.3 writes no attribute that is False
-        if config.get("ephemeral") is False:
-            config["ephemeral"] = "False"
-        return config
+        return attributes.to_save(
+            super().config, self._unknown, self.snap_on_start_forensics
+        )
 
     @property
     def size(self) -> int:
-        """Bytes; what the verbs of this process made it, not asked of ZFS:
+        """Bytes, as the operations of this process made it; ZFS is not asked:
         qubesd reads it for every volume each time it writes qubes.xml."""
         if self.source is not None:
-            return int(self._session_size or self.source.size)
-        return int(self._size)
-
-    def _size_is_of_source(self) -> str:
-        source = self.source
-        name = f"{source.qube}:{source.name}" if source.qube else source.vid
-        return messages.SIZE_OF_SOURCE.format(source=name)
-
-    @property
-    def usage(self) -> int:
-        """Bytes of data in the volume before compression; for a clone made
-        at start, bytes that are its own."""
-        _, usage = self._asked_if_changed()
-        return usage
-
-    def _asked_if_changed(self) -> tuple[int | None, int]:
-        """The number of the current generation, or of the one that will be;
-        None if unknown. And its usage (bytes).
-
-        While its qube is halted only verbs change them; and qubesd is asked
-        about every volume once a minute, for the disk space widget.
-        """
-        in_use = self._in_use()
-        if self._known is not None and not in_use:
-            return self._known
-        kind = "used" if self.snap_on_start else "logicalreferenced"
-        state = self._state_now(kind)
-        if state is None:
-            return None, 0
-        if state.current is None:
-            return 0, 0
-        found = state.current, int(state.properties.get(kind, 0))
-        if not in_use and not state.stale:
-            self._known = found
-        return found
-
-    @property
-    def revisions(self) -> dict[str, str]:
-        """Older committed states, oldest first: id -> ISO date (UTC).
-
-        While the qube's stop is in progress the committed state is one of
-        them: the commit will make it one, and revert() waits for that.  Else
-        "qvm-volume revert" without a revision, which takes the newest that is
-        listed, would go back too far.
-
-        No date is earlier than that of a lower number; see dates.py.
-
-        If they cannot be read, one entry says why; see Unreadable.
-        """
-        if not self.save_on_stop:
-            return {}
-        try:
-            state = self._ask(revisions=True, dates=True)
-        except naming.BadName:
-            return {}
-        except ZfsError as exc:
-            return Unreadable(messages.reason(exc))
-        if not state.container:
-            container = self.pool.container
-            why = messages.CONTAINER_MISSING.format(dataset=container)
-            return Unreadable(why)
-        if self._commits_soon():
-            listed = state.revisions[-self.revisions_to_keep :]
-        else:
-            listed = state.revisions[:-1]
-        times = dates.rising(revision.creation for revision in listed)
-        committed = state.revisions[-1].id if state.revisions else None
-        return Listed(
-            {
-                revision.id: qubes.storage.isodate(seconds)
-                for revision, seconds in zip(listed, times, strict=True)
-            },
-            committed,
-        )
-
-    def _commits_soon(self) -> bool:
-        """Return whether a stop in progress makes another revision."""
-        keeps = self.revisions_to_keep > 0 and self._reset_to is None
-        return keeps and self.is_stopping() and not self._is_starting()
-
-    def committed_ids(self) -> list[str]:
-        """Ids of all revisions, the committed state's last; none if nothing
-        was ever written, or ZFS cannot be asked now."""
-        state = self._state_now(revisions=True)
-        if state is None or state.blank:
-            return []
-        return [item.id for item in state.revisions]
+            return int(self.lifecycle.session_size or self.source.size)
+        return self.content.size
 
     def is_dirty(self) -> bool:
-        if not self.save_on_stop:
-            return False
-        if self.is_running():
-            return True
-        state = self._state_now(revisions=True)
-        if state is None or self.snapshots_disabled:
-            return False
-        return state.dirty
+        return self.view.is_dirty()
 
     def is_outdated(self) -> bool:
-        """Whether the source was committed since the qube started."""
-        if not self.snap_on_start or not self._in_use():
-            return False
-        state = self._state_now(source=self._source)
-        return state is not None and state.fresh is False
+        return self.view.is_outdated()
+
+    def is_running(self) -> bool:
+        """Return whether a qube uses the volume.
+
+        qubesd notes it in a file, which it removes when all volumes of the
+        qube have been stopped; this one is not in use any more when its own
+        stop() has ended.
+        """
+        return not self.lifecycle.phase.is_halted and bool(super().is_running())
+
+    # --- operations
 
     async def verify(self) -> bool:
-        what = self._cannot("use")
-        with told(what):
-            state = await self._state()
-            if self.snap_on_start:
-                # pylint: disable=protected-access
-                source = await self.source._state()
-                if source.current is None:
-                    why = messages.MISSING_SOURCE.format(source=self.source.vid)
-                    raise refusal(what, why)
-            elif self.save_on_stop:
-                self._must_exist(state, what)
+        with self._reported("use"):
+            await self.content.verify()
         return True
 
-    # --- the lifecycle
-
-    @locked
     async def create(self) -> "ZfsVolume":
-        what = self._cannot("create")
-        if self.snap_on_start and self.save_on_stop:
-            raise refusal(what, messages.BOTH_KINDS)
-        with told(what):
-            if not self.persistent:
-                naming.volume_name(self.pool.home, self.vid)
-                return self
-            await self._begin()
-            state = await self._state_to_open(revisions=True)
-            if state.current is not None:
-                # whether nothing was written to it
-                await self.store.measure_beside(self.where)
-                state = await self._state_to_open(revisions=True)
-            if state.blank and not self.is_running():
-                # qubesd was killed after this, before it wrote qubes.xml
-                await self.generations.forget()
-                state = await self._state(counted=True)
-            elif state.current is not None:
-                # qubesd now stops and removes what it could not create
-                self._not_ours = True
-                dataset = self.where.dataset
-                why = messages.VOLUME_EXISTS.format(dataset=dataset)
-                raise refusal(what, why)
-            await self._adopt_blank(what, state, keep=self.revisions_to_keep)
+        async with self.operation("create") as operation:
+            await self.changes.create(operation)
         return self
 
-    @locked
     async def remove(self) -> "ZfsVolume":
-        with told(self._cannot("remove")):
-            with channel.together(self._qube_key):
-                await self.pool.first_use()
-                self._let_go_of_import()
-                state = await self._state()
-                self._ready, self._due, self._given = False, False, None
-                if state.qube and self._owns(state):
-                    await self.generations.forget()
-            await self._outdate_clones()
-            self.pool.unlist(self)
+        async with self.operation("remove") as operation:
+            await self.session.remove(operation)
         return self
 
-    # --- going back, and growing
+    async def start(self) -> "ZfsVolume":
+        """Give the volume to its qube.
 
-    @halting.after_stop
-    @locked
+        A source whose qube has just ended is committed first, so that the
+        clone is of its newest state.
+        """
+        await halting.stopped(self.source)
+        async with self.operation("start") as operation:
+            await self.session.start(operation)
+        return self
+
+    async def stop(self) -> "ZfsVolume":
+        """Commit or discard; called for every halted qube at qubesd's start,
+        for volumes that never were and before every removal.
+
+        It does not raise: an exception here would keep qubesd from removing any
+        volume of the qube, and no user would see it.  Nothing is lost by it:
+        what was not committed stays, and the next stop() or start() continues.
+        """
+        try:
+            async with self.operation("stop") as operation:
+                await self.session.stop(operation)
+        except StoragePoolException as exc:
+            LOG.error("%s", exc)
+        return self
+
     async def revert(self, revision: str | None = None) -> "ZfsVolume":
-        """Go back to a revision; what is left behind becomes one itself.
-
-        :param revision: an id from :py:attr:`revisions`; None: the newest
-        """
-        what = self._cannot("revert")
-        with told(what):
-            self._must_be_halted(what)
-            await self._begin()
-            await self._end_abandoned_import(what)
-            state = await self._state_to_open(revisions=True)
-            self._must_exist(state, what)
-            older = {item.id: item for item in state.revisions[:-1]}
-            if revision is None:
-                if not older:
-                    raise refusal(what, messages.NO_REVISIONS)
-                revision = list(older)[-1]
-            naming.revision_number(str(revision))
-            if revision not in older:
-                is_current = revision in {x.id for x in state.revisions}
-                template = (
-                    messages.REVISION_IS_CURRENT
-                    if is_current
-                    else messages.NO_REVISION
-                )
-                why = template.format(revision=revision)
-                raise refusal(what, why)
-            snapshot = older[revision].snapshot
-            await self.generations.adopt_clone(
-                lambda: contextlib.nullcontext(snapshot), state, promote=True
-            )
-            await self._learn_size()
-            await self._outdate_clones()
+        """:param revision: an id from :py:attr:`revisions`; None: the newest"""
+        await halting.stopped(self)
+        async with self.operation("revert") as operation:
+            await self.changes.revert(operation, revision)
         return self
 
-    @halting.after_stop
-    @locked
     async def resize(self, size: int) -> "ZfsVolume":
-        """Make the volume *size* bytes large, rounded up to its blocks.
-
-        Shrinking cuts off the end; the committed state from before stays as
-        a revision (if the volume keeps any).  A clone made at start has its
-        source's size; while its qube runs it can grow, until the qube stops.
-
-        :param size: bytes
-        :raises StoragePoolException: if the volume cannot have that size now
-        """
-        what = self._cannot("resize")
-        if not self.rw:
-            raise refusal(what, messages.READ_ONLY)
-        if self.source is not None and not self._in_use():
-            raise refusal(what, self._size_is_of_source())
-        with told(what):
-            self._rounded(size, what)
-            await self._begin()
-            keep = self.revisions_to_keep
-            running = self._in_use()
-            state = await self._state_to_open(
-                "volsize", "volblocksize", revisions=True
-            )
-            block = int(state.properties.get("volblocksize", 0))
-            size = self._rounded(size, what, block)
-            if not self.save_on_stop and (state.current is None or not running):
-                # the next start makes one of that size
-                self._size = size
-                return self
-            current = self._must_exist(state, what)
-            before = int(state.properties["volsize"])
-            if size < before and self.is_running():
-                raise refusal(what, messages.SHRINK_RUNNING)
-            halted = self.save_on_stop and not self.is_running()
-            if size < before and halted and keep > 0:
-                await self.generations.commit(keep)
-            if size != before:
-                dataset = self.where.generation(current)
-                await commands.set_property(dataset, "volsize", str(size))
-            # it has that size, even if it cannot be committed now
-            if self.source is not None:
-                self._session_size = size
-                return self
-            self._size = size
-            if halted and keep >= 0:
-                await self.generations.commit(keep)
-                await self._outdate_clones()
+        """:param size: bytes; rounded up to whole blocks"""
+        await halting.stopped(self)
+        async with self.operation("resize") as operation:
+            await self.changes.resize(operation, size)
         return self
+
+    async def export(self) -> str:
+        """Return a device with the newest committed state; the caller's own."""
+        self._must_save("keeps nothing that could be exported")
+        await halting.stopped(self)
+        with self._reported("export") as operation:
+            return await self.exports.begin(operation)
+
+    async def export_end(self, path: str) -> None:
+        with self._reported("end the export of") as operation:
+            await self.exports.end(operation, path)
+
+    async def import_data(self, size: int) -> str:
+        """Return a zeroed device for the new content.
+
+        :param size: bytes; rounded up to whole blocks
+        """
+        self._must_save("keeps nothing, so nothing can be imported")
+        await halting.stopped(self)
+        async with self.operation("import into") as operation:
+            self.lifecycle.must_be_halted()
+            return await self.imports.begin(operation, size)
+
+    async def import_data_end(self, success: bool) -> "ZfsVolume":
+        async with self.operation("finish the import into") as operation:
+            await self.changes.end_import(operation, success)
+        return self
+
+    async def import_volume(
+        self, src_volume: qubes.storage.Volume
+    ) -> "ZfsVolume":
+        """Take over the newest committed state of another volume."""
+        await halting.stopped(self, src_volume)
+        if src_volume.save_on_stop and self.save_on_stop:
+            async with self.operation(f"copy {src_volume.vid} to") as operation:
+                await self.changes.take_over(operation, src_volume)
+        return self
+
+    def _must_save(self, why: str) -> None:
+        """:raises NotImplementedError: for a volume whose content is discarded"""
+        if not self.save_on_stop:
+            raise NotImplementedError(f"{self.vid} {why}")

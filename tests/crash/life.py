@@ -154,7 +154,7 @@ class Life(Admin):
 
     async def create(self, vid: str) -> bool:
         volume = self.volumes[vid]
-        after = self.model[vid].created(Content("", int(volume._size)))
+        after = self.model[vid].created(Content("", volume.content.size))
         return await self.attempt(vid, volume.create, after)
 
     async def start(self, qube: str) -> None:

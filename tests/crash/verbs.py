@@ -44,7 +44,7 @@ async def _end(world: World, vid: str) -> None:
 
 async def _make(world: World, vid: str) -> None:
     volume = world.volumes[vid]
-    created = world.model[vid].created(Content("", int(volume._size)))
+    created = world.model[vid].created(Content("", volume.content.size))
     await _step(world, vid, created, volume.create)
 
 
@@ -265,7 +265,7 @@ async def at_rest(world: World) -> Dump:
         await _drop(world, "new/private")
     for vid in "tmpl/root", "src/private", "app/private":
         if world.model[vid].current is None:
-            world.volumes[vid]._size = 4 * MIB
+            world.volumes[vid].content.size = 4 * MIB
             await _make(world, vid)
             await world.check_volume(vid)
             await _session(world, vid)

@@ -176,7 +176,7 @@ class World:
     def lose_memory(self, machine: bool) -> None:
         """qubesd died, or with it the whole machine."""
         for vid, volume in self.volumes.items():
-            self.sizes[vid] = int(volume._size)
+            self.sizes[vid] = volume.content.size
         runtime.of(Containers).leave(self.pool.container, self.pool.home)
         if machine:
             for qube in list(self.running):

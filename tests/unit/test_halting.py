@@ -71,7 +71,7 @@ def test_the_next_stop_is_awaited_again(stale, monkeypatch):
     async def refuse():
         raise OSError("not here")
 
-    monkeypatch.setattr(stale, "_commit_or_discard", refuse)
+    monkeypatch.setattr(stale.pool, "first_use", refuse)
     asyncio.run(stale.stop())
     assert stale.is_stopping()
     assert waits(stale) >= halting.LIMIT

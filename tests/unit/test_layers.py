@@ -71,3 +71,21 @@ def test_one_module_imports_libzfs_core():
         if '"libzfs_core"' in path.read_text("utf-8")
     }
     assert users == {"zfs.lzc"}
+
+
+def test_no_import_cycle():
+    graph = {name_of(path): imports(path)[0] for path in MODULES}
+    finished, open_now = set(), []
+
+    def visit(name):
+        assert name not in open_now, [*open_now, name]
+        if name in finished:
+            return
+        open_now.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        open_now.pop()
+        finished.add(name)
+
+    for name in sorted(graph):
+        visit(name)

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from qubes_storage_zfs.driver.transfer import Transfer
+from qubes_storage_zfs.driver import transfer
 from qubes_storage_zfs.zfs import devices
 
 from ..support.background import afterwards
@@ -346,7 +346,7 @@ def stage(zpool):
 def test_cancelled_at_every_wait(stage, monkeypatch, patience, kind, visible):
     lab, sources, numbers = stage
     if kind is ImportVolumeByCopy:
-        monkeypatch.setattr(Transfer, "_clonable", never)
+        monkeypatch.setattr(transfer, "is_clonable", never)
     uncut, struck = Cut(), Counter()
 
     def make():

@@ -3,7 +3,7 @@
 import pytest
 from qubes.storage import StoragePoolException
 
-from qubes_storage_zfs.driver.volume import Unreadable
+from qubes_storage_zfs.driver.view import Unreadable
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import keys
 

@@ -34,7 +34,7 @@ def live(lab, *volumes):
 def prepare(lab, *volumes):
     async def begun():
         for volume in volumes:
-            volume.prepare()
+            volume.preparation.request()
 
     lab.run(begun())
 

@@ -1,0 +1,255 @@
+"""The content of one volume on disk, and what must hold before it is used.
+
+All other parts of a volume ask ZFS through this: it knows the volume's names,
+checks that the container is the pool's, and refuses what is not allowed.
+"""
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ..store import messages, naming, policy
+from ..store.container import Container, State
+from ..store.generations import Generations
+from ..store.messages import Refused
+from ..store.naming import VolumeName
+from ..zfs.errors import ReadOnlyDataset
+from . import features
+from .interface import Pool, Volume
+
+
+class Content:
+    """The content of one volume.
+
+    The volume creates it, and has it as long as it exists.  Methods that change
+    something are called within an operation of the volume.
+
+    :ivar volume: the volume
+    :ivar size: bytes of the volume on disk; of a volume whose content is
+        discarded, of the next that is made.  Not read from ZFS when qubesd asks
+    """
+
+    def __init__(self, volume: Volume, size: int) -> None:
+        self.volume = volume
+        self.size = size
+        self._generations: Generations | None = None
+
+    # --- names and settings
+
+    @property
+    def pool(self) -> Pool:
+        """The pool of the volume."""
+        return self.volume.pool
+
+    @property
+    def store(self) -> Container:
+        """The container of the pool."""
+        return self.volume.pool.store
+
+    @functools.cached_property
+    def where(self) -> VolumeName:
+        """The volume's names in ZFS.
+
+        :raises BadName: if the vid cannot be a name in ZFS
+        """
+        return naming.volume_name(self.pool.home, self.volume.vid)
+
+    @property
+    def generations(self) -> Generations:
+        """The operations on the volume's generations.
+
+        Made again only if the feature of the qube names another revision.
+
+        :raises BadName: if the vid cannot be a name in ZFS
+        """
+        pinned = self._pinned
+        if self._generations is None or self._generations.pinned != pinned:
+            self._generations = Generations(
+                self.where, self.store, self.pool.zpool, pinned
+            )
+        return self._generations
+
+    @property
+    def vm(self) -> Any:
+        """The qube, as qubesd has it; None if no qube has the volume."""
+        try:
+            return self.volume.app.domains[self.volume.qube]
+        except (AttributeError, KeyError, TypeError):
+            return None
+
+    @property
+    def reset_to(self) -> str | None:
+        """What the volume is reset to at each start, as the qube's feature
+        says: a revision or features.BLANK; None: it is not reset."""
+        return features.reset_to(self.vm, self.volume.name)
+
+    @property
+    def _pinned(self) -> int | None:
+        """The number of that revision."""
+        revision = self.reset_to
+        if revision in (None, features.BLANK):
+            return None
+        return naming.revision_number(str(revision))
+
+    @property
+    def blocksize(self) -> int:
+        """Bytes; of the generations that are made from now on."""
+        wanted = features.wanted(self.vm, self.volume.name)
+        return int(wanted.get(features.VOLBLOCKSIZE, self.pool.blocksize))
+
+    @property
+    def source(self) -> VolumeName | None:
+        """The names of the source; None if there is none."""
+        source = self.volume.source
+        return source.where if source is not None else None
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What a discarded volume would be made from now, as Question has it."""
+        return {
+            "size": self.made_by(self.in_blocks(self.volume.size)),
+            "source": self.source,
+        }
+
+    def made_by(self, size: int) -> str:
+        """Return the text for all that a blank volume of *size* depends on."""
+        block = self.blocksize
+        return f"{size}/{block}" if block != self.pool.blocksize else str(size)
+
+    # --- sizes
+
+    def in_blocks(self, size: int, block: int = 0) -> int:
+        """Return *size* in bytes, rounded up to whole blocks, one at least."""
+        block = max(block, self.blocksize)
+        return max(1, -(-size // block)) * block
+
+    def rounded(self, size: Any, block: int = 0) -> int:
+        """Check a size from a client, and round it up as in_blocks() does.
+
+        :raises Refused: if it is not a size
+        """
+        try:
+            number = int(size)
+        except (TypeError, ValueError, OverflowError):
+            number = -1
+        if not 0 <= number <= 1 << 60:
+            raise Refused(messages.BAD_SIZE, size=size)
+        return self.in_blocks(number, block)
+
+    async def learn_size(self) -> None:
+        """Read the size from ZFS after the content was replaced."""
+        state = await self.state("volsize")
+        self.size = int(state.properties["volsize"])
+
+    async def data_bytes(self) -> int:
+        """Return the bytes of data before compression, 0 if there is no volume.
+
+        :raises ZfsError: if ZFS cannot be asked
+        """
+        name = "logicalreferenced"
+        state = await self.generations.state(name)
+        return int(state.properties.get(name, 0))
+
+    # --- asking, and what must hold
+
+    async def unlock(self) -> None:
+        """Start an operation that a user waits for: load the key if needed."""
+        await self.pool.must_be_allowed()
+        await self.pool.unlock(self.volume.qube, self.volume.app)
+        await self.pool.first_use()
+
+    async def state(self, *want: str, **asked: Any) -> State:
+        """Ask ZFS, and make sure that the answer is about our container.
+
+        :param asked: as Question has it
+        :raises StoragePoolException: if the container is missing or is not
+            this pool's
+        """
+        state = await self.generations.state(*want, **asked)
+        self.pool.check_container(state)
+        return state
+
+    async def state_to_open(self, *want: str, **asked: Any) -> State:
+        """Ask as state(), before the volume is opened or handed out.
+
+        A property may have been changed since the pool was checked.
+
+        :raises NotAllowed: if the volume, or the dataset that a new generation
+            inherits from, has a property that is not allowed
+        :raises ReadOnlyDataset: if it is readonly=on, and is to be written to
+        """
+        asked.update(checked=True, writable=bool(self.volume.rw))
+        state = await self.state(*want, **asked)
+        if state.wrong is not None:
+            raise policy.NotAllowed(self.pool.home, state.wrong)
+        if state.read_only_by is not None:
+            raise ReadOnlyDataset(state.read_only_by)
+        return state
+
+    def must_exist(self, state: State) -> int:
+        """Return the number of the current generation.
+
+        :raises Refused: if there is none
+        """
+        if state.current is None:
+            dataset = self.where.dataset
+            raise Refused(messages.MISSING_VOLUME, dataset=dataset)
+        return state.current
+
+    async def verify(self) -> None:
+        """:raises Refused: if what the next start needs is missing"""
+        state = await self.state()
+        source = self.volume.source
+        if source is not None:
+            if not await source.exists():
+                raise Refused(messages.MISSING_SOURCE, source=source.vid)
+        elif self.volume.save_on_stop:
+            self.must_exist(state)
+
+    # --- making and reading
+
+    async def make_blank(
+        self, size: Any, state: State, lasting: bool
+    ) -> tuple[int, str]:
+        """Make an empty generation, reserved; return number and dataset.
+
+        :param size: bytes
+        :param lasting: as Generations.blank() has it
+        """
+        return await self.generations.blank(
+            self.rounded(size), self.blocksize, state, lasting
+        )
+
+    @contextlib.asynccontextmanager
+    async def committed(self) -> AsyncIterator[str]:
+        """Return the snapshot that is the newest committed state.
+
+        :raises Refused: if there is none while the qube runs
+        """
+        await self.pool.must_be_allowed()
+        state = await self.state()
+        self.must_exist(state)
+        if self.volume.snapshots_disabled:
+            if self.volume.is_running():
+                raise Refused(messages.SNAPSHOTS_DISABLED)
+            async with self.generations.frozen() as snapshot:
+                yield snapshot
+            return
+        yield state.committed or await self._newest_revision()
+
+    async def _newest_revision(self) -> str:
+        """Return the newest revision on disk, or commit one.
+
+        The property that names the committed state is missing on volumes of
+        older versions, or names a snapshot that was destroyed by hand.
+
+        :raises Refused: if there is still none
+        """
+        state = await self.state(revisions=True)
+        if not state.revisions:
+            await self.generations.commit(self.volume.revisions_to_keep)
+            state = await self.state(revisions=True)
+        if not state.revisions:
+            raise Refused(messages.NO_REVISIONS)
+        return state.revisions[-1].snapshot

@@ -1,0 +1,230 @@
+"""Between a stop and a start: the next start is prepared, or what was prepared
+is destroyed.
+
+A volume whose content is discarded is reset after its stop to what it was when
+it was made.  The next start finds it as fresh as a new one, and waits for
+nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from qubes.storage import StoragePoolException
+
+from ..store import policy
+from ..zfs import channel, devices
+from ..zfs.errors import Busy, Failure, Locked, NotFound, ZfsError
+from . import halting, reset
+from .content import Content
+from .interface import Volume
+from .lifecycle import Lifecycle
+from .operations import Operation, batch
+from .phases import Event, Phase
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+
+class Preparation:
+    """The preparation of a volume for its next start.
+
+    The volume creates it once.  It runs in a task of its own, as an operation
+    of the volume, so that a start comes before it or waits for it.
+    """
+
+    def __init__(self, content: Content, lifecycle: Lifecycle) -> None:
+        self._content = content
+        self._volume: Volume = content.volume
+        self._lifecycle = lifecycle
+        self._task: asyncio.Task[None] | None = None
+
+    # --- what decides
+
+    @property
+    def batch_key(self) -> str:
+        """The same for all volumes of a qube in a pool, whatever their names
+        on disk."""
+        volume = self._volume
+        return f"{volume.pool.home} {volume.qube or volume.vid}"
+
+    def commits_of_source(self) -> int:
+        source = self._volume.source
+        return source.commits if source is not None else 0
+
+    def has_next_start(self) -> bool:
+        """Whether what is made now can be what the next start needs."""
+        source = self._volume.source
+        if source is not None and source.snapshots_disabled:
+            # ZFS cannot tell whether a clone is of its present content
+            return False
+        return not self._is_disposable()
+
+    def _is_disposable(self) -> bool:
+        """Whether qubesd removes the qube when it has stopped."""
+        return bool(getattr(self._content.vm, "auto_cleanup", False))
+
+    def is_kept_for_forensics(self) -> bool:
+        volume = self._volume
+        return bool(volume.snap_on_start) and (
+            volume.snap_on_start_forensics or volume.pool.forensics
+        )
+
+    # --- preparing
+
+    def request(self) -> None:
+        """Prepare the next start, if the content of the volume is discarded.
+
+        It is made when the qube's operations in progress have ended, and no
+        operation waits for it.  An operation that comes first finds the volume
+        as it was.
+        """
+        saves = self._volume.save_on_stop or self.is_kept_for_forensics()
+        if not saves and self._is_halted() and self.has_next_start():
+            self._lifecycle.fire(Event.PREPARE)
+            self.run_later()
+
+    def _is_halted(self) -> bool:
+        gone = self._lifecycle.phase in (Phase.FOREIGN, Phase.REMOVED)
+        return not gone and not self._lifecycle.in_use
+
+    def follow_source(self) -> None:
+        """The volume has another source: prepare it again, or have what was
+        prepared of the former one destroyed."""
+        if not self.is_kept_for_forensics():
+            self._task = asyncio.create_task(
+                self._follow_source(), name=f"prepare {self._volume.vid}"
+            )
+
+    async def _follow_source(self) -> None:
+        await halting.stopped(self._volume)
+        if self._is_halted():
+            self._lifecycle.fire(Event.PREPARE)
+            await self._run()
+
+    async def idle(self) -> None:
+        """Wait until nothing is being prepared."""
+        if self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+
+    def run_later(self) -> None:
+        # the loop alone would not keep it from being collected
+        self._task = asyncio.create_task(
+            self._run(), name=f"prepare {self._volume.vid}"
+        )
+
+    async def _run(self) -> None:
+        await channel.over(self.batch_key)
+        with batch(f"next start of {self.batch_key}"):
+            try:
+                async with self._volume.operation("prepare") as operation:
+                    await self._prepare_now(operation)
+            except StoragePoolException as exc:
+                LOG.warning("%s", exc)
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Fire the events around an attempt, however it ends."""
+        self._lifecycle.fire(Event.PREPARING)
+        try:
+            yield
+        finally:
+            if self._lifecycle.phase is Phase.PREPARING:
+                self._lifecycle.fire(Event.DISCARDED)
+
+    async def _prepare_now(self, operation: Operation) -> None:
+        if self._lifecycle.phase is not Phase.TO_PREPARE:
+            return
+        successor = self._successor()
+        with self._attempt():
+            await self._volume.pool.first_use()
+            if successor is not None:
+                await self._leave_to(successor)
+            elif await self._can_be_prepared():
+                await self._make_next(operation)
+            else:
+                await self._discard()
+
+    def _successor(self) -> Any:
+        """Return the volume that the qube has instead of this one; qubesd makes
+        it when the qube gets another template.  None if the qube has this one.
+        """
+        volumes = getattr(self._content.vm, "volumes", None) or {}
+        other = volumes.get(self._volume.name)
+        return None if other is self._volume else other
+
+    async def _leave_to(self, successor: Any) -> None:
+        place = successor.pool.name, successor.vid
+        if place != (self._volume.pool.name, self._volume.vid):
+            await self._content.generations.forget(discarded=True)
+
+    async def _can_be_prepared(self) -> bool:
+        """Whether the key is loaded (the user is not asked for it), and what is
+        on disk is allowed."""
+        try:
+            await self._volume.pool.must_be_allowed()
+            await self._volume.pool.must_be_unlocked()
+        except (Locked, policy.Refused):
+            return False
+        return self.has_next_start()
+
+    async def _discard(self) -> None:
+        """Discard the content, and make nothing instead."""
+        content = self._content
+        state = await content.state()
+        if state.current is None or not self._lifecycle.owns(state):
+            return
+        try:
+            await content.generations.reset(**content.made_from)
+        except (Busy, NotFound) as exc:
+            LOG.info("%s is destroyed: %s", self._volume.vid, exc)
+            await content.generations.forget()
+
+    async def _make_next(self, operation: Operation) -> None:
+        content, commits = self._content, self.commits_of_source()
+        try:
+            current = await reset.start_discarded(content, False)
+            dataset = content.where.generation(current)
+            with content.store.held(dataset):
+                await devices.wait_for_link(dataset)
+        except (ZfsError, OSError, StoragePoolException, Failure):
+            if self._lifecycle.owns(await content.state()):
+                await content.generations.forget()
+            raise
+        self._lifecycle.fire(Event.PREPARED)
+        operation.note(f"prepared generation {current}")
+        if commits != self.commits_of_source():
+            # it was not prepared yet when the source looked
+            await self._discard_if_prepared()
+
+    # --- a source and its clones
+
+    async def note_commit(self) -> None:
+        """Note that the committed state has become another one.
+
+        Clones of an older one that were prepared will not be used, and would
+        keep space that is freed else.
+        """
+        self._lifecycle.commits += 1
+        clones = self._volume.pool.clones_of(self._volume.vid)
+        prepared = [clone for clone in clones if clone.is_prepared]
+        await asyncio.gather(*(clone.discard_prepared() for clone in prepared))
+
+    async def discard_prepared(self) -> None:
+        """Destroy what is prepared: the source has another committed state."""
+        source = self._volume.source
+        assert source is not None
+        key = f"{source.vid} of {self._volume.pool.home}"
+        async with self._volume.operation("prepare"):
+            try:
+                with batch(key):
+                    await self._discard_if_prepared()
+            except ZfsError as exc:
+                # its next stop() finds what stays
+                LOG.warning("%s: %s", self._volume.vid, exc)
+
+    async def _discard_if_prepared(self) -> None:
+        if self._lifecycle.phase is Phase.PREPARED:
+            self._lifecycle.fire(Event.DISCARDED)
+            await self._content.generations.forget()

@@ -1,0 +1,132 @@
+"""How a volume is reset for a start, and set up as the qube's features say.
+
+A volume whose content is discarded is reset at each start.  The feature
+``zfs.reset-on-start`` names volumes whose content is saved and that start from a
+revision, or blank, each time.  Other features set properties of ZFS on a volume.
+"""
+
+import contextlib
+import logging
+from typing import Any
+
+from ..store import messages, naming
+from ..store.container import State
+from ..store.messages import Refused
+from ..zfs import commands, devices, lzc
+from ..zfs.errors import Busy, NotFound
+from . import features
+from .content import Content
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+
+async def tune(content: Content, number: int, before: str | None) -> int:
+    """Set the properties that the qube's features name on a generation.
+
+    :param number: of the generation
+    :param before: the properties that features set on it, as State.tuned
+    :return: the number
+    """
+    name = content.volume.name
+    wanted = features.wanted(content.vm, name)
+    wanted.pop(features.VOLBLOCKSIZE, None)
+    after = " ".join(f"{key}={value}" for key, value in wanted.items())
+    if after == (before or ""):
+        return number
+    dataset = content.where.generation(number)
+    for word in (before or "").split():
+        key = word.partition("=")[0]
+        if key in features.EVER_SET and key not in wanted:
+            await commands.inherit(dataset, key)
+    if wanted:
+        mark = {naming.TUNED: after}
+        await commands.set_properties(dataset, {**wanted, **mark})
+    else:
+        await commands.inherit(dataset, naming.TUNED)
+    return number
+
+
+async def adopt_blank(content: Content, state: State, **how: Any) -> int:
+    """Make an empty generation and the current one of it.
+
+    :param state: of the volume, with the numbers of its generations
+    :param how: as Generations.adopt() takes it
+    :return: its number
+    """
+    number, _ = await content.make_blank(content.size, state, False)
+    await content.generations.adopt(number, **how)
+    content.size = content.rounded(content.size)
+    return await tune(content, number, None)
+
+
+def _is_begun(state: State, wanted: str) -> bool:
+    """Whether a volume that is reset at each start was, and not written to."""
+    newest = state.revisions[-1].number if state.revisions else None
+    begun = state.begun_from == wanted and state.begun is not None
+    return begun and state.begun == newest and not state.dirty
+
+
+async def start_again(content: Content, wanted: str) -> tuple[int, bool]:
+    """Start from a copy of a revision, or from a blank volume.
+
+    The content that the qube left stays as a revision.
+
+    :param wanted: id of the revision, or features.BLANK
+    :return: number of the generation, and whether it was made now
+    :raises Refused: if there is no such revision
+    """
+    state = await content.state_to_open(revisions=True, tuned=True)
+    current = content.must_exist(state)
+    if _is_begun(state, wanted):
+        # ZFS may not report yet what was written lately
+        async with devices.flushed(content.where.generation(current)):
+            await lzc.sync(content.pool.zpool)
+        state = await content.state(revisions=True, tuned=True)
+    if _is_begun(state, wanted):
+        return await tune(content, current, state.tuned), False
+    volume = content.volume
+    how: dict[str, Any] = {
+        "keep": volume.revisions_to_keep,
+        "begun_from": wanted,
+    }
+    if wanted == features.BLANK:
+        return await adopt_blank(content, state, **how), True
+    snapshots = {item.id: item.snapshot for item in state.revisions}
+    if wanted not in snapshots:
+        raise Refused(
+            messages.NOTHING_TO_RESET_TO,
+            revision=wanted,
+            qube=volume.qube,
+            volume=volume.name,
+        )
+    number = await content.generations.adopt_clone(
+        lambda: contextlib.nullcontext(snapshots[wanted]), state, **how
+    )
+    return await tune(content, number, None), True
+
+
+async def start_discarded(content: Content, is_prepared: bool) -> int:
+    """Start a volume whose content is discarded; return the generation's number.
+
+    :param is_prepared: whether the current generation was reset
+    """
+    volume, source = content.volume, content.volume.source
+    size = content.rounded(volume.size)
+    state = await content.state_to_open(
+        counted=True, tuned=True, **content.made_from
+    )
+    if state.usable and state.current is not None:
+        try:
+            if not is_prepared or state.touched:
+                await content.generations.reset(**content.made_from)
+            return await tune(content, state.current, state.tuned)
+        except (Busy, NotFound) as exc:
+            LOG.info("%s is made again: %s", volume.vid, exc)
+            state = await content.state(counted=True)
+    how: dict[str, Any] = {"scratch": True, "size": content.made_by(size)}
+    if source is not None:
+        number = await content.generations.adopt_clone(
+            source.committed, state, **how
+        )
+        return await tune(content, number, None)
+    return await adopt_blank(content, state, **how)
