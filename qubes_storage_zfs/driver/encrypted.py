@@ -38,7 +38,20 @@ ADOPT_BY_HAND = (
 
 
 class ZfsEncryptedPool(ZfsPool):
-    """Qubes on zvols below an encryption root of the pool's own."""
+    """Driver ``zfs_encrypted``: volumes below an encryption root of the pool.
+
+    Container and qubes root are ``<zpool_name>/encryption/<pool>``.  The key is
+    loaded when a qube starts, and unloaded when no volume needs it.  Options
+    besides those of ZfsPool, of which ``ephemeral_volatile`` is True here:
+
+    =======================  =======  =======================================
+    ``zpool_name``           needed   zpool or dataset, not encrypted itself
+    ``ask_password_domain``  none     qube that asks; else default_guivm, dom0
+    ``unload_timeout``       1200     seconds without use; 0: at once, -1: never
+    ``opaque_names``         False    random names in ZFS instead of the qubes'
+    ``pbkdf2iters``          350000   100000 to 100000000
+    =======================  =======  =======================================
+    """
 
     driver = "zfs_encrypted"
     is_encrypted = True

@@ -36,10 +36,24 @@ WANTED_OPENZFS = (2, 3, 3)
 
 
 class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
-    """What the pools of this package share.
+    """The common part of the pools of this package.
 
-    :ivar container: the dataset that is the pool
-    :ivar home: the dataset below which the qubes' datasets are
+    ZfsVolume describes what a volume is on disk and what each operation does.
+    Options of all pools; qvm-pool sets the first two later, too:
+
+    ===========================  =======  ===================================
+    ``revisions_to_keep``        2        old states of each volume; -1: none,
+                                          and no snapshots
+    ``ephemeral_volatile``       False    volatile volumes have a throw-away key
+    ``volblocksize``             16k      block size of new volumes
+    ``compression``              (lz4)    as the container has it
+    ``dedup``                    (off)    ``on-for-ever`` or ``off``
+    ``snap_on_start_forensics``  False    keep clones made at start after stop
+    ``tag_qubes``                True     qubes have the tag zfs-pool-<pool>
+    ===========================  =======  ===================================
+
+    :ivar container: the dataset that the pool owns, marked with its name
+    :ivar home: the qubes root: the dataset below which the qubes' datasets are
     """
 
     driver: str
@@ -309,7 +323,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
 
 class ZfsZvolPool(ZfsPool):
-    """Qubes on zvols of a zpool made from block devices, or in a dataset."""
+    """Driver ``zfs_zvol``: volumes below ``C/vm``.
+
+    The container ``C`` is the dataset of ``container``, or a new zpool with the
+    name of the pool on the empty devices of ``block_devices``.  Exactly one of
+    these options is needed; neither has a default.
+    """
 
     driver = "zfs_zvol"
 

@@ -32,52 +32,39 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
 
     On disk, with the qubes root ``C/vm`` (``C`` in an encrypted pool):
 
-    ==================================  ======================================
-    ``C/vm/<qube>``                     a filesystem that is never mounted; its
-                                        property
-                                        ``qubes-storage-zfs:current.<volume>``
-                                        is the pointer
-    ``C/vm/<qube>/<volume>``            generation 0
-    ``C/vm/<qube>/<volume>.<n>``        generation n; also exports and imports
-    ``...@r<k>``                        committed state k: the newest is *the*
-                                        committed state, older ones are the
-                                        revisions
-    ``...@s1``                          a discarded volume as it was made
-    ==================================  ======================================
+    ============================  =============================================
+    ``C/vm/<qube>``               a filesystem, never mounted; its property
+                                  ``qubes-storage-zfs:current.<volume>`` is the
+                                  pointer
+    ``C/vm/<qube>/<volume>``      generation 0
+    ``C/vm/<qube>/<volume>.<n>``  generation n; exports and imports, too
+    ``...@r<k>``                  committed state k: the newest is *the*
+                                  committed state, older ones are the revisions
+    ``...@s1``                    a discarded volume as it was made
+    ============================  =============================================
 
-    The operations, by ``snap_on_start`` and ``save_on_stop`` (a volume with both
-    is refused):
+    The operations, by ``snap_on_start`` and ``save_on_stop`` (both is refused):
 
-    ============  ===================  ================  =====================
-    operation     neither (volatile)   save (private)    snap (root of AppVM)
-    ============  ===================  ================  =====================
-    create()      nothing              zvol and @r1      nothing
-    start()       reset to @s1 or new  nothing           reset to @s1 if that is
-                                                         the source's committed
-                                                         state; else new clone
-    stop()        nothing              next revision if  nothing
+    ============  ===================  ==================  ====================
+    operation     neither (volatile)   save (private)      snap (AppVM's root)
+    ============  ===================  ==================  ====================
+    create()      nothing              zvol and @r1        nothing
+    start()       reset to @s1, or     nothing             reset to @s1, or
+                  new if there is                          clone if the source
+                  none                                     was committed
+    stop()        nothing              commit @r<k+1> if   nothing
                                        written to
-    after stop()  reset to @s1         nothing           as start()
-    export()      refused              device: clone of  refused
-                                       the committed
-                                       state
-    import, copy  refused              new generation;   refused
-                                       the content from
-                                       before becomes a
-                                       revision
-    revert()      refused              clone of the      refused
-                                       revision
-    remove()      all is destroyed     all is destroyed  all is destroyed
-    ============  ===================  ================  =====================
+    after stop()  as start()           nothing             as start()
+    export()      refused              clone of the        refused
+                                       committed state
+    import, copy  refused, nothing     new generation      refused, nothing
+    revert()      refused              clone of revision   refused
+    remove()      all is destroyed     all is destroyed    all is destroyed
+    ============  ===================  ==================  ====================
 
-    Attributes in qubes.xml besides those of core-admin:
-
-    ===========================  =======  ======================================
-    ``snap_on_start_forensics``  False    keep the clone made at start when the
-                                          qube stops, until its next start
-    ``revisions_to_keep``        pool's   -1: no revision and no committed
-                                          state, so no export of a running qube
-    ===========================  =======  ======================================
+    Attributes in qubes.xml besides core-admin's: ``snap_on_start_forensics``
+    (default False; keep the clone made at start until the next start).  With
+    ``revisions_to_keep`` -1 there is no committed state.
 
     qubesd creates it through ZfsPool.init_volume(), also for a second set of
     qubes when a backup is made.  Operations hold the lock of the volume.

@@ -1,8 +1,11 @@
 """The lifecycle of volumes, on real ZFS."""
 
+import logging
 import os
+import re
 
 import pytest
+from qubes.exc import StoragePoolException
 
 from ..support.zpools import MIB, read, sh, write
 
@@ -141,3 +144,58 @@ def test_remove_leaves_nothing(lab):
     assert lab.datasets() == ["vm"]
     with pytest.raises(KeyError):
         lab.pool.get_volume("work/private")
+
+
+def journal(caplog):
+    """Return the lines about volumes, without durations and pools."""
+    lines = [
+        re.fullmatch(r"(.*) in pool \S+: (.*) \(\d+\.\d\d s\)", line)
+        for line in (r.getMessage() for r in caplog.records)
+    ]
+    caplog.clear()
+    return [f"{line[1]} {line[2]}" for line in lines if line]
+
+
+def test_the_journal_tells_what_was_changed(lab, caplog):
+    caplog.set_level(logging.INFO)
+    volume = lab.private(content=b"one")
+    assert journal(caplog) == [
+        "work:private create made generation 0",
+        "work:private start gave generation 0",
+        "work:private stop committed generation 0",
+    ]
+    # nothing is to be committed again
+    lab.run(volume.stop())
+    assert journal(caplog) == []
+    lab.session(volume, b"two")
+    lab.run(volume.revert())
+    lab.run(volume.resize(8 * MIB))
+    assert journal(caplog)[2:] == [
+        "work:private revert to r2 made generation 1",
+        f"work:private resize gave generation 1 {8 * MIB} bytes",
+    ]
+    with pytest.raises(StoragePoolException):
+        lab.run(volume.revert("r77"))
+    lab.content(volume)
+    path = lab.run(volume.import_data(MIB))
+    write(path, b"three")
+    lab.run(volume.import_data_end(True))
+    assert journal(caplog) == [
+        "work:private export made generation 2",
+        "work:private export_end destroyed generation 2",
+        "work:private import_data made generation 3",
+        "work:private import_data_end adopted generation 3",
+    ]
+    root = lab.clone_of(volume)
+    lab.session(root, b"lost")
+    # stop() leaves it to be reset
+    assert journal(caplog) == [
+        "app:root start gave generation 1",
+        "app:root prepared generation 1",
+    ]
+    lab.run(root.remove())
+    lab.run(volume.remove())
+    assert journal(caplog) == [
+        "app:root remove destroyed all generations",
+        "work:private remove destroyed all generations",
+    ]
