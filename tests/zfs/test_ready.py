@@ -7,7 +7,7 @@ import types
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.zfs import batch, channel, runtime
+from qubes_storage_zfs.zfs import batch, runtime
 
 from ..support.counting import cost, quiet, rest
 from ..support.operations import together
@@ -120,7 +120,7 @@ def test_a_clone_of_the_past_is_not_used_by_a_new_qubesd(
     async def dead():
         pass
 
-    monkeypatch.setattr(template, "_outdate_clones", dead)
+    monkeypatch.setattr(template.preparation, "note_commit", dead)
     lab.session(template, b"v2")
     assert any("app/root" in name for name in lab.datasets())
     lab.restart()
@@ -167,7 +167,7 @@ def test_verb_that_comes_before_the_preparation(lab, qube, verb):
         await others
 
     async def take_their_time(over):
-        with channel.together(root._qube_key):
+        with batch.batches.join(root.preparation.batch_key):
             await over.wait()
 
     async def verb_after():
@@ -313,7 +313,7 @@ def test_nobody_waits_long_for_the_others(lab, monkeypatch):
     times = {}
 
     async def slowly():
-        with channel.together(first._qube_key):
+        with batch.batches.join(first.preparation.batch_key):
             await asyncio.sleep(batch.PATIENCE * 4)
         times["slow"] = asyncio.get_running_loop().time()
 
