@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .dom0 import LOG, MIB, OUT, ROOT, Dom0, tell, zfs
+from .dom0 import LOG, MIB, OUT, ROOT, Dom0, ends, tell, zfs
 
 READY = Path("/etc/qubes-release")
 
@@ -68,14 +68,3 @@ def told(dom0, request):
     yield
     for end in ends(dom0.new_log()):
         assert end.startswith("qubes.exc."), f"{LOG}: {end}"
-
-
-def ends(log):
-    """The last line of each traceback that our package had a part in; core
-    logs refusals, too, and of several at once it hears the first alone."""
-    for trace in log.split("\nTraceback (most recent call last):\n")[1:]:
-        inside, _, rest = trace.partition("\n\n")
-        end = next(line for line in inside.split("\n") if line[:1] != " ")
-        goes_on = rest.startswith(("The above exception", "During handling"))
-        if "qubes_storage_zfs" in inside and not goes_on:
-            yield end

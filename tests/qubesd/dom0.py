@@ -328,6 +328,17 @@ class Dom0:
         return Path("/run/person/asked").read_text("utf-8").splitlines()
 
 
+def ends(log):
+    """The last line of each traceback that our package had a part in; core
+    logs refusals, too, and of several at once it hears the first alone."""
+    for trace in log.split("\nTraceback (most recent call last):\n")[1:]:
+        inside, _, rest = trace.partition("\n\n")
+        end = next(line for line in inside.split("\n") if line[:1] != " ")
+        goes_on = rest.startswith(("The above exception", "During handling"))
+        if "qubes_storage_zfs" in inside and not goes_on:
+            yield end
+
+
 # --- what is in the disks of a qube that runs
 
 

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from .test_installed import DROP_IN, UNIT
-from .world import AS_ROOT, run
+from .world import AS_ROOT, DROP_IN, UNIT, run
 
 #: a boot in miniature; an import takes SECONDS
 BOOT = {

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_installed import SERVICE
-from .world import NAME, PROJECT, run
+from .world import NAME, PROJECT, SERVICE, run
 
 PACKAGE = f"{NAME}-askpassword"
 DOC = f"/usr/share/doc/{PACKAGE}"

@@ -11,12 +11,15 @@ import pytest
 
 from .world import (
     AS_ROOT,
+    DROP_IN,
     NAME,
     POLICY,
     PROJECT,
     QUBES,
     QUBES_XML,
+    SERVICE,
     SITE,
+    UNIT,
     Root,
     base,
     build,
@@ -27,9 +30,6 @@ from .world import (
     stub,
 )
 
-SERVICE = "/etc/qubes-rpc/qubes.AskPassword"
-DROP_IN = "/usr/lib/systemd/system/qubesd.service.d/30-qubes-storage-zfs.conf"
-UNIT = "/usr/lib/systemd/system/qubes-storage-zfs-import.service"
 DOC = f"/usr/share/doc/{NAME}"
 
 #: path -> mode, group, what rpm knows it as (c: configuration, n: noreplace,

@@ -20,6 +20,9 @@ NEWER = "99.0.0"
 SITE = "/usr/lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 POLICY = "/etc/qubes/policy.d/30-qubes-storage-zfs.policy"
 QUBES_XML = "var/lib/qubes/qubes.xml"
+SERVICE = "/etc/qubes-rpc/qubes.AskPassword"
+DROP_IN = "/usr/lib/systemd/system/qubesd.service.d/30-qubes-storage-zfs.conf"
+UNIT = "/usr/lib/systemd/system/qubes-storage-zfs-import.service"
 #: gid of the group qubes in roots; any but root's
 QUBES = 98
 

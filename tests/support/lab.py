@@ -170,6 +170,10 @@ class EncryptedLab(Lab):
         self.asked = asked
         super().__init__(zpool, **options)
 
+    def is_locked(self):
+        """Return whether the key is unloaded."""
+        return self.run(keys.state(self.container)).locked
+
     def _place(self, zpool):
         where = {"zpool_name": zpool, "pbkdf2iters": "100000"}
         return f"{zpool}/encryption/{self.name}", where

@@ -79,7 +79,7 @@ def test_away_and_back(either, disks):
     assert prop("cachefile") == "none"
     assert prop("altroot").startswith("/run/qubes-storage-zfs/")
     if lab.kind is ZfsEncryptedPool:
-        assert lab.run(keys.state(lab.container)).locked
+        assert lab.is_locked()
     assert lab.content(volume) == b"data" and lab.pool.size > 0
     lab.session(volume, b"more")
     assert lab.content(volume) == b"more"

@@ -8,8 +8,8 @@ import pytest
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.zfs import lzc, zcp
 
+from ..support.tool import qvm_zfs
 from ..support.zpools import sh
-from .test_tools import qvm_zfs
 
 MAKE = b"""
 local argv = (...).argv

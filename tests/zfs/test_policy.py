@@ -12,8 +12,8 @@ from qubes_storage_zfs.zfs import keys
 from ..support.counting import calls
 from ..support.lab import EncryptedLab, Lab
 from ..support.prompts import PASSPHRASE
+from ..support.tool import qvm_zfs
 from ..support.zpools import MIB, export_zpool, sh
-from .test_tools import locked, qvm_zfs
 
 pytestmark = pytest.mark.side_b
 
@@ -233,6 +233,6 @@ def test_the_tool_loads_no_key_of_what_is_not_allowed(zpool, verb):
     given = PASSPHRASE + b"\n" + b"another one\n" * 2
     code, out, err = qvm_zfs(verb, lab.name, given=given)
     assert (code, out) == (1, "") and "has volmode=full where" in err
-    assert locked(lab)
+    assert lab.is_locked()
     repair(lab, "work/private", "volmode")
     assert qvm_zfs(verb, lab.name, given=given)[0] == 0

@@ -127,7 +127,7 @@ def test_terminal_is_as_before_whatever_ends_it(safe, typist, how):
     assert person.shows_what_is_typed()
     assert b"Traceback" not in person.shown
     until(lambda: not list(processes_with(KEYHOLDER)), "it has ended")
-    assert safe.run(keys.state(safe.container)).locked
+    assert safe.is_locked()
 
 
 def test_status_says_whether_freed_memory_is_overwritten(safe):

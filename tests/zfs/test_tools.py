@@ -7,7 +7,6 @@ import re
 import pytest
 
 from qubes_storage_zfs.driver import keytimer
-from qubes_storage_zfs.zfs import keys
 
 from ..support.prompts import PASSPHRASE
 from ..support.tool import COMMAND, qvm_zfs, status
@@ -15,17 +14,13 @@ from ..support.tool import COMMAND, qvm_zfs, status
 pytestmark = pytest.mark.side_b
 
 
-def locked(lab):
-    return lab.run(keys.state(lab.container)).locked
-
-
 def test_lock_and_unlock(safe):
     name = safe.name
     assert qvm_zfs("lock", name) == (0, f"{name} is locked.\n", "")
-    assert locked(safe) and status(safe)["state"] == "locked"
+    assert safe.is_locked() and status(safe)["state"] == "locked"
     assert qvm_zfs("lock", name) == (0, f"{name} is locked already.\n", "")
     code, out, err = qvm_zfs("unlock", name, given=b"wrong one\n" * 3)
-    assert code == 1 and not out and locked(safe)
+    assert code == 1 and not out and safe.is_locked()
     assert err.startswith("qvm-zfs unlock: none of the answers was the pass")
     code, out, err = qvm_zfs("unlock", name)
     assert (code, out, err) == (
@@ -40,7 +35,7 @@ def test_lock_and_unlock(safe):
         0,
         f"{name} is unlocked.\n",
     )
-    assert not locked(safe) and status(safe)["state"] == "unlocked"
+    assert not safe.is_locked() and status(safe)["state"] == "unlocked"
     assert qvm_zfs("unlock", name)[1] == f"{name} is unlocked already.\n"
 
 
@@ -63,7 +58,7 @@ def test_unlock_at_a_terminal_shows_nothing(safe):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert b"That is not it." in shown and b"is unlocked." in shown
     assert PASSPHRASE not in shown and b"not this one" not in shown
-    assert not locked(safe)
+    assert not safe.is_locked()
 
 
 def test_who_holds_a_pool(safe):
@@ -102,7 +97,7 @@ def test_passwd(safe):
     # of a locked pool, which it is afterwards
     given = b"\n".join([new, PASSPHRASE, PASSPHRASE, b""])
     assert qvm_zfs("passwd", name, given=given)[0] == 0
-    assert locked(safe)
+    assert safe.is_locked()
     assert qvm_zfs("unlock", name, given=PASSPHRASE + b"\n")[0] == 0
 
 
