@@ -179,7 +179,7 @@ def partitions(sysfs: Path) -> list[Path]:
 
 
 def _unescape(field: str) -> str:
-    """Return a field of /proc/mounts or /proc/swaps; it has \\040 for a blank."""
+    r"""Return a field of /proc/mounts or /proc/swaps; it has \040 for a blank."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 

@@ -163,7 +163,8 @@ def _become_tool(module, command, given, output):
 
 
 class Dom0:
-    """
+    """The guest as dom0, with qubesd and the tools.
+
     :ivar process: qubesd, or None
     """
 

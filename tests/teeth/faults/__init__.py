@@ -1,11 +1,11 @@
-"""The deliberate faults: each text file here lists those of a topic.
+r"""The deliberate faults: each text file here lists those of a topic.
 
 A fault is a block of lines:
 
     zfs/answers.py: the passphrase is written to the journal
         tests/zfs/test_no_leaks.py::test_passphrase_and_key_are_nowhere
-    -        end = buffer.index(b"\\n")
-    +        end = buffer.index(b"\\n")
+    -        end = buffer.index(b"\n")
+    +        end = buffer.index(b"\n")
     +        os.write(2, buffer)
 
 The first line has the file, below qubes_storage_zfs or from the top, and what
