@@ -1,4 +1,4 @@
-"""What the driver does after a verb has ended, and nobody waits for."""
+"""Tasks that the driver leaves behind when an operation has returned."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def be_patient() -> None:
-    """Let synchronous questions take long in this process.
+    """Let synchronous properties of pools and volumes take long.
 
-    Where the machine is emulated and shared, one that waits for no disk takes
-    longer than the driver's deadline, and an earlier answer would be returned.
+    On an emulated, shared machine a property that waits for no disk can take
+    longer than the driver's deadline; then it would return an earlier answer.
     """
     threads.DEADLINE = 30.0
 
@@ -27,9 +27,11 @@ def _tasks() -> list[asyncio.Task[None]]:
 
 
 async def afterwards() -> None:
-    """Wait for it; the loop of a test ends sooner than that of qubesd.
+    """Wait for these tasks.
 
-    :raises BaseException: what a test lets it run into
+    The event loop of a test ends sooner than the one of qubesd.
+
+    :raises BaseException: the exception that a task ended with
     """
     while tasks := _tasks():
         done, _ = await asyncio.wait(tasks)
@@ -38,14 +40,14 @@ async def afterwards() -> None:
 
 
 async def settled(verb: Awaitable[T]) -> T:
-    """What the verb gives; then a moment passes."""
+    """Wait for an operation and then for what it left; return its result."""
     result = await verb
     await afterwards()
     return result
 
 
 async def abandoned() -> None:
-    """qubesd died before it was done."""
+    """Cancel these tasks, as the death of qubesd does."""
     while tasks := _tasks():
         for task in tasks:
             task.cancel()

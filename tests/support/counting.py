@@ -1,4 +1,4 @@
-"""What a verb costs: processes, calls of ZFS, transaction groups waited for.
+"""The cost of an operation: processes, calls of ZFS, transaction groups.
 
 Counts are the same on a slow machine and a fast one.
 """
@@ -29,9 +29,9 @@ TXG_TIMEOUT = Path("/sys/module/zfs/parameters/zfs_txg_timeout")
 
 
 def events_of_processes() -> socket.socket:
-    """Every message of it is an event of some process of this machine.
+    """Return a socket from which events of all processes can be read.
 
-    Byte 36 is the kind of event, byte 52 begins what that is about.
+    Byte 36 of a message is the kind of event; its data begin at byte 52.
     """
     told = socket.socket(
         socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR
@@ -48,7 +48,7 @@ def events_of_processes() -> socket.socket:
 
 
 class Forks:
-    """Counts children that this process (its threads included) starts.
+    """Count the child processes that this process and its threads start.
 
     From the kernel's process connector; a new thread is no new process.
 
@@ -121,14 +121,14 @@ def calls(
 
 
 def txg(zpool: str) -> int:
-    """The transaction group that is open now."""
+    """Return the number of the open transaction group."""
     lines = Path(f"/proc/spl/kstat/zfs/{zpool}/txgs").read_text().split("\n")
     return int([line for line in lines if line.strip()][-1].split()[0])
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No transaction group ends but those that somebody waits for."""
+    """Let no transaction group end but those that a process waits for."""
     before = TXG_TIMEOUT.read_text()
     TXG_TIMEOUT.write_text("3600")
     try:
@@ -150,7 +150,7 @@ def settled(zpool: str) -> int:
 
 
 def now(function: Callable[[], object]) -> Callable[[], Awaitable[object]]:
-    """A property of the API, as a verb."""
+    """Return a coroutine function for a synchronous property."""
 
     async def verb() -> object:
         return function()
@@ -159,7 +159,7 @@ def now(function: Callable[[], object]) -> Callable[[], Awaitable[object]]:
 
 
 def rest(zpool: str | None) -> None:
-    """Until udev and ZFS have nothing to do any more."""
+    """Wait until udev and ZFS have nothing left to do."""
     subprocess.run(["udevadm", "settle"], check=True)
     if zpool:
         settled(zpool)
@@ -182,7 +182,7 @@ class Cost:
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
-    """How long at least one of them lasted."""
+    """Return how long at least one of the spans lasted."""
     covered, reached = 0.0, 0.0
     for begin, end in sorted(spans):
         covered += max(0.0, end - max(begin, reached))
@@ -192,7 +192,7 @@ def _covered(spans: list[tuple[float, float]]) -> float:
 
 @contextmanager
 def cost(zpool: str | None) -> Iterator[Cost]:
-    """Count; after a rest(), and while it is quiet()."""
+    """Count the cost of the block; call it after rest(), within quiet()."""
     spent, spans = Cost(), list[tuple[float, float]]()
     with calls(spans) as made:
         before = txg(zpool) if zpool else 0

@@ -1,4 +1,4 @@
-"""A process that has an encrypted pool, as qubesd has; run by tests.
+"""A process that has an encrypted pool, as qubesd has.
 
     python -m tests.support.keeper ZPOOL NAME [OPTION=VALUE ...]
 
@@ -24,7 +24,7 @@ SERVICE = Path(__file__).parents[2] / "dom0/qubes-rpc/qubes.AskPassword"
 
 
 class Screen:
-    """dom0, which has a screen."""
+    """Stand in for dom0, which has a screen."""
 
     name = "dom0"
     klass = "AdminVM"

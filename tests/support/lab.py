@@ -25,7 +25,7 @@ Lifecycle.strict = True
 
 
 def configure(*configs):
-    """These pools are in qubes.xml, and qubesd does not run."""
+    """Write a qubes.xml with these pools; qubesd does not run."""
     root = ElementTree.Element("qubes")
     pools = ElementTree.SubElement(root, "pools")
     for config in configs:
@@ -37,7 +37,7 @@ def configure(*configs):
 
 
 class Lab:
-    """One pool in a container of its own, and what a test does with it."""
+    """One pool in a container of its own, and operations on its volumes."""
 
     kind = ZfsZvolPool
 
@@ -64,7 +64,7 @@ class Lab:
         return types.SimpleNamespace(name=name, app=None)
 
     def volume(self, qube="work", name="private", pool=None, **config):
-        """A volume object; nothing on disk yet."""
+        """Return a volume object; nothing is on disk yet."""
         pool = pool or self.pool
         config = {
             "name": name,
@@ -76,7 +76,7 @@ class Lab:
         return pool.init_volume(self.vm(qube), config)
 
     def private(self, qube="work", content=None, **config):
-        """A persistent volume on disk, with *content* committed."""
+        """Create a volume that is saved on stop, and commit *content*."""
         volume = self.volume(qube, save_on_stop=True, **config)
         self.run(volume.create())
         if content is not None:
@@ -104,13 +104,13 @@ class Lab:
             Path(volume.state_file).unlink(missing_ok=True)
 
     def session(self, volume, content):
-        """Start, write, stop."""
+        """Start a volume, write to it and stop it."""
         self.start(volume)
         write(volume.path, content)
         self.stop(volume)
 
     def content(self, volume, length=16):
-        """What an export of it reads."""
+        """Return the beginning of what an export of a volume shows."""
         path = self.run(volume.export())
         try:
             return read(path, length)
@@ -118,13 +118,13 @@ class Lab:
             self.run(volume.export_end(path))
 
     def restart(self):
-        """qubesd died: no Python state is left, and a new pool is made."""
+        """Drop all Python state, as the death of qubesd does; return a new pool."""
         runtime.restart()
         self.pool = self.kind(name=self.name, **self.options)
         return self.pool
 
     def again(self, volume):
-        """The same volume, built anew as from qubes.xml."""
+        """Return a new object of the same volume, as made from qubes.xml."""
         config = {
             key: value if isinstance(value, bool) else str(value)
             for key, value in volume.config.items()
@@ -138,7 +138,7 @@ class Lab:
         return self.pool.init_volume(self.vm("ignored"), config)
 
     def datasets(self, kind="all"):
-        """Names below the container, without it."""
+        """Return the names below the container, relative to it."""
         out = sh("zfs", "list", "-Hr", "-t", kind, "-o", "name", self.container)
         start = self.container + "/"
         return [
@@ -148,7 +148,10 @@ class Lab:
         ]
 
     def sweep_until(self, gone):
-        """Sweep until *gone()* or for some seconds; udev may be probing."""
+        """Collect garbage until *gone()*; return whether it became true.
+
+        udev may probe a zvol meanwhile, which keeps it.
+        """
         for _ in range(20):
             self.run(self.pool.store.sweep())
             if gone():
@@ -158,10 +161,10 @@ class Lab:
 
 
 class EncryptedLab(Lab):
-    """One encrypted pool; what asks for passphrases must be patched.
+    """One encrypted pool; a test must replace the passphrase prompt.
 
-    :ivar asked: it is added as a person adds it, which takes a process and
-        two prompts; else the same is on disk and nobody was asked
+    :ivar asked: whether the pool is added as a person adds it, which takes a
+        process and two prompts; otherwise the same is written to the disk
     """
 
     kind = ZfsEncryptedPool
@@ -187,7 +190,7 @@ class EncryptedLab(Lab):
 
 
 def create_encrypted(container, name):
-    """The encryption root of a pool, with PASSPHRASE, its key loaded."""
+    """Create the encryption root of a pool with PASSPHRASE; load its key."""
     above = container.rpartition("/")[0]
     sh("zfs", "create", "-p", "-o", "canmount=off", above)
     made_from = {
@@ -203,7 +206,7 @@ def create_encrypted(container, name):
 
 
 def known_key():
-    """The key of all that create_encrypted() made."""
+    """Return the key of the encryption roots of create_encrypted()."""
     return keyholder.wrapping_key(bytearray(PASSPHRASE), 1, 100_000)
 
 

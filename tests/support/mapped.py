@@ -1,4 +1,4 @@
-"""A zpool on a device mapper target, whose disk a test lets hang or fail."""
+"""A zpool on a disk that a test can let hang or fail (device mapper)."""
 
 import contextlib
 import os
@@ -12,9 +12,9 @@ from .zpools import MIB, export_zpool, sectors, sh
 
 
 class Mapped:
-    """The zpool and its disk.
+    """A zpool and its disk.
 
-    :ivar name: of both
+    :ivar name: the name of both
     """
 
     def __init__(self, name):
@@ -33,7 +33,7 @@ class Mapped:
         sh("zpool", "create", *sectors(), "-m", "none", name, self.path)
 
     def hang(self):
-        """From now on the disk does not answer."""
+        """Let the disk answer no more."""
         sh("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
 
     def go_on(self):
@@ -45,7 +45,7 @@ class Mapped:
         self.go_on()
 
     def fail(self):
-        """From now on the disk refuses everything; ZFS has found out."""
+        """Let the disk refuse everything; wait until the zpool is suspended."""
         self._become(self.bad)
         # it hangs until the disk is back
         subprocess.Popen(
@@ -64,7 +64,7 @@ class Mapped:
         sh("zpool", "clear", self.name)
 
     def import_again(self, *options):
-        """What was read from the disk is read from it again."""
+        """Import the zpool again, with nothing of it in a cache."""
         export_zpool(self.name)
         folder = os.path.dirname(self.path)
         sh("zpool", "import", *options, "-d", folder, self.name)

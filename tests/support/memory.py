@@ -1,4 +1,4 @@
-"""What processes have in their memory, and which there are."""
+"""The memory of processes, and how to find a process."""
 
 import contextlib
 import re
@@ -9,7 +9,7 @@ KEYHOLDER = b"zfs.keyholder import main"
 
 
 def memory(pid):
-    """All that a process has in its memory."""
+    """Return the readable memory of a process."""
     found = []
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
         for line in Path(f"/proc/{pid}/maps").read_text().split("\n"):
@@ -23,7 +23,7 @@ def memory(pid):
 
 
 def processes_with(word):
-    """Numbers of the processes that live and have *word* in their arguments."""
+    """Yield the numbers of live processes with *word* in their arguments."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if word in (process / "cmdline").read_bytes():

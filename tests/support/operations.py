@@ -1,4 +1,4 @@
-"""For tests that run several verbs in one event loop, or cut one short."""
+"""Operations that run at once in one event loop, or that are cancelled."""
 
 import asyncio
 import types
@@ -10,13 +10,18 @@ from .zpools import read
 
 
 class Cut:
-    """Runs a verb and cancels it at its *at*-th wait; 0: never."""
+    """Run an operation and cancel it where it waits for the *at*-th time.
+
+    :ivar at: 0: never
+    :ivar way: "early", "late" or "again", see tests/zfs/test_cancel.py
+    :ivar waits: how often the operation waited
+    """
 
     def __init__(self, at=0, way="early"):
         self.at, self.way, self.waits = at, way, 0
 
     async def run(self, verb):
-        """Whether it came to its end, and what it gave then."""
+        """Return whether the operation returned, and its result."""
         task = asyncio.ensure_future(self._all_of(verb))
         try:
             return True, await task
@@ -59,12 +64,12 @@ class Cut:
 
 
 async def never(*_):
-    """In the place of a method that says whether something can be done."""
+    """Return False; replaces a method that tells whether a thing is possible."""
     return False
 
 
 async def together(*verbs):
-    """Side by side, as qubesd calls those of a qube's volumes."""
+    """Run operations at once, as qubesd does for the volumes of a qube."""
     return await asyncio.gather(*(verb() for verb in verbs))
 
 
@@ -79,7 +84,7 @@ async def end(volume):
 
 
 async def seen(volume):
-    """Content, size and revisions on disk; None if there is no volume."""
+    """Return content, size and revisions on disk; None without a volume."""
     state = await volume.generations.state("volsize", revisions=True)
     if state.current is None:
         return None

@@ -1,4 +1,4 @@
-"""Sees the arguments and environment of every program that is started.
+"""Record the arguments and environment of every program that starts.
 
     python -m tests.support.programs
 
@@ -21,7 +21,7 @@ from .counting import PROC_EVENT_EXEC, events_of_processes
 
 
 def look(pid):
-    """Both, or None if it is gone; a kernel thread has none."""
+    """Return the arguments and environment of a process, as bytes."""
     found = b""
     for kind in "cmdline", "environ":
         with open(f"/proc/{pid}/{kind}", "rb") as file:
@@ -55,7 +55,7 @@ def main():
 
 
 class Programs:
-    """What Watch saw.
+    """The programs that were recorded.
 
     :ivar seen: arguments and environment of each program, as bytes
     :ivar missed: how many were gone before they could be looked at
@@ -68,7 +68,7 @@ class Programs:
 
 @contextlib.contextmanager
 def programs() -> Iterator[Programs]:
-    """What is started within this; known when it is left."""
+    """Record the programs that start inside; complete when it is left."""
     found = Programs()
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.programs"],

@@ -1,4 +1,4 @@
-"""Persons who answer a prompt, and some who do not."""
+"""Stand-ins for the person who answers the passphrase prompt."""
 
 import asyncio
 import errno
@@ -11,7 +11,7 @@ PASSPHRASE = b"correct horse battery staple"
 
 
 class Person:
-    """Answers what is asked, and keeps count.
+    """Answer prompts and record them.
 
     :ivar replies: one for each prompt, then PASSPHRASE: bytes are written as
         they are and a newline after them, an exception is raised, None is
@@ -27,7 +27,7 @@ class Person:
         self.domains = []
 
     def prompt(self, pool, chosen, qube=None, app=None, instead=""):
-        """In the place of ask.prompt()."""
+        """Replace driver.prompts.prompt()."""
         self.domains.append((chosen, qube))
         return self
 

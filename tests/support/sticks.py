@@ -1,4 +1,4 @@
-"""A disk that comes and goes."""
+"""A disk that a person connects and takes away."""
 
 import contextlib
 import subprocess
@@ -18,13 +18,13 @@ PART = 512000  # sectors of 512 bytes
 
 
 class Disks:
-    """Parts of disks that come and go, and what qubes.xml says."""
+    """Parts of a disk that come and go."""
 
     def __init__(self):
         self.here = set()
 
     def connect(self, *names):
-        """*a* and *b*; what is on them stays when they go."""
+        """Connect parts, "a" or "b", which keep their content; return nodes."""
         for name in names:
             disk, start = {
                 "a": ("/dev/vdd", 2048),
@@ -60,7 +60,7 @@ class Disks:
 
 @contextlib.contextmanager
 def parts_of_a_disk():
-    """Disks whose end is that of the zpool stick and of qubes.xml."""
+    """Return Disks; destroy the zpool stick and delete qubes.xml at the end."""
     parts = Disks()
     try:
         yield parts
@@ -72,7 +72,7 @@ def parts_of_a_disk():
 
 
 def make(kind, disks):
-    """A pool on the zpool stick that qubes.xml has."""
+    """Make a pool on the zpool stick, and a qubes.xml with it."""
     options = {"asked": True} if kind is EncryptedLab else {}
     lab = kind("stick", **options)
     disks.configure(lab.pool.config)
@@ -81,7 +81,7 @@ def make(kind, disks):
 
 @contextlib.contextmanager
 def another_machines(disks):
-    """The disk is a copy, made while another machine had the zpool stick."""
+    """Copy the disk while another machine has the zpool stick imported."""
     before = HOSTID.read_text()
     try:
         export_zpool("stick")
@@ -108,7 +108,7 @@ def guid():
 
 @contextlib.contextmanager
 def no_node_appears():
-    """No zvol's within this, not even for a moment."""
+    """Check that no node of a zvol appears, not even for a moment."""
     log = Path("/tmp/uevents")
     with open(log, "wb") as file:
         command = ["udevadm", "monitor", "--kernel", "-s", "block"]
@@ -123,7 +123,7 @@ def no_node_appears():
 
 
 def change(lab, *commands):
-    """As somebody does who had the disk.
+    """Change the zpool stick, as a person does who had the disk.
 
     Without nodes: to change volmode and export at once can hang the kernel
     (see importexport.make_nodes()).
