@@ -142,6 +142,8 @@ def test_the_building_of_an_image_ends_with_its_command(environment, tmp_path):
     report = Path(environment["STAND_IN_PID"])
     for name, script in {
         "sudo": 'exec env "$@"',
+        # which only root can
+        "unshare": 'shift; exec "$@"',
         # what runs the recipe, and does not end before its own child does
         "bash": f"echo $$ >{report}; sleep 600; true",
     }.items():

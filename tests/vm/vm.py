@@ -146,7 +146,14 @@ def build(place: Path) -> None:
         remove_tree(old)
     partial = place.with_name(place.name + ".partial")
     log = CACHE / f"zfs-{SUITE}-build.log"
-    command = [*sudo(), "bash", str(HERE / "image.sh"), SUITE, str(partial)]
+    recipe = ["bash", str(HERE / "image.sh"), SUITE, str(partial)]
+    # else a build that is killed leaves its mounts on the host; a container
+    # without the right to mount has none
+    apart = ["unshare", "--mount"]
+    attempt = [*sudo(), *apart, "true"]
+    if not subprocess.run(attempt, capture_output=True, check=False).returncode:
+        recipe = [*apart, *recipe]
+    command = [*sudo(), *recipe]
     if sudo() and "DEBIAN_MIRROR" in os.environ:
         command[1:1] = [f"DEBIAN_MIRROR={os.environ['DEBIAN_MIRROR']}"]
     start = time.monotonic()
@@ -159,7 +166,7 @@ def build(place: Path) -> None:
             stderr=out,
             start_new_session=True,
         ) as process,
-        ended(process),
+        killed(process, partial),
     ):
         while (status := poll(process, 20)) is None:
             with open(log, "rb") as read:
@@ -183,14 +190,16 @@ def build(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def ended(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """End *process*, and what it started, if the block raises."""
+def killed(process: "subprocess.Popen[bytes]", place: Path) -> Iterator[None]:
+    """If the block raises, kill the group of *process* and remove *place*."""
     try:
         yield
     except BaseException:
         # the processes can be root's
         group = f"-{process.pid}"
-        subprocess.run([*sudo(), "kill", "-TERM", "--", group], check=False)
+        subprocess.run([*sudo(), "kill", "-KILL", "--", group], check=False)
+        process.wait()
+        remove_tree(place)
         raise
 
 
