@@ -167,7 +167,7 @@ def test_verb_that_comes_before_the_preparation(lab, qube, verb):
         await others
 
     async def take_their_time(over):
-        with batch.batches.join(root.preparation.batch_key):
+        with batch.join(root.preparation.batch_key):
             await over.wait()
 
     async def verb_after():
@@ -313,7 +313,7 @@ def test_nobody_waits_long_for_the_others(lab, monkeypatch):
     times = {}
 
     async def slowly():
-        with batch.batches.join(first.preparation.batch_key):
+        with batch.join(first.preparation.batch_key):
             await asyncio.sleep(batch.PATIENCE * 4)
         times["slow"] = asyncio.get_running_loop().time()
 
