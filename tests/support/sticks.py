@@ -53,10 +53,6 @@ class Disks:
             *self.connect(*names),
         )
 
-    def configure(self, *configs):
-        """These pools are in qubes.xml."""
-        configure(*configs)
-
 
 @contextlib.contextmanager
 def parts_of_a_disk():
@@ -75,7 +71,7 @@ def make(kind, disks):
     """Make a pool on the zpool stick, and a qubes.xml with it."""
     options = {"asked": True} if kind is EncryptedLab else {}
     lab = kind("stick", **options)
-    disks.configure(lab.pool.config)
+    configure(lab.pool.config)
     return lab
 
 

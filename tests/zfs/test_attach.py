@@ -19,7 +19,7 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import commands, importexport, keys
 
-from ..support.lab import EncryptedLab, Lab
+from ..support.lab import EncryptedLab, Lab, configure
 from ..support.sticks import (
     INHIBIT,
     another_machines,
@@ -115,7 +115,7 @@ def test_on_luks_and_with_a_zpool_of_its_own(disks):
     lab.container, lab.name, lab.pool = "stick", "stick", pool
     try:
         lab.run(pool.setup())
-        disks.configure(pool.config)
+        configure(pool.config)
         volume = lab.private(content=b"data")
         assert "cryptsetup close luks-stick" in qvm_zfs("detach", "stick")[1]
         sh("cryptsetup", "close", "luks-stick")
@@ -171,7 +171,7 @@ def test_what_a_daemon_does_meanwhile_does_not_keep_a_disk(either, monkeypatch):
 def test_pools_in_one_zpool_come_and_go_together(stick, disks):
     other = Lab("stick")
     sh("zfs", "create", "-s", "-V", "16M", "stick/mine")
-    disks.configure(stick.pool.config, other.pool.config)
+    configure(stick.pool.config, other.pool.config)
     volume = other.private(content=b"data")
     _, out, _ = qvm_zfs("detach", stick.name)
     assert f"{stick.name} is detached, and with it {other.name}." in out
@@ -216,7 +216,7 @@ def test_a_zpool_of_the_same_name_is_not_taken_for_it(stick, disks):
 def test_a_pool_whose_zpool_nobody_noted(stick, disks):
     config = {**stick.pool.config}
     right = config.pop("zpool_guid")
-    disks.configure(config)
+    configure(config)
     assert qvm_zfs("detach", stick.name)[0] == 0
     code, out, _ = qvm_zfs("attach", stick.name)
     assert code == 0 and "was not noted" in out and guid() == right
@@ -261,7 +261,7 @@ def test_half_of_a_mirror_is_attached_and_says_so(disks):
 
 
 def test_no_such_pool(disks):
-    disks.configure()
+    configure()
     assert "qubesd has no ZFS pool nothing" in refused("attach", "nothing")
     assert "there is no ZFS pool nothing" in refused("detach", "nothing")
 

@@ -10,6 +10,7 @@ from qubes_storage_zfs.tools import main
 from qubes_storage_zfs.zfs import commands, importexport
 from qubes_storage_zfs.zfs.importexport import Found
 
+from ..support.lab import configure
 from ..support.sticks import INHIBIT, change, guid, no_node_appears, prop
 from ..support.tool import qvm_zfs, refused
 from ..support.zpools import export_zpool, sh
@@ -135,7 +136,7 @@ def test_a_zpool_without_a_pool_is_attached(stick, disks, tmp_path):
     said = refused("attach", "--zpool", "stick")
     assert f"qubesd has the pools {stick.name} on a zpool stick" in said
     export_zpool("stick")
-    disks.configure()
+    configure()
     assert "is on no disk" in refused("attach", "--zpool", "nowhere")
     assert "name its zpool" in refused("attach", "--zpool", "a/b")
     with no_node_appears():
