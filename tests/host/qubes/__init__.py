@@ -10,18 +10,6 @@ import qubes.config
 import qubes.exc
 
 
-class Label:
-    """Colour label of a qube."""
-
-    def __init__(self, index, color, name):
-        self.index = index
-        self.color = color
-        self.name = name
-
-    def __str__(self):
-        return self.name
-
-
 # the real package has a class of this name, and drivers use its helper
 class property:
     """Holder of the value converters which drivers borrow."""

@@ -21,12 +21,6 @@ qubes.utils.register_entry_point(
     qubes.storage.placeholder.PlaceholderPool,
 )
 
-LABELS = {
-    1: ("0xcc0000", "red"),
-    5: ("0x3465a4", "blue"),
-    8: ("0x000000", "black"),
-}
-
 
 class Hypervisor:
     """The running domains; outlives the application objects.
@@ -121,9 +115,7 @@ def _default_pool(suffix):
 
     def fset(self, value):
         if str(value) not in self.pools:
-            raise qubes.exc.QubesPropertyValueError(
-                self, types.SimpleNamespace(__name__=name), value
-            )
+            raise qubes.exc.QubesValueError(f"{name}: no pool {value}")
         self.chosen_pools[name] = str(value)
 
     return property(fget, fset, doc=f"{name}, set by pool or name")
@@ -151,9 +143,6 @@ class Qubes(qubes.events.Emitter):
             hypervisor=hypervisor or Hypervisor(),
         )
         self.domains = VMCollection(self)
-        self.labels = {
-            index: qubes.Label(index, *rest) for index, rest in LABELS.items()
-        }
         self.pools = {}
         self.chosen_pools = {}
         if load:
@@ -218,13 +207,6 @@ class Qubes(qubes.events.Emitter):
             raise qubes.exc.QubesException(
                 f"no such VM class: {clsname!r}"
             ) from None
-
-    def get_label(self, label):
-        """The label of that index or name."""
-        for known in self.labels.values():
-            if label in (known, known.name, known.index, str(known.index)):
-                return known
-        raise KeyError(label)
 
     def add_new_vm(self, cls, qid=None, **kwargs):
         """Make a qube, without anything on disk yet."""

@@ -75,18 +75,6 @@ class QubesValueError(QubesException, ValueError):
     """A value is invalid or out of bounds."""
 
 
-class QubesPropertyValueError(QubesValueError):
-    """A property cannot take *value*."""
-
-    def __init__(self, holder, prop, value, msg=None):
-        if not msg:
-            msg = f"Bad value {value!r} for {prop.__name__!r} of {holder!r}"
-        super().__init__(msg)
-        self.holder = holder
-        self.prop = prop
-        self.value = value
-
-
 class StoragePoolException(QubesException):
     """Any error of a storage driver."""
 

@@ -56,15 +56,6 @@ class TemplateVM(_OwnRoot):
 
     DIRECTORY = "vm-templates"
 
-    @property
-    def appvms(self):
-        """All qubes based on this one."""
-        return (
-            vm
-            for vm in self.app.domains
-            if getattr(vm, "template", None) is self
-        )
-
 
 class DisposableTemplate(QubesVM):
     """A qube that disposables may be based on."""

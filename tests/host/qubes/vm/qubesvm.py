@@ -47,7 +47,6 @@ class QubesVM(LocalVM):
 
     def __init__(self, app, xml, volume_config=None, **kwargs):
         super().__init__(app, xml, **kwargs)
-        self.label = app.get_label(self.label)
         changes = {}
         nodes = [] if xml is None else xml.iterfind("volume-config/volume")
         for node in nodes:
@@ -62,8 +61,6 @@ class QubesVM(LocalVM):
         self._stop_pending = False
         #: (service, keyword arguments) of all services called
         self.services = []
-        #: tests may set it: service, **kwargs -> (stdout, stderr)
-        self.on_service = None
         self.events_enabled = xml is None
         self.fire_event("domain-init")
 
@@ -104,9 +101,7 @@ class QubesVM(LocalVM):
         if self.is_halted():
             raise qubes.exc.QubesVMNotRunningError(self)
         self.services.append((service, kwargs))
-        if self.on_service is None:
-            return b"", b""
-        return await qubes.utils.coro_maybe(self.on_service(service, **kwargs))
+        return b"", b""
 
     async def start(self):
         """Start a halted qube.
