@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeGuard
 
 from ..store import messages, naming, policy
 from ..zfs.errors import Failure
@@ -54,18 +54,19 @@ SETTINGS: Mapping[str, tuple[str | None, ...]] = {
 }
 
 
-def _loads(text: str | bytes) -> Any:
+def _loads(text: str | bytes) -> object:
     """Return the value of a JSON text.
 
     :raises NotARecord: if it is not JSON
     """
     try:
-        return json.loads(text)
+        value: object = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise NotARecord(str(text)) from exc
+    return value
 
 
-def _check_settings(settings: Any) -> bool:
+def _check_settings(settings: object) -> bool:
     """Return whether *settings* is a table of restorable values.
 
     :raises NotARecord: naming the first value that is not restorable
@@ -78,7 +79,7 @@ def _check_settings(settings: Any) -> bool:
     return True
 
 
-def _are_attributes(value: Any) -> bool:
+def _are_attributes(value: object) -> TypeGuard[Attributes]:
     return isinstance(value, dict) and all(
         re.fullmatch(_VOLUME_NAME, name)
         and isinstance(attributes, dict)
@@ -300,7 +301,7 @@ class Dom0Record:
         :raises NotARecord: if migrating does not write it
         """
         value = _loads(text)
-        if not _is_dom0_record(value):
+        if not isinstance(value, dict) or not _is_dom0_record(value):
             raise NotARecord(str(text))
         return cls(
             pool=value["pool"],
@@ -334,12 +335,12 @@ _KEYS: Sequence[str] = (
 )
 
 
-def _is_dom0_record(value: Any) -> bool:
+def _is_dom0_record(value: Mapping[str, object]) -> bool:
     """Return whether *value* is a record.
 
     :raises NotARecord: if a setting is not restorable
     """
-    if not isinstance(value, dict) or value.keys() | {"settings"} != {*_KEYS}:
+    if value.keys() | {"settings"} != {*_KEYS}:
         return False
     guid, dropped = value["zpool_guid"], value["dropped"]
     settings = value.get("settings")

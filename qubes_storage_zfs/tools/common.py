@@ -15,6 +15,9 @@ from ..zfs import keys
 from ..zfs.keywords import LONGEST, SHORTEST, Purpose
 from .output import ask, warn
 
+#: the application object of qubesadmin, which has no types
+App = Any
+
 ENCRYPTED = "zfs_encrypted"
 DRIVERS = ("zfs_zvol", ENCRYPTED)
 #: the file that qubesd reads its pools from
@@ -95,7 +98,7 @@ async def slow(text: str) -> AsyncIterator[None]:
         task.cancel()
 
 
-def qubesd() -> Any:
+def qubesd() -> App:
     """Return qubesadmin's application object; None without qubesd."""
     try:
         app = importlib.import_module("qubesadmin").Qubes()
@@ -105,7 +108,7 @@ def qubesd() -> Any:
     return app
 
 
-def configured(app: Any) -> list[Pool]:
+def configured(app: App) -> list[Pool]:
     """Return the pools that qubesd has, or will have when it runs.
 
     :raises Failed: if qubes.xml exists and cannot be read
@@ -166,7 +169,7 @@ def terminal(pool: str) -> Iterator[keys.Prompt]:
                 termios.tcsetattr(0, termios.TCSAFLUSH, before)
 
 
-def _modes() -> list[Any] | None:
+def _modes() -> list[int | list[bytes]] | None:
     """Return the modes of the terminal; None if stdin is not a terminal."""
     try:
         return termios.tcgetattr(0)

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ..store import messages, policy
 from ..store.container import Container
@@ -15,7 +14,7 @@ from ..zfs.errors import (
     NoPassphrase,
     PoolAbsent,
 )
-from .common import Failed, Pool, qubesd, slow
+from .common import App, Failed, Pool, qubesd, slow
 from .output import say, warn
 from .pools import survey
 
@@ -72,7 +71,7 @@ async def _warn_of_changes(mates: Sequence[Pool]) -> None:
             warn(messages.NOT_ATTACHED_AGAIN.format(pool=pool.name, why=why))
 
 
-def _qubes(app: Any, mates: Sequence[Pool]) -> Iterator[str]:
+def _qubes(app: App, mates: Sequence[Pool]) -> Iterator[str]:
     """Yield the qubes that run from the pools, or are starting."""
     names = {pool.name for pool in mates}
     for qube in app.domains if app is not None else ():

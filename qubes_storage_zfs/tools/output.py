@@ -7,7 +7,7 @@ control characters in what is printed.
 import argparse
 import json
 import sys
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from ..zfs.text import printable
 
@@ -27,7 +27,7 @@ def ask(text: str) -> None:
     _print(text, sys.stderr, end="")
 
 
-def say_json(value: Any) -> None:
+def say_json(value: object) -> None:
     """Print *value* as JSON, in which all but ASCII is escaped."""
     print(json.dumps(value, indent=2))
 

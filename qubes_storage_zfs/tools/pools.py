@@ -7,13 +7,20 @@ configured pool has the name, and only if no other dataset has the same mark.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..store import messages, naming, policy, pool_programs
 from ..zfs import commands, importexport, keys
 from ..zfs.errors import SilentZpool, ZfsError
 from ..zfs.text import SHOWN, printable
-from .common import DRIVERS, ENCRYPTED, Failed, Pool, configured, qubesd
+from .common import (
+    DRIVERS,
+    ENCRYPTED,
+    App,
+    Failed,
+    Pool,
+    configured,
+    qubesd,
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Survey:
         ]
 
 
-async def survey(app: Any) -> Survey:
+async def survey(app: App) -> Survey:
     """Return all pools.
 
     :param app: the result of qubesd()

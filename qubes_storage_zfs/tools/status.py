@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from ..store.messages import reason
 from ..store.space import Space
@@ -21,7 +20,7 @@ from ..zfs.errors import (
 from ..zfs.text import SHOWN, printable
 from . import freed_memory
 from . import pools as pools_of
-from .common import ENCRYPTED, Failed, Pool, due, qubesd
+from .common import ENCRYPTED, App, Failed, Pool, due, qubesd
 from .output import say, say_json, warn
 
 OUTSIDE = (
@@ -75,7 +74,7 @@ class PoolStatus:
             state += f", forgotten in {self.unloaded_in:.0f} s"
         return state if self.pool.is_configured else f"{state}, not configured"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the item for ``--json``."""
         return {
             "name": self.pool.name,
@@ -209,7 +208,7 @@ async def _removed_usage(pool: Pool) -> int | None:
     return space.removed
 
 
-def _outside(app: Any) -> Iterator[Outside]:
+def _outside(app: App) -> Iterator[Outside]:
     """Yield volumes outside of qubes that have one in an encrypted pool."""
     safe = {p.name for p in app.pools.values() if p.driver == ENCRYPTED}
     for qube in app.domains:

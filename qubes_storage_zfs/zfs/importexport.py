@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from . import commands, devices, lzc
+from .sysfs import attached, entry
 from .threads import NO_ZPOOL
 
 _Task = asyncio.Task[Any]
@@ -98,31 +99,15 @@ def which_import(zpool: str) -> str | None:
 # --- searching
 
 
-def _entry(block: Path, name: str) -> str:
-    try:
-        return (block / name).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _in_domains() -> set[str]:
-    """Return the numbers of the devices that running Xen domains have."""
-    numbers = set()
-    for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
-        major, _, minor = _entry(backend, "physical_device").partition(":")
-        numbers.add(f"{int(major or '0', 16)}:{int(minor or '0', 16)}")
-    return numbers
-
-
 def _may_have_zpool(block: Path) -> bool:
     """Return whether a block device may have a zpool, and no domain's data.
 
     A device that another one is made of has none: data of a volume may be where
     ZFS looks for a label.
     """
-    if _NEVER.match(block.name) or _entry(block, "size") in ("", "0"):
+    if _NEVER.match(block.name) or entry(block, "size") in ("", "0"):
         return False
-    if _entry(block, "dm/uuid").startswith("LVM-"):
+    if entry(block, "dm/uuid").startswith("LVM-"):
         return False
     parts = any((part / "partition").exists() for part in block.iterdir())
     return not parts and not any(block.glob("holders/*"))
@@ -130,12 +115,12 @@ def _may_have_zpool(block: Path) -> bool:
 
 def block_devices() -> list[str]:
     """Return the disks, partitions and LUKS devices that may have a zpool."""
-    paths, in_domains = [], _in_domains()
+    paths, in_domains = [], {number for _, number in attached()}
     for block in sorted(Path("/sys/class/block").iterdir()):
         with contextlib.suppress(OSError):
-            number = _entry(block, "dev")
+            number = entry(block, "dev")
             if number not in in_domains and _may_have_zpool(block):
-                name = _entry(block, "dm/name")
+                name = entry(block, "dm/name")
                 paths.append(
                     f"/dev/mapper/{name}"
                     if name

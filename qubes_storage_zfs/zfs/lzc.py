@@ -50,7 +50,7 @@ _SIGNALS = signal.valid_signals()
 async def in_thread(
     subject: str,
     function: Callable[..., T],
-    *args: Any,
+    *args: object,
     stop: threading.Event | None = None,
     reads: bool = False,
 ) -> T:
@@ -73,7 +73,7 @@ async def in_thread(
         raise
 
 
-async def ended(future: asyncio.Future[Any]) -> None:
+async def ended(future: asyncio.Future[T]) -> None:
     """Wait until *future* is done, also if cancelled; ignore its result."""
     while not future.done():
         try:
@@ -122,7 +122,7 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def call(name: str, subject: str, /, *args: Any) -> Any:
+def call(name: str, subject: str, /, *args: object) -> Any:
     """Call ``lzc_<name>``.
 
     :param subject: the dataset that an exception names
@@ -146,7 +146,9 @@ def call(name: str, subject: str, /, *args: Any) -> Any:
         raise errors.from_errno(exc.errno or 0, subject, name) from exc
 
 
-def _properties(properties: Mapping[str, Value]) -> dict[bytes, Any]:
+def _properties(
+    properties: Mapping[str, Value],
+) -> dict[bytes, bytes | int | None]:
     """Return *properties* as libzfs_core takes them."""
     numbered = {
         name: _NUMBERS.get((name, value), value)

@@ -13,7 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from . import commands, importexport, lzc
-from .probe import Device, partitions
+from .probe import Device
+from .sysfs import partitions
 from .threads import NO_ZPOOL
 
 LOG = logging.getLogger("qubes.storage.zfs")

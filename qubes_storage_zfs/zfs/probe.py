@@ -19,6 +19,7 @@ from pathlib import Path
 
 from . import commands, lzc
 from .errors import CommandFailed, ZfsError
+from .sysfs import entry, partitions, uses
 from .threads import NO_ZPOOL
 
 #: bytes; zpool(8) accepts 64 MiB, of which ZFS needs most for itself
@@ -146,7 +147,7 @@ def _look_up(path: str) -> Device:
     number = status.st_rdev
     sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     device = Device(path, number, sysfs.resolve())
-    return replace(device, sequence=_entry(device.disk, "diskseq"))
+    return replace(device, sequence=entry(device.disk, "diskseq"))
 
 
 def _check_distinct(devices: Sequence[Device]) -> None:
@@ -165,70 +166,6 @@ def _check_distinct(devices: Sequence[Device]) -> None:
                 )
 
 
-def _entry(sysfs: Path, name: str) -> str:
-    """Return the content of a file in sysfs; "" if it does not exist."""
-    try:
-        return (sysfs / name).read_text().strip()
-    except OSError:
-        return ""
-
-
-def partitions(sysfs: Path) -> list[Path]:
-    """Return the sysfs folders of a disk's partitions."""
-    return sorted(file.parent for file in sysfs.glob("*/partition"))
-
-
-def _unescape(field: str) -> str:
-    r"""Return a field of /proc/mounts or /proc/swaps; it has \040 for a blank."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
-
-
-def _is_device(path: str, number: int) -> bool:
-    try:
-        return path.startswith("/dev/") and os.stat(path).st_rdev == number
-    except OSError:
-        return False
-
-
-def _mounted_at(number: int, mountinfo: str) -> str | None:
-    """Return where a device is mounted; None if it is not.
-
-    btrfs has a number of its own there; then the source decides.
-
-    :param mountinfo: the text of /proc/self/mountinfo
-    """
-    own = f"{os.major(number)}:{os.minor(number)}"
-    for line in mountinfo.splitlines():
-        fields, _, rest = line.partition(" - ")
-        source = _unescape(rest.split(" ")[1]) if " " in rest else ""
-        if fields.split(" ")[2] == own or _is_device(source, number):
-            return _unescape(fields.split(" ")[4])
-    return None
-
-
-def _users(device: Device) -> Iterator[str]:
-    """Yield the uses of a device, as texts that follow its name."""
-    mountinfo = Path("/proc/self/mountinfo").read_text(errors="replace")
-    place = _mounted_at(device.number, mountinfo)
-    if place is not None:
-        yield f"is mounted at {place}"
-    for line in _entry(Path("/proc"), "swaps").splitlines()[1:]:
-        if _is_device(_unescape(line.split()[0]), device.number):
-            yield "is in use as swap"
-    for holder in sorted(device.sysfs.glob("holders/*")):
-        yield f"is in use by {_entry(holder, 'dm/name') or holder.name}"
-    for loop in Path("/sys/block").glob("loop*"):
-        if _is_device(_entry(loop, "loop/backing_file"), device.number):
-            yield f"is in use by /dev/{loop.name}"
-    # Xen's backend does not open exclusively, and its use of a disk does not
-    # show in the disk's partitions
-    numbers = [_entry(at, "dev") for at in (device.sysfs, device.disk)]
-    for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
-        pair = _entry(backend, "physical_device").split(":")
-        if ":".join(str(int(part or "0", 16)) for part in pair) in numbers:
-            yield f"is attached to a running qube ({backend.name})"
-
-
 def _erase(device: Device) -> str:
     return (
         f"or, if nothing on it is needed, run 'sudo wipefs --all {device.path}'"
@@ -238,22 +175,22 @@ def _erase(device: Device) -> str:
 
 def _obstacles(device: Device) -> Iterator[str]:
     """Yield reasons that show without opening the device."""
-    if _entry(device.sysfs, "dm/uuid").startswith("LVM-"):
+    if entry(device.sysfs, "dm/uuid").startswith("LVM-"):
         yield "is a volume of LVM, where qubes may have data; name a disk"
     if device.sysfs.name.startswith("zd"):
         yield (
             "is a volume of ZFS, and a zpool within a zpool can hang the"
             " machine; name a disk or a partition"
         )
-    size = int(_entry(device.sysfs, "size") or "0") * 512
+    size = int(entry(device.sysfs, "size") or "0") * 512
     if size < SMALLEST:
         yield (
             f"is too small ({size >> 20} MiB); name one of at least"
             f" {SMALLEST >> 20} MiB"
         )
-    if _entry(device.sysfs, "ro") != "0":
+    if entry(device.sysfs, "ro") != "0":
         yield "is read-only; name one that can be written"
-    for use in _users(device):
+    for use in uses(device.number, device.sysfs, device.disk):
         yield f"{use}; release it there, or name another device"
 
 
@@ -423,7 +360,7 @@ async def _undo(path: str) -> None:
     """
     device = await lzc.in_thread(NO_ZPOOL, _look_up, path)
     parts = partitions(device.sysfs)
-    numbers = {_entry(part, "partition") for part in parts}
+    numbers = {entry(part, "partition") for part in parts}
     names = set(await _signatures(path))
     nodes = ["/dev/" + part.name.replace("!", "/") for part in parts]
     for node in nodes:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from . import errors, runtime
 
@@ -29,8 +29,6 @@ DEADLINE = 0.2
 
 _ZPOOL = re.compile(r"[A-Za-z+][A-Za-z0-9_.+-]*\Z")
 
-Future = concurrent.futures.Future[Any]
-
 
 class Questions:
     """Questions to one zpool that a caller waits for synchronously.
@@ -41,15 +39,15 @@ class Questions:
     def __init__(self, zpool: str, name: str) -> None:
         self._zpool = zpool
         self._thread = concurrent.futures.ThreadPoolExecutor(1, name)
-        #: the question that was not answered in time
-        self._overdue: Future | None = None
+        #: whether the question that was not answered in time is done
+        self._overdue_done: Callable[[], bool] = lambda: True
 
     @property
     def answered(self) -> bool:
         """Whether no question is overdue."""
-        return self._overdue is None or self._overdue.done()
+        return self._overdue_done()
 
-    def ask(self, function: Callable[..., T], *args: Any) -> T:
+    def ask(self, function: Callable[..., T], *args: object) -> T:
         """Run *function* in the thread and wait for its result.
 
         A question that is overdue continues in its thread.  Until it ends, no
@@ -59,15 +57,14 @@ class Questions:
         """
         if not self.answered:
             raise errors.SilentZpool(self._zpool)
-        future: Future = self._thread.submit(function, *args)
+        future = self._thread.submit(function, *args)
         concurrent.futures.wait([future], DEADLINE)
         if not future.done():
             # a question that waits behind another thread's is withdrawn
             if not future.cancel():
-                self._overdue = future
+                self._overdue_done = future.done
             raise errors.SilentZpool(self._zpool)
-        result: T = future.result()
-        return result
+        return future.result()
 
 
 class Threads:

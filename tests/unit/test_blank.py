@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qubes_storage_zfs.zfs import commands, errors, probe
+from qubes_storage_zfs.zfs import commands, errors, probe, sysfs
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ MOUNTINFO = """\
 
 
 def test_mounted_at() -> None:
-    assert probe._mounted_at(os.makedev(254, 48), MOUNTINFO) == "/mnt/a b"
-    assert probe._mounted_at(os.makedev(254, 4), MOUNTINFO) is None
+    assert sysfs.mounted_at(os.makedev(254, 48), MOUNTINFO) == "/mnt/a b"
+    assert sysfs.mounted_at(os.makedev(254, 4), MOUNTINFO) is None
     # a number of its own, so the source tells
     null = os.stat("/dev/null").st_rdev
-    assert probe._mounted_at(null, MOUNTINFO) == "/mnt/c"
+    assert sysfs.mounted_at(null, MOUNTINFO) == "/mnt/c"
 
 
 def test_partitions_and_the_whole_disk(tmp_path) -> None:
@@ -58,8 +58,8 @@ def test_partitions_and_the_whole_disk(tmp_path) -> None:
         (disk / f"vdz{number}").mkdir(parents=True)
         (disk / f"vdz{number}/partition").write_text(number + "\n")
     (disk / "queue").mkdir()
-    assert probe.partitions(disk) == [disk / "vdz1", disk / "vdz9"]
-    assert probe.partitions(disk / "vdz1") == []
+    assert sysfs.partitions(disk) == [disk / "vdz1", disk / "vdz9"]
+    assert sysfs.partitions(disk / "vdz1") == []
     assert probe.Device("/dev/vdz1", 1, disk / "vdz1").disk == disk
     assert probe.Device("/dev/vdz", 0, disk).disk == disk
 
