@@ -16,9 +16,9 @@ from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Question
 from qubes_storage_zfs.zfs import devices
 
-from ..support.zpools import open_device
+from ..support.zpools import open_device, sh
 from . import tags
-from .guest import NAME, SIZE, House, sh
+from .guest import NAME, SIZE, House
 
 HOME = f"{NAME}/vm"
 #: seconds

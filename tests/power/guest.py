@@ -10,7 +10,6 @@ starts, reports everything that is there, and then works until the power goes.
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import traceback
 import types
@@ -23,7 +22,7 @@ from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import runtime
 
 from ..support.background import afterwards, be_patient
-from ..support.zpools import inherit_no_further
+from ..support.zpools import inherit_no_further, sh
 
 NAME = "power"
 DEVICE = "/dev/disk/by-id/virtio-power"
@@ -41,14 +40,6 @@ def say(kind: str, **what: Any) -> None:
     """Tell the host; what was told is out of the guest on return."""
     sys.stdout.write("@ " + json.dumps({"t": kind, **what}) + "\n")
     sys.stdout.flush()
-
-
-def sh(*command: str) -> str:
-    """Run a command, give what it printed."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
-    return done.stdout
 
 
 class House:

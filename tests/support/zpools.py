@@ -14,10 +14,14 @@ ZPOOL = "tank"
 DISK = Path("/tmp/tank.img")
 
 
-def attempt(*command):
-    """Run a command to its end; return it completed, whatever its status."""
+def attempt(*command, given=""):
+    """Run a command to its end; return it completed, whatever its status.
+
+    :param given: standard input
+    """
     return subprocess.run(
         command,
+        input=given,
         capture_output=True,
         text=True,
         check=False,
@@ -26,12 +30,13 @@ def attempt(*command):
     )
 
 
-def sh(*command, check=True):
+def sh(*command, check=True, given=""):
     """Run a command; return its output without the last newline.
 
+    :param given: standard input
     :raises RuntimeError: if *check* is set and the command fails
     """
-    done = attempt(*command)
+    done = attempt(*command, given=given)
     if check and done.returncode:
         raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
     return done.stdout.strip()

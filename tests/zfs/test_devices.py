@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,8 @@ from qubes_storage_zfs.zfs.errors import CommandFailed
 from qubes_storage_zfs.zfs.probe import DeviceRefused
 
 from ..support.waiting import until
+from ..support.zpools import MIB, sh
 
-MIB = 1 << 20
 ZPOOL = "devtest"
 LUKS = "cryptsetup luksFormat -q --pbkdf pbkdf2 --key-file /etc/passwd"
 
@@ -31,14 +30,6 @@ pytestmark = [
         reason="needs root, the zfs module, and the test guest's disks",
     ),
 ]
-
-
-def sh(*command: str, given: str = "") -> str:
-    done = subprocess.run(
-        command, check=False, input=given, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout.strip()
 
 
 def edges(path: str) -> str:
