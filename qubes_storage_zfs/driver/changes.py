@@ -7,8 +7,8 @@ import contextlib
 from typing import Any
 
 from ..store import messages, naming
-from ..store.container import State
 from ..store.messages import Refused
+from ..store.state import VolumeState
 from ..zfs import commands
 from . import reset, transfer
 from .content import Content
@@ -177,7 +177,9 @@ class Changes:
             await self._preparation.note_commit()
 
 
-def _older_revision(state: State, revision: str | None) -> tuple[str, str]:
+def _older_revision(
+    state: VolumeState, revision: str | None
+) -> tuple[str, str]:
     """Return id and snapshot of a revision to go back to.
 
     :param revision: its id; None: the newest

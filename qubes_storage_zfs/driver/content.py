@@ -10,10 +10,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..store import messages, naming, policy
-from ..store.container import Container, State
+from ..store.container import Container
 from ..store.generations import Generations
 from ..store.messages import Refused
 from ..store.naming import VolumeName
+from ..store.pointer import VolumeSpec
+from ..store.state import VolumeState
+from ..zfs.batch import Batch
 from ..zfs.errors import ReadOnlyDataset
 from . import features
 from .interface import Pool, Volume
@@ -106,16 +109,16 @@ class Content:
 
     @property
     def made_from(self) -> dict[str, Any]:
-        """What a discarded volume would be made from now, as Question has it."""
+        """What a discarded volume would be made from now, as StateQuery has it."""
         return {
             "size": self.made_by(self.in_blocks(self.volume.size)),
             "source": self.source,
         }
 
-    def made_by(self, size: int) -> str:
-        """Return the text for all that a blank volume of *size* depends on."""
+    def made_by(self, size: int) -> VolumeSpec:
+        """Return all that a blank volume of *size* bytes is made with."""
         block = self.blocksize
-        return f"{size}/{block}" if block != self.pool.blocksize else str(size)
+        return VolumeSpec(size, block if block != self.pool.blocksize else None)
 
     # --- sizes
 
@@ -159,18 +162,23 @@ class Content:
         await self.pool.unlock(self.volume.qube, self.volume.app)
         await self.pool.first_use()
 
-    async def state(self, *want: str, **asked: Any) -> State:
+    async def state(
+        self, *want: str, batch: Batch | None = None, **asked: Any
+    ) -> VolumeState:
         """Ask ZFS, and make sure that the answer is about our container.
 
-        :param asked: as Question has it
+        :param batch: ask together with the tasks of this batch
+        :param asked: as StateQuery has it
         :raises StoragePoolException: if the container is missing or is not
             this pool's
         """
-        state = await self.generations.state(*want, **asked)
+        state = await self.generations.state(*want, batch=batch, **asked)
         self.pool.check_container(state)
         return state
 
-    async def state_to_open(self, *want: str, **asked: Any) -> State:
+    async def state_to_open(
+        self, *want: str, batch: Batch | None = None, **asked: Any
+    ) -> VolumeState:
         """Ask as state(), before the volume is opened or handed out.
 
         A property may have been changed since the pool was checked.
@@ -180,14 +188,14 @@ class Content:
         :raises ReadOnlyDataset: if it is readonly=on, and is to be written to
         """
         asked.update(checked=True, writable=bool(self.volume.rw))
-        state = await self.state(*want, **asked)
+        state = await self.state(*want, batch=batch, **asked)
         if state.wrong is not None:
             raise policy.NotAllowed(self.pool.home, state.wrong)
         if state.read_only_by is not None:
             raise ReadOnlyDataset(state.read_only_by)
         return state
 
-    def must_exist(self, state: State) -> int:
+    def must_exist(self, state: VolumeState) -> int:
         """Return the number of the current generation.
 
         :raises Refused: if there is none
@@ -210,7 +218,11 @@ class Content:
     # --- making and reading
 
     async def make_blank(
-        self, size: Any, state: State, lasting: bool
+        self,
+        size: Any,
+        state: VolumeState,
+        lasting: bool,
+        batch: Batch | None = None,
     ) -> tuple[int, str]:
         """Make an empty generation, reserved; return number and dataset.
 
@@ -218,27 +230,28 @@ class Content:
         :param lasting: as Generations.blank() has it
         """
         return await self.generations.blank(
-            self.rounded(size), self.blocksize, state, lasting
+            self.rounded(size), self.blocksize, state, lasting, batch
         )
 
     @contextlib.asynccontextmanager
-    async def committed(self) -> AsyncIterator[str]:
+    async def committed(self, batch: Batch | None = None) -> AsyncIterator[str]:
         """Return the snapshot that is the newest committed state.
 
+        :param batch: of the operation that clones it
         :raises Refused: if there is none while the qube runs
         """
         await self.pool.must_be_allowed()
-        state = await self.state()
+        state = await self.state(batch=batch)
         self.must_exist(state)
         if self.volume.snapshots_disabled:
             if self.volume.is_running():
                 raise Refused(messages.SNAPSHOTS_DISABLED)
-            async with self.generations.frozen() as snapshot:
+            async with self.generations.frozen(batch) as snapshot:
                 yield snapshot
             return
-        yield state.committed or await self._newest_revision()
+        yield state.committed or await self._newest_revision(batch)
 
-    async def _newest_revision(self) -> str:
+    async def _newest_revision(self, batch: Batch | None) -> str:
         """Return the newest revision on disk, or commit one.
 
         The property that names the committed state is missing on volumes of
@@ -246,10 +259,11 @@ class Content:
 
         :raises Refused: if there is still none
         """
-        state = await self.state(revisions=True)
+        state = await self.state(revisions=True, batch=batch)
         if not state.revisions:
-            await self.generations.commit(self.volume.revisions_to_keep)
-            state = await self.state(revisions=True)
+            keep = self.volume.revisions_to_keep
+            await self.generations.commit(keep, batch)
+            state = await self.state(revisions=True, batch=batch)
         if not state.revisions:
             raise Refused(messages.NO_REVISIONS)
         return state.revisions[-1].snapshot

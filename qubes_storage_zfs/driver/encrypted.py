@@ -15,6 +15,7 @@ from ..store.options import (
     DEFAULT_TIMEOUT,
 )
 from ..zfs import commands, keys, lzc, runtime
+from ..zfs.batch import Batch
 from ..zfs.errors import Busy, Locked
 from . import prompts
 from .errors import told
@@ -146,8 +147,8 @@ class ZfsEncryptedPool(ZfsPool):
         prompt = prompts.prompt(self.name, self.ask_in, qube, app)
         await self.key.unlock(prompt, verb)
 
-    async def must_be_unlocked(self) -> None:
-        found = await keys.state(self.container)
+    async def must_be_unlocked(self, batch: Batch | None = None) -> None:
+        found = await keys.state(self.container, batch)
         if found.locked:
             keys.must_be_passphrase(self.container, found)
             raise Locked(self.container)

@@ -9,9 +9,11 @@ the types here and not the other side, so imports form no cycle.
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from ..store.container import Container, State
+from ..store.container import Container
 from ..store.naming import VolumeName
 from ..store.space import Space
+from ..store.state import VolumeState
+from ..zfs.batch import Batch
 from .operations import Operation
 
 
@@ -46,7 +48,7 @@ class Pool(Protocol):
     async def must_be_allowed(self) -> None:
         """:raises policy.Refused: if the disk has a property not allowed"""
 
-    async def must_be_unlocked(self) -> None:
+    async def must_be_unlocked(self, batch: Batch | None = None) -> None:
         """:raises Locked: if the key is not loaded"""
 
     async def unlock(self, qube: str | None = None, app: Any = None) -> None:
@@ -55,7 +57,7 @@ class Pool(Protocol):
     async def encryption_root(self) -> str | None:
         """Return what a clone shares with its origin; None: not encrypted."""
 
-    def check_container(self, state: State) -> None:
+    def check_container(self, state: VolumeState) -> None:
         """:raises StoragePoolException: unless the container is the pool's"""
 
     def used(self) -> None:
@@ -117,8 +119,13 @@ class Volume(Protocol):
     def operation(self, verb: str) -> AbstractAsyncContextManager[Operation]:
         """Run one operation; no other operation of the volume runs then."""
 
-    def committed(self) -> AbstractAsyncContextManager[str]:
-        """Return the snapshot that is the committed state, to clone from."""
+    def committed(
+        self, batch: Batch | None = None
+    ) -> AbstractAsyncContextManager[str]:
+        """Return the snapshot that is the committed state, to clone from.
+
+        :param batch: of the operation that clones it
+        """
 
     async def discard_prepared(self) -> None:
         """Destroy what is prepared: its source has another state."""

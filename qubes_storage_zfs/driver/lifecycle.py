@@ -4,8 +4,8 @@ import logging
 from typing import ClassVar
 
 from ..store import messages
-from ..store.container import State
 from ..store.messages import Refused
+from ..store.state import VolumeState
 from . import halting
 from .content import Content
 from .interface import Volume
@@ -158,7 +158,7 @@ class Lifecycle:
         if self._volume.is_running() or self.is_starting:
             raise Refused(messages.RUNNING)
 
-    def owns(self, state: State) -> bool:
+    def owns(self, state: VolumeState) -> bool:
         """Whether the content on disk is this volume's, to commit or destroy.
 
         A removed qube may have left a volume that saves under the name of one

@@ -1,4 +1,4 @@
-"""One operation of a volume: its errors, its line in the journal, its batch.
+"""One operation of a volume: its errors, and its line in the journal.
 
 Inside an operation the driver raises exceptions without a prefix.  operation()
 is the only place that adds the prefix ("Cannot start work/private in pool
@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Iterator
 
-from ..zfs import channel
 from .errors import told
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -66,17 +65,3 @@ def operation(
             ", ".join(current.changes),
             time.monotonic() - started,
         )
-
-
-@contextlib.contextmanager
-def batch(key: str) -> Iterator[None]:
-    """Batch the channel programs of all tasks inside the same *key*.
-
-    qubesd starts and stops the volumes of a qube side by side.  Every batch of
-    an operation is opened here, before the operation waits for anything, so
-    that operations that start together meet.
-
-    :param key: names the batch; all its programs are for one zpool
-    """
-    with channel.together(key):
-        yield

@@ -14,13 +14,15 @@ from typing import Any
 import qubes.storage
 
 from ..store import claim, messages, naming, options, policy
-from ..store.container import Container, State
+from ..store.container import Container
 from ..store.listing import Listing
 from ..store.messages import Refused
 from ..store.options import DEFAULT_BLOCKSIZE, DEFAULT_REVISIONS
 from ..store.pointer import Pointer
 from ..store.space import Space
+from ..store.state import VolumeState
 from ..zfs import commands, importexport, keys, lzc, newzpool, probe
+from ..zfs.batch import Batch
 from ..zfs.errors import NotReadable, ZfsError
 from . import attributes
 from .discarded import collect_once
@@ -157,7 +159,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     async def unlock(self, qube: str | None = None, app: Any = None) -> None:
         """Every verb that a person waits for begins with this."""
 
-    async def must_be_unlocked(self) -> None:
+    async def must_be_unlocked(self, batch: Batch | None = None) -> None:
         """:raises Locked: if the volumes cannot be opened"""
 
     def used(self) -> None:
@@ -189,7 +191,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             "ephemeral_volatile": str(self.ephemeral_volatile),
         }
 
-    def check_container(self, state: State) -> None:
+    def check_container(self, state: VolumeState) -> None:
         """:raises StoragePoolException: unless *state* is of our container"""
         what = f"Pool {self.name} is not available"
         if not state.container:

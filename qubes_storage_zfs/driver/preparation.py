@@ -15,13 +15,14 @@ from typing import Any
 from qubes.storage import StoragePoolException
 
 from ..store import policy
-from ..zfs import channel, devices
+from ..zfs import devices
+from ..zfs.batch import Batch, ended, join
 from ..zfs.errors import Busy, Failure, Locked, NotFound, ZfsError
 from . import halting, reset
 from .content import Content
 from .interface import Volume
 from .lifecycle import Lifecycle
-from .operations import Operation, batch
+from .operations import Operation
 from .phases import Event, Phase
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -115,11 +116,11 @@ class Preparation:
         )
 
     async def _run(self) -> None:
-        await channel.over(self.batch_key)
-        with batch(f"next start of {self.batch_key}"):
+        await ended(self.batch_key)
+        with join(f"next start of {self.batch_key}") as batch:
             try:
                 async with self._volume.operation("prepare") as operation:
-                    await self._prepare_now(operation)
+                    await self._prepare_now(operation, batch)
             except StoragePoolException as exc:
                 LOG.warning("%s", exc)
 
@@ -133,18 +134,18 @@ class Preparation:
             if self._lifecycle.phase is Phase.PREPARING:
                 self._lifecycle.fire(Event.DISCARDED)
 
-    async def _prepare_now(self, operation: Operation) -> None:
+    async def _prepare_now(self, operation: Operation, batch: Batch) -> None:
         if self._lifecycle.phase is not Phase.TO_PREPARE:
             return
         successor = self._successor()
         with self._attempt():
             await self._volume.pool.first_use()
             if successor is not None:
-                await self._leave_to(successor)
-            elif await self._can_be_prepared():
-                await self._make_next(operation)
+                await self._leave_to(successor, batch)
+            elif await self._can_be_prepared(batch):
+                await self._make_next(operation, batch)
             else:
-                await self._discard()
+                await self._discard(batch)
 
     def _successor(self) -> Any:
         """Return the volume that the qube has instead of this one; qubesd makes
@@ -154,49 +155,49 @@ class Preparation:
         other = volumes.get(self._volume.name)
         return None if other is self._volume else other
 
-    async def _leave_to(self, successor: Any) -> None:
+    async def _leave_to(self, successor: Any, batch: Batch) -> None:
         place = successor.pool.name, successor.vid
         if place != (self._volume.pool.name, self._volume.vid):
-            await self._content.generations.forget(discarded=True)
+            await self._content.generations.forget(True, batch)
 
-    async def _can_be_prepared(self) -> bool:
+    async def _can_be_prepared(self, batch: Batch) -> bool:
         """Whether the key is loaded (the user is not asked for it), and what is
         on disk is allowed."""
         try:
             await self._volume.pool.must_be_allowed()
-            await self._volume.pool.must_be_unlocked()
+            await self._volume.pool.must_be_unlocked(batch)
         except (Locked, policy.Refused):
             return False
         return self.has_next_start()
 
-    async def _discard(self) -> None:
+    async def _discard(self, batch: Batch) -> None:
         """Discard the content, and make nothing instead."""
         content = self._content
-        state = await content.state()
+        state = await content.state(batch=batch)
         if state.current is None or not self._lifecycle.owns(state):
             return
         try:
-            await content.generations.reset(**content.made_from)
+            await content.generations.reset(**content.made_from, batch=batch)
         except (Busy, NotFound) as exc:
             LOG.info("%s is destroyed: %s", self._volume.vid, exc)
-            await content.generations.forget()
+            await content.generations.forget(batch=batch)
 
-    async def _make_next(self, operation: Operation) -> None:
+    async def _make_next(self, operation: Operation, batch: Batch) -> None:
         content, commits = self._content, self.commits_of_source()
         try:
-            current = await reset.start_discarded(content, False)
+            current = await reset.start_discarded(content, False, batch)
             dataset = content.where.generation(current)
             with content.store.held(dataset):
                 await devices.wait_for_link(dataset)
         except (ZfsError, OSError, StoragePoolException, Failure):
-            if self._lifecycle.owns(await content.state()):
-                await content.generations.forget()
+            if self._lifecycle.owns(await content.state(batch=batch)):
+                await content.generations.forget(batch=batch)
             raise
         self._lifecycle.fire(Event.PREPARED)
         operation.note(f"prepared generation {current}")
         if commits != self.commits_of_source():
             # it was not prepared yet when the source looked
-            await self._discard_if_prepared()
+            await self._discard_if_prepared(batch)
 
     # --- a source and its clones
 
@@ -218,13 +219,13 @@ class Preparation:
         key = f"{source.vid} of {self._volume.pool.home}"
         async with self._volume.operation("prepare"):
             try:
-                with batch(key):
-                    await self._discard_if_prepared()
+                with join(key) as batch:
+                    await self._discard_if_prepared(batch)
             except ZfsError as exc:
                 # its next stop() finds what stays
                 LOG.warning("%s: %s", self._volume.vid, exc)
 
-    async def _discard_if_prepared(self) -> None:
+    async def _discard_if_prepared(self, batch: Batch) -> None:
         if self._lifecycle.phase is Phase.PREPARED:
             self._lifecycle.fire(Event.DISCARDED)
-            await self._content.generations.forget()
+            await self._content.generations.forget(batch=batch)

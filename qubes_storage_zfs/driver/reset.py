@@ -10,9 +10,10 @@ import logging
 from typing import Any
 
 from ..store import messages, naming
-from ..store.container import State
 from ..store.messages import Refused
+from ..store.state import VolumeState
 from ..zfs import commands, devices, lzc
+from ..zfs.batch import Batch
 from ..zfs.errors import Busy, NotFound
 from . import features
 from .content import Content
@@ -24,7 +25,7 @@ async def tune(content: Content, number: int, before: str | None) -> int:
     """Set the properties that the qube's features name on a generation.
 
     :param number: of the generation
-    :param before: the properties that features set on it, as State.tuned
+    :param before: the properties that features set on it, as VolumeState.tuned
     :return: the number
     """
     name = content.volume.name
@@ -46,27 +47,31 @@ async def tune(content: Content, number: int, before: str | None) -> int:
     return number
 
 
-async def adopt_blank(content: Content, state: State, **how: Any) -> int:
+async def adopt_blank(
+    content: Content, state: VolumeState, batch: Batch | None = None, **how: Any
+) -> int:
     """Make an empty generation and the current one of it.
 
     :param state: of the volume, with the numbers of its generations
     :param how: as Generations.adopt() takes it
     :return: its number
     """
-    number, _ = await content.make_blank(content.size, state, False)
-    await content.generations.adopt(number, **how)
+    number, _ = await content.make_blank(content.size, state, False, batch)
+    await content.generations.adopt(number, batch=batch, **how)
     content.size = content.rounded(content.size)
     return await tune(content, number, None)
 
 
-def _is_begun(state: State, wanted: str) -> bool:
+def _is_begun(state: VolumeState, wanted: str) -> bool:
     """Whether a volume that is reset at each start was, and not written to."""
     newest = state.revisions[-1].number if state.revisions else None
     begun = state.begun_from == wanted and state.begun is not None
     return begun and state.begun == newest and not state.dirty
 
 
-async def start_again(content: Content, wanted: str) -> tuple[int, bool]:
+async def start_again(
+    content: Content, wanted: str, batch: Batch
+) -> tuple[int, bool]:
     """Start from a copy of a revision, or from a blank volume.
 
     The content that the qube left stays as a revision.
@@ -75,13 +80,13 @@ async def start_again(content: Content, wanted: str) -> tuple[int, bool]:
     :return: number of the generation, and whether it was made now
     :raises Refused: if there is no such revision
     """
-    state = await content.state_to_open(revisions=True, tuned=True)
+    state = await content.state_to_open(revisions=True, tuned=True, batch=batch)
     current = content.must_exist(state)
     if _is_begun(state, wanted):
         # ZFS may not report yet what was written lately
         async with devices.flushed(content.where.generation(current)):
             await lzc.sync(content.pool.zpool)
-        state = await content.state(revisions=True, tuned=True)
+        state = await content.state(revisions=True, tuned=True, batch=batch)
     if _is_begun(state, wanted):
         return await tune(content, current, state.tuned), False
     volume = content.volume
@@ -90,7 +95,7 @@ async def start_again(content: Content, wanted: str) -> tuple[int, bool]:
         "begun_from": wanted,
     }
     if wanted == features.BLANK:
-        return await adopt_blank(content, state, **how), True
+        return await adopt_blank(content, state, batch, **how), True
     snapshots = {item.id: item.snapshot for item in state.revisions}
     if wanted not in snapshots:
         raise Refused(
@@ -100,12 +105,17 @@ async def start_again(content: Content, wanted: str) -> tuple[int, bool]:
             volume=volume.name,
         )
     number = await content.generations.adopt_clone(
-        lambda: contextlib.nullcontext(snapshots[wanted]), state, **how
+        lambda: contextlib.nullcontext(snapshots[wanted]),
+        state,
+        batch=batch,
+        **how,
     )
     return await tune(content, number, None), True
 
 
-async def start_discarded(content: Content, is_prepared: bool) -> int:
+async def start_discarded(
+    content: Content, is_prepared: bool, batch: Batch
+) -> int:
     """Start a volume whose content is discarded; return the generation's number.
 
     :param is_prepared: whether the current generation was reset
@@ -113,20 +123,22 @@ async def start_discarded(content: Content, is_prepared: bool) -> int:
     volume, source = content.volume, content.volume.source
     size = content.rounded(volume.size)
     state = await content.state_to_open(
-        counted=True, tuned=True, **content.made_from
+        counted=True, tuned=True, batch=batch, **content.made_from
     )
     if state.usable and state.current is not None:
         try:
             if not is_prepared or state.touched:
-                await content.generations.reset(**content.made_from)
+                await content.generations.reset(
+                    **content.made_from, batch=batch
+                )
             return await tune(content, state.current, state.tuned)
         except (Busy, NotFound) as exc:
             LOG.info("%s is made again: %s", volume.vid, exc)
-            state = await content.state(counted=True)
+            state = await content.state(counted=True, batch=batch)
     how: dict[str, Any] = {"scratch": True, "size": content.made_by(size)}
     if source is not None:
         number = await content.generations.adopt_clone(
-            source.committed, state, **how
+            lambda: source.committed(batch), state, batch=batch, **how
         )
         return await tune(content, number, None)
-    return await adopt_blank(content, state, **how)
+    return await adopt_blank(content, state, batch, **how)

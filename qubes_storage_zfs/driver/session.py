@@ -2,13 +2,14 @@
 
 import enum
 
-from ..store.container import State
+from ..store.state import VolumeState
 from ..zfs import commands, devices, lzc
+from ..zfs.batch import Batch, join
 from . import reset
 from .content import Content
 from .interface import Volume
 from .lifecycle import Lifecycle
-from .operations import Operation, batch
+from .operations import Operation
 from .phases import Event, Phase
 from .preparation import Preparation
 from .transfer import ImportSession
@@ -52,16 +53,16 @@ class Session:
         is_prepared = lifecycle.phase is Phase.PREPARED
         lifecycle.fire(Event.START)
         lifecycle.session_size = None
-        with batch(self._preparation.batch_key):
+        with join(self._preparation.batch_key) as batch:
             await pool.first_use()
             await pool.must_be_allowed()
-            await pool.must_be_unlocked()
+            await pool.must_be_unlocked(batch)
             await self._imports.end_abandoned()
             if self._volume.save_on_stop:
-                current = await self._start_saved()
+                current = await self._start_saved(batch)
             else:
                 current = await reset.start_discarded(
-                    self._content, is_prepared
+                    self._content, is_prepared, batch
                 )
         lifecycle.started(current)
         dataset = self._content.where.generation(current)
@@ -79,16 +80,16 @@ class Session:
         else:
             content.size = size
 
-    async def _start_saved(self) -> int:
+    async def _start_saved(self, batch: Batch) -> int:
         """Return the number of the generation that a qube goes on with."""
         content = self._content
         wanted = content.reset_to
         if wanted is not None:
-            number, is_new = await reset.start_again(content, wanted)
+            number, is_new = await reset.start_again(content, wanted, batch)
             if is_new:
                 await self._preparation.note_commit()
             return number
-        state = await content.state_to_open(tuned=True)
+        state = await content.state_to_open(tuned=True, batch=batch)
         current = content.must_exist(state)
         return await reset.tune(content, current, state.tuned)
 
@@ -103,8 +104,8 @@ class Session:
         lifecycle = self._lifecycle
         lifecycle.fire(Event.STOP)
         lifecycle.session_size = None
-        with batch(self._preparation.batch_key):
-            outcome, number = await self._commit_or_discard()
+        with join(self._preparation.batch_key) as batch:
+            outcome, number = await self._commit_or_discard(batch)
         lifecycle.fire(Event.STOPPED)
         if outcome is _Outcome.UNTOUCHED:
             lifecycle.fire(Event.PREPARED)
@@ -118,7 +119,9 @@ class Session:
             if self._volume.revisions_to_keep >= 0:
                 await self._preparation.note_commit()
 
-    async def _commit_or_discard(self) -> tuple[_Outcome, int | None]:
+    async def _commit_or_discard(
+        self, batch: Batch
+    ) -> tuple[_Outcome, int | None]:
         """Return what was done, and the number of the current generation."""
         content, volume = self._content, self._volume
         preparation = self._preparation
@@ -127,7 +130,9 @@ class Session:
         current, is_needed = self._lifecycle.generation, True
         if current is None:
             state = await content.generations.state(
-                revisions=volume.save_on_stop, **content.made_from
+                revisions=volume.save_on_stop,
+                batch=batch,
+                **content.made_from,
             )
             if state.owner != volume.pool.name or not self._lifecycle.owns(
                 state
@@ -136,7 +141,9 @@ class Session:
             if state.unsure and await content.store.measure_beside(
                 content.where
             ):
-                state = await content.generations.state(revisions=True)
+                state = await content.generations.state(
+                    revisions=True, batch=batch
+                )
             current = state.current
             # ZFS may not report yet what was written lately
             is_needed = volume.is_running() or self._is_unfinished(state)
@@ -145,19 +152,19 @@ class Session:
         if volume.save_on_stop:
             if not is_needed:
                 return _Outcome.NOTHING, current
-            await self._commit(current)
+            await self._commit(current, batch)
             return _Outcome.COMMITTED, current
         if preparation.is_kept_for_forensics():
             return _Outcome.NOTHING, current
         if not preparation.has_next_start():
-            await content.generations.forget()
+            await content.generations.forget(batch=batch)
             return _Outcome.DESTROYED, current
         # was it prepared when the source looked?
         if not is_needed and commits == preparation.commits_of_source():
             return _Outcome.UNTOUCHED, current
         return _Outcome.TO_PREPARE, current
 
-    def _is_unfinished(self, state: State) -> bool:
+    def _is_unfinished(self, state: VolumeState) -> bool:
         """Whether a stop() has something to do, as ZFS reports."""
         if not self._volume.save_on_stop:
             return state.touched or not state.usable
@@ -167,26 +174,26 @@ class Session:
         surplus = len(older) > keep
         return state.frozen or surplus or (keep >= 0 and state.dirty)
 
-    async def _commit(self, current: int) -> None:
+    async def _commit(self, current: int, batch: Batch) -> None:
         content, keep = self._content, self._volume.revisions_to_keep
         if keep < 0:
-            await content.generations.commit(keep)
+            await content.generations.commit(keep, batch)
             return
         async with devices.flushed(content.where.generation(current)):
-            await content.generations.commit(keep)
+            await content.generations.commit(keep, batch)
 
     # --- creation and removal
 
     async def remove(self, operation: Operation) -> None:
         """Destroy the volume and all its revisions."""
-        with batch(self._preparation.batch_key):
+        with join(self._preparation.batch_key) as batch:
             await self._volume.pool.first_use()
             self._imports.release()
-            state = await self._content.state()
+            state = await self._content.state(batch=batch)
             is_own = self._lifecycle.owns(state)
             self._lifecycle.fire(Event.REMOVE)
             if state.qube and is_own:
-                await self._content.generations.forget()
+                await self._content.generations.forget(batch=batch)
                 operation.note("remove destroyed all generations")
         await self._preparation.note_commit()
         self._volume.pool.unlist(self._volume.vid)

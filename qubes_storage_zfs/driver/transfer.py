@@ -12,8 +12,8 @@ from typing import Any
 import qubes.utils
 
 from ..store import messages
-from ..store.container import State
 from ..store.messages import Refused
+from ..store.state import VolumeState
 from ..zfs import copy, devices
 from ..zfs.errors import Unwritten
 from .content import Content
@@ -247,7 +247,7 @@ async def _must_fit(content: Content, source: Any) -> None:
         )
 
 
-async def _copy(content: Content, source: Any, state: State) -> int:
+async def _copy(content: Content, source: Any, state: VolumeState) -> int:
     """Copy the source's data to a new generation; return its number."""
     await _must_fit(content, source)
     path = await qubes.utils.coro_maybe(source.export())

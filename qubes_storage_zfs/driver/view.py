@@ -12,7 +12,7 @@ from typing import Any
 import qubes.storage
 
 from ..store import dates, messages, naming
-from ..store.container import Question, State
+from ..store.state import StateQuery, VolumeState
 from ..zfs import devices
 from ..zfs.errors import NotReadable, ZfsError
 from .content import Content
@@ -74,7 +74,7 @@ class VolumeView:
         self._volume: Volume = content.volume
         self._lifecycle = lifecycle
         #: the last answer to each question
-        self._answers: dict[Question, State] = {}
+        self._answers: dict[StateQuery, VolumeState] = {}
         #: number of the current generation, and usage, if they were asked for
         #: since the last operation and no qube uses the volume
         self._last: tuple[int, int] | None = None
@@ -83,17 +83,17 @@ class VolumeView:
         """Ask again for what an operation may change."""
         self._last = None
 
-    def _ask(self, *want: str, **asked: Any) -> State:
+    def _ask(self, *want: str, **asked: Any) -> VolumeState:
         """Ask ZFS now.
 
         If the zpool does not answer in time, or cannot be asked as it is, its
         last answer to the same question is returned, marked as stale.
 
-        :param asked: as Question has it
+        :param asked: as StateQuery has it
         :raises ZfsError: if there is none
         :raises BadName: if the vid cannot be a name in ZFS
         """
-        question = Question(want, **asked)
+        question = StateQuery(want, **asked)
         content = self._content
         try:
             state = content.store.state_now(content.where, question)
@@ -104,7 +104,7 @@ class VolumeView:
         self._answers[question] = state
         return state
 
-    def _ask_safely(self, *want: str, **asked: Any) -> State | None:
+    def _ask_safely(self, *want: str, **asked: Any) -> VolumeState | None:
         """Ask as _ask(); return None if ZFS cannot be asked, and never was."""
         try:
             state = self._ask(*want, **asked)

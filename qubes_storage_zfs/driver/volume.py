@@ -11,6 +11,7 @@ from typing import Any
 import qubes.storage
 from qubes.storage import StoragePoolException
 
+from ..zfs.batch import Batch
 from . import attributes, changes, halting, operations, transfer
 from .content import Content
 from .lifecycle import Lifecycle
@@ -140,7 +141,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         return (await self.content.state()).current is not None
 
     @contextlib.asynccontextmanager
-    async def committed(self) -> AsyncIterator[str]:
+    async def committed(self, batch: Batch | None = None) -> AsyncIterator[str]:
         """Return the snapshot that is the newest committed state.
 
         :raises StoragePoolException: if there is none while the qube runs
@@ -148,7 +149,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         async with contextlib.AsyncExitStack() as stack:
             with self._reported("read"):
                 snapshot = await stack.enter_async_context(
-                    self.content.committed()
+                    self.content.committed(batch)
                 )
             yield snapshot
 

@@ -156,3 +156,8 @@ class Batches:
 def join(key: str) -> contextlib.AbstractContextManager[Batch]:
     """Join the batch of this process for *key*; see Batches.join()."""
     return runtime.of(Batches).join(key)
+
+
+async def ended(key: str) -> None:
+    """Wait until no task is in a batch for *key*; see Batches.ended()."""
+    await runtime.of(Batches).ended(key)

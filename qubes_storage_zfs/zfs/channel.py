@@ -1,12 +1,9 @@
 """Channel programs as the other modules run them: alone or in a batch."""
 
-import contextlib
 import functools
-from collections.abc import Iterator
-from contextvars import ContextVar
 
-from . import lzc, runtime, threads, zcp
-from .batch import Batch, Batches, join
+from . import lzc, threads, zcp
+from .batch import Batch
 from .reply import Reply
 from .zcp import Data, Note, Program, ignore, returned
 
@@ -73,33 +70,9 @@ async def change(
 
 
 async def _run(program: Program, sync: bool, batch: Batch | None) -> Reply:
-    batch = batch or _entered.get()
     if batch is not None:
         return await batch.run(program, sync)
     return returned((await zcp.run_in_thread([program], sync))[0])
-
-
-#: the batch of the task, if it did not pass one
-_entered: ContextVar[Batch | None] = ContextVar("_entered", default=None)
-
-
-@contextlib.contextmanager
-def together(key: str) -> Iterator[None]:
-    """Join a batch without passing it on; batch.join() is preferred."""
-    if _entered.get() is not None:
-        yield
-        return
-    with join(key) as batch:
-        token = _entered.set(batch)
-        try:
-            yield
-        finally:
-            _entered.reset(token)
-
-
-async def over(key: str) -> None:
-    """Wait until no task is in a batch for *key*."""
-    await runtime.of(Batches).ended(key)
 
 
 async def clones_in_programs(zpool: str) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from . import channel, commands, devices, errors, lzc, runtime
+from .batch import Batch
 from .keywords import Action, End, Progress, Purpose, Request
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -76,12 +77,13 @@ class KeyState:
         return self.root is not None and not self.loaded
 
 
-async def state(dataset: str) -> KeyState:
+async def state(dataset: str, batch: Batch | None = None) -> KeyState:
     """Ask ZFS about a dataset and its key.
 
+    :param batch: ask together with the tasks of this batch
     :raises ZfsError: if ZFS cannot be asked
     """
-    reply = await channel.read("key", dataset, {"dataset": dataset})
+    reply = await channel.read("key", dataset, {"dataset": dataset}, batch)
     return KeyState(
         exists=reply.flag("exists"),
         root=reply.text("root"),
