@@ -18,7 +18,7 @@ from ..zfs import commands, keys, lzc, runtime
 from ..zfs.batch import Batch
 from ..zfs.errors import Busy, Locked
 from . import prompts
-from .errors import told
+from .errors import prefixed
 from .keytimer import Key, Keys
 from .pool import WANTED_OPENZFS, ZfsPool
 from .volume import ZfsVolume
@@ -172,7 +172,7 @@ class ZfsEncryptedPool(ZfsPool):
         :raises StoragePoolException: saying what is wrong with which option,
             or why there is no key
         """
-        with told(f"Cannot add the pool {self.name}"):
+        with prefixed(f"Cannot add the pool {self.name}"):
             self._check_options()
             self.zpool_must_be_here()
             root = await keys.state(self.container)

@@ -11,32 +11,34 @@ from ..zfs.text import printable
 
 
 def plain(text: str) -> str:
-    """*text* as one line that qubesd's client can show.
+    """Return *text* as one line that qubesd's client can show.
 
-    The client formats it with the % operator; and names in it may be of any
-    kind: from qubes.xml, or of whatever holds a device open.
+    The client formats it with the % operator.  Names in it may have any
+    character: they come from qubes.xml, or from a process that holds a device
+    open.
     """
     return printable(text).replace("%", "%%")
 
 
 def refusal(what: str, why: str) -> qubes.exc.StoragePoolException:
-    """*what* could not be done, and *why*, as an exception to be raised."""
+    """Return the exception for a failure that has its own prefix.
+
+    :param what: the prefix
+    :param why: the reason
+    """
     return qubes.exc.StoragePoolException(plain(f"{what}: {why}"))
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """Whatever ZFS refuses within becomes a StoragePoolException."""
+def prefixed(what: str) -> Iterator[None]:
+    """Map exceptions that have a message to StoragePoolException.
+
+    Code inside raises them without a prefix; this is the place that adds it.
+
+    :param what: the prefix ("Cannot start work/private in pool tank")
+    :raises StoragePoolException: for a Failure, a ZfsError or an OSError
+    """
     try:
         yield
     except (Failure, ZfsError, OSError) as exc:
         raise refusal(what, reason(exc)) from exc
-
-
-def sentence(what: str, exc: Exception) -> str:
-    """The same text, for the log."""
-    try:
-        with told(what):
-            raise exc
-    except qubes.exc.StoragePoolException as told_exc:
-        return str(told_exc)

@@ -12,7 +12,7 @@ from ..store.options import BadOption
 from ..zfs import runtime
 from . import discarded, features, prompts, tags
 from .encrypted import encrypted_pools, plain_volumes, pools_of
-from .errors import plain, told
+from .errors import plain, prefixed
 from .pool import ZfsPool
 from .volume import ZfsVolume
 
@@ -72,7 +72,7 @@ def removing(app: Any, qube: Any) -> None:
 
 async def starting(qube: Any) -> None:
     """:raises StoragePoolException: if a key is not to be had"""
-    with told(f"Cannot start {qube.name}"):
+    with prefixed(f"Cannot start {qube.name}"):
         for pool in pools_of(qube):
             pool.key.expect(qube.name)
             try:

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Iterator
 
-from .errors import told
+from .errors import prefixed
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -55,7 +55,7 @@ def operation(
     """
     current = Operation()
     started = time.monotonic()
-    with told(f"Cannot {verb} {vid} in pool {pool}"):
+    with prefixed(f"Cannot {verb} {vid} in pool {pool}"):
         yield current
     if current.changes:
         LOG.info(

@@ -26,7 +26,7 @@ from ..zfs.batch import Batch
 from ..zfs.errors import NotReadable, ZfsError
 from . import attributes
 from .discarded import collect_once
-from .errors import refusal, told
+from .errors import prefixed, refusal
 from .interface import Volume
 from .volume import ZfsVolume
 
@@ -320,7 +320,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     async def destroy(self) -> None:
         """Give the container back; what is in it stays."""
-        with told(f"Cannot give back {self.container}"):
+        with prefixed(f"Cannot give back {self.container}"):
             await claim.claim(self.container, self.name, release=True)
 
 
@@ -373,7 +373,7 @@ class ZfsZvolPool(ZfsPool):
         :raises StoragePoolException: saying what is wrong with which option
         """
         given = self._options
-        with told(f"Cannot add the pool {self.name}"):
+        with prefixed(f"Cannot add the pool {self.name}"):
             if (given["container"] is None) == (given["block_devices"] is None):
                 raise Refused(
                     "give either container=<dataset> (in a zpool that exists)"

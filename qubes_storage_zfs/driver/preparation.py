@@ -215,7 +215,8 @@ class Preparation:
     async def discard_prepared(self) -> None:
         """Destroy what is prepared: the source has another committed state."""
         source = self._volume.source
-        assert source is not None
+        if source is None:
+            return
         key = f"{source.vid} of {self._volume.pool.home}"
         async with self._volume.operation("prepare"):
             try:
