@@ -339,7 +339,7 @@ def test_a_revert_to_the_committed_state(lab):
     """qubesd lists it while a stop is in progress, so a client may name it."""
     volume = lab.private(content=b"data")
     before = lab.datasets()
-    committed = volume.committed_ids()[-1]
+    committed = volume.view.committed_ids()[-1]
     assert committed in volume.revisions
     assert committed not in list(volume.revisions)
     assert "r9" not in volume.revisions

@@ -296,7 +296,7 @@ def test_reset_to_a_revision_which_stays(lab, qube, volumes):
     assert sorted(left.values()) == [b"session 3", b"session 4", b"session 5"]
 
     # another, the state of the last stop
-    newest = private.committed_ids()[-1]
+    newest = private.view.committed_ids()[-1]
     qube.set("zfs.reset-on-start", f"private={newest}")
     assert session(lab, private, b"six") == b"session 5"
     assert session(lab, private, b"seven") == b"session 5"
@@ -313,16 +313,16 @@ def test_nothing_is_made_twice(lab, qube, volumes, named):
     """A start that is asked for again, and a qube that wrote nothing."""
     private = volumes[1]
     lab.session(private, b"one")
-    base = f"={private.committed_ids()[-1]}" if named else ""
+    base = f"={private.view.committed_ids()[-1]}" if named else ""
     qube.set("zfs.reset-on-start", f"private{base}")
     lab.run(private.start())
-    guid, ids = prop(private, "guid"), private.committed_ids()
+    guid, ids = prop(private, "guid"), private.view.committed_ids()
     lab.run(private.start())
-    assert (prop(private, "guid"), private.committed_ids()) == (guid, ids)
+    assert (prop(private, "guid"), private.view.committed_ids()) == (guid, ids)
     lab.stop(private)
     lab.restart()
     lab.start(private)
-    assert (prop(private, "guid"), private.committed_ids()) == (guid, ids)
+    assert (prop(private, "guid"), private.view.committed_ids()) == (guid, ids)
     lab.stop(private)
 
 
@@ -342,7 +342,7 @@ def test_reset_to_a_revision_that_is_gone_is_refused(lab, qube, volumes):
     private = volumes[1]
     lab.session(private, b"one")
     lab.session(private, b"two")
-    ids = private.committed_ids()
+    ids = private.view.committed_ids()
     with pytest.raises(
         QubesValueError, match=f"no revision r99; .* {ids[-1]}, "
     ):
@@ -353,7 +353,9 @@ def test_reset_to_a_revision_that_is_gone_is_refused(lab, qube, volumes):
         match="no revision r99, which the feature zfs.reset-on-start names",
     ):
         lab.run(private.start())
-    assert lab.content(private) == b"two" and private.committed_ids() == ids
+    assert (
+        lab.content(private) == b"two" and private.view.committed_ids() == ids
+    )
 
 
 def test_a_clone_is_given_its_features_first(lab, qube, volumes):
@@ -364,7 +366,7 @@ def test_a_clone_is_given_its_features_first(lab, qube, volumes):
 def test_reset_keeps_a_size_that_was_given(lab, qube, volumes):
     private = volumes[1]
     lab.session(private, b"one")
-    base = private.committed_ids()[-1]
+    base = private.view.committed_ids()[-1]
     qube.set("zfs.reset-on-start", f"private={base}")
     lab.run(private.resize(8 * MIB))
     assert session(lab, private, b"two") == b"one"

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store import programs
 from qubes_storage_zfs.zfs import lzc, zcp
 
 from ..crash.gate import Door, Gate, Stopped
@@ -209,7 +209,7 @@ def test_cut_off_after_the_promotion(lab, monkeypatch):
     names = [each.partition("@")[2] for each in found.split()]
     assert sorted(names) == ["g1", "r2", "r3"]
     assert list(clone.revisions) == ["r2"]
-    assert "r2" in clone.committed_ids()
+    assert "r2" in clone.view.committed_ids()
     # as for any qube when qubesd starts
     lab.run(clone.stop())
     assert lab.sweep_until(lambda: volumes(lab) == ["clone/private.1"])
@@ -293,12 +293,11 @@ def test_a_removal_that_is_tried_again_spares_a_new_volume(lab):
     """It is tried again while a process holds open what it rolls back."""
     volume = lab.private(content=b"new")
     lab.run(
-        volume.generations._change(
-            "forget",
-            busy={},
+        programs.forget(
+            programs.Volume(volume.where, volume.store.thresholds.limits),
+            busy=(),
+            discarded=False,
             again=True,
-            holder=naming.HOLDER,
-            prefix=naming.POINTER,
         )
     )
     assert lab.content(volume) == b"new"

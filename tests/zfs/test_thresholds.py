@@ -118,7 +118,7 @@ def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
     """What ZFS writes when a zpool was imported is not a change, also where
     that is more than this process takes for unwritten by itself."""
     volume = away.private(content=b"data")
-    listed = volume.committed_ids()
+    listed = volume.view.committed_ids()
     export_zpool("away")
     sh("zpool", "import", "-N", "-d", "/tmp", "away")
     away.restart()
@@ -132,14 +132,14 @@ def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
     assert not away.pool.store.thresholds.measured
     away.stop(volume)
     assert away.pool.store.thresholds.measured
-    assert volume.committed_ids() == listed
+    assert volume.view.committed_ids() == listed
     assert away.datasets("volume") == ["vm/work/private"]
 
 
 def test_a_doubt_that_cannot_be_measured_is_no_revision(away, monkeypatch):
     """As in a locked pool, where no zvol can be created."""
     volume = away.private(content=b"data")
-    listed = volume.committed_ids()
+    listed = volume.view.committed_ids()
     export_zpool("away")
     sh("zpool", "import", "-N", "-d", "/tmp", "away")
     away.restart()
@@ -155,7 +155,7 @@ def test_a_doubt_that_cannot_be_measured_is_no_revision(away, monkeypatch):
     monkeypatch.setattr(away.pool.store, "measure_beside", cannot)
     away.stop(volume)
     assert not away.pool.store.thresholds.measured
-    assert volume.committed_ids() == listed
+    assert volume.view.committed_ids() == listed
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -167,7 +167,7 @@ def test_the_smallest_change_is_committed_unmeasured(away, given):
     away.restart()
     volume = away.again(volume)
     away.start(volume)
-    listed = volume.committed_ids()
+    listed = volume.view.committed_ids()
     write(volume.path, b"new")
     sh("zpool", "sync", "away")
     written = number(f"written@{listed[-1]}", volume.dataset)
@@ -178,5 +178,5 @@ def test_the_smallest_change_is_committed_unmeasured(away, given):
         volume = away.again(volume)
     assert not away.pool.store.thresholds.measured
     away.stop(volume)
-    assert volume.committed_ids()[-1] > listed[-1]
+    assert volume.view.committed_ids()[-1] > listed[-1]
     assert away.content(volume, 3) == b"new"
