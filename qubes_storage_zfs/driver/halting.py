@@ -6,8 +6,8 @@ the qube is halted for a client, but its volumes are still in use.  In R4.3
 "qvm-shutdown --wait" can return then (core-admin-client 4.3.29,
 wait_for_domain_shutdown()), and what the user does next must not be refused.
 
-Two things are told apart: whether a domain has ended is asked of qubesd here;
-whether a volume still waits for its stop() is known to its lifecycle.
+This module asks qubesd whether a domain has ended.  The lifecycle of a volume
+knows whether its stop() is still to come.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 #: seconds that an operation waits for a stop
 LIMIT = 30.0
-#: seconds between two looks
+#: seconds between two checks
 INTERVAL = 0.1
 
 #: qubesd's names of the power states after which it stops the storage
