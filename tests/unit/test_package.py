@@ -152,7 +152,7 @@ def test_doc_names_a_test_for_every_sentence():
 )
 def test_every_failure_has_its_sentence(exc, text):
     with pytest.raises(qubes.exc.StoragePoolException) as caught:
-        with errors.told("Cannot do it"):
+        with errors.prefixed("Cannot do it"):
             raise exc
     assert str(caught.value).startswith("Cannot do it: ")
     assert text in str(caught.value)
