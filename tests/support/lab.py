@@ -103,11 +103,16 @@ class Lab:
             self.run(volume.stop())
             Path(volume.state_file).unlink(missing_ok=True)
 
-    def session(self, volume, content):
+    def session(self, volume, content, offset=0):
         """Start a volume, write to it and stop it."""
         self.start(volume)
-        write(volume.path, content)
+        write(volume.path, content, offset)
         self.stop(volume)
+
+    def replace(self, volume, content, size=MIB):
+        """Import *content* into a volume, which gets *size*."""
+        write(self.run(volume.import_data(size)), content)
+        self.run(volume.import_data_end(True))
 
     def content(self, volume, length=16):
         """Return the beginning of what an export of a volume shows."""

@@ -9,7 +9,7 @@ from qubes_storage_zfs.driver import discarded, events
 from qubes_storage_zfs.store import holder, naming
 
 from ..support.lab import Lab
-from ..support.zpools import MIB, sh, write
+from ..support.zpools import MIB, sh
 
 pytestmark = pytest.mark.side_b
 
@@ -79,9 +79,7 @@ def template(app, lab, name, content):
 def used_once(app, lab, source, qube="w1"):
     """A qube's root volume, after a session and prepared again."""
     volume = app.give(lab.clone_of(source, qube))
-    lab.start(volume)
-    write(volume.path, b"scribble")
-    lab.stop(volume)
+    lab.session(volume, b"scribble")
     assert any(f"vm/{qube}/root." in x for x in lab.datasets())
     return volume
 

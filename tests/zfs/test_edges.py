@@ -76,8 +76,7 @@ def test_revisions_to_keep(lab, keep):
 
 def test_import_with_no_revisions_kept(lab):
     volume = lab.private(content=b"old", revisions_to_keep=0)
-    write(lab.run(volume.import_data(MIB)), b"new")
-    lab.run(volume.import_data_end(True))
+    lab.replace(volume, b"new")
     assert volume.revisions == {}
     assert lab.content(volume) == b"new"
     assert len(lab.datasets("volume")) == 1
@@ -125,8 +124,7 @@ def test_snapshots_disabled(lab):
     lab.stop(volume)
     lab.run(other.import_volume(volume))
     assert lab.content(other) == b"two"
-    write(lab.run(volume.import_data(MIB)), b"three")
-    lab.run(volume.import_data_end(True))
+    lab.replace(volume, b"three")
     assert lab.content(volume) == b"three"
     volume.revisions_to_keep = 2
     lab.session(volume, b"four")
@@ -187,9 +185,7 @@ def test_export_is_refused_for_what_keeps_nothing(lab):
 def test_forensics(lab):
     root = lab.private("tmpl", b"v1", name="root")
     app = lab.clone_of(root, snap_on_start_forensics=True)
-    lab.start(app)
-    write(app.path, b"evidence")
-    lab.stop(app)
+    lab.session(app, b"evidence")
     assert read(app.path) == b"evidence"
     assert app.config["snap_on_start_forensics"] is True
     lab.start(app)

@@ -135,8 +135,7 @@ def test_block_size_of_new_generations_alone(lab, qube, volumes):
     # what has large blocks is still made of whole ones
     lab.run(private.resize(5 * MIB + 4096))
     assert private.size == 5 * MIB + 16384
-    write(lab.run(private.import_data(MIB + 4096)), b"two")
-    lab.run(private.import_data_end(True))
+    lab.replace(private, b"two", MIB + 4096)
     assert prop(private, "volblocksize") == ["4096"]
     assert private.size == MIB + 4096
 

@@ -42,9 +42,7 @@ def test_volatile_is_new_at_each_start(lab):
     volume = lab.volatile()
     lab.run(volume.create())
     assert lab.datasets() == ["vm"]
-    lab.start(volume)
-    write(volume.path, b"secret")
-    lab.stop(volume)
+    lab.session(volume, b"secret")
     lab.start(volume)
     assert read(volume.path) == b""
     lab.stop(volume)
@@ -177,9 +175,7 @@ def test_the_journal_tells_what_was_changed(lab, caplog):
     with pytest.raises(StoragePoolException):
         lab.run(volume.revert("r77"))
     lab.content(volume)
-    path = lab.run(volume.import_data(MIB))
-    write(path, b"three")
-    lab.run(volume.import_data_end(True))
+    lab.replace(volume, b"three")
     assert journal(caplog) == [
         "work:private export made generation 2",
         "work:private export_end destroyed generation 2",

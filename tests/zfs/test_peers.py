@@ -76,9 +76,7 @@ def test_interrupted_import_does_not_block_the_qube(lab):
     assert read(volume.path) == b"old"
     lab.stop(volume)
     lab.run(volume.revert())
-    path = lab.run(volume.import_data(MIB))
-    write(path, b"whole")
-    lab.run(volume.import_data_end(True))
+    lab.replace(volume, b"whole")
     assert lab.content(volume) == b"whole"
     lab.run(volume.remove())
     assert lab.datasets() == ["vm"]
@@ -157,8 +155,7 @@ def test_name_of_a_removed_source_can_be_used_again(lab):
 
 def test_import_keeps_the_old_revisions(lab):
     volume = lab.private(content=b"old", revisions_to_keep=3)
-    write(lab.run(volume.import_data(MIB)), b"new")
-    lab.run(volume.import_data_end(True))
+    lab.replace(volume, b"new")
     assert list(volume.revisions) == ["r1", "r2"]
     lab.run(volume.revert("r2"))
     assert lab.content(volume) == b"old"
@@ -171,8 +168,7 @@ def test_blank_first_state_is_no_revision_of_a_clone(lab):
     clone = lab.private("clone")
     lab.run(clone.import_volume(source))
     restored = lab.private("restored")
-    write(lab.run(restored.import_data(MIB)), b"data")
-    lab.run(restored.import_data_end(True))
+    lab.replace(restored, b"data")
     for volume in clone, restored:
         assert volume.revisions == {}
         assert lab.content(volume, 4) == b"data"

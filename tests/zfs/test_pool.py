@@ -9,7 +9,7 @@ from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.zfs import lzc, probe, runtime
 
 from ..support.lab import Lab
-from ..support.zpools import MIB, read, sh, write
+from ..support.zpools import MIB, read, sh
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +210,7 @@ def test_copy_between_zpools_is_sparse(lab, tmp_path):
     try:
         other = Lab("second")
         source = lab.private("a", b"data", size=64 * MIB)
-        lab.start(source)
-        write(source.path, b"beyond holes", 40 * MIB)
-        lab.stop(source)
+        lab.session(source, b"beyond holes", 40 * MIB)
         target = other.private("b", b"old", revisions_to_keep=1)
         other.run(target.import_volume(source))
         assert other.content(target) == b"data"

@@ -87,8 +87,7 @@ def test_replaced_source_frees_its_old_state(lab, qube, verb):
     assert any("app/root" in name for name in lab.datasets())
     match verb:
         case "import":
-            write(lab.run(template.import_data(MIB)), b"new")
-            lab.run(template.import_data_end(True))
+            lab.replace(template, b"new")
         case "clone":
             other = lab.private("other", b"v3")
             lab.run(template.import_volume(other))
@@ -278,9 +277,7 @@ def test_what_is_held_open_is_given_to_nobody(lab, qube):
 def test_kept_clone_is_not_ready(lab, qube):
     _, _, template = qube
     root = lab.clone_of(template, "other", snap_on_start_forensics=True)
-    lab.start(root)
-    write(root.path, b"traces")
-    lab.stop(root)
+    lab.session(root, b"traces")
     assert read(root.path) == b"traces"
     lab.start(root)
     assert read(root.path) == b"v1"

@@ -251,8 +251,7 @@ def test_bookmarks_stop_no_operation(lab):
     lab.run(volume.revert(list(volume.revisions)[0]))
     bookmark(volume.dataset, "z")
     lab.session(volume, b"three")
-    write(lab.run(volume.import_data(MIB)), b"four")
-    lab.run(volume.import_data_end(True))
+    lab.replace(volume, b"four")
     lab.run(volume.export_end(lab.run(volume.export())))
     # of what is kept, all that the generations have is kept
     assert any(x.endswith("#z") for x in bookmarks(lab))
