@@ -192,6 +192,29 @@ NO_SPACE_FOR_COPY = (
 COPY_FAILED = "reading or writing the data failed: {reason}"
 
 
+# --- names and options
+
+BAD_VID = (
+    "{vid!r} cannot name a volume here: it must be <qube>/<volume>, letters,"
+    " digits and - _ (and . in the qube)"
+)
+LONG_VID = (
+    "The name {dataset} is too long for ZFS: choose a container or qube with a"
+    " shorter name"
+)
+BAD_REVISION = "{revision!r} is not a revision of a ZFS volume"
+BAD_DATASET = "{name!r} is not a name a ZFS dataset can have"
+BAD_ZPOOL = "{name!r} is not a name a zpool can have"
+LONG_NAME = "The {kind} name {name} is too long"
+RESERVED_ZPOOL = (
+    "ZFS does not allow a zpool named {name!r}: give the pool another name"
+)
+BAD_OPTION = "{name} must be {allowed}, not {value!r}"
+BAD_DEDUP = (
+    "dedup must be off or {on}, not {value!r}: it slows down the whole zpool,"
+    " and what was written with it stays that way"
+)
+
 # --- what qvm-zfs attach and detach say
 
 ZPOOL_NOWHERE = (

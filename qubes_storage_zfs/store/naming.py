@@ -126,16 +126,10 @@ def volume_name(home: str, vid: str) -> VolumeName:
     """
     qube, _, volume = vid.partition("/")
     if not is_vid(vid):
-        raise BadName(
-            f"{vid!r} cannot name a volume here: it must be"
-            " <qube>/<volume>, letters, digits and - _ (and . in the qube)"
-        )
+        raise BadName(messages.BAD_VID, vid=vid)
     name = VolumeName(home, qube, volume)
     if len(name.generation(0)) > NAME_MAX - SUFFIX_ROOM:
-        raise BadName(
-            f"The name {name.generation(0)} is too long for ZFS: choose a"
-            " container or qube with a shorter name"
-        )
+        raise BadName(messages.LONG_VID, dataset=name.generation(0))
     return name
 
 
@@ -146,7 +140,7 @@ def revision_number(revision: str) -> int:
     """
     match = _REVISION.match(revision)
     if match is None:
-        raise BadName(f"{revision!r} is not a revision of a ZFS volume")
+        raise BadName(messages.BAD_REVISION, revision=revision)
     return int(match[1])
 
 
@@ -159,14 +153,14 @@ def dataset_name(text: str) -> str:
     if not all(_OF_ZFS.match(part) for part in parts) or any(
         part in {".", ".."} for part in parts
     ):
-        raise BadName(f"{text!r} is not a name a ZFS dataset can have")
+        raise BadName(messages.BAD_DATASET, name=text)
     if not parts[0][0].isalpha():
-        raise BadName(f"{parts[0]!r} is not a name a zpool can have")
+        raise BadName(messages.BAD_ZPOOL, name=parts[0])
     _check_supported(parts[0], _ZPOOL, "zpool", "- _ and .")
     for part in parts[1:]:
         _check_supported(part, _COMPONENT, "dataset", "- _ . and :")
     if len(text) > NAME_MAX - 2 * SUFFIX_ROOM:
-        raise BadName(f"The dataset name {text} is too long")
+        raise BadName(messages.LONG_NAME, kind="dataset", name=text)
     return text
 
 
@@ -190,11 +184,8 @@ def zpool_name(text: str) -> str:
     """
     allowed = _OF_ZFS.match(text) and text[0].isalpha()
     if not allowed or _RESERVED_ZPOOL.match(text):
-        raise BadName(
-            f"ZFS does not allow a zpool named {text!r}:"
-            " give the pool another name"
-        )
+        raise BadName(messages.RESERVED_ZPOOL, name=text)
     _check_supported(text, _ZPOOL, "zpool", "- _ and .")
     if len(text) > 64:
-        raise BadName(f"The zpool name {text} is too long")
+        raise BadName(messages.LONG_NAME, kind="zpool", name=text)
     return text

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..zfs.keywords import ITERATIONS
+from . import messages
 
 DEFAULT_REVISIONS = 2
 DEFAULT_BLOCKSIZE = 16384  # bytes
@@ -24,8 +25,14 @@ _TRUE = frozenset(("True", "true", "1", "on", "yes"))
 _FALSE = frozenset(("False", "false", "0", "off", "no", ""))
 
 
-class BadOption(ValueError):
-    """An option has a value it cannot have; the text is a sentence."""
+class BadOption(messages.Refused, ValueError):
+    """An option has a value that it cannot have."""
+
+
+def _bad(name: str, allowed: str, value: Any) -> BadOption:
+    return BadOption(
+        messages.BAD_OPTION, name=name, allowed=allowed, value=value
+    )
 
 
 def _whole(value: Any, least: int, most: int) -> int | None:
@@ -41,9 +48,7 @@ def parse_revisions(value: Any) -> int:
     """:raises BadOption: unless it is a whole number from -1 on"""
     number = _whole(value, -1, 10000)
     if number is None:
-        raise BadOption(
-            f"revisions_to_keep must be a number from -1 on, not {value!r}"
-        )
+        raise _bad("revisions_to_keep", "a number from -1 on", value)
     return number
 
 
@@ -54,10 +59,8 @@ def parse_timeout(value: Any) -> int:
     """
     number = _whole(value, -1, 1 << 31)
     if number is None:
-        raise BadOption(
-            "unload_timeout must be a number of seconds, 0 for at once or -1"
-            f" for never, not {value!r}"
-        )
+        allowed = "a number of seconds, 0 for at once or -1 for never"
+        raise _bad("unload_timeout", allowed, value)
     return number
 
 
@@ -65,19 +68,15 @@ def parse_iterations(value: Any) -> int:
     """:raises BadOption: unless ZFS takes so many"""
     number = _whole(value, ITERATIONS[0], ITERATIONS[-1])
     if number is None:
-        raise BadOption(
-            f"pbkdf2iters must be a number from {ITERATIONS[0]} to"
-            f" {ITERATIONS[-1]}, not {value!r}"
-        )
+        allowed = f"a number from {ITERATIONS[0]} to {ITERATIONS[-1]}"
+        raise _bad("pbkdf2iters", allowed, value)
     return number
 
 
 def parse_domain(value: Any) -> str:
     """:raises BadOption: unless a qube can have that name"""
     if not isinstance(value, str) or not QUBE_NAME.match(value):
-        raise BadOption(
-            f"ask_password_domain must be the name of a qube, not {value!r}"
-        )
+        raise _bad("ask_password_domain", "the name of a qube", value)
     return value
 
 
@@ -87,7 +86,7 @@ def parse_bool(name: str, value: Any) -> bool:
         return value
     if isinstance(value, str) and value in _TRUE | _FALSE:
         return value in _TRUE
-    raise BadOption(f"{name} must be True or False, not {value!r}")
+    raise _bad(name, "True or False", value)
 
 
 def parse_blocksize(value: Any) -> int:
@@ -101,20 +100,18 @@ def parse_blocksize(value: Any) -> int:
         unit = {"": 1, "k": 1 << 10, "m": 1 << 20}[match[2].lower()]
         size = int(match[1]) * unit
     if not 4096 <= size <= 131072 or size & (size - 1):
-        raise BadOption(
-            f"volblocksize must be a power of two from 4k to 128k,"
-            f" not {value!r}"
-        )
+        raise _bad("volblocksize", "a power of two from 4k to 128k", value)
     return size
 
 
 def parse_compression(value: Any) -> str:
     """:raises BadOption: unless ZFS knows the word"""
     if not isinstance(value, str) or not _COMPRESSIONS.match(value):
-        raise BadOption(
-            f"compression must be on, off, lz4, zstd, zstd-1 to zstd-19,"
-            f" gzip, gzip-1 to gzip-9, zle or lzjb, not {value!r}"
+        allowed = (
+            "on, off, lz4, zstd, zstd-1 to zstd-19, gzip, gzip-1 to gzip-9, zle"
+            " or lzjb"
         )
+        raise _bad("compression", allowed, value)
     return value
 
 
@@ -124,10 +121,7 @@ def parse_dedup(value: Any) -> str:
     :raises BadOption: unless it is ``off`` or DEDUP_ON
     """
     if value not in ("off", DEDUP_ON):
-        raise BadOption(
-            f"dedup must be off or {DEDUP_ON}, not {value!r}: it slows down the"
-            " whole zpool, and what was written with it stays that way"
-        )
+        raise BadOption(messages.BAD_DEDUP, on=DEDUP_ON, value=value)
     return "off" if value == "off" else "on"
 
 

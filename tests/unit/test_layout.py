@@ -1,10 +1,12 @@
 """Names, both ways, and what can be none."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_storage_zfs.store import naming
+from qubes_storage_zfs.store import messages, naming
 from qubes_storage_zfs.store.naming import BadName, VolumeName
 
 QUBE = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,30}", fullmatch=True)
@@ -119,3 +121,23 @@ def test_no_room_for_revisions_is_too_long():
     naming.volume_name("tank/vm", "q" * 215 + "/private")
     with pytest.raises(BadName, match="too long"):
         naming.volume_name("tank/vm", "q" * 216 + "/private")
+
+
+@pytest.mark.parametrize(
+    "check, name, template",
+    [
+        (partial(naming.volume_name, "tank"), "a b/x", messages.BAD_VID),
+        (partial(naming.volume_name, "t" * 240), "a/x", messages.LONG_VID),
+        (naming.revision_number, "daily", messages.BAD_REVISION),
+        (naming.dataset_name, "tank/a@b", messages.BAD_DATASET),
+        (naming.dataset_name, "9tank/a", messages.BAD_ZPOOL),
+        (naming.dataset_name, "t/" + "a" * 250, messages.LONG_NAME),
+        (naming.zpool_name, "mirror", messages.RESERVED_ZPOOL),
+        (naming.zpool_name, "t" * 65, messages.LONG_NAME),
+    ],
+)
+def test_each_bad_name_has_its_sentence(check, name, template):
+    with pytest.raises(BadName) as caught:
+        check(name)
+    assert caught.value.template == template
+    assert "{" not in str(caught.value)
