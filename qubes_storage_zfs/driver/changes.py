@@ -166,7 +166,7 @@ class Changes:
         if size != before:
             dataset = content.where.generation(current)
             await commands.set_property(dataset, "volsize", str(size))
-        operation.note(f"resize gave generation {current} {size} bytes")
+        operation.note(f"resize set generation {current} to {size} bytes")
         # it has that size, even if it cannot be committed now
         if volume.source is not None:
             self._lifecycle.session_size = size

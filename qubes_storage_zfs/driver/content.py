@@ -29,8 +29,8 @@ class Content:
     something are called within an operation of the volume.
 
     :ivar volume: the volume
-    :ivar size: bytes of the volume on disk; of a volume whose content is
-        discarded, of the next that is made.  Not read from ZFS when qubesd asks
+    :ivar size: bytes of the volume on disk; of a disposable volume, those of
+        the next generation.  Not read from ZFS when qubesd asks
     """
 
     def __init__(self, volume: Volume, size: int) -> None:
@@ -109,7 +109,7 @@ class Content:
 
     @property
     def made_from(self) -> dict[str, Any]:
-        """What a discarded volume would be made from now, as StateQuery has it."""
+        """What a disposable volume would be made from now, as StateQuery has it."""
         return {
             "size": self.made_by(self.in_blocks(self.volume.size)),
             "source": self.source,

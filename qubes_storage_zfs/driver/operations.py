@@ -8,7 +8,7 @@ An operation that changes the disk notes what it did.  When it has succeeded, on
 line at INFO tells the operation, the volume, the generation or revision and the
 duration::
 
-    work:private in pool tank: start gave generation 3 (0.21 s)
+    work:private in pool tank: start returned generation 3 (0.21 s)
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""Between a stop and a start: the next start is prepared, or what was prepared
-is destroyed.
+"""Between a stop and a start: prepare the next start, or destroy what is
+prepared.
 
-A volume whose content is discarded is reset after its stop to what it was when
-it was made.  The next start finds it as fresh as a new one, and waits for
-nothing.
+A disposable volume is reset after its stop to the state in which it was
+created.  The next start finds it as fresh as a new one, and waits for nothing.
 """
 
 import asyncio
@@ -60,9 +59,9 @@ class Preparation:
         if source is not None and source.snapshots_disabled:
             # ZFS cannot tell whether a clone is of its present content
             return False
-        return not self._is_disposable()
+        return not self._has_disposable_qube()
 
-    def _is_disposable(self) -> bool:
+    def _has_disposable_qube(self) -> bool:
         """Whether qubesd removes the qube when it has stopped."""
         return bool(getattr(self._content.vm, "auto_cleanup", False))
 
@@ -75,7 +74,7 @@ class Preparation:
     # --- preparing
 
     def request(self) -> None:
-        """Prepare the next start, if the content of the volume is discarded.
+        """Prepare the next start, if the volume is disposable.
 
         It is made when the qube's operations in progress have ended, and no
         operation waits for it.  An operation that comes first finds the volume
@@ -185,7 +184,7 @@ class Preparation:
     async def _make_next(self, operation: Operation, batch: Batch) -> None:
         content, commits = self._content, self.commits_of_source()
         try:
-            current = await reset.start_discarded(content, False, batch)
+            current = await reset.start_disposable(content, False, batch)
             dataset = content.where.generation(current)
             with content.store.held(dataset):
                 await devices.wait_for_link(dataset)

@@ -1,6 +1,6 @@
 """How a volume is reset for a start, and set up as the qube's features say.
 
-A volume whose content is discarded is reset at each start.  The feature
+A disposable volume is reset at each start.  The feature
 ``zfs.reset-on-start`` names volumes whose content is saved and that start from a
 revision, or blank, each time.  Other features set properties of ZFS on a volume.
 """
@@ -113,10 +113,10 @@ async def start_again(
     return await tune(content, number, None), True
 
 
-async def start_discarded(
+async def start_disposable(
     content: Content, is_prepared: bool, batch: Batch
 ) -> int:
-    """Start a volume whose content is discarded; return the generation's number.
+    """Start a disposable volume; return the generation's number.
 
     :param is_prepared: whether the current generation was reset
     """

@@ -61,7 +61,7 @@ class Session:
             if self._volume.save_on_stop:
                 current = await self._start_saved(batch)
             else:
-                current = await reset.start_discarded(
+                current = await reset.start_disposable(
                     self._content, is_prepared, batch
                 )
         lifecycle.started(current)
@@ -69,7 +69,7 @@ class Session:
         path = await devices.wait_for_link(dataset)
         if self._volume.save_on_stop:
             await self._learn_size_of(path, dataset)
-        operation.note(f"start gave generation {current}")
+        operation.note(f"start returned generation {current}")
 
     async def _learn_size_of(self, path: str, dataset: str) -> None:
         """Give a volume that was reset to a smaller revision its size again."""
@@ -98,8 +98,8 @@ class Session:
     async def stop(self, operation: Operation) -> None:
         """Commit or discard what the qube wrote.
 
-        A volume whose content is discarded is reset afterwards, and stop() does
-        not wait for that; see Preparation.
+        A disposable volume is reset afterwards, and stop() does not wait for
+        that; see Preparation.
         """
         lifecycle = self._lifecycle
         lifecycle.fire(Event.STOP)

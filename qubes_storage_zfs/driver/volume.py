@@ -41,7 +41,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
     ``C/vm/<qube>/<volume>.<n>``  generation n; exports and imports, too
     ``...@r<k>``                  committed state k: the newest is *the*
                                   committed state, older ones are the revisions
-    ``...@s1``                    a discarded volume as it was made
+    ``...@s1``                    a disposable volume as it was made
     ============================  =============================================
 
     The operations, by ``snap_on_start`` and ``save_on_stop`` (both is refused):
@@ -292,6 +292,6 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         return self
 
     def _must_save(self, why: str) -> None:
-        """:raises NotImplementedError: for a volume whose content is discarded"""
+        """:raises NotImplementedError: for a disposable volume"""
         if not self.save_on_stop:
             raise NotImplementedError(f"{self.vid} {why}")

@@ -159,7 +159,7 @@ def test_the_journal_tells_what_was_changed(lab, caplog):
     volume = lab.private(content=b"one")
     assert journal(caplog) == [
         "work:private create made generation 0",
-        "work:private start gave generation 0",
+        "work:private start returned generation 0",
         "work:private stop committed generation 0",
     ]
     # nothing is to be committed again
@@ -170,7 +170,7 @@ def test_the_journal_tells_what_was_changed(lab, caplog):
     lab.run(volume.resize(8 * MIB))
     assert journal(caplog)[2:] == [
         "work:private revert to r2 made generation 1",
-        f"work:private resize gave generation 1 {8 * MIB} bytes",
+        f"work:private resize set generation 1 to {8 * MIB} bytes",
     ]
     with pytest.raises(StoragePoolException):
         lab.run(volume.revert("r77"))
@@ -186,7 +186,7 @@ def test_the_journal_tells_what_was_changed(lab, caplog):
     lab.session(root, b"lost")
     # stop() leaves it to be reset
     assert journal(caplog) == [
-        "app:root start gave generation 1",
+        "app:root start returned generation 1",
         "app:root prepared generation 1",
     ]
     lab.run(root.remove())
