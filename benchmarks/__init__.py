@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What the verbs of a qube cost, here and in the other drivers."""

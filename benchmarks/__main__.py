@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Measures all contenders, in the guest; what came out goes to a file.
 
     python3 -m benchmarks [--rounds N] [--clock CLOCK] [--out FILE]

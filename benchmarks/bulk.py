@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Copying a volume from one zpool to another, beside dd.
 
     python3 -m benchmarks.bulk [--size MIB] [--rounds N] [--clock CLOCK]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What all benchmarks have in common: disks, a machine, a command line."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Who is measured: drivers, through the API that qubesd uses.
 
 A contender keeps qubes as qubesd does: a template with a root, and qubes with

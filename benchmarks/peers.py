@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Peers' ways to do the same, as far as their commands go, for where their
 drivers are not at hand.
 

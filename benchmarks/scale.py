@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whether a pool with many volumes is slower than an empty one.
 
     python3 -m benchmarks.scale [--volumes N] [--revisions N] [--clock CLOCK]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """From what was measured to the table in doc/performance.md.
 
 python3 -m benchmarks.table MEASURED.json     keep it, write the table

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The story of a qube on ZFS: what the driver promises, shown and checked.
 
 Run by ``make demo`` in a virtual machine, as root, on disks that are empty.

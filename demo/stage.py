@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What the story is told with: dom0's tools, a shell, and checks."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Qubes OS storage pools on ZFS volumes.
 
 Importable where neither ZFS nor pyzfs is installed: qubesd imports every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Where `qubes` comes from: a core-admin checkout if one is given, else our
 stand-in, which is last on the path and so never hides a real one."""
 

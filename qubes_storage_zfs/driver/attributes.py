@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Attributes of volumes and pools in qubes.xml: parsed, and written back.
 
 qubesd hands over every attribute as text, and one that is absent not at all.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Delays between passphrase prompts that do not unlock a pool.
 
 Qubes' default policy lets any qube start a disposable (qubes.OpenURL), so a

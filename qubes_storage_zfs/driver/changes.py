@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Changes of a volume that qubesd asks for, but start and stop.
 
 Each checks, changes the disk, and notes for the journal what it did.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The content of one volume on disk, and what must hold before it is used.
 
 All other parts of a volume ask ZFS through this: it knows the volume's names,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Discarded content that no qube has any more, and that must not stay.
 
 A volume whose content is discarded is prepared for its next start.  If its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Encrypted pools: keys asked for when needed, forgotten when idle."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Failures as what qubesd hands to its client: a StoragePoolException."""
 
 import contextlib

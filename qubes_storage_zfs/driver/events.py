@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What happens when qubesd tells of a qube; see extension.py for when."""
 
 import asyncio

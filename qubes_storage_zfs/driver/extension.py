@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What qubesd tells of qubes, and that nothing of ours can stop it.
 
 qubesd ends if an extension cannot be imported, or if one fails while it

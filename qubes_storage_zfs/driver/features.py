@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Features of a qube that are about its volumes here: a qube has no other place
 for a person to say so.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Waiting for the end of a stop.
 
 qubesd stops the storage of a qube some time after the qube's domain has ended:

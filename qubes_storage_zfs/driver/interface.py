@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What the parts of this layer require of each other, as types.
 
 A pool creates volumes, and a volume asks its pool for what all volumes there

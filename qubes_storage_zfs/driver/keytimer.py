@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One pool's key in this process: when it is asked for, and forgotten.
 
 Whether it is loaded, and whether anything uses it, is the kernel's to say:

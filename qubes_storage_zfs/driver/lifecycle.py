@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What this process knows of a volume's use: its phase, and who may change it."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One operation of a volume: its errors, and its line in the journal.
 
 Inside an operation the driver raises exceptions without a prefix.  operation()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The phases of a volume in this process, and the transitions between them.
 
 Data only: lifecycle.py applies it, a test runs through every phase and event.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What stands in for a pool whose driver cannot be imported.
 
 qubesd does not start without a pool that a qube uses, and drops from qubes.xml

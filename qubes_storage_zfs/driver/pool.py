@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The pools: where volumes are put, and what is true of all of them there.
 
 qubesd builds pools at its start, before its event loop runs, and a second

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Between a stop and a start: prepare the next start, or destroy what is
 prepared.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Have a person asked for a passphrase: the service qubes.AskPassword.
 
 It is called in dom0 or in the GUI domain, see domain_for().  The answer goes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How a volume is reset for a start, and set up as the qube's features say.
 
 A disposable volume is reset at each start.  The feature

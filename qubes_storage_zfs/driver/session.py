@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A session: a volume from its start to its stop, and its removal."""
 
 import enum

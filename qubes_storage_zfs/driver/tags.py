@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A tag for each pool that a qube keeps something in, for qrexec's policy.
 
 What begins with PREFIX is kept true here, whoever sets it: a clone, a restored

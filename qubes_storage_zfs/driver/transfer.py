@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Data in and out of a volume: export, import, and one volume to another.
 
 A volume has one Exports and one ImportSession.  Neither looks at the volume's

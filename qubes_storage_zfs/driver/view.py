@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a volume answers to qubesd's questions: path, usage, revisions, dirty.
 
 qubesd asks synchronously, in its event loop, so each question to ZFS has a

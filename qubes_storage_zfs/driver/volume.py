@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A volume of a qube, as qubesd sees it: start reading here.
 
 Each operation is a guard, a call of a part, and its line in the journal.

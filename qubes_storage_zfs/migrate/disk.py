@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What ZFS reports of a pool that is to be migrated, as types.
 
 The program adoptable.lua returns it.  Everything here may come from another

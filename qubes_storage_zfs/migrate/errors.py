@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Failures of migrating a pool, and of undoing that."""
 
 from ..store import messages

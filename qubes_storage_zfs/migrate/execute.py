@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Read the datasets of a pool that is migrated, and carry out a plan."""
 
 from ..store import policy, pool_programs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Files in dom0 that root writes where others may write, too.
 
 qubes.xml is in a folder that the group ``qubes`` may write to, so nothing here

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The plan to migrate a pool in place.
 
 Pure: from what qubes.xml says of the pool and ZFS of its datasets to a list of

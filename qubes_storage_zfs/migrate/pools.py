@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A pool that is to be migrated: how qubes.xml describes it, and where it is.
 
 Pure: nothing here reads a file or asks ZFS.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Records of a migrated pool: on its disk and in dom0.
 
 Undoing a migration changes qubes.xml and sets properties.  The values that it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The file in dom0 that has the record of a migrated pool."""
 
 import re

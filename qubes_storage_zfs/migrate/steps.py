@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The steps of a plan, and the plan.
 
 A step is one call: a dataset created or renamed, native properties set, or

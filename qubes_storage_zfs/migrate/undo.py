@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The plan to undo a migration, which is possible until a qube is started.
 
 Pure, as plan.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A dataset becomes a pool's container: looked at, claimed, given back."""
 
 import contextlib

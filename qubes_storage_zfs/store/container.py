@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A container: the dataset a pool's volumes are in, and its janitor.
 
 There is one Container for a dataset in a process, however many Pool objects

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Dates of revisions, in the order of their numbers whatever the clock did.
 
 core-admin sorts revisions by date (ListSnapshots in qubes/api/admin.py), and

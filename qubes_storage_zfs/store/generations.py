@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The generations of one volume: made, pointed to, committed, forgotten.
 
 What the verbs of a volume are made of.  Every function here is one change on

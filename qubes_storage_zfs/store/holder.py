@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Marks that tell which process made a zvol, and nothing to who has the disk.
 
 A mark is an HMAC of a process' identity (boot, number and start time) with a

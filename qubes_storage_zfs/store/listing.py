@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which volumes a pool has on disk, asked synchronously."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Texts for a person: one template for each failure, with its remedy.
 
 An exception names its template: a Failure when it is raised, any other by its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Names: where a volume lives in ZFS, and what may be a name at all.
 
 Pure functions and values; nothing here touches ZFS.  Channel programs and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A pool's options: strings from a person or qubes.xml, checked and parsed."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Pointers: what the property says that names a volume's current generation.
 
 This is the only module in Python that knows the grammar; ``lib/pointer.lua``

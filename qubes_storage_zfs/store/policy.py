@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Allowed properties of what is on disk: one table, and the check against it.
 
 A disk that was away, received or attached may say anything.  Its properties

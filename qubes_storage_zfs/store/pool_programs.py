@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Channel programs about a container and all that is in it.
 
 As programs.py, which has those about one volume.

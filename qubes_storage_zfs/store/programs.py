@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Channel programs about one volume, one typed function for each.
 
 Nothing else builds their arguments.  The header of ``zfs/programs/<name>.lua``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Files in /run by which qubesd's process and the tools tell each other things.
 
 They are root's and end with the boot.

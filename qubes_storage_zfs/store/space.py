@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How much a pool holds, can hold, and would give back."""
 
 import asyncio

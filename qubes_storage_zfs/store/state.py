@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What ZFS reports of one volume: the question, the answer, its revisions."""
 
 from collections.abc import Mapping, Sequence

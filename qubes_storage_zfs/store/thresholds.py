@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How many bytes ZFS itself writes to a volume that no qube wrote to.
 
 ZFS rewrites one block of a zvol when its intent log is ended and started

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Take over, in place, a pool of upstream's zfs driver or an older layout.
 
 Without --apply nothing is changed: what would be done is printed.  It is done

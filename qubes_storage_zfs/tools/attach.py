@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Import the zpool of a pool whose disk was away."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Shared by the subcommands: configured pools, prompts on a terminal."""
 
 import asyncio

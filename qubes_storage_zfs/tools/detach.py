@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Export the zpool of a pool, so that its disk can be taken away."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whether dom0's kernel overwrites memory that is freed (init_on_free)."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Forget a pool's key now, or say who still holds it."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The output of the tool: the only module of ``tools/`` that prints.
 
 Names, marks and property values come from disks, and a terminal obeys the

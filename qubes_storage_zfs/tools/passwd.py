@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Change a pool's passphrase; the present one is asked for first."""
 
 import argparse

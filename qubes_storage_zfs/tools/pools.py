@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The pools: those that qubesd has, and those that disks claim.
 
 qubes.xml decides which dataset a pool's name means.  A mark on a disk is a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qubes.xml, for changes that qubesd does not offer.
 
 No call of the Admin API gives a volume another vid or pool, or a pool another

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Pools: whether they can be used, their keys, and who holds these."""
 
 import argparse

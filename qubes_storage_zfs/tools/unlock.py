@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Load a pool's key; the passphrase comes from the terminal or stdin."""
 
 import argparse

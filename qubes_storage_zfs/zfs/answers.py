@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How the keyholder reads the answers to its prompts: its standard input.
 
 Either a pipe from a service, which writes one line for each prompt, or what

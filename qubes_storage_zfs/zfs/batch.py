@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Batches: the channel programs of several tasks, run as one.
 
 qubesd starts and stops a qube's volumes side by side, each in a task of its

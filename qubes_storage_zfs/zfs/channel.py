@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Channel programs as the other modules run them: alone or in a batch."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Programs: zpool(8) and zfs(8) for what libzfs_core cannot do, and others.
 
 libzfs_core cannot create a zpool or set native properties.  Programs run

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Copy a volume's bytes without writing zeroes and without using up memory."""
 
 import contextlib

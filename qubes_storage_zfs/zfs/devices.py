@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Device nodes of zvols: found, verified, and their holders.
 
 The kernel creates /dev/zdN before lzc_create() and lzc_clone() return.  udev

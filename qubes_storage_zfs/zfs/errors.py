@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Failures as exceptions that carry data; store/messages.py has the texts.
 
 An exception's *data* are what its message can name.  ``str()`` of a ZfsError is

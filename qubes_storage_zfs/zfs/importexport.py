@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Zpools that come and go: searched for, imported, exported.
 
 A disk that was away may have been changed by another machine.  Its labels name

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The process that deals with one passphrase, and ends.
 
 It reads the answers to prompts from its standard input, derives the wrapping

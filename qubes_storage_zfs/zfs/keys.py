@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Keys of encryption roots: loaded and unloaded; passphrases never come here.
 
 A process of its own deals with each passphrase, see keyholder.py.  This module

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The protocol between keys.py, the keyholder and the prompts, and its bounds.
 
 The keyholder asks for a passphrase by writing a Purpose.  qubesd passes it on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The only importer of libzfs_core: async calls, exceptions with data.
 
 Every call runs in a thread, because it may wait for a transaction group and

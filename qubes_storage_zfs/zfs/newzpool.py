@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Create a zpool on the disks that were checked, under names that last.
 
 ``zpool create`` opens a device by its path, and a link such as those in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Check that block devices are empty, so that they may become a zpool.
 
 zpool(8) overwrites partition tables, destroyed zpools and data without a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a channel program returned, read with types.
 
 Lua has one kind of table: a list arrives as a dictionary with the keys "1",

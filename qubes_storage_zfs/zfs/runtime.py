@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What this process keeps, in one object.
 
 Nearly all state is in ZFS.  A process keeps what is in progress and what it has

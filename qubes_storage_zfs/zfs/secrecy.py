@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a process that has a secret does about its own memory."""
 
 import contextlib

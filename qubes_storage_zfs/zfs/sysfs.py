@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Block devices as the kernel reports them, without opening them."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Text that comes from a disk: bytes to str and back, and what may be shown.
 
 A name or a property value on a disk may be any bytes.  Inside the process it

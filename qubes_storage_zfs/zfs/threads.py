@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Threads for each zpool, so that one that is silent delays no other.
 
 A call into the kernel about a zpool whose disk does not answer lasts until the

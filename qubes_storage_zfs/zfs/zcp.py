@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Channel programs: their texts, their arguments, and running them.
 
 A program that changes something waits for a transaction group, and each call

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Runs the commands of pages, as a reader in dom0 would.
 
     python3 -m tests.books doc/pools.md

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a page of the books consists of, as far as tests care.
 
 A fenced block marked ``sh`` holds command lines.  Each is run, on real ZFS,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Runs in the guest, with a zpool of its own in memory."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What an admin does to a World by hand, between a person's steps."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Stop the world at every point of every sequence of verbs."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The gate that a world can be stopped at, and a look at ZFS of its own."""
 
 import contextlib

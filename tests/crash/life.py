@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A World whose steps are chosen one at a time, among an admin's own.
 
 Each step says what its volume may be afterwards, check() looks at ZFS.  When

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Stands in for udev while thousands of zvols come and go.
 
 udev forks for each event, which under emulation is most of the time that a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What no volume needs is not there for one clone alone."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """When two worlds are the same but for names that are only counted up.
 
 The driver keeps its state in what ZFS has, and none of it depends on what a

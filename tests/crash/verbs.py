@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a person does to the qubes of a World, verb by verb.
 
 A verb is made of steps, each one call of the driver; a step knows what the

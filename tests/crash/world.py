@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A small world of qubes in a container of its own, which can be stopped."""
 
 import asyncio

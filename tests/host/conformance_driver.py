@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A driver and qubes that note what is done to them."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Describe the qubes package that can be imported, as JSON.
 
 Run once with a real core-admin checkout in PYTHONPATH and once with the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The system around a driver, as users and the daemon's life shape it.
 
 Every function that changes something saves the XML file, as the Admin API

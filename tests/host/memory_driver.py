@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The driver "memory": keeps files, notes calls, fails when told to."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Power cuts while qubes live: the side of the host.
 
     python3 -m tests.power [--cuts N] [--seed S] [--lying]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """In the guest: what there is after a recovery, asked of ZFS and the devices.
 
 Nothing here asks the driver what is garbage; it is worked out once more, from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """nbdkit plugin: a disk with a volatile write cache.
 
 What was written since the last flush is in this process's memory only.  When

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """In the guest: the pool as qubesd would have it, and reports to the host.
 
     python3 -m tests.power.guest SEED CUT honest|lying

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Guests that lose their power: QEMU, and the disk server under it.
 
 A guest is booted once.  What it is then (without zfs loaded, without the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What may be on the disk after a cut, by what the guest had reported.
 
 Pure: fed with the guest's reports, it judges the state that the next guest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Content of which each 4 KiB block says whose it is.
 
 A content is named "<qube>/<volume>#<number>"; the numbers are never used

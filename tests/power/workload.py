@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """In the guest: qubes that live, several at once, until the power goes.
 
 Before each verb "begin" is told to the host and "end" after it, so the host

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One dom0 for all tests here; they run in the guest (make test-qubesd)."""
 
 import os

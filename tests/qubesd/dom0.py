@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """dom0 in the guest: its qubesd, and a person who types qvm-* commands.
 
 Each command, how it ended and what it took is printed as it happens and

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-2-Clause
 # Make the guest look like dom0: core-admin, core-admin-client and core-qrexec
 # from the checkouts that are mounted, this project, and what is not there
 # (stubs/, bin/).  On the guest's own disk, for 9p is slow; root, once.

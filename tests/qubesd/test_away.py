@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A pool is not there, or cannot be used: qubesd lives, and says why."""
 
 import os

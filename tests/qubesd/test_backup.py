@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qvm-backup and qvm-backup-restore; what comes back is compared byte by byte,
 for neither of them fails when there is nothing in a backup."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Qubes in an encrypted pool: the service qubes.AskPassword asks a person, by
 a stand-in for zenity, and qvm-zfs takes the passphrase too."""
 

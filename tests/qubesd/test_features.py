@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qvm-features and qvm-tags, with the package's extension in qubesd."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The life of qubes in a pool, as a person at the terminal sees it."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Commands that come while something else has not quite ended, and a size
 that cannot be set."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qvm-pool: what a person is told of drivers and pools, and refused."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which domain asks for a passphrase, how often, and who cannot change it."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A pool that was copied to another zpool, and a clock that goes back."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What is left of qubes and templates that are gone, with a real qubesd."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qubesd ends, or is killed, while qubes run."""
 
 import os

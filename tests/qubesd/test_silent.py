@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A disk does not answer, or is read-only: qubesd goes on, and says why."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The sources and packages that these tests are about, built once."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qubesd waits for zpools that are imported at boot, but not for ever."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The Debian package of the prompt, for a GUI domain."""
 
 import re

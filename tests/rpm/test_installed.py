@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What is where after an installation, and that it works there."""
 
 import configparser

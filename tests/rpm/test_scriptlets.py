@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What installation, upgrade and removal say and do, or refuse."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What is made of the sources without rpm, and that it is the same twice."""
 
 import os

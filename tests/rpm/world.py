@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Roots that rpm really installs into, dependencies and scriptlets included.
 
 In place of what our packages require there are stubs without files, but for

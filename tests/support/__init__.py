@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Code that several directories of tests share: no tests, no fixtures."""

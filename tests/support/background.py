@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Tasks that the driver leaves behind when an operation has returned."""
 
 import asyncio

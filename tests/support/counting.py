@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The cost of an operation: processes, calls of ZFS, transaction groups.
 
 Counts are the same on a slow machine and a fast one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A process that has an encrypted pool, as qubesd has.
 
     python -m tests.support.keeper ZPOOL NAME [OPTION=VALUE ...]

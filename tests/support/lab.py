@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A pool on a real zpool, and what a test does with it."""
 
 import asyncio

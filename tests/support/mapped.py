@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A zpool on a disk that a test can let hang or fail (device mapper)."""
 
 import contextlib

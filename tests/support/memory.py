@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The memory of processes, and how to find a process."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a volume may contain: the one model that all judges of volumes share.
 
 It is plain Python, and knows the rules of doc/design.md and nothing of the

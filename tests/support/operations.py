@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Operations that run at once in one event loop, or that are cancelled."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Record the arguments and environment of every program that starts.
 
     python -m tests.support.programs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Stand-ins for the person who answers the passphrase prompt."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How late an event loop is."""
 
 import asyncio

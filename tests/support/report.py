@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Lines for the end of a test run, and the versions that ran."""
 
 from pathlib import Path

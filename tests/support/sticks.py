@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A disk that a person connects and takes away."""
 
 import contextlib

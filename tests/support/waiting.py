@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Wait for what other processes, udev and the kernel do in their own time."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Commands, zpools, and the devices of volumes."""
 
 import contextlib

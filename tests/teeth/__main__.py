@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Puts each fault into a copy and runs the tests that should notice."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What adopting and undoing it would do, from what is on disk."""
 
 import copy

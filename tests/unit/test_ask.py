@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What answers a prompt, and what does not, with services of all kinds."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The qube in ask_password_domain: recorded, kept, and asked alone."""
 
 import asyncio

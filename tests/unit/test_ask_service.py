@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qubes.AskPassword, with programs made up here in place of pinentry & co.
 
 Each of them writes down its arguments, its environment and what it read.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The delay after a prompt that did not unlock a pool."""
 
 import asyncio

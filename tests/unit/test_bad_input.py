@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whatever is in qubes.xml or comes from a client, before ZFS is asked."""
 
 import errno

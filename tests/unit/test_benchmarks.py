@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The tables are made from what was measured, and from nothing else."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which devices are refused: the parts that need no device."""
 
 import asyncio

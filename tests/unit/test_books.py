@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The books: their links lead somewhere, their commands are marked."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whatever of this package fails, qubesd lives and forgets nothing."""
 
 import asyncio

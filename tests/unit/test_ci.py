@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What .ci/run runs, seen by a make that only notes what it is asked for."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The stand-in has to behave as a real core-admin checkout does.
 
 Set QUBES_CORE_ADMIN to the checkout; lxml, jinja2, PyYAML and docutils have

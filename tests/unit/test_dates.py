@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Dates of revisions rise with their numbers."""
 
 import pytest

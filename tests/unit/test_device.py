@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Device nodes: the parts that need no device."""
 
 import asyncio

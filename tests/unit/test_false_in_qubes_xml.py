@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A setting that is False outlives a restart of qubesd, in R4.3 as well.
 
 core-admin 4.3 omits attributes that are False from qubes.xml and hands over

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Volumes that are destroyed while qubes come and go."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whether the kernel overwrites freed memory, from what it says of itself."""
 
 import gzip

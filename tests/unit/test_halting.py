@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A stop that never comes is awaited once."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Marks of processes: who can tell what from them."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The stand-in for Qubes OS: what must hold whichever driver is used."""
 
 import asyncio

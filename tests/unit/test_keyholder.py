@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The process that deals with a passphrase, and who runs it; without ZFS."""
 
 import asyncio

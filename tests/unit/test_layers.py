@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The layers of the package: imports point down only."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Names, both ways, and what can be none."""
 
 from functools import partial

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The phases of a volume: every event in every phase, without ZFS."""
 
 import asyncio

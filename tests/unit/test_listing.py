@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A list of volumes that comes after the deadline is not lost."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Plans carried out on a disk in memory: there, back, and cut short anywhere."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Options as they come from a person: strings."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What holds where neither ZFS nor pyzfs is installed."""
 
 import re
@@ -222,3 +223,36 @@ def test_no_module_is_a_sentence(monkeypatch):
     with pytest.raises(qubes.exc.StoragePoolException, match="modprobe zfs"):
         asyncio.run(pool.setup())
     assert pool.size is None and pool.list_volumes() == []
+
+
+LICENCE = "SPDX-License-Identifier: BSD-2-Clause"
+
+
+def test_each_source_file_names_its_licence():
+    """In its first two lines, or in a file of its own beside it.
+
+    What image.sh and guest-init contain names the image that was built of them.
+    """
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no repository, so the sources are not known")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    sources = 0
+    for name in filter(None, listed):
+        path = ROOT / name
+        if not path.is_file():
+            continue
+        start = path.read_bytes()[:200].decode(errors="replace")
+        if path.suffix in (".py", ".sh", ".lua") or start.startswith("#!"):
+            sources += 1
+            apart = path.with_name(f"{path.name}.license")
+            if apart.exists():
+                start = f"# {apart.read_text()}"
+            comment = "--" if path.suffix == ".lua" else "#"
+            assert f"{comment} {LICENCE}" in start.splitlines()[:2], name
+    assert sources > 200

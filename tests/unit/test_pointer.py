@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Pointers and specifications of volumes: parse and format."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The judge of the power cuts finds what it is there to find."""
 
 import pytest

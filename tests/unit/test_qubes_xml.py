@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qubes.xml rewritten as a pool is adopted, and back."""
 
 import os

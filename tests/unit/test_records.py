@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Records of migrated pools: each text that a type writes, it reads again."""
 
 import json

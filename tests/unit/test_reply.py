@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a channel program returned is read with types."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The registries of a process, and a restart that is simulated."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One table of the properties that keep dom0 from reading what qubes wrote."""
 
 from pathlib import Path

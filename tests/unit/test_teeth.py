@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The faults of tests/teeth still fit the code they are put into."""
 
 import pytest

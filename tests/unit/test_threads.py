@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Each zpool has threads of its own, and one question at a time."""
 
 import asyncio

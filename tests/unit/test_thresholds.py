@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What counts as written is measured, capped and forgotten in time."""
 
 import asyncio

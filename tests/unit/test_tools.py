@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What can be said of qvm-zfs without ZFS."""
 
 import argparse

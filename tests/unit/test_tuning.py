@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Features that are about volumes: which there are, and who has which."""
 
 import types

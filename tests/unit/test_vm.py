@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Nothing of a guest is left when the command that booted it is ended."""
 
 import os

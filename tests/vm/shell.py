@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
 """A root shell in the test guest, to look around in it.
 
 shell.py            at the guest's console; the guest ends with the shell

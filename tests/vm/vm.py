@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
 """The test guest: a QEMU machine with the real zfs module in it.
 
     vm.py image                 build the guest's image, or say where it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Fixtures on a real zpool.  These tests are root's, in the guest."""
 
 import os

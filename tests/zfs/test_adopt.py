@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qvm-zfs adopt: pools of upstream's driver and of the older layout, in place.
 
 Upstream's are made by upstream's driver itself, where core-admin is given, and

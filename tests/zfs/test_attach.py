@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qvm-zfs attach and detach: disks that come and go, as a person has them."""
 
 import asyncio

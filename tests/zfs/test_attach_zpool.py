@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What attach does with zpools: their properties, names, and no pool on them."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Snapshots that other tools take: they skip what is ours, and where an admin
 wants them, they stay and nothing of ours breaks.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Names, numbers and paths that nobody should give, all the way to ZFS.
 
 Channel programs do not check names, so what reaches libzfs_core is looked at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Batches: a channel program that fails beside one that must succeed."""
 
 import asyncio

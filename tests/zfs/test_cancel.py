@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A client goes away: every verb, cancelled at every point where it waits.
 
 A verb runs once to its end, which tells how often it waits, and then once

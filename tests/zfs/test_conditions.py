@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Conditions that keep a qube from starting are named, with the remedy."""
 
 import pytest

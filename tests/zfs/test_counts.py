@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What each verb costs, in counts: a guard against costing more."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What the stopped worlds of tests/crash found, one test each; and signals."""
 
 import itertools

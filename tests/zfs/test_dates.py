@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """dom0's clock goes back between two sessions of a qube."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Devices on which a zpool may be made, and those left alone.
 
 Needs root, the zfs module, and /dev/vdd: an empty disk of 512 MiB that

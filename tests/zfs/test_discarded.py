@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Discarded content that no qube has any more."""
 
 import asyncio

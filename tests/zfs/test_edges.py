@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Odd orders, odd settings, many at once."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a removed qube leaves: no dataset, and nobody's files are taken."""
 
 import os

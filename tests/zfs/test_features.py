@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a qube's features say of its volumes, on real ZFS."""
 
 import os

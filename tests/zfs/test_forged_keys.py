@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A disk that somebody else had, and what it says of its key."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """No process is started on the hot path, counted by the kernel."""
 
 import os

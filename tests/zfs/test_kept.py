@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What must be kept, what must go, and what is only waited for."""
 
 import os

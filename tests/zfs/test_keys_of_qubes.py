@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Keys from a qube's start to its end, as qubesd's events order it."""
 
 import asyncio

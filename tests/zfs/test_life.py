@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The lifecycle of volumes, on real ZFS."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What disks claim: another pool's mark, and text that a terminal obeys."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Any verbs in any order, with an admin's hand between: a model says what
 must come out.
 

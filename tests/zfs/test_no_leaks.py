@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Where a passphrase and its key must never be found."""
 
 import contextlib

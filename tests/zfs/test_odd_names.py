@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Datasets beside ours whose names this driver does not give, UTF-8 or not."""
 
 import logging

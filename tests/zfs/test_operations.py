@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Operations that come while something else has not quite ended: a stop of the
 qube, or an import whose client died."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What other drivers get wrong, each as a test that their design fails."""
 
 import asyncio

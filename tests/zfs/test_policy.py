@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Properties on disk that are not allowed: at first use, at a start, at add."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Pools: adding them, what is refused, and what is true of their datasets."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whole qubes, ordered about as qubesd does: through XML, several volumes at
 once, stop_encrypted() for each, the daemon killed in between."""
 

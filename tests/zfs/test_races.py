@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Many at once: the outcome is one that some order would give, or a refusal.
 
 ZFS_TESTS_LONG=1 runs more; ZFS_TESTS_SEED repeats a run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What was made ready, the next start finds as fresh as a new one."""
 
 import asyncio

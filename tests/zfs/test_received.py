@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Pools that `zfs send` and `zfs receive` brought to another zpool."""
 
 import os

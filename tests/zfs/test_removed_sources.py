@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What is left of a removed volume that others are clones of: nothing that
 one clone alone would keep, and never a state of it in another's revisions."""
 

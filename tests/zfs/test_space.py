@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How much a pool holds and can hold, and what asking costs."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qubesd has one event loop for all qubes: no verb may hold it.
 
 Everything here is measured beside a bare loop in another thread of the same

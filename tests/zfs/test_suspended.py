@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A disk that does not answer holds up its own zpool and nothing else."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Tags by pool, and features, as qubesd's events order them."""
 
 import asyncio

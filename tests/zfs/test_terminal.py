@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """qvm-zfs asks at a terminal: it does not see the answer, and tidies up."""
 
 import json

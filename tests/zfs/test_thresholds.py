@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """No value on a disk decides what counts as written."""
 
 import os

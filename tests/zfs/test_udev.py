@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """dom0 looks into no volume: neither udev, nor the kernel, nor qvm-block.
 
 With the rules of ``tests/host/udev``, or with dom0's own where checkouts of

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- A generation becomes the current one of its volume: the pointer moves.
 --
 -- argv: qube, volume, pointer, committed (properties), number (of the new

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- What is in a dataset that a pool of another layout is in, and where its
 -- qubes' datasets would be.  Read-only.
 --

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Changes of names, snapshots and properties that belong together.
 --
 -- argv: changes: a list of {what, dataset, name, value}:

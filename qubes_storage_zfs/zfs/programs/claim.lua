@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- A pool claims a dataset as its container, or gives it back.
 --
 -- argv: container, owner (property), pool (its name), release (give back)

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- The current content of a volume becomes its newest revision.
 --
 -- argv: qube, volume, pointer, committed (properties); untouched, doubtful,

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- What the programs share.  Arguments arrive in argv; names in them were
 -- checked by naming.py, for ZFS does not check them.
 --

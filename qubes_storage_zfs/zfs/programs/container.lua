@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- What is where a pool's container should be.  Read-only.
 --
 -- argv: container, home, owner (property), prefix (of all our properties)

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Shared by the programs that destroy generations: what goes with them, and what
 -- must be looked at then.
 

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Destroy a generation that was in somebody's hand and is to be nobody's.
 --
 -- argv: dataset

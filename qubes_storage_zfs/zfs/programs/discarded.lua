@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Volumes whose content is discarded.  Read-only.
 --
 -- argv: container, home, owner (property of the container), pool (its value;

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- A volume is removed: its pointer, its revisions and its generations.
 --
 -- argv: qube, volume, pointer, committed (properties), prefix (of pointers),

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- A snapshot of a volume that keeps no revisions, to clone from at once.
 --
 -- argv: qube, volume, pointer.  gives: name of the snapshot

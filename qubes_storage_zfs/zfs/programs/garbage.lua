@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- What no pointer names, holds no snapshot and is ours; and what one clone of a
 -- volume alone keeps, see promotion.lua.  Read-only.
 --

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Whether a dataset is encrypted, by which root's key, and whether that is
 -- loaded.  Read-only; right from OpenZFS 2.3.3 on.
 --

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- The datasets of a zpool that are marked as the container of a pool.
 -- Read-only.
 --

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Find the first dataset of a pool whose properties are not allowed: the
 -- qubes root, then everything below it, level by level.  Read-only.
 --

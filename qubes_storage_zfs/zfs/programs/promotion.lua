@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Shared by forget.lua, sweep.lua and garbage.lua: a generation that no volume
 -- needs, but a clone of it does.
 --

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- The datasets of all qubes.
 --
 -- argv: home.  Read-only.  gives: list of names

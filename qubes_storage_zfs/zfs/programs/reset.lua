@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- A generation whose content nobody keeps becomes again what it was when it was
 -- made, and stays the same zvol: its node and udev's link to it stay.
 --

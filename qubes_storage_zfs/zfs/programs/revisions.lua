@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Bytes that would be free if a qube's volumes were but what they are now, and
 -- bytes in generations that no volume has, but clones of them need.
 --

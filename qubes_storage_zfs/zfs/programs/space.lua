@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Space below a dataset as the volumes there see it: quotas, reservations,
 -- parity and slop are in these two, unlike in the zpool's own figures.
 --

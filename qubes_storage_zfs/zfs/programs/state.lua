@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Everything the driver asks about one volume.  Read-only.
 --
 -- argv: container, owner (property), prefix (of all our properties), qube

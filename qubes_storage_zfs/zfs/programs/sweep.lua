@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Destroy garbage.
 --
 -- argv: datasets (list of {name, guid} as garbage.lua found them), empty

@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Drop what freeze.lua made; with a living clone it goes with that.
 --
 -- argv: snapshot

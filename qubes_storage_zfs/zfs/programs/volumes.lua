@@ -1,3 +1,4 @@
+-- SPDX-License-Identifier: BSD-2-Clause
 -- Every volume below home: "<qube>/<volume>" -> value of its pointer.
 --
 -- argv: home, prefix (of pointers).  Read-only; user properties only, which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A small stand-in for the storage side of the Qubes OS core package.
 
 Tests use it where the real package cannot be imported: put the directory

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The application object: pools, qubes and the XML file."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Defaults which storage code reads."""
 
 defaults = {

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Events: who hears them, and in which order."""
 
 import asyncio

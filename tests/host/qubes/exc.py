@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Exceptions known to the storage code, its drivers and the Admin API.
 
 A QubesException and a ProtocolError reach the user as text; anything else

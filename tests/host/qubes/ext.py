@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Extensions: singletons whose marked methods hear events."""
 
 import importlib.metadata

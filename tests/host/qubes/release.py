@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which core-admin the stand-in behaves like: QUBES_STAND_IN=4.3, or main."""
 
 import os

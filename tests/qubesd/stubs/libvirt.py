@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What qubesd uses of libvirt, for qubes that are no machines.
 
 A qube that runs is a process that holds its disks open, as a backend does: a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """libvirt.py here needs no help: it is called by the event loop."""
 
 

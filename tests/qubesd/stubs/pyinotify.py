@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Nobody changes the qrexec policy here, so nothing is watched."""
 
 IN_CREATE = IN_MODIFY = IN_DELETE = IN_MOVED_FROM = IN_MOVED_TO = 0

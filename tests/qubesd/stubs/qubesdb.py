@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """QubesDB in memory: a dictionary for each qube."""
 
 import os

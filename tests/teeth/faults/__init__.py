@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 r"""The deliberate faults: each text file here lists those of a topic.
 
 A fault is a block of lines:

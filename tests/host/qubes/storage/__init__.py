@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Pools, and what finds their drivers."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Storage, which drives all volumes of one qube."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A pool without any data, the default pool of a new system."""
 
 import qubes.storage

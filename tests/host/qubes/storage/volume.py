@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Volume, the base of the volumes of all drivers."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The kinds of qubes, which differ in what becomes of their volumes."""
 
 import qubes.config

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """QubesVM: a qube with volumes, and its life."""
 
 import asyncio
