@@ -13,11 +13,11 @@ qubesd makes for a backup, may say something else.
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 from ..store import naming, pool_programs
 from ..store.generations import Generations
 from ..zfs.errors import NoModule, PoolAbsent, ZfsError
+from .admin import Application
 from .interface import Pool
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -29,32 +29,32 @@ _WITHOUT_VOLUMES = frozenset(("AdminVM", "RemoteVM"))
 Key = tuple[str, str]
 
 
-def _decides(app: Any) -> bool:
+def _decides(app: Application | None) -> bool:
     """Return whether *app* is the set of qubes that qubesd works with."""
     vmm = getattr(app, "vmm", None)
     return vmm is not None and not vmm.offline_mode
 
 
-def of_qubes(app: Any) -> set[Key] | None:
+def of_qubes(app: Application | None) -> set[Key] | None:
     """Return all volumes of all qubes.
 
     :return: None if *app* is not the set of qubes that qubesd works with, or
         has not loaded all of them
     """
-    if not _decides(app):
+    if app is None or not _decides(app):
         return None
-    found = set()
+    owned = set()
     for qube in app.domains:
         if qube.klass in _WITHOUT_VOLUMES or not hasattr(qube, "storage"):
             continue
         if qube.storage is None:
             return None
         for volume in qube.volumes.values():
-            found.add((volume.pool.name, volume.vid))
-    return found
+            owned.add((volume.pool.name, volume.vid))
+    return owned
 
 
-async def collect_once(pool: Pool, app: Any) -> None:
+async def collect_once(pool: Pool, app: Application | None) -> None:
     """Do it when a pool is first used, by the first who may decide."""
     if of_qubes(app) is not None:
         pool.store.is_compared = True
@@ -62,7 +62,10 @@ async def collect_once(pool: Pool, app: Any) -> None:
 
 
 async def collect(
-    pool: Pool, app: Any, besides: Iterable[Key] = (), wait: bool = False
+    pool: Pool,
+    app: Application | None,
+    besides: Iterable[Key] = (),
+    wait: bool = False,
 ) -> None:
     """Destroy the volumes in *pool* whose content is discarded and that no
     qube of *app* has.
@@ -97,7 +100,9 @@ async def collect(
         LOG.warning("pool %s: discarded volumes may stay: %s", pool.name, exc)
 
 
-def _has_none(pool: Pool, app: Any, place: Key, besides: Iterable[Key]) -> bool:
+def _has_none(
+    pool: Pool, app: Application | None, place: Key, besides: Iterable[Key]
+) -> bool:
     """Return whether it is certain that no qube has the volume.
 
     If a qube is being created, the next use of *pool* asks again.

@@ -6,8 +6,6 @@ import re
 import secrets
 from typing import Any
 
-import qubes.storage
-
 from ..store import claim, messages, naming, options, policy
 from ..store.messages import Refused
 from ..store.options import (
@@ -19,6 +17,7 @@ from ..zfs import commands, keys, lzc, runtime
 from ..zfs.batch import Batch
 from ..zfs.errors import Busy, Locked
 from . import prompts
+from .admin import Application, Qube, Volume
 from .errors import prefixed
 from .keytimer import Key, Keys
 from .pool import WANTED_OPENZFS, ZfsPool
@@ -111,7 +110,7 @@ class ZfsEncryptedPool(ZfsPool):
             return None
         return prompts.Chosen(name, self._options.get(naming.ASK_UUID))
 
-    def note_ask_domain(self, app: Any) -> None:
+    def note_ask_domain(self, app: Application | None) -> None:
         """Have qubes.xml say which qube is asked, if it does not yet."""
         chosen = self.ask_in
         if chosen is not None and chosen.uuid is None:
@@ -133,7 +132,10 @@ class ZfsEncryptedPool(ZfsPool):
         await super().first_use()
 
     async def unlock(
-        self, qube: str | None = None, app: Any = None, verb: bool = True
+        self,
+        qube: str | None = None,
+        app: Application | None = None,
+        verb: bool = True,
     ) -> None:
         """Have the key loaded, by asking a person if it is not.
 
@@ -301,7 +303,7 @@ class ZfsEncryptedPool(ZfsPool):
         self.key.retire()
 
 
-def encrypted_pools(app: Any) -> list[ZfsEncryptedPool]:
+def encrypted_pools(app: Application) -> list[ZfsEncryptedPool]:
     return [
         pool
         for pool in app.pools.values()
@@ -309,19 +311,19 @@ def encrypted_pools(app: Any) -> list[ZfsEncryptedPool]:
     ]
 
 
-def pools_of(qube: Any) -> list[ZfsEncryptedPool]:
+def pools_of(qube: Qube) -> list[ZfsEncryptedPool]:
     """The encrypted pools that a qube's volumes are in or come from."""
-    found: dict[str, ZfsEncryptedPool] = {}
+    pools: dict[str, ZfsEncryptedPool] = {}
     for volume in getattr(qube, "volumes", {}).values():
-        each: qubes.storage.Volume | None = volume
-        while each is not None:
-            if isinstance(each.pool, ZfsEncryptedPool):
-                found[each.pool.name] = each.pool
-            each = getattr(each, "source", None)
-    return list(found.values())
+        above: Volume | None = volume
+        while above is not None:
+            if isinstance(above.pool, ZfsEncryptedPool):
+                pools[above.pool.name] = above.pool
+            above = getattr(above, "source", None)
+    return list(pools.values())
 
 
-def plain_volumes(qube: Any) -> list[qubes.storage.Volume]:
+def plain_volumes(qube: Qube) -> list[Volume]:
     """Volumes that a qube writes to outside encrypted pools, if it has some
     in one."""
     if not any(

@@ -4,7 +4,6 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 import qubes.exc
 
@@ -12,6 +11,7 @@ from ..store import messages
 from ..store.options import BadOption
 from ..zfs import runtime
 from . import discarded, features, prompts, tags
+from .admin import Application, Qube, Volume
 from .encrypted import encrypted_pools, plain_volumes, pools_of
 from .errors import plain, prefixed
 from .pool import ZfsPool
@@ -44,12 +44,12 @@ OUTSIDE = (
 # --- when qubesd starts; and a backup loads everything a second time, offline
 
 
-def loaded(qube: Any) -> None:
+def loaded(qube: Qube) -> None:
     if not qube.app.vmm.offline_mode:
         tags.keep_true(qube)
 
 
-def loaded_any(qube: Any) -> None:
+def loaded_any(qube: Qube) -> None:
     """dom0 too."""
     if qube.klass == "AdminVM" and not qube.app.vmm.offline_mode:
         prompts.remember(qube.app)
@@ -60,7 +60,7 @@ def loaded_any(qube: Any) -> None:
 # --- the qube that asks for a passphrase
 
 
-def removing(app: Any, qube: Any) -> None:
+def removing(app: Application, qube: Qube) -> None:
     """:raises QubesVMInUseError: if a pool asks for its passphrase in *qube*"""
     for pool in encrypted_pools(app):
         if pool.ask_in is not None and pool.ask_in.matches(qube):
@@ -71,7 +71,7 @@ def removing(app: Any, qube: Any) -> None:
 # --- keys, from a qube's start to its end
 
 
-async def starting(qube: Any) -> None:
+async def starting(qube: Qube) -> None:
     """:raises StoragePoolException: if a key is not to be had"""
     with prefixed(f"Cannot start {qube.name}"):
         for pool in pools_of(qube):
@@ -83,16 +83,16 @@ async def starting(qube: Any) -> None:
                 raise
 
 
-def started(qube: Any) -> None:
+def started(qube: Qube) -> None:
     for pool in pools_of(qube):
         pool.key.arrived(qube.name)
 
 
-async def start_failed(qube: Any) -> None:
+async def start_failed(qube: Qube) -> None:
     """qubesd leaves open what was started before another volume failed, and
     that would keep the key."""
     pools = pools_of(qube)
-    if not pools or qube.is_running():
+    if not pools or qube.storage is None or qube.is_running():
         return
     try:
         await qube.storage.stop()
@@ -101,7 +101,7 @@ async def start_failed(qube: Any) -> None:
     stopped(qube)
 
 
-def stopped(qube: Any) -> None:
+def stopped(qube: Qube) -> None:
     for pool in pools_of(qube):
         pool.key.left(qube.name)
 
@@ -109,7 +109,7 @@ def stopped(qube: Any) -> None:
 # --- what a qube has
 
 
-def created(qube: Any) -> None:
+def created(qube: Qube) -> None:
     """Its first start waits for nothing that can be made now."""
     for volume in qube.volumes.values():
         if isinstance(volume, ZfsVolume):
@@ -119,7 +119,7 @@ def created(qube: Any) -> None:
     tags.keep_true(qube)
 
 
-def retemplated(qube: Any) -> None:
+def retemplated(qube: Qube) -> None:
     """What was prepared of the former template goes.
 
     qubesd replaces the volumes of *qube*, and of disposables based on it, in
@@ -138,7 +138,7 @@ def _is_in_loop() -> bool:
     return True
 
 
-def _follow_template(qube: Any) -> None:
+def _follow_template(qube: Qube) -> None:
     for each in (qube, *getattr(qube, "dispvms", ())):
         for volume in each.volumes.values():
             if isinstance(volume, ZfsVolume) and volume.source is not None:
@@ -146,7 +146,7 @@ def _follow_template(qube: Any) -> None:
     _collect_discarded(qube.app)
 
 
-def removed(app: Any, qube: Any) -> None:
+def removed(app: Application, qube: Qube) -> None:
     """What was prepared for *qube* in other pools goes; its own volumes are
     removed by qubesd.
 
@@ -157,7 +157,9 @@ def removed(app: Any, qube: Any) -> None:
         _collect_discarded(app, [(v.pool.name, v.vid) for v in volumes])
 
 
-def _collect_discarded(app: Any, besides: Iterable[discarded.Key] = ()) -> None:
+def _collect_discarded(
+    app: Application, besides: Iterable[discarded.Key] = ()
+) -> None:
     if app.vmm.offline_mode or not _is_in_loop():
         return
     for pool in app.pools.values():
@@ -169,11 +171,11 @@ def _collect_discarded(app: Any, besides: Iterable[discarded.Key] = ()) -> None:
             runtime.of(Tasks).add(task)
 
 
-def tagged(qube: Any) -> None:
+def tagged(qube: Qube) -> None:
     tags.keep_true(qube)
 
 
-def feature_given(qube: Any, feature: str, value: str) -> None:
+def feature_given(qube: Qube, feature: str, value: str) -> None:
     """:raises QubesValueError: if it is none that a qube can have"""
     volumes = getattr(qube, "volumes", None) or None
     if getattr(qube, "klass", None) == "DispVM":
@@ -189,7 +191,7 @@ def feature_given(qube: Any, feature: str, value: str) -> None:
         raise qubes.exc.QubesValueError(plain(f"{what}: {exc}")) from exc
 
 
-def _check_revision(volume: Any, revision: str) -> None:
+def _check_revision(volume: Volume, revision: str) -> None:
     """A qube that is a clone is given its features before its content."""
     if revision == features.BLANK or not isinstance(volume, ZfsVolume):
         return

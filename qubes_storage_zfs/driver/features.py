@@ -13,6 +13,7 @@ from typing import Any
 
 from ..store import naming, options
 from ..store.options import BadOption
+from .admin import Qube, Volume
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -22,8 +23,8 @@ RESET = "reset-on-start"
 BLANK = "blank"
 
 
-def _one_of(*words: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
+def _one_of(*words: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
         if value not in words:
             raise BadOption(f"it must be {' or '.join(words)}, not {value!r}")
         return str(value)
@@ -48,7 +49,9 @@ DEDUP = "dedup"
 EVER_SET = frozenset((*PROPERTIES, DEDUP))
 
 
-def check(feature: str, value: str, volumes: Mapping[str, Any] | None) -> None:
+def check(
+    feature: str, value: str, volumes: Mapping[str, Volume] | None
+) -> None:
     """Whether a qube can have *feature*, which begins with ``zfs.``.
 
     :param volumes: of the qube, by name; None if they are not known yet
@@ -79,7 +82,7 @@ def check(feature: str, value: str, volumes: Mapping[str, Any] | None) -> None:
     PROPERTIES[name](value)
 
 
-def _check_volume(name: str, volumes: Mapping[str, Any] | None) -> None:
+def _check_volume(name: str, volumes: Mapping[str, Volume] | None) -> None:
     if volumes is not None and name not in volumes:
         raise BadOption(
             f"the qube has no volume {name!r}; it has {', '.join(volumes)}"
@@ -110,14 +113,14 @@ def parse_reset(value: str) -> dict[str, str]:
     return found
 
 
-def _features(qube: Any) -> Iterator[Mapping[str, str]]:
+def _features(qube: Qube | None) -> Iterator[Mapping[str, str]]:
     """Of a qube; then those that it follows."""
     yield getattr(qube, "features", {})
-    if getattr(qube, "klass", None) == "DispVM":
+    if qube is not None and getattr(qube, "klass", None) == "DispVM":
         yield qube.template.features
 
 
-def _value(qube: Any, *names: str) -> Any:
+def _value(qube: Qube | None, *names: str) -> str | None:
     """Of the first of these features that it has."""
     for features in _features(qube):
         for name in names:
@@ -126,7 +129,7 @@ def _value(qube: Any, *names: str) -> Any:
     return None
 
 
-def wanted(qube: Any, volume: str) -> dict[str, Any]:
+def wanted(qube: Qube | None, volume: str) -> dict[str, Any]:
     """Properties of ZFS that a qube's volume is to have; what qubesd could
     not have let in is left out.
 
@@ -153,10 +156,11 @@ def wanted(qube: Any, volume: str) -> dict[str, Any]:
     return found
 
 
-def reset_to(qube: Any, volume: str) -> str | None:
+def reset_to(qube: Qube | None, volume: str) -> str | None:
     """The revision that a qube's volume is reset to at each start, or BLANK;
     None: it is not."""
+    own_features = getattr(qube, "features", {})
     try:
-        return parse_reset(qube.features[PREFIX + RESET]).get(volume)
-    except (AttributeError, KeyError, BadOption):
+        return parse_reset(own_features[PREFIX + RESET]).get(volume)
+    except (KeyError, BadOption):
         return None

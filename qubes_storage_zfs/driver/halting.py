@@ -12,7 +12,9 @@ knows whether its stop() is still to come.
 """
 
 import asyncio
-from typing import Any, Protocol
+from typing import Protocol, cast
+
+from .admin import Qube
 
 #: seconds that an operation waits for a stop
 LIMIT = 30.0
@@ -33,7 +35,7 @@ class Stoppable(Protocol):
         """Expect no stop any more, if one was awaited in vain."""
 
 
-def has_ended(qube: Any) -> bool:
+def has_ended(qube: Qube | None) -> bool:
     """Return whether the domain of *qube* has ended; False if not known.
 
     The qubes of an offline copy of the application, which qubesd makes for a
@@ -50,13 +52,13 @@ def has_ended(qube: Any) -> bool:
         return False
 
 
-def is_starting(qube: Any) -> bool:
+def is_starting(qube: Qube | None) -> bool:
     """Return whether qubesd is starting *qube*; False if not known."""
     lock = getattr(qube, "startup_lock", None)
     return lock is not None and bool(lock.locked())
 
 
-async def stopped(*volumes: Any) -> None:
+async def stopped(*volumes: object) -> None:
     """Wait until a stop in progress of the volumes has ended.
 
     A running qube is not waited for, nor is a volume after one vain wait.  Call
@@ -65,7 +67,9 @@ async def stopped(*volumes: Any) -> None:
     :param volumes: volumes of any driver; only ours are waited for
     """
     waiting: list[Stoppable] = [
-        volume for volume in volumes if hasattr(volume, "is_stopping")
+        cast(Stoppable, volume)
+        for volume in volumes
+        if hasattr(volume, "is_stopping")
     ]
     end = asyncio.get_running_loop().time() + LIMIT
     while any(volume.is_stopping() for volume in waiting):

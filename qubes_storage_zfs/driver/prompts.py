@@ -12,7 +12,7 @@ import logging
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import qubes.exc
 
@@ -20,6 +20,7 @@ from ..store import options
 from ..zfs import keys, runtime
 from ..zfs.keys import NobodyToAsk, NotAsked
 from ..zfs.keywords import Purpose
+from .admin import Application, Qube
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
@@ -64,7 +65,7 @@ class Asker:
     def __init__(
         self,
         pool: str,
-        find: Callable[[], Any],
+        find: Callable[[], Qube | None],
         instead: str,
         qube: str | None = None,
     ) -> None:
@@ -76,7 +77,7 @@ class Asker:
         if qube is not None and options.QUBE_NAME.match(qube):
             self._request += f" {qube}"
 
-    def _why(self, template: str, domain: Any) -> str:
+    def _why(self, template: str, domain: Qube | None) -> str:
         return template.format(
             domain=getattr(domain, "name", "dom0"),
             limit=LIMIT,
@@ -92,7 +93,7 @@ class Asker:
         """
         domain = self._find()
         run_service = getattr(domain, "run_service", None)
-        if run_service is None:
+        if domain is None or run_service is None:
             raise NobodyToAsk(self._why(NOBODY, domain))
         # in dom0 the service finds the person's session by itself
         user = "root" if domain.klass == "AdminVM" else None
@@ -140,24 +141,24 @@ async def _close(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-class Application:
+class CurrentApplication:
     """The application object of this qubesd, which pools do not know.
 
     :ivar app: qubes.Qubes, or None before the extension has noted it
     """
 
     def __init__(self) -> None:
-        self.app: Any = None
+        self.app: Application | None = None
 
 
-def remember(app: Any) -> None:
+def remember(app: Application) -> None:
     """Note the application object; the extension calls this."""
-    runtime.of(Application).app = app
+    runtime.of(CurrentApplication).app = app
 
 
-def _remembered(app: Any = None) -> Any:
+def _remembered(app: Application | None = None) -> Application | None:
     """Return *app*, or the one of this qubesd; None if there is none."""
-    return app or runtime.of(Application).app
+    return app or runtime.of(CurrentApplication).app
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ class Chosen:
     name: str
     uuid: str | None
 
-    def matches(self, qube: Any) -> bool:
+    def matches(self, qube: Qube) -> bool:
         """Return whether *qube* is the one that was recorded."""
         return qube.name == self.name and str(qube.uuid) == self.uuid
 
-    def find(self, app: Any, instead: str) -> Any:
+    def find(self, app: Application, instead: str) -> Qube:
         """Return the qube.
 
         :raises NobodyToAsk: if it does not exist, or is another one
@@ -189,13 +190,13 @@ class Chosen:
         raise NobodyToAsk(template.format(domain=self.name, instead=instead))
 
 
-def named(name: str, app: Any = None) -> Any:
+def named(name: str, app: Application | None = None) -> Qube | None:
     """Return the domain of that name; None if there is none."""
     app = _remembered(app)
     return app.domains[name] if app and name in app.domains else None
 
 
-def is_remote(qube: Any) -> bool:
+def is_remote(qube: Qube) -> bool:
     """Return whether *qube* is a RemoteVM, in which qubesd runs no service."""
     return getattr(qube, "klass", None) == "RemoteVM"
 
@@ -203,9 +204,9 @@ def is_remote(qube: Any) -> bool:
 def domain_for(
     chosen: Chosen | None,
     qube: str | None,
-    app: Any = None,
+    app: Application | None = None,
     instead: str = UNLOCK_BY_HAND,
-) -> Any:
+) -> Qube | None:
     """Return where to ask; None if qubesd does not know its domains yet.
 
     In the qube that the pool's option names, else in ``default_guivm``, else
@@ -234,7 +235,7 @@ def prompt(
     pool: str,
     chosen: Chosen | None,
     qube: str | None = None,
-    app: Any = None,
+    app: Application | None = None,
     instead: str = UNLOCK_BY_HAND,
 ) -> keys.Prompt:
     """Return what asks for the passphrase of *pool*; see domain_for()."""

@@ -8,8 +8,8 @@ this package is broken.
 """
 
 import logging
-from typing import Any
 
+from .admin import Qube
 from .pool import ZfsPool
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -17,7 +17,7 @@ LOG = logging.getLogger("qubes.storage.zfs")
 PREFIX = "zfs-pool-"
 
 
-def _true(qube: Any) -> set[str]:
+def _true(qube: Qube) -> set[str]:
     """A tag cannot have the dots that a pool's name can; one that stood for
     several pools would be true of none, so such pools have no tag."""
     return {
@@ -30,7 +30,7 @@ def _true(qube: Any) -> set[str]:
     }
 
 
-def keep_true(qube: Any) -> None:
+def keep_true(qube: Qube) -> None:
     """Add and drop what is needed; a qube being made has no storage yet."""
     if getattr(qube, "storage", None) is None:
         return

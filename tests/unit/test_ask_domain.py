@@ -34,7 +34,7 @@ def app(monkeypatch):
     )
     app.domains["dom0"] = domain("dom0", app=app)
     app.domains["dom0"].klass = "AdminVM"
-    monkeypatch.setattr(runtime.of(prompts.Application), "app", app)
+    monkeypatch.setattr(runtime.of(prompts.CurrentApplication), "app", app)
     return app
 
 

@@ -227,7 +227,7 @@ def test_no_qube_can_have_the_prompt_shown_again_and_again(
 
 
 def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
-    monkeypatch.setattr(runtime.of(prompts.Application), "app", app)
+    monkeypatch.setattr(runtime.of(prompts.CurrentApplication), "app", app)
 
     async def add(name, domain):
         options = {"zpool_name": zpool, "pbkdf2iters": "100000"}
