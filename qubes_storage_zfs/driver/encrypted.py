@@ -270,11 +270,9 @@ class ZfsEncryptedPool(ZfsPool):
         if root.root != self.container or root.format != "passphrase":
             raise Refused(messages.NOT_A_ROOT, dataset=self.container)
         found = await claim.look(self.container, self.home)
-        why = claim.obstacle(self.name, self.container, found)
-        if not why and found.foreign is not None:
-            why = messages.FOREIGN_ROOT.format(dataset=found.foreign)
-        if why:
-            raise Refused(why)
+        claim.check_claimable(self.name, self.container, found)
+        if found.foreign is not None:
+            raise Refused(messages.FOREIGN_ROOT, dataset=found.foreign)
         if found.owner is None:
             await commands.set_properties(
                 self.container, policy.TAKEN_OVER_SETTINGS

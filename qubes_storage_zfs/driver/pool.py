@@ -27,7 +27,7 @@ from ..zfs.batch import Batch
 from ..zfs.errors import NotReadable, ZfsError
 from . import attributes
 from .discarded import collect_once
-from .errors import prefixed, refusal
+from .errors import prefixed
 from .interface import Volume
 from .volume import ZfsVolume
 
@@ -194,15 +194,15 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     def check_container(self, state: VolumeState) -> None:
         """:raises StoragePoolException: unless *state* is of our container"""
-        what = f"Pool {self.name} is not available"
-        if not state.container:
-            why = messages.CONTAINER_MISSING.format(dataset=self.container)
-            raise refusal(what, why)
-        if state.owner is None:
-            why = policy.unmarked(self.name, self.container, state.bare)
-            raise refusal(what, why)
-        if state.owner != self.name:
-            raise refusal(what, policy.claimed(self.container, state.owner))
+        with prefixed(f"Pool {self.name} is not available"):
+            if not state.container:
+                raise policy.NotThere(
+                    messages.CONTAINER_MISSING, dataset=self.container
+                )
+            if state.owner is None:
+                raise policy.unmarked(self.name, self.container, state.bare)
+            if state.owner != self.name:
+                raise policy.claimed(self.container, state.owner)
 
     # --- volumes
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A dataset becomes a pool's container: looked at, claimed, given back."""
+"""A dataset becomes a pool's container: checked, claimed, released."""
 
 import contextlib
 
@@ -21,9 +21,11 @@ async def adopt(
     :raises ZfsError: if ZFS refuses
     """
     found = await look(container, home)
-    why = _obstacle(name, container, home, found)
-    if why:
-        raise policy.Refused(why)
+    check_claimable(name, container, found)
+    if found.bare:
+        raise policy.Refused(messages.CONTAINER_BARE, dataset=container)
+    if found.home and found.owner is None:
+        raise policy.Refused(messages.HOME_EXISTS, dataset=home)
     if found.home:
         await policy.check(policy.Place(name, container, home, False))
         await _make_missing_nodes(home)
@@ -73,31 +75,22 @@ async def claim(container: str, name: str, release: bool = False) -> None:
     """
     owner = await pool_programs.claim(container, name, release)
     if owner is not None:
-        raise policy.Refused(policy.claimed(container, owner))
+        raise policy.claimed(container, owner)
 
 
-def obstacle(name: str, container: str, found: Found) -> str:
-    """Why *container* cannot be the pool's; empty if it can."""
+def check_claimable(name: str, container: str, found: Found) -> None:
+    """Refuse a dataset that cannot be the container of the pool *name*.
+
+    :raises policy.Refused: with the reason
+    """
     owner, above = found.owner, found.owner_above
     if not found.parent:
-        return f"the dataset above {container} does not exist; create it first"
+        raise policy.Refused(messages.NO_PARENT, dataset=container)
     if found.exists and found.type != "filesystem":
-        return f"{container} is a {found.type}, not a filesystem"
-    if owner is not None and owner != name:
-        return policy.claimed(container, owner)
-    if above and f"{container}/".startswith(f"{above}/vm/"):
-        return f"{container} is where another pool keeps its qubes"
-    return ""
-
-
-def _obstacle(name: str, container: str, home: str, found: Found) -> str:
-    why = obstacle(name, container, found)
-    if why:
-        return why
-    if found.bare:
-        return messages.CONTAINER_BARE.format(dataset=container)
-    if found.home and found.owner is None:
-        return (
-            f"{home} exists and is not this driver's; choose another container"
+        raise policy.Refused(
+            messages.NOT_A_FILESYSTEM, dataset=container, type=found.type
         )
-    return ""
+    if owner is not None and owner != name:
+        raise policy.claimed(container, owner)
+    if above and f"{container}/".startswith(f"{above}/vm/"):
+        raise policy.Refused(messages.IN_ANOTHER_POOL, dataset=container)

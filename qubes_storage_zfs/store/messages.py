@@ -132,6 +132,12 @@ NO_DEVICE = (
     " 'sudo udevadm trigger --subsystem-match=block' in dom0 makes it look"
     " again"
 )
+NO_PARENT = "the dataset above {dataset} does not exist; create it first"
+NOT_A_FILESYSTEM = "{dataset} is a {type}, not a filesystem"
+IN_ANOTHER_POOL = "{dataset} is where another pool keeps its qubes"
+HOME_EXISTS = (
+    "{dataset} exists and is not this driver's; choose another container"
+)
 NOT_FOUND = "{dataset} does not exist (any more)"
 EXISTS = "{dataset} exists already"
 NAME_TOO_LONG = "the name {dataset} is too long for ZFS"

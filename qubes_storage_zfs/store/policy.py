@@ -135,23 +135,26 @@ def shown(text: str | None) -> str:
     return printable(text, SHOWN_IN_SENTENCE)
 
 
-def claimed(container: str, owner: str) -> str:
-    """Return the sentence for a container that another pool's name is on.
+def claimed(container: str, owner: str) -> NotThere:
+    """Return the refusal of a container that another pool's name is on.
 
     :param owner: that name, as the disk has it
     """
-    return messages.CONTAINER_CLAIMED.format(
-        dataset=container, owner=shown(owner), property=naming.OWNER
+    return NotThere(
+        messages.CONTAINER_CLAIMED,
+        dataset=container,
+        owner=shown(owner),
+        property=naming.OWNER,
     )
 
 
-def unmarked(pool: str, dataset: str, bare: bool) -> str:
-    """Return the sentence for a container that carries no pool's name.
+def unmarked(pool: str, dataset: str, bare: bool) -> NotThere:
+    """Return the refusal of a container that carries no pool's name.
 
     :param bare: it was received without its properties
     """
     template = messages.CONTAINER_BARE if bare else messages.CONTAINER_UNMARKED
-    return template.format(dataset=dataset, pool=pool, property=naming.OWNER)
+    return NotThere(template, dataset=dataset, pool=pool, property=naming.OWNER)
 
 
 def _remedy(home: str, wrong: Wrong) -> str:
@@ -235,9 +238,9 @@ def _check_identity(
     if missing == place.container:
         raise NotThere(messages.CONTAINER_MISSING, dataset=missing)
     if owner is None and must_be_claimed:
-        raise NotThere(unmarked(place.pool, place.container, found.bare))
+        raise unmarked(place.pool, place.container, found.bare)
     if owner is not None and owner != place.pool:
-        raise NotThere(claimed(place.container, owner))
+        raise claimed(place.container, owner)
     if missing:
         raise NotThere(messages.CONTAINER_MISSING, dataset=place.home)
 
