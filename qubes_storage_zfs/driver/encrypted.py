@@ -254,7 +254,7 @@ class ZfsEncryptedPool(ZfsPool):
         try:
             await keys.create(
                 self.container,
-                options.PARSERS["pbkdf2iters"](
+                options.parse_iterations(
                     self._options["pbkdf2iters"] or DEFAULT_ITERATIONS
                 ),
                 {**policy.HOME_SETTINGS, naming.OWNER: self.name},

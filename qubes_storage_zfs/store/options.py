@@ -3,7 +3,6 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ..zfs.keywords import ITERATIONS
 from . import messages
@@ -30,22 +29,24 @@ class BadOption(messages.Refused, ValueError):
     """An option has a value that it cannot have."""
 
 
-def _bad(name: str, allowed: str, value: Any) -> BadOption:
+def _bad(name: str, allowed: str, value: object) -> BadOption:
     return BadOption(
         messages.BAD_OPTION, name=name, allowed=allowed, value=value
     )
 
 
-def _whole(value: Any, least: int, most: int) -> int | None:
+def _whole(value: object, least: int, most: int) -> int | None:
     """*value* as a whole number within the bounds; None if it is none."""
+    if not isinstance(value, (int, float, str)):
+        return None
     try:
         number = int(value)
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return None
     return number if least <= number <= most else None
 
 
-def parse_revisions(value: Any) -> int:
+def parse_revisions(value: object) -> int:
     """:raises BadOption: unless it is a whole number from -1 on"""
     number = _whole(value, -1, 10000)
     if number is None:
@@ -53,7 +54,7 @@ def parse_revisions(value: Any) -> int:
     return number
 
 
-def parse_timeout(value: Any) -> int:
+def parse_timeout(value: object) -> int:
     """Seconds.
 
     :raises BadOption: unless it is a whole number from -1 on
@@ -65,7 +66,7 @@ def parse_timeout(value: Any) -> int:
     return number
 
 
-def parse_iterations(value: Any) -> int:
+def parse_iterations(value: object) -> int:
     """:raises BadOption: unless ZFS takes so many"""
     number = _whole(value, ITERATIONS[0], ITERATIONS[-1])
     if number is None:
@@ -74,14 +75,14 @@ def parse_iterations(value: Any) -> int:
     return number
 
 
-def parse_domain(value: Any) -> str:
+def parse_domain(value: object) -> str:
     """:raises BadOption: unless a qube can have that name"""
     if not isinstance(value, str) or not QUBE_NAME.match(value):
         raise _bad("ask_password_domain", "the name of a qube", value)
     return value
 
 
-def parse_bool(name: str, value: Any) -> bool:
+def parse_bool(name: str, value: object) -> bool:
     """:raises BadOption: unless it is one of the words for yes and no"""
     if isinstance(value, bool):
         return value
@@ -90,7 +91,7 @@ def parse_bool(name: str, value: Any) -> bool:
     raise _bad(name, "True or False", value)
 
 
-def parse_blocksize(value: Any) -> int:
+def parse_blocksize(value: object) -> int:
     """Bytes.
 
     :raises BadOption: unless it is a power of two from 4k to 128k
@@ -105,7 +106,7 @@ def parse_blocksize(value: Any) -> int:
     return size
 
 
-def parse_compression(value: Any) -> str:
+def parse_compression(value: object) -> str:
     """:raises BadOption: unless ZFS knows the word"""
     if not isinstance(value, str) or not _COMPRESSIONS.match(value):
         allowed = (
@@ -116,7 +117,7 @@ def parse_compression(value: Any) -> str:
     return value
 
 
-def parse_dedup(value: Any) -> str:
+def parse_dedup(value: object) -> str:
     """Return the value of ZFS' property.
 
     :raises BadOption: unless it is ``off`` or DEDUP_ON
@@ -126,7 +127,7 @@ def parse_dedup(value: Any) -> str:
     return "off" if value == "off" else "on"
 
 
-def check(options: Mapping[str, Any]) -> None:
+def check(options: Mapping[str, object]) -> None:
     """Check the options that every pool has.
 
     :raises BadOption: if one has a value it cannot have
@@ -137,7 +138,7 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 #: how each option is parsed; those that are absent have their default
-PARSERS: Mapping[str, Callable[[Any], Any]] = {
+PARSERS: Mapping[str, Callable[[object], object]] = {
     "revisions_to_keep": parse_revisions,
     "ephemeral_volatile": lambda value: parse_bool("ephemeral_volatile", value),
     "snap_on_start_forensics": lambda value: parse_bool(
