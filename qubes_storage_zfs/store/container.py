@@ -18,14 +18,9 @@ from . import holder, naming, policy, pool_programs, programs
 from .naming import VolumeName
 from .pool_programs import Garbage, Unnamed
 from .state import NOTHING_MORE, StateQuery, VolumeState
-from .state import StateQuery as Question
-from .state import VolumeState as State
 from .thresholds import Thresholds
 
 LOG = logging.getLogger("qubes.storage.zfs")
-
-# driver/ uses two older names
-__all__ = ["Container", "Question", "State", "holder_mark"]
 
 
 #: bytes, and bytes of a block: a zvol that is made to be measured

@@ -58,7 +58,7 @@ class Generations:
         tuned: bool = False,
         writable: bool = False,
         checked: bool = False,
-        size: VolumeSpec | str | None = None,
+        size: VolumeSpec | None = None,
         source: VolumeName | None = None,
         batch: Batch | None = None,
     ) -> VolumeState:
@@ -177,7 +177,7 @@ class Generations:
         number: int,
         *,
         scratch: bool = False,
-        size: VolumeSpec | str | None = None,
+        size: VolumeSpec | None = None,
         keep: int | None = None,
         begun_from: str | None = None,
         touched: bool = False,
@@ -222,7 +222,7 @@ class Generations:
         state: VolumeState,
         *,
         scratch: bool = False,
-        size: VolumeSpec | str | None = None,
+        size: VolumeSpec | None = None,
         keep: int | None = None,
         begun_from: str | None = None,
         touched: bool = False,
@@ -268,7 +268,7 @@ class Generations:
 
     async def reset(
         self,
-        size: VolumeSpec | str,
+        size: VolumeSpec,
         source: VolumeName | None,
         batch: Batch | None = None,
     ) -> None:

@@ -11,7 +11,6 @@ shortened and escaped, a message.
 """
 
 import asyncio
-import contextvars
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -272,8 +271,7 @@ class FirstUse:
         loop = asyncio.get_running_loop()
         task = self._task
         if task is None or task.done() or task.get_loop() is not loop:
-            # not in the batch of a task that waits for it
-            task = loop.create_task(check(place), context=contextvars.Context())
+            task = loop.create_task(check(place))
             task.add_done_callback(_retrieve)
             self._task = task
         await asyncio.shield(task)

@@ -52,7 +52,7 @@ def _volume(
 
 
 def _made_from(
-    size: VolumeSpec | str | None, source: VolumeName | None
+    size: VolumeSpec | None, source: VolumeName | None
 ) -> dict[str, object]:
     """What a disposable volume is made of."""
     arguments: dict[str, object] = {}
@@ -154,7 +154,7 @@ class How:
     """
 
     scratch: bool = False
-    size: VolumeSpec | str | None = None
+    size: VolumeSpec | None = None
     keep: int | None = None
     begun_from: str | None = None
     touched: bool = False
@@ -226,7 +226,7 @@ async def commit(
 
 async def reset(
     volume: Volume,
-    size: VolumeSpec | str,
+    size: VolumeSpec,
     source: VolumeName | None,
     batch: Batch | None = None,
 ) -> None:

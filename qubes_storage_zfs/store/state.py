@@ -74,7 +74,7 @@ class StateQuery:
     counted: bool = False
     tuned: bool = False
     writable: bool = False
-    size: VolumeSpec | str | None = None
+    size: VolumeSpec | None = None
     source: VolumeName | None = None
     checked: bool = False
 

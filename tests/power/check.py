@@ -14,7 +14,7 @@ from typing import Any
 import libzfs_core
 
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.store.container import Question
+from qubes_storage_zfs.store.state import StateQuery
 from qubes_storage_zfs.zfs import devices
 
 from ..support.zpools import open_device, sh
@@ -179,7 +179,7 @@ async def found(house: House) -> dict[str, Any]:
     for volume in house.pool.list_volumes():
         if not volume.save_on_stop:
             continue
-        asked = Question(revisions=True)
+        asked = StateQuery(revisions=True)
         state = await volume.store.state(volume.where, asked)
         names[volume.vid] = [item.snapshot for item in state.revisions]
         path = volume.path
