@@ -100,6 +100,20 @@ def test_a_request_is_a_command_line_and_back(request):
     assert Request.parse([str(word) for word in request.arguments]) == request
 
 
+def test_a_request_of_qubesd_from_before_an_upgrade_is_read():
+    """It runs on, and starts the keyholder that is installed meanwhile."""
+    load = Request.parse(["load", "tank", '{"typed": false}'])
+    assert load == Request(Action.LOAD, "tank")
+    change = '{"iterations": 350000, "typed": true}'
+    assert Request.parse(["change", "tank", change]) == Request(
+        Action.CHANGE, "tank", True, 350_000
+    )
+    create = '{"iterations": 350000, "properties": {"volmode": 2}}'
+    assert Request.parse(["create", "tank", create]) == Request(
+        Action.CREATE, "tank", False, 350_000, {"volmode": 2}
+    )
+
+
 def test_nothing_else_is_a_request():
     for words in ["load", "tank"], ["unload", "tank", "{}"], ["load", "t", "x"]:
         with pytest.raises(ValueError):
