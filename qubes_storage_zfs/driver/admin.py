@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Objects of core-admin, as far as this package uses them.
 
 core-admin has no type annotations. These types name each attribute that this
