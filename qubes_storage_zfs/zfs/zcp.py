@@ -51,12 +51,12 @@ def decode(value: object) -> object:
     return value
 
 
-def _texts() -> dict[str, bytes]:
-    """Return the texts of the channel programs.
+def _texts(*folders: str) -> dict[str, bytes]:
+    """Return the texts of the Lua files in a folder below programs/.
 
     They are constant: names of datasets are arguments.
     """
-    folder = importlib.resources.files(__package__) / "programs"
+    folder = importlib.resources.files(__package__).joinpath(*folders)
     return {
         file.name.removesuffix(".lua"): file.read_bytes()
         for file in folder.iterdir()
@@ -64,12 +64,26 @@ def _texts() -> dict[str, bytes]:
     }
 
 
-#: all of one version, even if the package is upgraded while qubesd runs
-TEXTS = _texts()
-
-
-#: what the programs use; each file uses only those before it
-_SHARED = ("common", "destruction", "promotion")
+#: the channel programs by name; all of one version, even if the package is
+#: upgraded while qubesd runs
+TEXTS = _texts("programs")
+#: what the programs share, by name
+LIBRARY = _texts("programs", "lib")
+#: in this order: each file uses only those before it
+_ORDER = (
+    "properties",
+    "names",
+    "pointer",
+    "atomicity",
+    "revisions",
+    "written",
+    "empty",
+    "destruction",
+    "pruning",
+    "promotion",
+)
+#: series of OpenZFS whose code was read for lib/atomicity.lua
+VERIFIED = ((2, 3), (2, 4))
 
 #: Runs one of several programs, so that an error ends this program alone.
 #: OpenZFS's Lua has no pcall() (lbaselib.c), but coroutine.resume() returns the
@@ -87,9 +101,13 @@ end
 
 
 @functools.lru_cache(maxsize=64)
-def whole_text(names: tuple[str, ...]) -> bytes:
-    """Return one program that runs those with these names, in this order."""
-    lines = [TEXTS[name] for name in _SHARED]
+def whole_text(names: tuple[str, ...], uncut: bool) -> bytes:
+    """Return one program that runs those with these names, in this order.
+
+    :param uncut: rely on what lib/atomicity.lua says of OpenZFS
+    """
+    lines = [b"local uncut = %s\n" % str(uncut).lower().encode()]
+    lines += [LIBRARY[name] for name in _ORDER]
     for name in sorted(set(names)):
         head = f"local function run_{name}()\n".encode()
         lines += [head, TEXTS[name], b"end\n"]
@@ -147,7 +165,10 @@ def run(programs: Sequence[Program], sync: bool) -> list[Result]:
         call,
         dataset,
         dataset.partition("/")[0].encode(),
-        whole_text(tuple(program.name for program in programs)),
+        whole_text(
+            tuple(program.name for program in programs),
+            (lzc.version_numbers() or ())[:2] in VERIFIED,
+        ),
         INSTRUCTION_LIMIT,
         MEMORY_LIMIT,
         encode([program.arguments for program in programs]),

@@ -44,7 +44,7 @@ def test_all_that_qubesd_runs_is_loaded_when_it_starts(tmp_path):
         f"shutil.rmtree({str(tmp_path / package.name)!r})\n"
         "from qubes_storage_zfs import ZfsEncryptedPool, ZfsZvolPool\n"
         "from qubes_storage_zfs.zfs import zcp\n"
-        "print(*zcp.TEXTS)\n"
+        "print(*zcp.TEXTS, *zcp.LIBRARY)\n"
         "print(*(name for name in sys.modules))\n"
     )
     shutil.copytree(package, tmp_path / package.name)

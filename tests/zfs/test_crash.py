@@ -92,7 +92,7 @@ def gate(lab):
 
 
 def test_killed_while_many_revisions_go(lab, gate):
-    """More than one coroutine takes away, see all_or_none() in common.lua."""
+    """More than one coroutine takes away, see all_or_none() in atomicity.lua."""
     for place in itertools.count(1):
         volume = lab.private(f"q{place}", b"content")
         for number in range(3, 25):

@@ -191,13 +191,13 @@ def test_cut_off_after_the_promotion(lab, monkeypatch):
     source = big(lab, mib=1)
     clone = cloned(lab, source, "clone")
     lab.session(clone, b"own")
-    whole = zcp.TEXTS["promotion"]
+    whole = zcp.LIBRARY["promotion"]
     cut = whole.replace(b"return destroy_whole(ds)", b"return 16")
     assert cut != whole
     with Door() as door:
         gate = door.gates[lab.container] = Gate()
         with monkeypatch.context() as patch:
-            patch.setitem(zcp.TEXTS, "promotion", cut)
+            patch.setitem(zcp.LIBRARY, "promotion", cut)
             zcp.whole_text.cache_clear()
             gate.open(1)
             with pytest.raises(Stopped):

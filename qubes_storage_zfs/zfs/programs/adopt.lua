@@ -71,6 +71,14 @@ if old ~= nil and commits and (keep == nil or keep > 0) then
     end
 end
 
+-- Where only a first part of these changes is made:
+--   before the pointer moves, the new generation has our mark, or is a clone that
+--     nothing was written to, and has no snapshot but its beginning: it is
+--     garbage.  The snapshot `first` is a revision, as stop() makes one;
+--   after the pointer moved, the new generation is what stop() takes for
+--     changed, because the newest revision is in another one: it commits it and
+--     notes what is committed;
+--   without the last, which drops a revision, a revision too many stays.
 local changes = {}
 if argv.origin then
     changes[1] = {zfs.sync.clone, argv.origin, new}
@@ -82,8 +90,18 @@ end
 local second = nil
 if commits then
     second = new .. "@r" .. string.format("%d", highest + 1)
+end
+local value = kept_pointer(argv.number, argv.begun_from, second)
+if argv.scratch then
+    changes[#changes + 1] = {zfs.sync.snapshot, beginning(new)}
+    value = discarded_pointer(argv.number, argv.size)
+end
+local before = own_property(qube, argv.pointer)
+changes[#changes + 1] = {zfs.sync.set_prop, qube, argv.pointer, value}
+if second ~= nil then
     changes[#changes + 1] = {zfs.sync.snapshot, second}
 end
+note_committed(changes, qube, argv.committed, second)
 -- the blank state that create() left, and nothing was done with, is none to
 -- go back to
 if keep ~= nil and first == nil and #list == 1
@@ -92,20 +110,14 @@ if keep ~= nil and first == nil and #list == 1
 elseif keep ~= nil and second ~= nil then
     drop_begun(changes, qube, argv.pointer, list)
 end
-note_committed(changes, qube, argv.committed, second)
-local value = string.format("%d", argv.number)
-if argv.scratch then
-    changes[#changes + 1] = {zfs.sync.snapshot, beginning(new)}
-    value = value .. " scratch " .. argv.size
-elseif argv.begun_from then
-    value = value .. " from " .. argv.begun_from
-    if second ~= nil then
-        value = value .. " " .. string.match(second, "@(.*)$")
-    end
-end
-changes[#changes + 1] = {zfs.sync.set_prop, qube, argv.pointer, value}
 local errno, failed = all_or_none(changes)
 if errno ~= 0 then
+    -- what failed may come after the pointer
+    if before ~= nil then
+        zfs.sync.set_prop(qube, argv.pointer, before)
+    else
+        zfs.sync.inherit(qube, argv.pointer)
+    end
     return refuse(errno, "adopt", failed[2])
 end
 

@@ -9,6 +9,11 @@
 --         destroy   dataset, which must not be in use, is destroyed
 --
 -- One transaction group; after a crash all of it is done, or nothing.
+--
+-- The caller decides the order.  With a version of OpenZFS that atomicity.lua
+-- does not name, a list of which only a first part is made, because the tool was
+-- killed meanwhile, may have to be completed by hand: snapshots that have their
+-- new names already are refused by the next plan.
 local makers = {
     rename = function(item)
         local new = item.dataset .. "@" .. item.value

@@ -31,6 +31,9 @@ if argv.keep >= 0 and not argv.unmeasured
     return {unsure = true}
 end
 local committed = newest and newest.snapshot
+-- Where only a first part of these changes is made, the revision is there and
+-- another one is noted as committed, which state.lua reports as unfinished; or a
+-- revision too many stays until the next stop().
 local changes = {}
 if argv.keep >= 0 and changed_since(newest, ds, current) then
     local snapshot = ds .. "@r" .. string.format("%d", highest + 1)
@@ -39,13 +42,16 @@ if argv.keep >= 0 and changed_since(newest, ds, current) then
         return refuse(errno, "check snapshot", snapshot)
     end
     changes[1] = {zfs.sync.snapshot, snapshot}
+    committed = snapshot
+    note_committed(changes, qube, argv.committed, committed)
     drop_begun(changes, qube, argv.pointer, list)
     list[#list + 1] = {generation = current, snapshot = snapshot}
-    committed = snapshot
-elseif argv.keep < 0 then
-    committed = nil
+else
+    if argv.keep < 0 then
+        committed = nil
+    end
+    note_committed(changes, qube, argv.committed, committed)
 end
-note_committed(changes, qube, argv.committed, committed)
 local errno = all_or_none(changes)
 if errno ~= 0 then
     return refuse(errno, "commit", ds)

@@ -45,11 +45,17 @@ end
 if argv.again and current ~= nil then
     return out
 end
-local changes = {}
-if own_property(qube, argv.pointer) ~= nil then
-    changes[1] = {zfs.sync.inherit, qube, argv.pointer}
+-- Where only a first part of these changes is made, the volume still exists with
+-- fewer revisions: stop() commits it again, and its next removal goes on from
+-- there.  If the pointer went first, its revisions would be left for ever.
+local pointed = own_property(qube, argv.pointer) ~= nil
+if pointed then
+    local errno = zfs.check.inherit(qube, argv.pointer)
+    if errno ~= 0 then
+        return refuse(errno, "check inherit", qube)
+    end
 end
-note_committed(changes, qube, argv.committed, nil)
+local changes = {}
 local busy = argv.busy or {}
 local mine = {}
 for _, number in ipairs(generations_at_first(qube, volume)) do
@@ -64,6 +70,10 @@ for _, number in ipairs(generations_at_first(qube, volume)) do
             end
         end
     end
+end
+note_committed(changes, qube, argv.committed, nil)
+if pointed then
+    changes[#changes + 1] = {zfs.sync.inherit, qube, argv.pointer}
 end
 local errno = all_or_none(changes)
 if errno ~= 0 then

@@ -29,7 +29,7 @@
 --       instead revisions (list of number, generation, snapshot, creation),
 --       dirty, unsure (whether it is dirty only until thresholds.py has
 --       measured), blank (as create() made it), frozen (whether a crash left
---       something of freeze.lua), begun_from and begun (see common.lua)
+--       something of freeze.lua, or of commit.lua), begun_from and begun (see common.lua)
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
@@ -93,7 +93,7 @@ if not scratch and not argv.revisions then
 end
 if not scratch and argv.revisions then
     local list, _, frozen = revisions(qube, volume, numbers)
-    out.frozen = #frozen > 0
+    out.frozen = #frozen > 0 or is_noted_wrong(list, qube, argv.committed)
     out.begun_from, out.begun = begun_from(qube, argv.pointer)
     out.revisions = {}
     for index, revision in ipairs(list) do

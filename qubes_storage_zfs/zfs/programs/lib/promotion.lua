@@ -9,8 +9,10 @@
 --
 -- A state of a removed volume must never become a revision of the clone.  So
 -- the snapshot is renamed to @g<n>, which names no revision, in the group of
--- changes that promotes; and its mark moves with it.  If the program is cut
--- off there, the generation is garbage without a snapshot.
+-- changes that promotes; and its mark moves with it.  If the program is ended
+-- after both, the generation is garbage without a snapshot.  If only the new
+-- name is given, the next collection of garbage finds the clone again, and gives
+-- another name.
 
 -- Bookmarks of a generation, a list of names.
 local function bookmarks_of(ds)

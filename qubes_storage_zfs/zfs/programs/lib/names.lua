@@ -1,0 +1,59 @@
+-- SPDX-License-Identifier: BSD-2-Clause
+-- Names of generations, and the generations in a qube's dataset.
+
+-- The dataset that this one is in.
+local function parent_of(ds)
+    return string.match(ds, "^(.*)/[^/]*$")
+end
+
+local function generation_name(qube, volume, number)
+    if number == 0 then
+        return qube .. "/" .. volume
+    end
+    return qube .. "/" .. volume .. "." .. string.format("%d", number)
+end
+
+-- Volume and number in the last part of a generation's name.
+local function parse_generation(dataset)
+    local last = string.match(dataset, "/([^/]*)$")
+    local volume, number = string.match(last, "^([^.]+)%.([1-9]%d*)$")
+    if volume == nil then
+        return last, 0
+    end
+    return volume, tonumber(number)
+end
+
+-- Numbers of the generations of one volume, of those in a list of datasets.
+local function numbers_among(datasets, volume)
+    local found = {}
+    for _, dataset in ipairs(datasets) do
+        local name, number = parse_generation(dataset)
+        if name == volume then
+            found[#found + 1] = number
+        end
+    end
+    return found
+end
+
+local function children(qube)
+    local found = {}
+    for child in zfs.list.children(qube) do
+        found[#found + 1] = child
+    end
+    return found
+end
+
+-- Numbers of the generations of one volume.
+local function generations(qube, volume)
+    return numbers_among(children(qube), volume)
+end
+
+-- The same as it was when first asked for any volume of the qube: for a
+-- program that changes no other volume's, and asks before it changes its own.
+-- To list is dear.
+local listed = {}
+local function generations_at_first(qube, volume)
+    listed[qube] = listed[qube] or children(qube)
+    return numbers_among(listed[qube], volume)
+end
+

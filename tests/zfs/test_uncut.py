@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A program that is ended between two changes, where OpenZFS allows that.
+
+With a version that lib/atomicity.lua does not name, each first part of the
+changes that belong together may be all that is made.
+"""
+
+import itertools
+
+import pytest
+
+from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.zfs import zcp
+
+from ..support.zpools import MIB, read, write
+
+pytestmark = pytest.mark.side_a
+
+LOOP = b"for index = 1, #list do"
+CUT = b"""for index = 1, #list do
+        if index > %d then
+            error("ended here")
+        end"""
+#: more than any list of changes in these tests has
+MOST = 9
+
+
+class Died(BaseException):
+    """The process ended here."""
+
+
+async def nothing(*_):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def unverified(monkeypatch):
+    monkeypatch.setattr(zcp, "VERIFIED", ())
+    yield
+    zcp.whole_text.cache_clear()
+
+
+def cut(lab, monkeypatch, name, count, verb):
+    """Run *verb*; the process dies when *name* has made *count* changes.
+
+    :return: whether there were more
+    """
+    whole, run, died = zcp.LIBRARY["atomicity"], zcp.run, []
+    shorter = whole.replace(LOOP, CUT % count)
+    assert shorter != whole
+
+    def dying(programs, sync):
+        if name not in (program.name for program in programs):
+            return run(programs, sync)
+        with monkeypatch.context() as patch:
+            patch.setitem(zcp.LIBRARY, "atomicity", shorter)
+            zcp.whole_text.cache_clear()
+            try:
+                return run(programs, sync)
+            except Exception:
+                died.append(name)
+                raise Died from None
+            finally:
+                zcp.whole_text.cache_clear()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zcp, "run", dying)
+        # a dead process tidies nothing up
+        patch.setattr(Container, "discard", nothing)
+        try:
+            lab.run(verb())
+        except Died:
+            pass
+    lab.restart()
+    return bool(died)
+
+
+def each_cut(lab, monkeypatch, name, prepare):
+    """Cut *name* after none, one, two ... changes, each on a fresh volume."""
+    for count in range(MOST):
+        volume, verb = prepare(f"work{count}")
+        more = cut(lab, monkeypatch, name, count, verb)
+        yield lab.again(volume), more
+        if not more:
+            assert count > 1
+            return
+    raise AssertionError("it has more changes than expected")
+
+
+def generations(lab, volume):
+    folder = f"vm/{volume.where.qube}/"
+    return [name for name in lab.datasets("volume") if name.startswith(folder)]
+
+
+def recover(lab, volume):
+    """Do what the next qubesd does when it starts."""
+    lab.run(volume.stop())
+    assert lab.sweep_until(lambda: len(generations(lab, volume)) == 1)
+    state = lab.run(volume.generations.state())
+    assert (
+        state.committed
+        == f"{volume.dataset}@{list(revisions(lab, volume))[-1]}"
+    )
+
+
+def revisions(lab, volume):
+    state = lab.run(volume.generations.state(revisions=True))
+    assert not state.dirty and not state.frozen
+    return [revision.id for revision in state.revisions]
+
+
+def test_commit(lab, monkeypatch):
+    def prepare(qube):
+        volume = lab.private(qube, b"one")
+        lab.start(volume)
+        write(volume.path, b"two")
+        return volume, volume.stop
+
+    for volume, _ in each_cut(lab, monkeypatch, "commit", prepare):
+        recover(lab, volume)
+        assert lab.content(volume, 3) == b"two"
+        assert len(revisions(lab, volume)) == 3
+
+
+def test_import(lab, monkeypatch):
+    def prepare(qube):
+        volume = lab.private(qube, b"one", revisions_to_keep=3)
+        write(lab.run(volume.import_data(MIB)), b"new")
+        return volume, lambda: volume.import_data_end(True)
+
+    found = []
+    for volume, _ in each_cut(lab, monkeypatch, "adopt", prepare):
+        lab.run(volume.stop())
+        # the generation before keeps its revisions
+        assert lab.sweep_until(lambda v=volume: len(generations(lab, v)) < 3)
+        found.append(lab.content(volume, 3))
+        number = volume.where.number_of(volume.dataset)
+        assert (number == 0) == (found[-1] == b"one")
+        assert len(generations(lab, volume)) == (1 if number == 0 else 2)
+        state = lab.run(volume.generations.state())
+        assert state.committed.startswith(f"{volume.dataset}@r")
+    # before, then after
+    assert [key for key, _ in itertools.groupby(found)] == [b"one", b"new"]
+
+
+def test_start_of_a_disposable_volume(lab, monkeypatch):
+    def prepare(qube):
+        volume = lab.volatile(qube)
+        return volume, volume.start
+
+    for volume, _ in each_cut(lab, monkeypatch, "adopt", prepare):
+        lab.run(volume.stop())
+        lab.start(volume)
+        assert read(volume.path) == b""
+        assert lab.sweep_until(lambda v=volume: len(generations(lab, v)) == 1)
+        lab.stop(volume)
+
+
+def test_remove(lab, monkeypatch):
+    def prepare(qube):
+        volume = lab.private(qube, b"one", revisions_to_keep=3)
+        lab.session(volume, b"two")
+        return volume, volume.remove
+
+    for volume, more in each_cut(lab, monkeypatch, "forget", prepare):
+        if more:
+            lab.run(volume.stop())
+            assert lab.content(volume, 3) == b"two"
+            assert len(revisions(lab, volume)) >= 1
+        lab.run(volume.remove())
+        assert lab.sweep_until(lambda v=volume: not generations(lab, v))
