@@ -151,9 +151,9 @@ class ZfsEncryptedPool(ZfsPool):
         await self.key.unlock(prompt, verb)
 
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
-        found = await keys.state(self.container, batch)
-        if found.locked:
-            keys.must_be_passphrase(self.container, found)
+        key_state = await keys.state(self.container, batch)
+        if key_state.locked:
+            keys.must_be_passphrase(self.container, key_state)
             raise Locked(self.container)
 
     def used(self) -> None:
@@ -269,16 +269,18 @@ class ZfsEncryptedPool(ZfsPool):
         """A root that is there: never created again, its key checked."""
         if root.root != self.container or root.format != "passphrase":
             raise Refused(messages.NOT_A_ROOT, dataset=self.container)
-        found = await claim.look(self.container, self.home)
-        claim.check_claimable(self.name, self.container, found)
-        if found.foreign is not None:
-            raise Refused(messages.FOREIGN_ROOT, dataset=found.foreign)
-        if found.owner is None:
+        container_state = await claim.look(self.container, self.home)
+        claim.check_claimable(self.name, self.container, container_state)
+        if container_state.foreign is not None:
+            raise Refused(
+                messages.FOREIGN_ROOT, dataset=container_state.foreign
+            )
+        if container_state.owner is None:
             await commands.set_properties(
                 self.container, policy.TAKEN_OVER_SETTINGS
             )
         # before the key is loaded, which makes devices
-        is_claimed = found.owner is not None
+        is_claimed = container_state.owner is not None
         await policy.check(self.place, must_be_claimed=is_claimed)
         try:
             await keys.load(self.container, self._prompt(ADOPT_BY_HAND))

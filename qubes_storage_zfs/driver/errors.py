@@ -21,17 +21,17 @@ def plain(text: str) -> str:
     return printable(text).replace("%", "%%")
 
 
-def refusal(what: str, why: str) -> qubes.exc.StoragePoolException:
+def refusal(title: str, why: str) -> qubes.exc.StoragePoolException:
     """Return the exception for a failure that has its own prefix.
 
     :param what: the prefix
     :param why: the reason
     """
-    return qubes.exc.StoragePoolException(plain(f"{what}: {why}"))
+    return qubes.exc.StoragePoolException(plain(f"{title}: {why}"))
 
 
 @contextlib.contextmanager
-def prefixed(what: str) -> Iterator[None]:
+def prefixed(title: str) -> Iterator[None]:
     """Map exceptions that have a message to StoragePoolException.
 
     Code inside raises them without a prefix; this is the place that adds it.
@@ -42,4 +42,4 @@ def prefixed(what: str) -> Iterator[None]:
     try:
         yield
     except (Failure, ZfsError, OSError) as exc:
-        raise refusal(what, reason(exc)) from exc
+        raise refusal(title, reason(exc)) from exc

@@ -139,8 +139,8 @@ def _is_in_loop() -> bool:
 
 
 def _follow_template(qube: Qube) -> None:
-    for each in (qube, *getattr(qube, "dispvms", ())):
-        for volume in each.volumes.values():
+    for follower in (qube, *getattr(qube, "dispvms", ())):
+        for volume in follower.volumes.values():
             if isinstance(volume, ZfsVolume) and volume.source is not None:
                 volume.preparation.follow_source()
     _collect_discarded(qube.app)
@@ -187,8 +187,8 @@ def feature_given(qube: Qube, feature: str, value: str) -> None:
             for volume, revision in features.parse_reset(value).items():
                 _check_revision(volumes[volume], revision)
     except BadOption as exc:
-        what = f"Cannot set the feature {feature} of {qube.name}"
-        raise qubes.exc.QubesValueError(plain(f"{what}: {exc}")) from exc
+        title = f"Cannot set the feature {feature} of {qube.name}"
+        raise qubes.exc.QubesValueError(plain(f"{title}: {exc}")) from exc
 
 
 def _check_revision(volume: Volume, revision: str) -> None:

@@ -38,7 +38,7 @@ def _on(
     mark = cast(Callable[[Handler], Handler], qubes.ext.handler(*names, **of))
 
     def _wrap(function: Handler) -> Handler:
-        def told(event: str, error: Exception) -> None:
+        def report(event: str, error: Exception) -> None:
             if may_refuse and isinstance(error, qubes.exc.QubesException):
                 raise error
             LOG.error("event %s", event, exc_info=error)
@@ -48,7 +48,7 @@ def _on(
             try:
                 function(self, qube, **kwargs)
             except Exception as exc:  # see above
-                told(event, exc)
+                report(event, exc)
 
         @functools.wraps(function)
         async def handle_async(
@@ -57,7 +57,7 @@ def _on(
             try:
                 await function(self, qube, **kwargs)
             except Exception as exc:  # see above
-                told(event, exc)
+                report(event, exc)
 
         waits = inspect.iscoroutinefunction(function)
         return mark(cast(Handler, handle_async if waits else handle))

@@ -95,22 +95,22 @@ def parse_reset(value: str) -> dict[str, str]:
     :param value: ``private``, ``private=r3``; several with blanks between
     :raises BadOption: if it is none of these
     """
-    found: dict[str, str] = {}
+    revisions: dict[str, str] = {}
     for word in value.split():
         volume, equals, revision = word.partition("=")
         try:
             naming.revision_number(revision if equals else "r1")
         except naming.BadName as exc:
             raise BadOption(str(exc)) from exc
-        if not volume or volume in found:
+        if not volume or volume in revisions:
             raise BadOption(f"{value!r} does not name each volume once")
-        found[volume] = revision or BLANK
-    if not found:
+        revisions[volume] = revision or BLANK
+    if not revisions:
         raise BadOption(
             "it must name volumes, such as private, or private=r3 for a"
             " revision of it"
         )
-    return found
+    return revisions
 
 
 def _features(qube: Qube | None) -> Iterator[Mapping[str, str]]:
@@ -135,9 +135,9 @@ def wanted(qube: Qube | None, volume: str) -> dict[str, Any]:
 
     :param qube: None if the volume is no qube's
     """
-    found: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
     if qube is None:
-        return found
+        return properties
     if _value(qube, f"{PREFIX}{volume}.{DEDUP}", PREFIX + DEDUP) is not None:
         LOG.warning(
             "qube %s: the feature %s%s is ignored; dedup is an option of the"
@@ -150,10 +150,10 @@ def wanted(qube: Qube | None, volume: str) -> dict[str, Any]:
         value = _value(qube, f"{PREFIX}{volume}.{name}", PREFIX + name)
         try:
             if value is not None:
-                found[name] = parse(value)
+                properties[name] = parse(value)
         except BadOption:
             continue
-    return found
+    return properties
 
 
 def reset_to(qube: Qube | None, volume: str) -> str | None:

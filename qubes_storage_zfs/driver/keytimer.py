@@ -73,11 +73,11 @@ class Key:
         if self._forgetting is not None and not self._forgetting.done():
             # it is loaded still, and will not be
             await asyncio.wait([self._forgetting])
-        found = await keys.state(self.root)
-        if found.loaded:
+        key_state = await keys.state(self.root)
+        if key_state.loaded:
             self.backoff.reset()
             return
-        keys.must_be_passphrase(self.root, found)
+        keys.must_be_passphrase(self.root, key_state)
         task = self._asking
         if task is None or task.done():
             self.backoff.check()
@@ -184,8 +184,8 @@ class Key:
                 await asyncio.wait_for(self._wake.wait(), wait)
 
     def _due(self) -> float:
-        given = OPEN_LIMIT if self.store.in_hand else 0.0
-        due = self._last_use + max(self.timeout, given)
+        reserved_for = OPEN_LIMIT if self.store.in_hand else 0.0
+        due = self._last_use + max(self.timeout, reserved_for)
         return max(due, self._not_before)
 
     async def _look(self) -> None:

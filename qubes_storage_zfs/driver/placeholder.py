@@ -88,8 +88,8 @@ class BrokenVolume(qubes.storage.Volume):  # type: ignore[misc]
             for key, value in config.items()
             if key not in _OF_VOLUMES or key in ("size", "revisions_to_keep")
         }
-        known = {key: config[key] for key in config if key not in self._kept}
-        super().__init__(**known)
+        base = {key: config[key] for key in config if key not in self._kept}
+        super().__init__(**base)
 
     @property
     def size(self) -> int:

@@ -248,25 +248,27 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     def list_volumes(self) -> list[ZfsVolume]:
         try:
-            found = self._listing.now()
+            pointers = self._listing.now()
         except NotReadable:
-            found = self._listing.last
+            pointers = self._listing.last
         except ZfsError:
             return []
-        return [self._known(vid, value) for vid, value in sorted(found.items())]
+        return [
+            self._known(vid, value) for vid, value in sorted(pointers.items())
+        ]
 
     def get_volume(self, vid: str) -> ZfsVolume:
         """:raises KeyError: if there is no such volume"""
         if vid in self._volumes:
             return self._volumes[vid]
         try:
-            found = self._listing.now()
+            pointers = self._listing.now()
         except ZfsError:
             # qubesd asks for sources while it starts; a KeyError would end it
             return self._known(vid, self._listing.last.get(vid))
-        if vid not in found:
+        if vid not in pointers:
             raise KeyError(vid)
-        return self._known(vid, found[vid])
+        return self._known(vid, pointers[vid])
 
     def _known(self, vid: str, pointer: Pointer | None) -> ZfsVolume:
         """The volume object of *vid*; a bare one if no qube has it."""
@@ -307,15 +309,15 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     def included_in(self, app: Any) -> qubes.storage.Pool | None:
         """The pool whose container is nearest above ours."""
-        nearest, found = -1, None
+        nearest, above = -1, None
         for pool in app.pools.values():
             container = getattr(pool, "container", None)
             if pool is self or not isinstance(container, str):
                 continue
             inside = f"{self.container}/".startswith(f"{container}/")
             if inside and len(container) > nearest:
-                nearest, found = len(container), pool
-        return found
+                nearest, above = len(container), pool
+        return above
 
     # --- coming and going
 

@@ -20,25 +20,25 @@ async def adopt(
     :raises policy.Refused: if it cannot be this pool's
     :raises ZfsError: if ZFS refuses
     """
-    found = await look(container, home)
-    check_claimable(name, container, found)
-    if found.bare:
+    state = await look(container, home)
+    check_claimable(name, container, state)
+    if state.bare:
         raise policy.Refused(messages.CONTAINER_BARE, dataset=container)
-    if found.home and found.owner is None:
+    if state.home and state.owner is None:
         raise policy.Refused(messages.HOME_EXISTS, dataset=home)
-    if found.home:
+    if state.home:
         await policy.check(policy.Place(name, container, home, False))
         await _make_missing_nodes(home)
     async with contextlib.AsyncExitStack() as undo:
-        if not found.exists:
+        if not state.exists:
             await lzc.create_filesystem(
                 container, {**HOME_SETTINGS, naming.OWNER: name}
             )
             undo.push_async_callback(_destroy, container)
-        elif found.owner is None:
+        elif state.owner is None:
             await claim(container, name)
             undo.push_async_callback(claim, container, name, True)
-        if not found.home:
+        if not state.home:
             await lzc.create_filesystem(home, HOME_SETTINGS)
             undo.push_async_callback(_destroy, home)
         if compression:
@@ -73,22 +73,22 @@ async def claim(container: str, name: str, release: bool = False) -> None:
 
     :raises policy.Refused: if it is another pool's
     """
-    owner = await pool_programs.claim(container, name, release)
-    if owner is not None:
-        raise policy.claimed(container, owner)
+    other_pool = await pool_programs.claim(container, name, release)
+    if other_pool is not None:
+        raise policy.claimed(container, other_pool)
 
 
-def check_claimable(name: str, container: str, found: Found) -> None:
+def check_claimable(name: str, container: str, state: Found) -> None:
     """Refuse a dataset that cannot be the container of the pool *name*.
 
     :raises policy.Refused: with the reason
     """
-    owner, above = found.owner, found.owner_above
-    if not found.parent:
+    owner, above = state.owner, state.owner_above
+    if not state.parent:
         raise policy.Refused(messages.NO_PARENT, dataset=container)
-    if found.exists and found.type != "filesystem":
+    if state.exists and state.type != "filesystem":
         raise policy.Refused(
-            messages.NOT_A_FILESYSTEM, dataset=container, type=found.type
+            messages.NOT_A_FILESYSTEM, dataset=container, type=state.type
         )
     if owner is not None and owner != name:
         raise policy.claimed(container, owner)

@@ -22,12 +22,12 @@ def rising(creations: Iterable[int]) -> list[int]:
 
     :param creations: seconds since the epoch, as ZFS reports them
     """
-    found: list[int] = []
+    rising_dates: list[int] = []
     for creation in creations:
-        before = found[-1] if found else 0
-        found.append(creation if creation >= before else before + 1)
+        before = rising_dates[-1] if rising_dates else 0
+        rising_dates.append(creation if creation >= before else before + 1)
     limit = LAST
-    for index in reversed(range(len(found))):
-        found[index] = min(found[index], limit)
-        limit = found[index]
-    return found
+    for index in reversed(range(len(rising_dates))):
+        rising_dates[index] = min(rising_dates[index], limit)
+        limit = rising_dates[index]
+    return rising_dates

@@ -77,7 +77,7 @@ class Living:
     def __init__(self) -> None:
         self._marks: frozenset[str] | None = None
 
-    def __contains__(self, found: str) -> bool:
+    def __contains__(self, other_mark: str) -> bool:
         """Whether the process that made the mark *found* lives.
 
         A mark from another boot or machine is no living process'.
@@ -89,10 +89,12 @@ class Living:
                 if entry.name.isdecimal()
             ]
             # older releases wrote the identity itself on the disk
-            known = set(filter(None, identities))
-            self._marks = frozenset(known | {_marked(each) for each in known})
-        return found in self._marks
+            running = set(filter(None, identities))
+            self._marks = frozenset(
+                running | {_marked(each) for each in running}
+            )
+        return other_mark in self._marks
 
-    def is_another(self, found: str) -> bool:
+    def is_another(self, other_mark: str) -> bool:
         """Whether the process that made the mark lives and is not this one."""
-        return found != mark() and found in self
+        return other_mark != mark() and other_mark in self

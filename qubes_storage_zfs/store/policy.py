@@ -219,11 +219,11 @@ async def check(place: Place, must_be_claimed: bool = True) -> None:
     if place.is_encrypted:
         rules["encryptionroot"] = place.container
         root_rules.update(KEY_RULES)
-    found = await pool_programs.check_policy(
+    answer = await pool_programs.check_policy(
         place.container, place.home, rules, root_rules, LIMIT
     )
-    _check_identity(place, found, must_be_claimed)
-    wrong = found.wrong
+    _check_identity(place, answer, must_be_claimed)
+    wrong = answer.wrong
     if wrong is not None and wrong.property == "keyformat":
         raise NoPassphrase(place.container, shown(wrong.value))
     if wrong is not None:
@@ -231,13 +231,13 @@ async def check(place: Place, must_be_claimed: bool = True) -> None:
 
 
 def _check_identity(
-    place: Place, found: Checked, must_be_claimed: bool
+    place: Place, answer: Checked, must_be_claimed: bool
 ) -> None:
-    missing, owner = found.missing, found.owner
+    missing, owner = answer.missing, answer.owner
     if missing == place.container:
         raise NotThere(messages.CONTAINER_MISSING, dataset=missing)
     if owner is None and must_be_claimed:
-        raise unmarked(place.pool, place.container, found.bare)
+        raise unmarked(place.pool, place.container, answer.bare)
     if owner is not None and owner != place.pool:
         raise claimed(place.container, owner)
     if missing:

@@ -114,9 +114,9 @@ class Space:
         revisions = removed = 0
         try:
             for qube in await pool_programs.qubes(self.home):
-                found = await pool_programs.retained(self.home, qube)
-                revisions += found.revisions
-                removed += found.removed
+                retained = await pool_programs.retained(self.home, qube)
+                revisions += retained.revisions
+                removed += retained.removed
         except ZfsError:
             self._revisions = self.removed = None
         else:

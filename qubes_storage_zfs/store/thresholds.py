@@ -80,5 +80,5 @@ class Thresholds:
         guid = importexport.guid(self._zpool)
         if self.measured or guid is None:
             return
-        found = await programs.measure(dataset)
-        self._blank = Blank(guid, found.logical, found.referenced)
+        measured = await programs.measure(dataset)
+        self._blank = Blank(guid, measured.logical, measured.referenced)
