@@ -59,6 +59,10 @@ def test_stop_twice_commits_once(lab):
     lab.run(volume.stop())
     lab.run(volume.stop())
     assert volume.revisions == revisions
+    # this stop has to ask whether the qube wrote
+    lab.start(volume)
+    lab.stop(volume)
+    assert volume.revisions == revisions
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
