@@ -5,7 +5,8 @@ Each checks, changes the disk, and notes for the journal what it did.
 """
 
 import contextlib
-from typing import Any
+
+import qubes.storage
 
 from ..store import messages, naming
 from ..store.messages import Refused
@@ -101,7 +102,8 @@ class Changes:
         operation.note(f"revert to {revision} made generation {number}")
         await self._preparation.note_commit()
 
-    async def take_over(self, operation: Operation, source: Any) -> None:
+    async def take_over(self, operation: Operation, source: qubes.storage.Volume
+    ) -> None:
         """Replace the content by the committed state of another volume.
 
         :param source: the other volume, of any driver
@@ -132,7 +134,7 @@ class Changes:
             name = f"{source.qube}:{source.name}" if source.qube else source.vid
             raise Refused(messages.SIZE_OF_SOURCE, source=name)
 
-    async def resize(self, operation: Operation, size: Any) -> None:
+    async def resize(self, operation: Operation, size: int | str) -> None:
         """Give the volume another size, and commit that if its qube is halted.
 
         Shrinking cuts off the end; the committed state from before stays as a

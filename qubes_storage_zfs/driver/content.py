@@ -20,6 +20,7 @@ from ..store.state import VolumeState
 from ..zfs.batch import Batch
 from ..zfs.errors import ReadOnlyDataset
 from . import features
+from .admin import Qube
 from .interface import Pool, Volume
 
 
@@ -75,10 +76,13 @@ class Content:
         return self._generations
 
     @property
-    def vm(self) -> Any:
+    def vm(self) -> Qube | None:
         """The qube, as qubesd has it; None if no qube has the volume."""
+        app, name = self.volume.app, self.volume.qube
+        if app is None or name is None:
+            return None
         try:
-            return self.volume.app.domains[self.volume.qube]
+            return app.domains[name]
         except (AttributeError, KeyError, TypeError):
             return None
 
@@ -128,7 +132,7 @@ class Content:
         block = max(block, self.blocksize)
         return max(1, -(-size // block)) * block
 
-    def rounded(self, size: Any, block: int = 0) -> int:
+    def rounded(self, size: int | str, block: int = 0) -> int:
         """Check a size from a client, and round it up as in_blocks() does.
 
         :raises Refused: if it is not a size
@@ -220,7 +224,7 @@ class Content:
 
     async def make_blank(
         self,
-        size: Any,
+        size: int | str,
         state: VolumeState,
         lasting: bool,
         batch: Batch | None = None,

@@ -8,13 +8,14 @@ the types here and not the other side, so imports form no cycle.
 """
 
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..store.container import Container
 from ..store.naming import VolumeName
 from ..store.space import Space
 from ..store.state import VolumeState
 from ..zfs.batch import Batch
+from .admin import Application
 from .operations import Operation
 
 
@@ -52,7 +53,9 @@ class Pool(Protocol):
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
         """:raises Locked: if the key is not loaded"""
 
-    async def unlock(self, qube: str | None = None, app: Any = None) -> None:
+    async def unlock(
+        self, qube: str | None = None, app: Application | None = None
+    ) -> None:
         """Load the key; the user may be asked for the passphrase."""
 
     async def encryption_root(self) -> str | None:
@@ -96,7 +99,7 @@ class Volume(Protocol):
     #: name of the qube that has it; None if it is only known from the disk
     qube: str | None
     #: qubesd's application object; None likewise
-    app: Any
+    app: Application | None
 
     @property
     def size(self) -> int:

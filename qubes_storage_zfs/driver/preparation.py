@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 from qubes.storage import StoragePoolException
 
@@ -18,7 +17,7 @@ from ..store import policy
 from ..zfs import devices
 from ..zfs.batch import Batch, ended, join
 from ..zfs.errors import Busy, Failure, Locked, NotFound, ZfsError
-from . import halting, reset
+from . import admin, halting, reset
 from .content import Content
 from .interface import Volume
 from .lifecycle import Lifecycle
@@ -147,7 +146,7 @@ class Preparation:
             else:
                 await self._discard(batch)
 
-    def _successor(self) -> Any:
+    def _successor(self) -> admin.Volume | None:
         """Return the volume that the qube has instead of this one; qubesd makes
         it when the qube gets another template.  None if the qube has this one.
         """
@@ -155,7 +154,7 @@ class Preparation:
         other = volumes.get(self._volume.name)
         return None if other is self._volume else other
 
-    async def _leave_to(self, successor: Any, batch: Batch) -> None:
+    async def _leave_to(self, successor: admin.Volume, batch: Batch) -> None:
         place = successor.pool.name, successor.vid
         if place != (self._volume.pool.name, self._volume.vid):
             await self._content.generations.forget(True, batch)

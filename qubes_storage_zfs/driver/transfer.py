@@ -10,6 +10,7 @@ import asyncio
 import weakref
 from typing import Any
 
+import qubes.storage
 import qubes.utils
 
 from ..store import messages
@@ -188,7 +189,7 @@ class ImportSession:
 # --- one volume to another
 
 
-async def take_over(content: Content, source: Any) -> int:
+async def take_over(content: Content, source: qubes.storage.Volume) -> int:
     """Replace the content of a volume by another volume's committed state.
 
     Within a zpool that is a clone, also from one Qubes pool to another; else
@@ -209,13 +210,13 @@ async def take_over(content: Content, source: Any) -> int:
     return number
 
 
-def _content_of(source: Any) -> Content | None:
+def _content_of(source: qubes.storage.Volume) -> Content | None:
     """Return the content of a volume; None if it is another driver's."""
     content = getattr(source, "content", None)
     return content if isinstance(content, Content) else None
 
 
-async def is_clonable(content: Content, source: Any) -> bool:
+async def is_clonable(content: Content, source: qubes.storage.Volume) -> bool:
     """Return whether a clone can replace a copy.
 
     A clone has the key of its origin for ever, or none if that has none.
@@ -232,7 +233,7 @@ async def is_clonable(content: Content, source: Any) -> bool:
     )
 
 
-async def _must_fit(content: Content, source: Any) -> None:
+async def _must_fit(content: Content, source: qubes.storage.Volume) -> None:
     """:raises Refused: if the pool has less space than the source's data"""
     other = _content_of(source)
     # another driver's properties may be for the event loop's thread only
@@ -248,7 +249,7 @@ async def _must_fit(content: Content, source: Any) -> None:
         )
 
 
-async def _copy(content: Content, source: Any, state: VolumeState) -> int:
+async def _copy(content: Content, source: qubes.storage.Volume, state: VolumeState) -> int:
     """Copy the source's data to a new generation; return its number."""
     await _must_fit(content, source)
     path = await qubes.utils.coro_maybe(source.export())

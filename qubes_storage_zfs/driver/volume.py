@@ -14,6 +14,7 @@ from qubes.storage import StoragePoolException
 
 from ..zfs.batch import Batch
 from . import attributes, changes, halting, operations, transfer
+from .admin import Application
 from .content import Content
 from .lifecycle import Lifecycle
 from .operations import Operation
@@ -80,7 +81,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
     """
 
     qube: str | None = None
-    app: Any = None
+    app: Application | None = None
     replaces: "ZfsVolume | None" = None
 
     def __init__(

@@ -360,7 +360,7 @@ def test_reset_to_a_revision_that_is_gone_is_refused(lab, qube, volumes):
 
 def test_a_clone_is_given_its_features_first(lab, qube, volumes):
     qube.set("zfs.reset-on-start", "private=r7")
-    assert volumes[1].committed_ids() == []
+    assert volumes[1].view.committed_ids() == []
 
 
 def test_reset_keeps_a_size_that_was_given(lab, qube, volumes):
@@ -391,7 +391,9 @@ def test_a_template_that_begins_anew_outdates_its_clones(lab):
     template = Qube("tmpl")
     source = lab.private("tmpl", b"v1", name="root")
     template.takes(source)
-    template.set("zfs.reset-on-start", f"root={source.committed_ids()[-1]}")
+    template.set(
+        "zfs.reset-on-start", f"root={source.view.committed_ids()[-1]}"
+    )
     lab.session(source, b"v2")
     clone = lab.clone_of(source)
     lab.session(clone, b"x")
