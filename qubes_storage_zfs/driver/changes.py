@@ -102,7 +102,8 @@ class Changes:
         operation.note(f"revert to {revision} made generation {number}")
         await self._preparation.note_commit()
 
-    async def take_over(self, operation: Operation, source: qubes.storage.Volume
+    async def take_over(
+        self, operation: Operation, source: qubes.storage.Volume
     ) -> None:
         """Replace the content by the committed state of another volume.
 

@@ -249,7 +249,9 @@ async def _must_fit(content: Content, source: qubes.storage.Volume) -> None:
         )
 
 
-async def _copy(content: Content, source: qubes.storage.Volume, state: VolumeState) -> int:
+async def _copy(
+    content: Content, source: qubes.storage.Volume, state: VolumeState
+) -> int:
     """Copy the source's data to a new generation; return its number."""
     await _must_fit(content, source)
     path = await qubes.utils.coro_maybe(source.export())
