@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
@@ -71,6 +71,10 @@ MORE_WORDS = os.environ.get("VM_KERNEL_WORDS", "")
 EMULATED_CPU = "max,la57=off,cx16=off"
 
 
+#: signals that end this process
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
 class Failed(Exception):
     """Something a person must be told in a sentence."""
 
@@ -94,13 +98,17 @@ def on_end(handler: Callable[[int, Any], Any] = leave) -> None:
     QEMU has a session of its own and does not get the terminal's signals: the
     code that started it ends it and removes its folder.
     """
-    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
+    for number in ENDING:
         # nohup ignores one of them
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
     # a parent process may have left them blocked
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    unblock()
+
+
+def unblock() -> None:
+    """Let the signals through that end this process."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def say(text: str) -> None:
@@ -160,15 +168,10 @@ def build(place: Path) -> None:
     start = time.monotonic()
     with (
         open(log, "wb") as out,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        ) as process,
+        begun(command, out) as process,
         killed(process, partial),
     ):
+        unblock()
         while (status := poll(process, 20)) is None:
             with open(log, "rb") as read:
                 read.seek(max(0, log.stat().st_size - 400))
@@ -188,6 +191,29 @@ def build(place: Path) -> None:
         )
     partial.rename(place)
     say(f"image built in {time.monotonic() - start:.0f} s: {place}")
+
+
+@contextlib.contextmanager
+def begun(
+    command: Sequence[str], out: IO[bytes]
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start the recipe, with signals blocked until unblock() is called.
+
+    One that came while Popen returns would leave the recipe running.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            preexec_fn=unblock,
+        ) as process:
+            yield process
+    finally:
+        unblock()
 
 
 @contextlib.contextmanager
