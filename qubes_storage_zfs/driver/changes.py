@@ -10,7 +10,8 @@ import qubes.storage
 
 from ..store import messages, naming
 from ..store.messages import Refused
-from ..store.state import VolumeState
+from ..store.programs import How
+from ..store.state import StateQuery, VolumeState
 from ..zfs import commands
 from . import reset, transfer
 from .content import Content
@@ -55,22 +56,22 @@ class Changes:
             naming.volume_name(volume.pool.home, volume.vid)
             return
         await content.unlock()
-        state = await content.state_to_open(revisions=True)
+        state = await content.state_to_open(StateQuery(revisions=True))
         if state.current is not None:
             # whether nothing was written to it
             await content.store.measure_beside(content.where)
-            state = await content.state_to_open(revisions=True)
+            state = await content.state_to_open(StateQuery(revisions=True))
         if state.blank and not volume.is_running():
             # qubesd was killed after this, before it wrote qubes.xml
             await content.generations.forget()
-            state = await content.state(counted=True)
+            state = await content.state(StateQuery(counted=True))
         elif state.current is not None:
             # qubesd now stops and removes what it could not create
             self._lifecycle.fire(Event.FOUND_FOREIGN)
             dataset = content.where.dataset
             raise Refused(messages.VOLUME_EXISTS, dataset=dataset)
         keep = volume.revisions_to_keep
-        number = await reset.adopt_blank(content, state, keep=keep)
+        number = await reset.adopt_blank(content, state, How(keep=keep))
         self._lifecycle.fire(Event.CREATED)
         operation.note(f"create made generation {number}")
 
@@ -92,11 +93,11 @@ class Changes:
         """
         await self._begin()
         content = self._content
-        state = await content.state_to_open(revisions=True)
+        state = await content.state_to_open(StateQuery(revisions=True))
         content.must_exist(state)
         revision, snapshot = _older_revision(state, revision)
         number = await content.generations.adopt_clone(
-            lambda: contextlib.nullcontext(snapshot), state, promote=True
+            lambda: contextlib.nullcontext(snapshot), state, How(promote=True)
         )
         await content.learn_size()
         operation.note(f"revert to {revision} made generation {number}")
@@ -151,7 +152,7 @@ class Changes:
         await content.unlock()
         in_use = self._lifecycle.in_use
         state = await content.state_to_open(
-            "volsize", "volblocksize", revisions=True
+            StateQuery(("volsize", "volblocksize"), revisions=True)
         )
         block = int(state.properties.get("volblocksize", 0))
         size = content.rounded(size, block)

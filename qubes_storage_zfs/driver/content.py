@@ -8,7 +8,7 @@ checks that the container is the pool's, and refuses what is not allowed.
 import contextlib
 import functools
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import replace
 
 from ..store import messages, naming, policy
 from ..store.container import Container
@@ -16,7 +16,7 @@ from ..store.generations import Generations
 from ..store.messages import Refused
 from ..store.naming import VolumeName
 from ..store.pointer import VolumeSpec
-from ..store.state import VolumeState
+from ..store.state import NOTHING_MORE, MadeFrom, StateQuery, VolumeState
 from ..zfs.batch import Batch
 from ..zfs.errors import ReadOnlyDataset
 from . import features
@@ -113,12 +113,10 @@ class Content:
         return source.where if source is not None else None
 
     @property
-    def made_from(self) -> dict[str, Any]:
-        """What a disposable volume would be made from now, as StateQuery has it."""
-        return {
-            "size": self.made_by(self.in_blocks(self.volume.size)),
-            "source": self.source,
-        }
+    def made_from(self) -> MadeFrom:
+        """What a disposable volume would be made from now."""
+        spec = self.made_by(self.in_blocks(self.volume.size))
+        return MadeFrom(spec, self.source)
 
     def made_by(self, size: int) -> VolumeSpec:
         """Return all that a blank volume of *size* bytes is made with."""
@@ -147,7 +145,7 @@ class Content:
 
     async def learn_size(self) -> None:
         """Read the size from ZFS after the content was replaced."""
-        state = await self.state("volsize")
+        state = await self.state(StateQuery(("volsize",)))
         self.size = int(state.properties["volsize"])
 
     async def data_bytes(self) -> int:
@@ -156,7 +154,7 @@ class Content:
         :raises ZfsError: if ZFS cannot be asked
         """
         name = "logicalreferenced"
-        state = await self.generations.state(name)
+        state = await self.generations.state(StateQuery((name,)))
         return int(state.properties.get(name, 0))
 
     # --- asking, and what must hold
@@ -168,21 +166,20 @@ class Content:
         await self.pool.first_use()
 
     async def state(
-        self, *want: str, batch: Batch | None = None, **asked: Any
+        self, query: StateQuery = NOTHING_MORE, batch: Batch | None = None
     ) -> VolumeState:
         """Ask ZFS, and make sure that the answer is about our container.
 
         :param batch: ask together with the tasks of this batch
-        :param asked: as StateQuery has it
         :raises StoragePoolException: if the container is missing or is not
             this pool's
         """
-        state = await self.generations.state(*want, batch=batch, **asked)
+        state = await self.generations.state(query, batch)
         self.pool.check_container(state)
         return state
 
     async def state_to_open(
-        self, *want: str, batch: Batch | None = None, **asked: Any
+        self, query: StateQuery, batch: Batch | None = None
     ) -> VolumeState:
         """Ask as state(), before the volume is opened or handed out.
 
@@ -192,8 +189,9 @@ class Content:
             inherits from, has a property that is not allowed
         :raises ReadOnlyDataset: if it is readonly=on, and is to be written to
         """
-        asked.update(checked=True, writable=bool(self.volume.rw))
-        state = await self.state(*want, batch=batch, **asked)
+        is_writable = bool(self.volume.rw)
+        query = replace(query, checked=True, writable=is_writable)
+        state = await self.state(query, batch)
         if state.wrong is not None:
             raise policy.NotAllowed(self.pool.home, state.wrong)
         if state.read_only_by is not None:
@@ -264,11 +262,11 @@ class Content:
 
         :raises Refused: if there is still none
         """
-        state = await self.state(revisions=True, batch=batch)
+        state = await self.state(StateQuery(revisions=True), batch=batch)
         if not state.revisions:
             keep = self.volume.revisions_to_keep
             await self.generations.commit(keep, batch)
-            state = await self.state(revisions=True, batch=batch)
+            state = await self.state(StateQuery(revisions=True), batch=batch)
         if not state.revisions:
             raise Refused(messages.NO_REVISIONS)
         return state.revisions[-1].snapshot

@@ -176,7 +176,7 @@ class Preparation:
         if state.current is None or not self._lifecycle.owns(state):
             return
         try:
-            await content.generations.reset(**content.made_from, batch=batch)
+            await content.generations.reset(content.made_from, batch)
         except (Busy, NotFound) as exc:
             LOG.info("%s is destroyed: %s", self._volume.vid, exc)
             await content.generations.forget(batch=batch)

@@ -8,11 +8,11 @@ revision, or blank, each time.  Other features set properties of ZFS on a volume
 
 import contextlib
 import logging
-from typing import Any
 
 from ..store import messages, naming
 from ..store.messages import Refused
-from ..store.state import VolumeState
+from ..store.programs import How
+from ..store.state import StateQuery, VolumeState
 from ..zfs import commands, devices, lzc
 from ..zfs.batch import Batch
 from ..zfs.errors import Busy, NotFound
@@ -49,16 +49,15 @@ async def tune(content: Content, number: int, before: str | None) -> int:
 
 
 async def adopt_blank(
-    content: Content, state: VolumeState, batch: Batch | None = None, **how: Any
+    content: Content, state: VolumeState, how: How, batch: Batch | None = None
 ) -> int:
     """Make an empty generation and the current one of it.
 
     :param state: of the volume, with the numbers of its generations
-    :param how: as Generations.adopt() takes it
     :return: its number
     """
     number, _ = await content.make_blank(content.size, state, False, batch)
-    await content.generations.adopt(number, batch=batch, **how)
+    await content.generations.adopt(number, how, batch)
     content.size = content.rounded(content.size)
     return await tune(content, number, None)
 
@@ -81,22 +80,23 @@ async def start_again(
     :return: number of the generation, and whether it was made now
     :raises Refused: if there is no such revision
     """
-    state = await content.state_to_open(revisions=True, tuned=True, batch=batch)
+    state = await content.state_to_open(
+        StateQuery(revisions=True, tuned=True), batch=batch
+    )
     current = content.must_exist(state)
     if _is_begun(state, wanted):
         # ZFS may not report yet what was written lately
         async with devices.flushed(content.where.generation(current)):
             await lzc.sync(content.pool.zpool)
-        state = await content.state(revisions=True, tuned=True, batch=batch)
+        state = await content.state(
+            StateQuery(revisions=True, tuned=True), batch=batch
+        )
     if _is_begun(state, wanted):
         return await tune(content, current, state.tuned), False
     volume = content.volume
-    how: dict[str, Any] = {
-        "keep": volume.revisions_to_keep,
-        "begun_from": wanted,
-    }
+    how = How(keep=volume.revisions_to_keep, begun_from=wanted)
     if wanted == features.BLANK:
-        return await adopt_blank(content, state, batch, **how), True
+        return await adopt_blank(content, state, how, batch), True
     snapshots = {item.id: item.snapshot for item in state.revisions}
     if wanted not in snapshots:
         raise Refused(
@@ -108,8 +108,8 @@ async def start_again(
     number = await content.generations.adopt_clone(
         lambda: contextlib.nullcontext(snapshots[wanted]),
         state,
-        batch=batch,
-        **how,
+        how,
+        batch,
     )
     return await tune(content, number, None), True
 
@@ -124,22 +124,21 @@ async def start_disposable(
     volume, source = content.volume, content.volume.source
     size = content.rounded(volume.size)
     state = await content.state_to_open(
-        counted=True, tuned=True, batch=batch, **content.made_from
+        StateQuery(counted=True, tuned=True, made_from=content.made_from),
+        batch=batch,
     )
     if state.usable and state.current is not None:
         try:
             if not is_prepared or state.touched:
-                await content.generations.reset(
-                    **content.made_from, batch=batch
-                )
+                await content.generations.reset(content.made_from, batch)
             return await tune(content, state.current, state.tuned)
         except (Busy, NotFound) as exc:
             LOG.info("%s is made again: %s", volume.vid, exc)
-            state = await content.state(counted=True, batch=batch)
-    how: dict[str, Any] = {"scratch": True, "size": content.made_by(size)}
+            state = await content.state(StateQuery(counted=True), batch=batch)
+    how = How(scratch=True, size=content.made_by(size))
     if source is not None:
         number = await content.generations.adopt_clone(
-            lambda: source.committed(batch), state, batch=batch, **how
+            lambda: source.committed(batch), state, how, batch
         )
         return await tune(content, number, None)
-    return await adopt_blank(content, state, batch, **how)
+    return await adopt_blank(content, state, how, batch)

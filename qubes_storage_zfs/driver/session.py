@@ -3,7 +3,7 @@
 
 import enum
 
-from ..store.state import VolumeState
+from ..store.state import StateQuery, VolumeState
 from ..zfs import commands, devices, lzc
 from ..zfs.batch import Batch, join
 from . import reset
@@ -90,7 +90,7 @@ class Session:
             if is_new:
                 await self._preparation.note_commit()
             return number
-        state = await content.state_to_open(tuned=True, batch=batch)
+        state = await content.state_to_open(StateQuery(tuned=True), batch=batch)
         current = content.must_exist(state)
         return await reset.tune(content, current, state.tuned)
 
@@ -131,9 +131,10 @@ class Session:
         current, is_needed = self._lifecycle.generation, True
         if current is None:
             state = await content.generations.state(
-                revisions=volume.save_on_stop,
+                StateQuery(
+                    revisions=volume.save_on_stop, made_from=content.made_from
+                ),
                 batch=batch,
-                **content.made_from,
             )
             if state.owner != volume.pool.name or not self._lifecycle.owns(
                 state
@@ -143,7 +144,7 @@ class Session:
                 content.where
             ):
                 state = await content.generations.state(
-                    revisions=True, batch=batch
+                    StateQuery(revisions=True), batch=batch
                 )
             current = state.current
             # ZFS may not report yet what was written lately

@@ -15,7 +15,8 @@ import qubes.utils
 
 from ..store import messages
 from ..store.messages import Refused
-from ..store.state import VolumeState
+from ..store.programs import How
+from ..store.state import StateQuery, VolumeState
 from ..zfs import copy, devices
 from ..zfs.errors import Unwritten
 from .content import Content
@@ -39,7 +40,7 @@ class Exports:
         if volume.snapshots_disabled and volume.is_running():
             raise Refused(messages.SNAPSHOTS_DISABLED)
         await content.unlock()
-        state = await content.state_to_open(counted=True)
+        state = await content.state_to_open(StateQuery(counted=True))
         number, dataset = await content.generations.clone(
             volume.committed, state, lasting=True
         )
@@ -92,7 +93,7 @@ class ImportSession:
         await content.unlock()
         replaces = self._dataset is not None
         await self.end_abandoned()
-        state = await content.state_to_open(counted=True)
+        state = await content.state_to_open(StateQuery(counted=True))
         content.must_exist(state)
         number, self._dataset = await content.make_blank(size, state, True)
         self._replaces = replaces
@@ -142,8 +143,10 @@ class ImportSession:
         try:
             await content.generations.adopt(
                 number,
-                keep=content.volume.revisions_to_keep,
-                touched=self._may_be_end_of_another(),
+                How(
+                    keep=content.volume.revisions_to_keep,
+                    touched=self._may_be_end_of_another(),
+                ),
             )
         except Unwritten as exc:
             raise Refused(messages.IMPORT_REPLACED) from exc
@@ -198,11 +201,11 @@ async def take_over(content: Content, source: qubes.storage.Volume) -> int:
     :param source: the other volume, of any driver
     :return: number of the generation
     """
-    state = await content.state_to_open(counted=True)
+    state = await content.state_to_open(StateQuery(counted=True))
     content.must_exist(state)
     if await is_clonable(content, source):
         number = await content.generations.adopt_clone(
-            source.committed, state, keep=content.volume.revisions_to_keep
+            source.committed, state, How(keep=content.volume.revisions_to_keep)
         )
     else:
         number = await _copy(content, source, state)
@@ -264,7 +267,7 @@ async def _copy(
             await content.store.discard(dataset)
             raise
         keep = content.volume.revisions_to_keep
-        await content.generations.adopt(number, keep=keep)
+        await content.generations.adopt(number, How(keep=keep))
         return number
     finally:
         await qubes.utils.coro_maybe(source.export_end(path))

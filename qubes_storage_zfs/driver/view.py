@@ -8,12 +8,11 @@ deadline (store/container.py, state_now()).
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import qubes.storage
 
 from ..store import dates, messages, naming
-from ..store.state import StateQuery, VolumeState
+from ..store.state import NOTHING_MORE, MadeFrom, StateQuery, VolumeState
 from ..zfs import devices
 from ..zfs.errors import NotReadable, ZfsError
 from .content import Content
@@ -84,31 +83,31 @@ class VolumeView:
         """Ask again for what an operation may change."""
         self._last = None
 
-    def _ask(self, *want: str, **asked: Any) -> VolumeState:
+    def _ask(self, query: StateQuery) -> VolumeState:
         """Ask ZFS now.
 
         If the zpool does not answer in time, or cannot be asked as it is, its
         last answer to the same question is returned, marked as stale.
 
-        :param asked: as StateQuery has it
         :raises ZfsError: if there is none
         :raises BadName: if the vid cannot be a name in ZFS
         """
-        question = StateQuery(want, **asked)
         content = self._content
         try:
-            state = content.store.state_now(content.where, question)
+            state = content.store.state_now(content.where, query)
         except NotReadable:
-            if question not in self._answers:
+            if query not in self._answers:
                 raise
-            return replace(self._answers[question], stale=True)
-        self._answers[question] = state
+            return replace(self._answers[query], stale=True)
+        self._answers[query] = state
         return state
 
-    def _ask_safely(self, *want: str, **asked: Any) -> VolumeState | None:
+    def _ask_safely(
+        self, query: StateQuery = NOTHING_MORE
+    ) -> VolumeState | None:
         """Ask as _ask(); return None if ZFS cannot be asked, and never was."""
         try:
-            state = self._ask(*want, **asked)
+            state = self._ask(query)
         except (ZfsError, naming.BadName):
             return None
         return state if state.container else None
@@ -149,7 +148,7 @@ class VolumeView:
         if self._last is not None and not in_use:
             return self._last
         kind = "used" if self._volume.snap_on_start else "logicalreferenced"
-        state = self._ask_safely(kind)
+        state = self._ask_safely(StateQuery((kind,)))
         if state is None:
             return None, 0
         if state.current is None:
@@ -175,7 +174,7 @@ class VolumeView:
         if not volume.save_on_stop:
             return {}
         try:
-            state = self._ask(revisions=True, dates=True)
+            state = self._ask(StateQuery(revisions=True, dates=True))
         except naming.BadName:
             return {}
         except ZfsError as exc:
@@ -210,7 +209,7 @@ class VolumeView:
     def committed_ids(self) -> list[str]:
         """Return the ids of all revisions, the committed state's last; none if
         nothing was ever written, or ZFS cannot be asked now."""
-        state = self._ask_safely(revisions=True)
+        state = self._ask_safely(StateQuery(revisions=True))
         if state is None or state.blank:
             return []
         return [item.id for item in state.revisions]
@@ -222,7 +221,7 @@ class VolumeView:
             return False
         if volume.is_running():
             return True
-        state = self._ask_safely(revisions=True)
+        state = self._ask_safely(StateQuery(revisions=True))
         if state is None or volume.snapshots_disabled:
             return False
         return state.dirty
@@ -231,5 +230,7 @@ class VolumeView:
         """Return whether the source was committed since the qube started."""
         if not self._volume.snap_on_start or not self._lifecycle.in_use:
             return False
-        state = self._ask_safely(source=self._content.source)
+        state = self._ask_safely(
+            StateQuery(made_from=MadeFrom(source=self._content.source))
+        )
         return state is not None and state.fresh is False

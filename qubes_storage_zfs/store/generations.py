@@ -15,9 +15,8 @@ from ..zfs.errors import Busy, Exists, NotFound, ZfsError
 from . import holder, programs
 from .container import LOG, Container, holder_mark
 from .naming import VolumeName
-from .pointer import VolumeSpec
 from .programs import How, Left
-from .state import StateQuery, VolumeState
+from .state import NOTHING_MORE, MadeFrom, StateQuery, VolumeState
 
 #: how often a lost race for a name or an origin is run again
 TRIES = 5
@@ -51,32 +50,13 @@ class Generations:
         return programs.Volume(self.where, limits, self.pinned)
 
     async def state(
-        self,
-        *want: str,
-        revisions: bool = False,
-        counted: bool = False,
-        tuned: bool = False,
-        writable: bool = False,
-        checked: bool = False,
-        size: VolumeSpec | None = None,
-        source: VolumeName | None = None,
-        batch: Batch | None = None,
+        self, query: StateQuery = NOTHING_MORE, batch: Batch | None = None
     ) -> VolumeState:
-        """Ask ZFS about the volume; the parameters are those of StateQuery.
+        """Ask ZFS about the volume.
 
         :param batch: ask together with the tasks of this batch
         :raises ZfsError: if ZFS cannot be asked
         """
-        query = StateQuery(
-            want,
-            revisions=revisions,
-            counted=counted,
-            tuned=tuned,
-            writable=writable,
-            checked=checked,
-            size=size,
-            source=source,
-        )
         return await self.store.state(self.where, query, batch)
 
     # --- making
@@ -112,7 +92,7 @@ class Generations:
                 self.store.release(dataset)
                 if attempt == TRIES:
                     raise
-                state = await self.state(counted=True, batch=batch)
+                state = await self.state(StateQuery(counted=True), batch)
             except BaseException:
                 self.store.created.discard(self.where.dataset)
                 await self._discard_unless_current(number, dataset, batch)
@@ -173,25 +153,9 @@ class Generations:
         return left
 
     async def adopt(
-        self,
-        number: int,
-        *,
-        scratch: bool = False,
-        size: VolumeSpec | None = None,
-        keep: int | None = None,
-        begun_from: str | None = None,
-        touched: bool = False,
-        promote: bool = False,
-        batch: Batch | None = None,
+        self, number: int, how: How, batch: Batch | None = None
     ) -> None:
-        """Generation *number*, which is in hand, becomes the current one.
-
-        The other parameters are those of programs.How.
-        """
-        how = How(scratch, size, keep, begun_from, touched, promote)
-        await self._adopt(number, how, batch)
-
-    async def _adopt(self, number: int, how: How, batch: Batch | None) -> None:
+        """Generation *number*, which is in hand, becomes the current one."""
         dataset = self.where.generation(number)
         try:
             left = await self._move_pointer(number, how, None, batch)
@@ -206,7 +170,7 @@ class Generations:
     ) -> None:
         """A cancelled program may have run to its end all the same."""
         try:
-            state = await self.state(counted=True, batch=batch)
+            state = await self.state(StateQuery(counted=True), batch)
         except BaseException:
             # the janitor will know
             self.store.release(dataset)
@@ -220,25 +184,17 @@ class Generations:
         self,
         origin: Origin,
         state: VolumeState,
-        *,
-        scratch: bool = False,
-        size: VolumeSpec | None = None,
-        keep: int | None = None,
-        begun_from: str | None = None,
-        touched: bool = False,
-        promote: bool = False,
+        how: How,
         batch: Batch | None = None,
     ) -> int:
         """A clone of a snapshot becomes the current generation; its number.
 
         OpenZFS 2.4 clones within the program that moves the pointer; before
-        2.4 the clone is a transaction group of its own.  The other parameters
-        are those of programs.How.
+        2.4 the clone is a transaction group of its own.
         """
-        how = How(scratch, size, keep, begun_from, touched, promote)
         if not await channel.clones_in_programs(self.zpool):
             number, _ = await self.clone(origin, state, False, batch)
-            await self._adopt(number, how, batch)
+            await self.adopt(number, how, batch)
             return number
 
         left: Left = ()
@@ -267,26 +223,23 @@ class Generations:
         await self._tidy(left or ())
 
     async def reset(
-        self,
-        size: VolumeSpec,
-        source: VolumeName | None,
-        batch: Batch | None = None,
+        self, made_from: MadeFrom, batch: Batch | None = None
     ) -> None:
         """The current generation becomes again what adopt() made it.
 
-        :param size: with *source*: what would be made now, as StateQuery has it
+        :param made_from: what would be made now
         :raises Busy: if somebody has it open
         :raises NotFound: if it is none that can be that
         """
 
         async def once() -> None:
             try:
-                await programs.reset(self._volume, size, source, batch)
+                await programs.reset(self._volume, made_from, batch)
             except Exists as exc:
                 # bookmarks newer than its beginning: of content that goes
                 if not await lzc.destroy_bookmarks_of(exc.dataset):
                     raise
-                await programs.reset(self._volume, size, source, batch)
+                await programs.reset(self._volume, made_from, batch)
 
         await devices.retry_busy(self.where.dataset, once, devices.GLANCE_LIMIT)
 

@@ -17,7 +17,7 @@ from ..zfs.batch import Batch
 from . import naming
 from .naming import VolumeName
 from .pointer import VolumeSpec
-from .state import Limits, StateQuery, VolumeState
+from .state import Limits, MadeFrom, StateQuery, VolumeState
 
 #: datasets that a change left, to be looked at for garbage
 Left = Sequence[str]
@@ -51,17 +51,14 @@ def _volume(
     }
 
 
-def _made_from(
-    size: VolumeSpec | None, source: VolumeName | None
-) -> dict[str, object]:
-    """What a disposable volume is made of."""
+def _made_from(made_from: MadeFrom) -> dict[str, object]:
     arguments: dict[str, object] = {}
-    if size is not None:
-        arguments["size"] = str(size)
-    if source is not None:
+    if made_from.size is not None:
+        arguments["size"] = str(made_from.size)
+    if made_from.source is not None:
         arguments["source"] = {
-            "qube": source.dataset,
-            "committed": source.committed,
+            "qube": made_from.source.dataset,
+            "committed": made_from.source.committed,
         }
     return arguments
 
@@ -119,7 +116,7 @@ class Asked:
             "dates": query.dates,
             "counted": query.counted,
             "writable": query.writable,
-            **_made_from(query.size, query.source),
+            **_made_from(query.made_from),
         }
         if query.tuned:
             arguments["tuned"] = naming.TUNED
@@ -225,16 +222,13 @@ async def commit(
 
 
 async def reset(
-    volume: Volume,
-    size: VolumeSpec,
-    source: VolumeName | None,
-    batch: Batch | None = None,
+    volume: Volume, made_from: MadeFrom, batch: Batch | None = None
 ) -> None:
     """Roll a disposable volume back to its beginning.
 
-    :param size: with *source*: what would be made now
+    :param made_from: what would be made now
     """
-    arguments = {**volume.arguments, **_made_from(size, source)}
+    arguments = {**volume.arguments, **_made_from(made_from)}
     dataset = volume.name.dataset
     await channel.change("reset", dataset, arguments, batch=batch)
 

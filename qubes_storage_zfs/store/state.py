@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..zfs.reply import Reply
 from .naming import VolumeName
@@ -53,6 +54,17 @@ class Revision:
         )
 
 
+class MadeFrom(NamedTuple):
+    """What a disposable volume would be made from now.
+
+    :ivar size: of the volume; None: it is not asked whether that is the same
+    :ivar source: the volume that it is cloned from
+    """
+
+    size: VolumeSpec | None = None
+    source: VolumeName | None = None
+
+
 @dataclass(frozen=True)
 class StateQuery:
     """What to ask about a volume, besides what is always reported.
@@ -63,8 +75,7 @@ class StateQuery:
     :ivar counted: the numbers of its generations, if one is to be made
     :ivar tuned: what its qube's features set on the current one
     :ivar writable: what keeps it from being written to
-    :ivar size: of a disposable volume, if it is made now
-    :ivar source: of a disposable volume: the volume that it is cloned from
+    :ivar made_from: whether a disposable volume can be used again
     :ivar checked: whether its properties are allowed (VolumeState.wrong)
     """
 
@@ -74,8 +85,7 @@ class StateQuery:
     counted: bool = False
     tuned: bool = False
     writable: bool = False
-    size: VolumeSpec | None = None
-    source: VolumeName | None = None
+    made_from: MadeFrom = MadeFrom()
     checked: bool = False
 
 

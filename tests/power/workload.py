@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qubes_storage_zfs.store.state import StateQuery
+
 from ..support.zpools import open_device
 from . import check, tags
 from .guest import APPS, BLOCKS, KEPT, TEMPLATE, House, say
@@ -54,7 +56,7 @@ class Qube:
 
     async def _states(self) -> int:
         volume = self.volume
-        state = await volume.generations.state(revisions=True)
+        state = await volume.generations.state(StateQuery(revisions=True))
         return len(state.revisions)
 
     async def verb(

@@ -5,6 +5,7 @@ import asyncio
 import types
 from pathlib import Path
 
+from qubes_storage_zfs.store.state import StateQuery
 from qubes_storage_zfs.zfs import devices
 
 from .zpools import read
@@ -86,7 +87,9 @@ async def end(volume):
 
 async def seen(volume):
     """Return content, size and revisions on disk; None without a volume."""
-    state = await volume.generations.state("volsize", revisions=True)
+    state = await volume.generations.state(
+        StateQuery(("volsize",), revisions=True)
+    )
     if state.current is None:
         return None
     dataset = volume.where.generation(state.current)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from qubes_storage_zfs.store.state import StateQuery
+
 from ..support.zpools import MIB, open_device, read, sh, write
 
 
@@ -127,7 +129,7 @@ def test_what_is_kept_for_another_pools_clones_goes_with_all_but_one(
     generations = target.generations
     made = []
     for _ in range(2):
-        state = other.run(generations.state(counted=True))
+        state = other.run(generations.state(StateQuery(counted=True)))
         made.append(
             other.run(generations.clone(source.committed, state, lasting=True))
         )

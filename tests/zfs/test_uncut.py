@@ -10,6 +10,7 @@ import itertools
 import pytest
 
 from qubes_storage_zfs.store.container import Container
+from qubes_storage_zfs.store.state import StateQuery
 from qubes_storage_zfs.zfs import zcp
 
 from ..support.zpools import MIB, read, write
@@ -104,7 +105,7 @@ def recover(lab, volume):
 
 
 def revisions(lab, volume):
-    state = lab.run(volume.generations.state(revisions=True))
+    state = lab.run(volume.generations.state(StateQuery(revisions=True)))
     assert not state.dirty and not state.frozen
     return [revision.id for revision in state.revisions]
 
