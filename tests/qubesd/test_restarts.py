@@ -2,6 +2,7 @@
 """qubesd ends, or is killed, while qubes run."""
 
 import os
+import re
 import signal
 import time
 
@@ -75,7 +76,14 @@ def test_a_qube_ends_while_qubesd_is_away(dom0, qube, number):
 
 def test_qubesd_dies_in_an_import(dom0, qube):
     """The volume stays what it was, and takes the next."""
+    dom0.new_log()
     dom0.session(qube, b"stays")
+    # in R4.3 the command can end before the stop does
+    committed = f"{qube}:private in pool"
+    until(
+        lambda: re.search(f"{committed} .*: stop committed", dom0.new_log()),
+        "the session is committed",
+    )
     before = datasets("tank")
     revisions = dom0.revisions(f"{qube}:private")
     call, ours = dom0.begin_import(f"{qube}:private")
