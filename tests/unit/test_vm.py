@@ -65,7 +65,12 @@ def wait_until(happened, what):
 def started(environment, *command):
     """*command* once what it started has reported."""
     process = subprocess.Popen(
-        command, cwd=vm.PROJECT, env=environment, start_new_session=True
+        command,
+        cwd=vm.PROJECT,
+        env=environment,
+        start_new_session=True,
+        # a shell has its background jobs ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     report = Path(environment["STAND_IN_PID"])
     wait_until(report.exists, "the stand-in runs")
