@@ -8,7 +8,6 @@ becomes its default.
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import qubes.exc
 import qubes.storage
@@ -26,7 +25,9 @@ _BASE = frozenset(
 )
 
 
-def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(
+    config: Mapping[str, object],
+) -> tuple[dict[str, object], dict[str, object]]:
     """Split the attributes of a volume.
 
     :return: those of every driver's volumes, and those of a newer version of
@@ -41,8 +42,8 @@ def split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def to_save(
-    base: Mapping[str, Any], unknown: Mapping[str, Any], forensics: bool
-) -> dict[str, Any]:
+    base: Mapping[str, object], unknown: Mapping[str, object], forensics: bool
+) -> dict[str, object]:
     """Return the attributes of a volume for qubes.xml.
 
     :param base: those of every driver's volumes
@@ -57,14 +58,25 @@ def to_save(
     return config
 
 
-def parse(config: dict[str, Any], revisions_to_keep: int) -> None:
+def parse_size(value: object) -> int:
+    """Return a size in bytes.
+
+    :raises TypeError: if it is of no type that is a number or its text
+    :raises ValueError: if the text is not a number
+    """
+    if not isinstance(value, (int, float, str)):
+        raise TypeError(value)
+    return int(value)
+
+
+def parse(config: dict[str, object], revisions_to_keep: int) -> None:
     """Parse the attributes of a volume, in place.
 
     :param revisions_to_keep: the default, from the volume's pool
     """
-    parsers: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    parsers: dict[str, tuple[Callable[[object], object], object]] = {
         "revisions_to_keep": (options.parse_revisions, revisions_to_keep),
-        "size": (int, 0),
+        "size": (parse_size, 0),
         "snap_on_start_forensics": (
             options.PARSERS["snap_on_start_forensics"],
             False,
@@ -77,7 +89,7 @@ def parse(config: dict[str, Any], revisions_to_keep: int) -> None:
             config[name] = default
 
 
-def revisions(value: Any) -> int:
+def revisions(value: object) -> int:
     """Parse a number of revisions that a user sets.
 
     A number that a channel program cannot take would be found out only when a

@@ -4,7 +4,6 @@
 import logging
 import re
 import secrets
-from typing import Any
 
 from ..store import claim, messages, naming, options, policy
 from ..store.messages import Refused
@@ -63,17 +62,17 @@ class ZfsEncryptedPool(ZfsPool):
         name: str,
         zpool_name: str | None = None,
         ask_password_domain: str | None = None,
-        unload_timeout: Any = None,
-        opaque_names: Any = None,
-        pbkdf2iters: Any = None,
-        revisions_to_keep: Any = DEFAULT_REVISIONS,
-        ephemeral_volatile: Any = True,
+        unload_timeout: object = None,
+        opaque_names: object = None,
+        pbkdf2iters: object = None,
+        revisions_to_keep: object = DEFAULT_REVISIONS,
+        ephemeral_volatile: object = True,
         volblocksize: str | None = None,
         compression: str | None = None,
         dedup: str | None = None,
-        snap_on_start_forensics: Any = None,
-        tag_qubes: Any = None,
-        **kwargs: Any,
+        snap_on_start_forensics: object = None,
+        tag_qubes: object = None,
+        **kwargs: object,
     ) -> None:
         super().__init__(
             name=name,
@@ -95,20 +94,20 @@ class ZfsEncryptedPool(ZfsPool):
         )
         self.container = f"{zpool_name or name}/encryption/{name}"
         self.home = self.container
-        self.unload_timeout: int = self._option(
+        self.unload_timeout: int = self._options.parsed(
             "unload_timeout", DEFAULT_TIMEOUT
         )
-        self.opaque_names: bool = self._option("opaque_names", False)
+        self.opaque_names: bool = self._options.parsed("opaque_names", False)
 
     # --- where the passphrase is asked for
 
     @property
     def ask_in(self) -> prompts.Chosen | None:
         """The qube that ask_password_domain names; None: see prompts.py."""
-        name = self._options["ask_password_domain"]
+        name = self._options.text("ask_password_domain")
         if name is None:
             return None
-        return prompts.Chosen(name, self._options.get(naming.ASK_UUID))
+        return prompts.Chosen(name, self._options.text(naming.ASK_UUID))
 
     def note_ask_domain(self, app: Application | None) -> None:
         """Have qubes.xml say which qube is asked, if it does not yet."""
@@ -161,7 +160,9 @@ class ZfsEncryptedPool(ZfsPool):
 
     # --- volumes
 
-    def init_volume(self, vm: Any, volume_config: dict[str, Any]) -> ZfsVolume:
+    def init_volume(
+        self, vm: Qube, volume_config: dict[str, object]
+    ) -> ZfsVolume:
         config = dict(volume_config)
         if self.opaque_names:
             config.setdefault("vid", f"{secrets.token_hex(8)}/v")
@@ -183,7 +184,7 @@ class ZfsEncryptedPool(ZfsPool):
                 await self._adopt(root)
             else:
                 await self._create()
-            compression = self._options.get("compression")
+            compression = self._options.text("compression")
             if compression:
                 await commands.set_property(
                     self.home, "compression", compression
@@ -215,7 +216,7 @@ class ZfsEncryptedPool(ZfsPool):
     def _check_ask_domain(self) -> None:
         """:raises BadOption: if ask_password_domain names no qube that can be
         asked later"""
-        name = self._options["ask_password_domain"]
+        name = self._options.text("ask_password_domain")
         if name is None:
             return
         qube = prompts.named(name)
@@ -241,7 +242,7 @@ class ZfsEncryptedPool(ZfsPool):
         return prompts.prompt(self.name, self.ask_in, instead=instead)
 
     async def _create(self) -> None:
-        above = self._options["zpool_name"]
+        above = str(self._options["zpool_name"])
         outer = await keys.state(above)
         if not outer.exists:
             raise Refused(messages.NOT_FOUND, dataset=above)

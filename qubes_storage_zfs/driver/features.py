@@ -9,7 +9,6 @@ start.  Nothing here touches ZFS.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from ..store import naming, options
 from ..store.options import BadOption
@@ -35,7 +34,7 @@ def _one_of(*words: str) -> Callable[[object], str]:
 #: what a volume can be made with, by features alone
 VOLBLOCKSIZE = "volblocksize"
 #: properties of ZFS -> how their values are parsed
-PROPERTIES: Mapping[str, Callable[[Any], Any]] = {
+PROPERTIES: Mapping[str, Callable[[object], str | int]] = {
     "compression": options.parse_compression,
     "sync": _one_of("standard", "always", "disabled"),
     "primarycache": _one_of("all", "metadata", "none"),
@@ -129,13 +128,13 @@ def _value(qube: Qube | None, *names: str) -> str | None:
     return None
 
 
-def wanted(qube: Qube | None, volume: str) -> dict[str, Any]:
+def wanted(qube: Qube | None, volume: str) -> dict[str, str | int]:
     """Properties of ZFS that a qube's volume is to have; what qubesd could
     not have let in is left out.
 
     :param qube: None if the volume is no qube's
     """
-    properties: dict[str, Any] = {}
+    properties: dict[str, str | int] = {}
     if qube is None:
         return properties
     if _value(qube, f"{PREFIX}{volume}.{DEDUP}", PREFIX + DEDUP) is not None:

@@ -9,7 +9,7 @@ Nothing here may need another module of this package.
 
 import inspect
 import logging
-from typing import Any
+from typing import Any, NoReturn
 
 import qubes.storage
 
@@ -46,7 +46,7 @@ class BrokenPool(qubes.storage.Pool):  # type: ignore[misc]
     driver: str
     why: str
 
-    def __init__(self, *, name: str, **kwargs: Any) -> None:
+    def __init__(self, *, name: str, **kwargs: object) -> None:
         super().__init__(name=name)
         self._given = kwargs
 
@@ -54,11 +54,11 @@ class BrokenPool(qubes.storage.Pool):  # type: ignore[misc]
         return f"<{self.name}: {self.driver}, broken>"
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         return {**self._given, "name": self.name, "driver": self.driver}
 
     def init_volume(
-        self, vm: Any, volume_config: dict[str, Any]
+        self, vm: Any, volume_config: dict[str, object]
     ) -> "BrokenVolume":
         config = dict(volume_config)
         config.setdefault("vid", f"{vm.name}/{config['name']}")
@@ -82,7 +82,7 @@ class BrokenPool(qubes.storage.Pool):  # type: ignore[misc]
 class BrokenVolume(qubes.storage.Volume):  # type: ignore[misc]
     """Keeps its line of qubes.xml, and cannot be started."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, **config: object) -> None:
         self._kept = {
             key: value
             for key, value in config.items()
@@ -97,7 +97,7 @@ class BrokenVolume(qubes.storage.Volume):  # type: ignore[misc]
         return int(size) if size.isdecimal() else 0
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         return {**super().config, **self._kept}
 
     @property
@@ -114,7 +114,7 @@ class BrokenVolume(qubes.storage.Volume):  # type: ignore[misc]
         """As for a volume that never was."""
         return self
 
-    async def _refuse(self, *_args: Any, **_kwargs: Any) -> Any:
+    async def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
         raise qubes.storage.StoragePoolException(self.pool.why)
 
     verify = start = create = remove = revert = resize = _refuse

@@ -10,7 +10,7 @@ import functools
 import logging
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import qubes.storage
 
@@ -26,6 +26,7 @@ from ..zfs import commands, importexport, keys, lzc, newzpool, probe
 from ..zfs.batch import Batch
 from ..zfs.errors import NotReadable, ZfsError
 from . import attributes
+from .admin import Application, Qube
 from .discarded import collect_once
 from .errors import prefixed
 from .interface import Volume
@@ -64,38 +65,33 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     home: str
     is_encrypted = False
 
-    def __init__(self, *, name: str, given: Mapping[str, Any]) -> None:
+    def __init__(self, *, name: str, given: Mapping[str, object]) -> None:
         #: as given, to be written back; strings when read from qubes.xml
-        self._options = dict(given)
+        self._options = options.Values(given)
         self._revisions_to_keep = DEFAULT_REVISIONS
         super().__init__(
             name=name,
-            revisions_to_keep=self._option(
+            revisions_to_keep=self._options.parsed(
                 "revisions_to_keep", DEFAULT_REVISIONS
             ),
-            ephemeral_volatile=self._option("ephemeral_volatile", False),
+            ephemeral_volatile=self._options.parsed(
+                "ephemeral_volatile", False
+            ),
         )
-        self.blocksize: int = self._option("volblocksize", DEFAULT_BLOCKSIZE)
+        self.blocksize: int = self._options.parsed(
+            "volblocksize", DEFAULT_BLOCKSIZE
+        )
         #: whether clones made at start are kept when their qube stops
-        self.forensics: bool = self._option("snap_on_start_forensics", False)
+        self.forensics: bool = self._options.parsed(
+            "snap_on_start_forensics", False
+        )
         #: whether qubes that keep something here have a tag that says so
-        self.tag_qubes: bool = self._option("tag_qubes", True)
+        self.tag_qubes: bool = self._options.parsed("tag_qubes", True)
         #: the qubes that the pool is for, once one has a volume here
-        self._app: Any = None
+        self._app: Application | None = None
         self._volumes: weakref.WeakValueDictionary[str, ZfsVolume] = (
             weakref.WeakValueDictionary()
         )
-
-    def _option(self, name: str, default: Any) -> Any:
-        """An option's value; its default if it is bad, for setup() refuses
-        it and nothing may raise before."""
-        if self._options.get(name) is None:
-            return default
-        try:
-            return options.PARSERS[name](self._options[name])
-        except options.BadOption as exc:
-            LOG.warning("%s", exc)
-            return default
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.driver} on {self.container}>"
@@ -112,7 +108,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     @property
     def place(self) -> policy.Place:
-        guid = self._options.get(naming.ZPOOL_GUID)
+        guid = self._options.text(naming.ZPOOL_GUID)
         where = self.container, self.home
         return policy.Place(self.name, *where, self.is_encrypted, guid)
 
@@ -128,7 +124,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     async def set_dedup(self) -> None:
         """Give all volumes the option ``dedup``, which they inherit."""
-        value = self._option("dedup", None)
+        value: str | None = self._options.parsed("dedup", None)
         if value is not None:
             await commands.set_property(self.home, "dedup", value)
 
@@ -157,7 +153,9 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         """
         await self.store.first_check.check(self.place)
 
-    async def unlock(self, qube: str | None = None, app: Any = None) -> None:
+    async def unlock(
+        self, qube: str | None = None, app: Application | None = None
+    ) -> None:
         """Every verb that a person waits for begins with this."""
 
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
@@ -171,11 +169,11 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         return self._revisions_to_keep
 
     @revisions_to_keep.setter
-    def revisions_to_keep(self, value: Any) -> None:
+    def revisions_to_keep(self, value: object) -> None:
         self._revisions_to_keep = attributes.revisions(value)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """What qubes.xml says of the pool: the options that were given, and
         those that can be changed, as they are now."""
         given = {
@@ -206,11 +204,13 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     # --- volumes
 
-    def init_volume(self, vm: Any, volume_config: dict[str, Any]) -> ZfsVolume:
+    def init_volume(
+        self, vm: Qube, volume_config: dict[str, object]
+    ) -> ZfsVolume:
         config = dict(volume_config)
-        config.setdefault("vid", f"{vm.name}/{config['name']}")
+        vid = str(config.setdefault("vid", f"{vm.name}/{config['name']}"))
         config.setdefault("revisions_to_keep", self.revisions_to_keep)
-        old = self._volumes.get(config["vid"])
+        old = self._volumes.get(vid)
         volume = self._make_volume(config)
         if old is not None:
             volume.replaces, old.replaces = old, None
@@ -218,10 +218,10 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self._app = vm.app
         return volume
 
-    def _make_volume(self, config: dict[str, Any]) -> ZfsVolume:
+    def _make_volume(self, config: dict[str, object]) -> ZfsVolume:
         config["pool"] = self
         attributes.parse(config, self.revisions_to_keep)
-        volume = ZfsVolume(**config)
+        volume = ZfsVolume(**cast(dict[str, Any], config))
         self._volumes[volume.vid] = volume
         return volume
 
@@ -307,7 +307,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         """Bytes, by name; see Space.details()."""
         return self.space.details()
 
-    def included_in(self, app: Any) -> qubes.storage.Pool | None:
+    def included_in(self, app: Application) -> qubes.storage.Pool | None:
         """The pool whose container is nearest above ours."""
         nearest, above = -1, None
         for pool in app.pools.values():
@@ -343,14 +343,14 @@ class ZfsZvolPool(ZfsPool):
         name: str,
         container: str | None = None,
         block_devices: str | None = None,
-        revisions_to_keep: Any = DEFAULT_REVISIONS,
-        ephemeral_volatile: Any = False,
+        revisions_to_keep: object = DEFAULT_REVISIONS,
+        ephemeral_volatile: object = False,
         volblocksize: str | None = None,
         compression: str | None = None,
         dedup: str | None = None,
-        snap_on_start_forensics: Any = None,
-        tag_qubes: Any = None,
-        **kwargs: Any,
+        snap_on_start_forensics: object = None,
+        tag_qubes: object = None,
+        **kwargs: object,
     ) -> None:
         super().__init__(
             name=name,
@@ -388,7 +388,7 @@ class ZfsZvolPool(ZfsPool):
                     naming.dataset_name(self.container)
                 else:
                     naming.zpool_name(self.name)
-                    devices = probe.split_devices(given["block_devices"])
+                    devices = probe.split_devices(str(given["block_devices"]))
             except ValueError as exc:
                 raise Refused(str(exc)) from exc
             self._check_version()
@@ -398,7 +398,7 @@ class ZfsZvolPool(ZfsPool):
                     self.name,
                     self.container,
                     self.home,
-                    given["compression"],
+                    self._options.text("compression"),
                 )
             else:
                 await self._setup_zpool(devices)
@@ -430,7 +430,7 @@ class ZfsZvolPool(ZfsPool):
                 raise
 
     async def _create_zpool(self, disks: list[probe.Device]) -> None:
-        compression = self._options.get("compression") or "lz4"
+        compression = self._options.text("compression") or "lz4"
         properties = {**policy.ZPOOL_ROOT_SETTINGS, naming.OWNER: self.name}
         await newzpool.create(self.name, disks, compression, properties)
         try:

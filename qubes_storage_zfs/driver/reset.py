@@ -42,7 +42,8 @@ async def tune(content: Content, number: int, before: str | None) -> int:
             await commands.inherit(dataset, key)
     if wanted:
         mark = {naming.TUNED: after}
-        await commands.set_properties(dataset, {**wanted, **mark})
+        texts = {key: str(value) for key, value in wanted.items()}
+        await commands.set_properties(dataset, {**texts, **mark})
     else:
         await commands.inherit(dataset, naming.TUNED)
     return number

@@ -8,7 +8,6 @@ lifecycle of a new committed state after.
 
 import asyncio
 import weakref
-from typing import Any
 
 import qubes.storage
 import qubes.utils
@@ -81,7 +80,7 @@ class ImportSession:
         #: it replaced one whose client may still come to end it
         self._replaces = False
         #: the task that began it
-        self._task: weakref.ref[asyncio.Task[Any]] | None = None
+        self._task: weakref.ref[asyncio.Task[object]] | None = None
 
     async def begin(self, operation: Operation, size: int) -> str:
         """Make a zeroed device for the new content; return its path.

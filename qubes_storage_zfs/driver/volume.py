@@ -90,7 +90,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         base, self._unknown = attributes.split(config)
         self.snap_on_start_forensics = snap_on_start_forensics
         super().__init__(**base)
-        self.content = Content(self, int(base.get("size", 0)))
+        self.content = Content(self, attributes.parse_size(base.get("size", 0)))
         self.lifecycle = Lifecycle(self.content)
         self.preparation = Preparation(self.content, self.lifecycle)
         self.imports = transfer.ImportSession(self.content)
@@ -167,11 +167,11 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         return self._revisions_to_keep
 
     @revisions_to_keep.setter
-    def revisions_to_keep(self, value: Any) -> None:
+    def revisions_to_keep(self, value: object) -> None:
         self._revisions_to_keep = attributes.revisions(value)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         return attributes.to_save(
             super().config, self._unknown, self.snap_on_start_forensics
         )

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """A pool's options: strings from a person or qubes.xml, checked and parsed."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 from ..zfs.keywords import ITERATIONS
 from . import messages
+
+LOG = logging.getLogger("qubes.storage.zfs")
+
+T = TypeVar("T")
 
 DEFAULT_REVISIONS = 2
 DEFAULT_BLOCKSIZE = 16384  # bytes
@@ -153,3 +159,29 @@ PARSERS: Mapping[str, Callable[[object], object]] = {
     "pbkdf2iters": parse_iterations,
     "ask_password_domain": parse_domain,
 }
+
+
+class Values(dict[str, object]):
+    """The options of one pool, as qubes.xml or the user has them.
+
+    The pool creates it and has it as long as it exists; it is written back to
+    qubes.xml as it is.
+    """
+
+    def text(self, name: str) -> str | None:
+        """Return the text of an option; None if it is absent."""
+        value = self.get(name)
+        return None if value is None else str(value)
+
+    def parsed(self, name: str, default: T) -> T:
+        """Return the value of an option; its default if it is absent or bad.
+
+        setup() refuses a bad one; nothing may raise before.
+        """
+        if self.get(name) is None:
+            return default
+        try:
+            return cast(T, PARSERS[name](self[name]))
+        except BadOption as exc:
+            LOG.warning("%s", exc)
+            return default

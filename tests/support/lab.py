@@ -40,7 +40,7 @@ def configure(*configs):
 class Lab:
     """One pool in a container of its own, and operations on its volumes."""
 
-    kind = ZfsZvolPool
+    kind: type[ZfsZvolPool] | type[ZfsEncryptedPool] = ZfsZvolPool
 
     def __init__(self, zpool, **options):
         self.name = f"pool-t{next(_numbers)}"
