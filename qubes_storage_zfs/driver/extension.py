@@ -28,7 +28,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 def _on(
-    *names: str, may_refuse: bool = False, **of: Any
+    *names: str, may_refuse: bool = False, **of: object
 ) -> Callable[[Handler], Handler]:
     """A handler of these events, which fails alone.
 
@@ -44,7 +44,7 @@ def _on(
             LOG.error("event %s", event, exc_info=error)
 
         @functools.wraps(function)
-        def handle(self: Any, qube: Any, event: str, **kwargs: Any) -> None:
+        def handle(self: Any, qube: Any, event: str, **kwargs: object) -> None:
             try:
                 function(self, qube, **kwargs)
             except Exception as exc:  # see above
@@ -52,7 +52,7 @@ def _on(
 
         @functools.wraps(function)
         async def handle_async(
-            self: Any, qube: Any, event: str, **kwargs: Any
+            self: Any, qube: Any, event: str, **kwargs: object
         ) -> None:
             try:
                 await function(self, qube, **kwargs)
@@ -72,52 +72,52 @@ class PoolExtension(qubes.ext.Extension):  # type: ignore[misc]
     # qubes get their volumes by a handler of QubesVM's own, which comes after
     # those of all LocalVMs
     @_on("domain-load", vm=qubes.vm.qubesvm.QubesVM)
-    def on_load(self, qube: Any, **_kwargs: Any) -> None:
+    def on_load(self, qube: Any, **_kwargs: object) -> None:
         events.loaded(qube)
 
     @_on("domain-load")
-    def on_load_of_any(self, qube: Any, **_kwargs: Any) -> None:
+    def on_load_of_any(self, qube: Any, **_kwargs: object) -> None:
         events.loaded_any(qube)
 
     @_on("domain-pre-start", may_refuse=True)
-    async def on_pre_start(self, qube: Any, **_kwargs: Any) -> None:
+    async def on_pre_start(self, qube: Any, **_kwargs: object) -> None:
         await events.starting(qube)
 
     @_on("domain-start")
-    def on_start(self, qube: Any, **_kwargs: Any) -> None:
+    def on_start(self, qube: Any, **_kwargs: object) -> None:
         events.started(qube)
 
     @_on("domain-start-failed")
-    async def on_start_failed(self, qube: Any, **_kwargs: Any) -> None:
+    async def on_start_failed(self, qube: Any, **_kwargs: object) -> None:
         await events.start_failed(qube)
 
     @_on("domain-shutdown")
-    def on_shutdown(self, qube: Any, **_kwargs: Any) -> None:
+    def on_shutdown(self, qube: Any, **_kwargs: object) -> None:
         events.stopped(qube)
 
     @_on("domain-create-on-disk", "domain-clone-files")
-    def on_create(self, qube: Any, **_kwargs: Any) -> None:
+    def on_create(self, qube: Any, **_kwargs: object) -> None:
         events.created(qube)
 
     # QubesVM's own come before those of AppVM and DispVM, which replace volumes
     @_on("property-set:template", vm=qubes.vm.qubesvm.QubesVM)
-    def on_template(self, qube: Any, **_kwargs: Any) -> None:
+    def on_template(self, qube: Any, **_kwargs: object) -> None:
         events.retemplated(qube)
 
     @_on("domain-delete", system=True)
-    def on_delete(self, app: Any, *, vm: Any, **_kwargs: Any) -> None:
+    def on_delete(self, app: Any, *, vm: Any, **_kwargs: object) -> None:
         events.removed(app, vm)
 
     @_on("domain-tag-add:zfs-pool-*", "domain-tag-delete:zfs-pool-*")
-    def on_tag(self, qube: Any, **_kwargs: Any) -> None:
+    def on_tag(self, qube: Any, **_kwargs: object) -> None:
         events.tagged(qube)
 
     @_on("domain-pre-delete", may_refuse=True, system=True)
-    def on_removal(self, app: Any, *, vm: Any, **_kwargs: Any) -> None:
+    def on_removal(self, app: Any, *, vm: Any, **_kwargs: object) -> None:
         events.removing(app, vm)
 
     @_on("domain-feature-pre-set:zfs.*", may_refuse=True)
     def on_feature(
-        self, qube: Any, *, feature: str, value: str, **_kwargs: Any
+        self, qube: Any, *, feature: str, value: str, **_kwargs: object
     ) -> None:
         events.feature_given(qube, feature, value)

@@ -11,7 +11,7 @@ instance of each.
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._registries: dict[Callable[[], Any], Any] = {}
+        self._registries: dict[object, object] = {}
 
     def of(self, kind: Callable[[], T]) -> T:
         """Return the instance of a registry, created when first asked for.
@@ -34,13 +34,11 @@ class Runtime:
         :param kind: its class
         """
         with contextlib.suppress(KeyError):
-            existing: T = self._registries[kind]
-            return existing
+            return cast(T, self._registries[kind])
         with self._lock:
             if kind not in self._registries:
                 self._registries[kind] = kind()
-            created: T = self._registries[kind]
-        return created
+            return cast(T, self._registries[kind])
 
     def close(self) -> None:
         """End what the registries do in the background, where they have a
