@@ -82,6 +82,8 @@ class Container:
         #: per volume, the highest generation number given out here
         self._given: dict[VolumeName, int] = {}
         self._swept = False
+        #: a volume beside which there may be garbage; see _collect_unsure()
+        self._unsure: VolumeName | None = None
         self.thresholds = Thresholds(dataset.partition("/")[0])
         #: whether discarded content that no qube has was looked for
         self.is_compared = False
@@ -197,6 +199,7 @@ class Container:
         :return: whether ZFS could be asked
         """
         if self._swept:
+            await self._collect_unsure()
             return True
         self._swept = True
         try:
@@ -211,6 +214,22 @@ class Container:
             raise
         return self._swept
 
+    async def _collect_unsure(self) -> None:
+        """Collect what may be garbage, once this process can measure.
+
+        In a locked pool it cannot: no zvol can be created there.
+        """
+        if self._unsure is None:
+            return
+        try:
+            if self.thresholds.measured or await self.measure_beside(
+                self._unsure
+            ):
+                self._unsure = None
+                await self.sweep()
+        except errors.ZfsError as exc:
+            LOG.debug("garbage in %s not looked for: %s", self.home, exc)
+
     async def sweep(self, qube: str | None = None) -> list[str]:
         """Destroy what no pointer names, no revision needs and nobody holds.
 
@@ -223,6 +242,8 @@ class Container:
             name = naming.volume_of(self.home, found.unsure)
             if await self.measure_beside(name):
                 found = await self._unnamed(qube)
+            else:
+                self._unsure = name
         living = holder.Living()
         garbage = [x for x in found.datasets if self._is_garbage(x, living)]
         if not garbage and not found.empty:

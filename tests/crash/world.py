@@ -198,6 +198,9 @@ class World:
                 break
             await asyncio.sleep(0.02)
         self.unlock()
+        if self.encrypted:
+            # what could not be told without the key goes with the next use
+            await self.pool.first_use()
 
     # --- looking
 

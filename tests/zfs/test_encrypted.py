@@ -191,6 +191,25 @@ def test_stop_without_the_key_gives_nothing_away(safe):
     safe.stop(volume)
 
 
+def test_what_a_crash_left_goes_when_the_key_is_loaded(safe):
+    """A new zvol without a mark is told from another one by a measurement, and
+    in a locked pool nothing can be measured."""
+    volume = safe.private(content=b"data")
+    left = volume.where.generation(7)
+    sh("zfs", "create", "-s", "-V", "4m", "-b", "16k", left)
+
+    def is_left():
+        return left in sh("zfs", "list", "-Hro", "name", safe.container)
+
+    lock(safe)
+    safe.restart()
+    volume = safe.again(volume)
+    safe.stop(volume)
+    assert is_left()
+    assert safe.content(volume, 4) == b"data"
+    assert not is_left()
+
+
 # --- when the key is asked for
 
 
