@@ -169,10 +169,3 @@ class Lifecycle:
             return False
         saves = bool(self._volume.save_on_stop)
         return state.current is None or saves or state.scratch
-
-    @property
-    def batch_key(self) -> str:
-        """The same for all volumes of a qube in a pool, whatever their names
-        on disk."""
-        volume = self._volume
-        return f"{volume.pool.home} {volume.qube or volume.vid}"
