@@ -115,13 +115,9 @@ class Content:
     @property
     def made_from(self) -> MadeFrom:
         """What a disposable volume would be made from now."""
-        spec = self.made_by(self.in_blocks(self.volume.size))
-        return MadeFrom(spec, self.source)
-
-    def made_by(self, size: int) -> VolumeSpec:
-        """Return all that a blank volume of *size* bytes is made with."""
-        block = self.blocksize
-        return VolumeSpec(size, block if block != self.pool.blocksize else None)
+        size, block = self.in_blocks(self.volume.size), self.blocksize
+        own_block = block if block != self.pool.blocksize else None
+        return MadeFrom(VolumeSpec(size, own_block), self.source)
 
     # --- sizes
 

@@ -123,20 +123,21 @@ async def start_disposable(
     :param is_prepared: whether the current generation was reset
     """
     volume, source = content.volume, content.volume.source
-    size = content.rounded(volume.size)
+    # refuses what is no size
+    content.rounded(volume.size)
+    made_from = content.made_from
     state = await content.state_to_open(
-        StateQuery(counted=True, tuned=True, made_from=content.made_from),
-        batch=batch,
+        StateQuery(counted=True, tuned=True, made_from=made_from), batch=batch
     )
     if state.usable and state.current is not None:
         try:
             if not is_prepared or state.touched:
-                await content.generations.reset(content.made_from, batch)
+                await content.generations.reset(made_from, batch)
             return await tune(content, state.current, state.tuned)
         except (Busy, NotFound) as exc:
             LOG.info("%s is made again: %s", volume.vid, exc)
             state = await content.state(StateQuery(counted=True), batch=batch)
-    how = How(scratch=True, size=content.made_by(size))
+    how = How(scratch=True, size=made_from.size)
     if source is not None:
         number = await content.generations.adopt_clone(
             lambda: source.committed(batch), state, how, batch
