@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 
-from ..store import claim, messages, naming, options, policy
+from ..store import claim, messages, naming, options, policy, pool_programs
 from ..store.messages import Refused
 from ..store.options import (
     DEFAULT_ITERATIONS,
@@ -270,7 +270,9 @@ class ZfsEncryptedPool(ZfsPool):
         """A root that is there: never created again, its key checked."""
         if root.root != self.container or root.format != "passphrase":
             raise Refused(messages.NOT_A_ROOT, dataset=self.container)
-        container_state = await claim.look(self.container, self.home)
+        container_state = await pool_programs.container(
+            self.container, self.home
+        )
         claim.check_claimable(self.name, self.container, container_state)
         if container_state.foreign is not None:
             raise Refused(

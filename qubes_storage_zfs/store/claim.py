@@ -20,7 +20,7 @@ async def adopt(
     :raises policy.Refused: if it cannot be this pool's
     :raises ZfsError: if ZFS refuses
     """
-    state = await look(container, home)
+    state = await pool_programs.container(container, home)
     check_claimable(name, container, state)
     if state.bare:
         raise policy.Refused(messages.CONTAINER_BARE, dataset=container)
@@ -44,11 +44,6 @@ async def adopt(
         if compression:
             await commands.set_property(home, "compression", compression)
         undo.pop_all()
-
-
-async def look(container: str, home: str) -> Found:
-    """What is where a container is or will be."""
-    return await pool_programs.container(container, home)
 
 
 async def _make_missing_nodes(home: str) -> None:
