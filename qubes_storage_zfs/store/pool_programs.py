@@ -136,6 +136,11 @@ class Marked:
     root: str | None
     loaded: bool
 
+    @property
+    def is_root(self) -> bool:
+        """Whether the dataset has a key of its own."""
+        return self.root == self.dataset
+
 
 async def marks(zpool: str) -> list[Marked]:
     """Return the datasets of a zpool that are marked as containers."""

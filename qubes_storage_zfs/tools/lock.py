@@ -9,13 +9,13 @@ from functools import partial
 
 from ..store import messages
 from ..store.messages import reason
+from ..store.pool_programs import Marked
 from ..zfs import keys
 from ..zfs.errors import Locked, NotFound, PoolAbsent, ZfsError
 from ..zfs.text import SHOWN, printable
 from .common import Failed, Pool, configured, qubesd
 from .output import say, warn
 from .pools import (
-    Mark,
     check_zpool,
     encrypted_pool,
     is_supported,
@@ -90,11 +90,11 @@ async def _lock_ours(pool: Pool) -> None:
     await _lock(pool.name, pool.dataset)
 
 
-async def _lock_strange(mark: Mark) -> None:
+async def _lock_strange(mark: Marked) -> None:
     """Lock a dataset that is marked as a pool's that qubesd lacks."""
     place = printable(mark.dataset, SHOWN)
     if is_supported(mark.dataset):
-        await _lock(f"{printable(mark.claim, SHOWN)} ({place})", mark.dataset)
+        await _lock(f"{printable(mark.owner, SHOWN)} ({place})", mark.dataset)
     elif mark.loaded:
         raise Failed(messages.STAYS_UNLOCKED, dataset=place)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..store import messages, naming, policy, pool_programs
+from ..store.pool_programs import Marked
 from ..zfs import commands, importexport, keys
 from ..zfs.errors import SilentZpool, ZfsError
 from ..zfs.text import SHOWN, printable
@@ -24,31 +25,12 @@ from .common import (
 )
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A dataset that is marked as the container of a pool.
-
-    :ivar claim: the pool's name, as the disk has it: any bytes
-    :ivar root: the dataset whose key encrypts it; None: it is not encrypted
-    :ivar loaded: whether that key is loaded
-    """
-
-    dataset: str
-    claim: str
-    root: str | None
-    loaded: bool
-
-    @property
-    def pool(self) -> Pool:
-        """The pool that it claims to be, which no configuration confirms."""
-        is_ours = self.dataset.endswith(f"/encryption/{self.claim}")
-        driver = ENCRYPTED if is_ours and self.is_root else DRIVERS[0]
-        return Pool(self.claim, driver, self.dataset, is_configured=False)
-
-    @property
-    def is_root(self) -> bool:
-        """Whether the dataset has a key of its own."""
-        return self.root == self.dataset
+def claimed_pool(mark: Marked) -> Pool:
+    """Return the pool that a dataset claims to be of; no configuration
+    confirms it."""
+    is_ours = mark.dataset.endswith(f"/encryption/{mark.owner}")
+    driver = ENCRYPTED if is_ours and mark.is_root else DRIVERS[0]
+    return Pool(mark.owner, driver, mark.dataset, is_configured=False)
 
 
 @dataclass(frozen=True)
@@ -62,7 +44,7 @@ class Survey:
     """
 
     pools: Sequence[Pool]
-    marks: Sequence[Mark]
+    marks: Sequence[Marked]
     unread: Sequence[str]
 
     def named(self, name: str) -> Pool:
@@ -86,11 +68,11 @@ class Survey:
     def other_claim(self, pool: Pool) -> str | None:
         """Return the name on the dataset of *pool* if it is another pool's."""
         for mark in self.marks:
-            if mark.dataset == pool.dataset and mark.claim != pool.name:
-                return mark.claim
+            if mark.dataset == pool.dataset and mark.owner != pool.name:
+                return mark.owner
         return None
 
-    def strange_roots(self) -> list[Mark]:
+    def strange_roots(self) -> list[Marked]:
         """Return the marked encryption roots of pools that qubesd lacks."""
         places = {pool.dataset for pool in self.pools if pool.is_configured}
         return [
@@ -111,7 +93,7 @@ async def survey(app: App) -> Survey:
 
 async def survey_disks(ours: Sequence[Pool]) -> Survey:
     """Return *ours*, which are configured, and the pools that disks claim."""
-    marks: list[Mark] = []
+    marks: list[Marked] = []
     unread = []
     for zpool in importexport.imported():
         if not is_supported(zpool):
@@ -122,7 +104,9 @@ async def survey_disks(ours: Sequence[Pool]) -> Survey:
             reason = messages.reason(exc)
             unread.append(f"the zpool {zpool} cannot be read: {reason}")
     places = {pool.dataset for pool in ours}
-    claimed = [mark.pool for mark in marks if mark.dataset not in places]
+    claimed = [
+        claimed_pool(mark) for mark in marks if mark.dataset not in places
+    ]
     pools = [*sorted(ours, key=_order), *sorted(claimed, key=_order)]
     return Survey(pools, marks, unread)
 
@@ -131,17 +115,14 @@ def _order(pool: Pool) -> tuple[str, str]:
     return pool.name, pool.dataset
 
 
-async def _marks(zpool: str) -> list[Mark]:
+async def _marks(zpool: str) -> list[Marked]:
     """Return the marks in a zpool.
 
     :raises ZfsError: if ZFS cannot be asked, or does not answer
     """
     if not await commands.answers(zpool):
         raise SilentZpool(zpool)
-    return [
-        Mark(item.dataset, item.owner, item.root, item.loaded)
-        for item in await pool_programs.marks(zpool)
-    ]
+    return await pool_programs.marks(zpool)
 
 
 def is_supported(dataset: str) -> bool:

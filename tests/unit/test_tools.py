@@ -173,16 +173,17 @@ def test_a_name_means_the_configured_pool(monkeypatch):
 
 
 def test_a_mark_is_a_claim():
-    mark = pools_of.Mark("x/encryption/p", "p", "x/encryption/p", True)
-    assert mark.pool == Pool(
+    mark = pools_of.Marked("x/encryption/p", "p", "x/encryption/p", True)
+    claimed = pools_of.claimed_pool(mark)
+    assert claimed == Pool(
         "p", "zfs_encrypted", "x/encryption/p", is_configured=False
     )
     plain = dataclasses.replace(mark, root=None)
-    assert plain.pool.driver == "zfs_zvol"
+    assert pools_of.claimed_pool(plain).driver == "zfs_zvol"
     ours = Pool("p", "zfs_encrypted", "x/encryption/p")
     assert survey(ours, marks=[mark]).strange_roots() == []
-    assert survey(mark.pool, marks=[mark, plain]).strange_roots() == [mark]
-    other = dataclasses.replace(mark, claim="q")
+    assert survey(claimed, marks=[mark, plain]).strange_roots() == [mark]
+    other = dataclasses.replace(mark, owner="q")
     assert survey(ours, marks=[mark]).other_claim(ours) is None
     assert survey(ours, marks=[other]).other_claim(ours) == "q"
 
@@ -216,7 +217,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
         ]
 
     async def nothing(ours):
-        marks = [pools_of.Mark("x/y", "b", "x/y", True)]
+        marks = [pools_of.Marked("x/y", "b", "x/y", True)]
         return pools_of.Survey(ours, marks, ["the zpool c cannot be read"])
 
     monkeypatch.setattr(lock.keys, "unload", unload)
@@ -248,8 +249,8 @@ def test_a_zpool_that_is_exported_meanwhile_ends_nothing(monkeypatch, capsys):
 
     async def two(ours):
         marks = [
-            pools_of.Mark("x/y", "gone", "x/y", True),
-            pools_of.Mark("z/y", "here", "z/y", True),
+            pools_of.Marked("x/y", "gone", "x/y", True),
+            pools_of.Marked("z/y", "here", "z/y", True),
         ]
         return pools_of.Survey(ours, marks, [])
 
@@ -324,7 +325,7 @@ def test_refusals_of_an_encrypted_pool(monkeypatch):
 
 
 def test_refusals_of_locking(monkeypatch, capsys):
-    marks = [pools_of.Mark("x y/z", "gone", "x y/z", True)]
+    marks = [pools_of.Marked("x y/z", "gone", "x y/z", True)]
 
     async def look(ours):
         return pools_of.Survey(ours, marks, [])
