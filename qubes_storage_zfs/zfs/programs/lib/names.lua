@@ -35,12 +35,17 @@ local function numbers_among(datasets, volume)
     return found
 end
 
-local function children(qube)
-    local found = {}
-    for child in zfs.list.children(qube) do
-        found[#found + 1] = child
+-- What an iterator of zfs.list yields, as a list.
+local function as_list(iterator)
+    local list = {}
+    for name in iterator do
+        list[#list + 1] = name
     end
-    return found
+    return list
+end
+
+local function children(qube)
+    return as_list(zfs.list.children(qube))
 end
 
 -- Numbers of the generations of one volume.

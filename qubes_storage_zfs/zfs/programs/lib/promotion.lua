@@ -16,11 +16,7 @@
 
 -- Bookmarks of a generation, a list of names.
 local function bookmarks_of(ds)
-    local found = {}
-    for bookmark in zfs.list.bookmarks(ds) do
-        found[#found + 1] = bookmark
-    end
-    return found
+    return as_list(zfs.list.bookmarks(ds))
 end
 
 -- Whether a dataset is a generation, made by this driver, of a volume that
