@@ -20,20 +20,6 @@ from .volume import ZfsVolume
 LOG = logging.getLogger("qubes.storage.zfs")
 
 
-class Tasks:
-    """Tasks that run beside the events that began them.
-
-    The event loop alone would not keep them from being collected.
-    """
-
-    def __init__(self) -> None:
-        self._running: set[asyncio.Task[None]] = set()
-
-    def add(self, task: asyncio.Task[None]) -> None:
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-
 OUTSIDE = (
     "qube %s: %s of it is written to the pool %s, which is not encrypted by"
     " the key of its other volumes; see encryption.md in the package's"
@@ -168,7 +154,7 @@ def _collect_discarded(
                 discarded.collect(pool, app, besides, wait=True),
                 name=f"collect in {pool.name}",
             )
-            runtime.of(Tasks).add(task)
+            runtime.of(runtime.Tasks).keep(task)
 
 
 def tagged(qube: Qube) -> None:

@@ -270,22 +270,13 @@ async def _keyholder(
         os.close(ours)
 
 
-class Ending(set[asyncio.Task[int]]):
-    """Tasks that wait for keyholders to end; the runtime has one of these.
-
-    A task without a reference may be collected before it is done.
-    """
-
-
 async def _end(process: asyncio.subprocess.Process) -> None:
     """End the keyholder and wait until it has ended, but not for a disk.
 
     It may have a passphrase in memory: SIGTERM lets it wipe that first.
     """
     end = asyncio.create_task(process.wait())
-    ending = runtime.of(Ending)
-    ending.add(end)
-    end.add_done_callback(ending.discard)
+    runtime.of(runtime.Tasks).keep(end)
     try:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

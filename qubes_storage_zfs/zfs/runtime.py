@@ -8,6 +8,7 @@ class that is created without arguments (a registry), and the runtime has one
 instance of each.
 """
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
@@ -47,6 +48,18 @@ class Runtime:
             close = getattr(registry, "close", None)
             if close is not None:
                 close()
+
+
+class Tasks(set[asyncio.Task[object]]):
+    """Tasks that run beside what began them; the runtime has one of these.
+
+    The event loop alone would not keep them from being collected.
+    """
+
+    def keep(self, task: asyncio.Task[object]) -> None:
+        """Keep a task until it has ended."""
+        self.add(task)
+        task.add_done_callback(self.discard)
 
 
 _current = Runtime()

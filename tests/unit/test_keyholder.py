@@ -165,9 +165,9 @@ def test_keyholder_that_does_not_die_is_not_waited_for(monkeypatch, caplog):
         begin = time.monotonic()
         await keys._end(process)
         took = time.monotonic() - begin
-        assert process.returncode is None and runtime.of(keys.Ending)
+        assert process.returncode is None and runtime.of(runtime.Tasks)
         kill(process)
-        await asyncio.wait(set(runtime.of(keys.Ending)))
+        await asyncio.wait(set(runtime.of(runtime.Tasks)))
         return took
 
     assert asyncio.run(leave()) < 2
@@ -289,4 +289,4 @@ def test_end_of_keyholder_without_a_word(stand_in):
     with pytest.raises(ZfsError, match="ended; try again"):
         asyncio.run(keys.load("tank/x", prompt))
     with contextlib.suppress(ProcessLookupError):
-        assert not runtime.of(keys.Ending)
+        assert not runtime.of(runtime.Tasks)
