@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from . import commands, lzc, runtime, threads
+from . import commands, lzc, runtime, sysfs, threads
 from .errors import Busy, CommandFailed, NoDevice, busy
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -377,11 +377,7 @@ def _processes(node: str) -> Iterator[str]:
 
 
 def _block_holders(node: str) -> Iterator[str]:
-    block = Path("/sys/block", os.path.basename(node))
-    with contextlib.suppress(OSError):
-        for holder in sorted(os.listdir(block / "holders")):
-            name = Path("/sys/block", holder, "dm/name")
-            yield name.read_text().strip() if name.exists() else holder
+    yield from sysfs.holders(Path("/sys/block", os.path.basename(node)))
     for loop in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             if os.path.realpath(loop.read_text().strip()) == node:
@@ -391,11 +387,10 @@ def _block_holders(node: str) -> Iterator[str]:
 def _xen_backends(node: str) -> Iterator[str]:
     with contextlib.suppress(OSError):
         number = os.stat(node).st_rdev
-        own = f"{os.major(number):x}:{os.minor(number):x}"
-        for device in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
-            physical = device / "physical_device"
-            if physical.exists() and physical.read_text().strip() == own:
-                domain = device.name.split("-")[1]
+        own = f"{os.major(number)}:{os.minor(number)}"
+        for backend, used in sysfs.attached():
+            if used == own:
+                domain = backend.split("-")[1]
                 yield f"the running qube with Xen domain id {domain}"
 
 

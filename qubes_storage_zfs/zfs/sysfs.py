@@ -20,6 +20,15 @@ def partitions(disk: Path) -> list[Path]:
     return sorted(file.parent for file in disk.glob("*/partition"))
 
 
+def holders(device: Path) -> Iterator[str]:
+    """Yield the names of the devices that are on top of a device.
+
+    :param device: its sysfs folder
+    """
+    for holder in sorted(device.glob("holders/*")):
+        yield entry(holder, "dm/name") or holder.name
+
+
 def attached() -> Iterator[tuple[str, str]]:
     """Yield Xen's backend and number of each device that a domain has."""
     for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
@@ -59,8 +68,8 @@ def uses(number: int, device: Path, disk: Path) -> Iterator[str]:
     for line in entry(Path("/proc"), "swaps").splitlines()[1:]:
         if _is_device(_unescape(line.split()[0]), number):
             yield "is in use as swap"
-    for holder in sorted(device.glob("holders/*")):
-        yield f"is in use by {entry(holder, 'dm/name') or holder.name}"
+    for holder in holders(device):
+        yield f"is in use by {holder}"
     for loop in Path("/sys/block").glob("loop*"):
         if _is_device(entry(loop, "loop/backing_file"), number):
             yield f"is in use by /dev/{loop.name}"
