@@ -8,9 +8,9 @@ restored.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..store import policy
+from ..zfs.reply import Reply
 
 #: properties that adoptable.lua returns, of a filesystem and of a zvol
 SETTINGS = tuple(policy.HOME_SETTINGS)
@@ -18,14 +18,6 @@ ZVOL_SETTINGS = (*policy.SAFE, "readonly")
 #: bytes; the most that ZFS itself writes to a volume when its zpool is imported
 #: (doc/design.md).  Only what a plan says and refuses depends on it
 UNTOUCHED = 8192
-
-#: a table that a channel program returned
-Answer = Mapping[str, Any]
-
-
-def _items(table: Answer) -> list[Answer]:
-    """Return the items of a list that a channel program returned."""
-    return [table[key] for key in sorted(table, key=int)]
 
 
 @dataclass(frozen=True)
@@ -46,14 +38,17 @@ class Snapshot:
     written_after: int
 
     @classmethod
-    def parse(cls, answer: Answer) -> "Snapshot":
-        """Return the snapshot that the program describes."""
+    def parse(cls, reply: Reply) -> "Snapshot":
+        """Return the snapshot that the program describes.
+
+        :raises BadReply: if it describes none
+        """
         return cls(
-            answer["name"],
-            answer["createtxg"],
-            bool(answer["leaving"]),
-            answer["own"],
-            answer["since"],
+            reply.at("name").as_text(),
+            reply.at("createtxg").as_number(),
+            reply.flag("leaving"),
+            reply.at("own").text_by_name(),
+            reply.at("since").as_number(),
         )
 
 
@@ -96,16 +91,19 @@ class Dataset:
         return {child.short_name: child for child in self.children}
 
     @classmethod
-    def parse(cls, answer: Answer) -> "Dataset":
-        """Return the dataset that the program describes."""
+    def parse(cls, reply: Reply) -> "Dataset":
+        """Return the dataset that the program describes.
+
+        :raises BadReply: if it describes none
+        """
         return cls(
-            answer["name"],
-            answer["type"],
-            answer.get("own", {}),
-            answer.get("set", {}),
-            tuple(map(cls.parse, _items(answer.get("inner", {})))),
-            tuple(map(Snapshot.parse, _items(answer.get("snapshots", {})))),
-            answer.get("logical", 0),
+            reply.at("name").as_text(),
+            reply.at("type").as_text(),
+            reply.at("own").text_by_name(),
+            reply.at("set").text_by_name(),
+            tuple(map(cls.parse, reply.at("inner").items())),
+            tuple(map(Snapshot.parse, reply.at("snapshots").items())),
+            reply.number("logical") or 0,
         )
 
 
@@ -128,15 +126,18 @@ class Disk:
     moved: Sequence[Dataset]
 
     @classmethod
-    def parse(cls, answer: Answer) -> "Disk":
-        """Return what the program describes."""
-        container, home = answer.get("container"), answer.get("home")
+    def parse(cls, reply: Reply) -> "Disk":
+        """Return what the program describes.
+
+        :raises BadReply: if it describes something else
+        """
+        container, home = reply.at("container"), reply.at("home")
         return cls(
-            None if container is None else Dataset.parse(container),
-            None if home is None else Dataset.parse(home),
-            bool(answer.get("old_exists")),
-            tuple(map(Dataset.parse, _items(answer["old"]))),
-            tuple(map(Dataset.parse, _items(answer["moved"]))),
+            None if container.is_none() else Dataset.parse(container),
+            None if home.is_none() else Dataset.parse(home),
+            reply.flag("old_exists"),
+            tuple(map(Dataset.parse, reply.at("old").items())),
+            tuple(map(Dataset.parse, reply.at("moved").items())),
         )
 
     @property

@@ -21,10 +21,10 @@ async def read_disk(pool: MigratingPool) -> Disk:
     :raises ZfsError: if ZFS cannot be asked
     """
     await lzc.sync(pool.container)
-    answer = await pool_programs.adoptable(
+    reply = await pool_programs.adoptable(
         pool.container, pool.home, pool.old, SETTINGS, ZVOL_SETTINGS
     )
-    return Disk.parse(answer)
+    return Disk.parse(reply)
 
 
 async def carry_out(plan: Plan) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..zfs import channel
+from ..zfs.reply import Reply
 from . import naming
 from .programs import OURS, Left, limit_arguments, rules
 from .state import Limits, Wrong
@@ -332,7 +333,7 @@ async def adoptable(
     old: str,
     settings: Iterable[str],
     zvol_settings: Iterable[str],
-) -> Mapping[str, object]:
+) -> Reply:
     """Look what is in the container of another driver; see adoptable.lua.
 
     :param old: where its qubes' datasets are now
@@ -347,7 +348,7 @@ async def adoptable(
         "settings": list(settings),
         "zvol_settings": list(zvol_settings),
     }
-    return (await channel.read("adoptable", dataset, arguments)).table()
+    return await channel.read("adoptable", dataset, arguments)
 
 
 async def change(dataset: str, changes: Iterable[Mapping[str, str]]) -> None:

@@ -19,6 +19,7 @@ from qubes_storage_zfs.migrate.pools import (
 )
 from qubes_storage_zfs.migrate.undo import plan_undo
 from qubes_storage_zfs.store import naming, policy
+from qubes_storage_zfs.zfs.reply import Reply
 
 POOL = {"name": "vault", "driver": "zfs", "container": "tank/q"}
 C = "tank/q"
@@ -80,7 +81,9 @@ def found(*old, moved=(), home=None):
 
 def plan_of(there, *volumes):
     pool = migrating_pool(POOL, volumes)
-    return plan_migration(pool, volumes, Disk.parse(there), "mark").checked()
+    return plan_migration(
+        pool, volumes, Disk.parse(Reply(there)), "mark"
+    ).checked()
 
 
 def changes_of(plan, dataset):
@@ -278,7 +281,7 @@ def test_without_the_dataset_of_the_qubes():
     there = {**found(), "container": dataset("mine")}
     pool = migrating_pool(older, [known(vid="mine/vm/work/private")])
     with pytest.raises(Refused, match="there is no dataset mine/vm"):
-        plan_migration(pool, [], Disk.parse(there), "mark").checked()
+        plan_migration(pool, [], Disk.parse(Reply(there)), "mark").checked()
 
 
 def test_no_strange_name_is_worked_with():
@@ -357,7 +360,7 @@ def adopted():
 def undone(there, record):
     before = records.disk_record(C, record)
     pool = migrating_pool(POOL, [], (before.origin, before.inside))
-    return plan_undo(pool, before, Disk.parse(there), {"work"}).checked()
+    return plan_undo(pool, before, Disk.parse(Reply(there)), {"work"}).checked()
 
 
 def test_undoing_is_the_reverse():
@@ -538,7 +541,7 @@ def test_what_undoing_cannot_put_back_is_not_recorded():
     home = dataset("mine/vm", set={"mountpoint": "/etc", "volmode": "none"})
     there = {**found(home=home), "container": dataset("mine")}
     pool = migrating_pool(attributes, [known(vid="mine/vm/a/private")])
-    plan = plan_migration(pool, [], Disk.parse(there), "mark").checked()
+    plan = plan_migration(pool, [], Disk.parse(Reply(there)), "mark").checked()
     record = json.loads(plan.steps[0].changes[0].value)
     assert "mountpoint" not in record["set"]
     assert record["set"]["volmode"] == "none"
