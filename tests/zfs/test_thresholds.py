@@ -114,16 +114,22 @@ def test_leftovers_are_measured_before_they_go(lab):
     assert lab.content(lab.again(volume)) == b"data"
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
-    """What ZFS writes when a zpool was imported is not a change, also where
-    that is more than this process takes for unwritten by itself."""
+def imported_again(away):
+    """A volume whose zpool was exported and imported, as the next qubesd has
+    it, and its revisions."""
     volume = away.private(content=b"data")
     listed = volume.view.committed_ids()
     export_zpool("away")
     sh("zpool", "import", "-N", "-d", "/tmp", "away")
     away.restart()
-    volume = away.again(volume)
+    return away.again(volume), listed
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
+    """What ZFS writes when a zpool was imported is not a change, also where
+    that is more than this process takes for unwritten by itself."""
+    volume, listed = imported_again(away)
     if given:
         away.start(volume)
     sh("zpool", "sync", "away")
@@ -139,12 +145,7 @@ def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
 
 def test_a_doubt_that_cannot_be_measured_is_no_revision(away, monkeypatch):
     """As in a locked pool, where no zvol can be created."""
-    volume = away.private(content=b"data")
-    listed = volume.view.committed_ids()
-    export_zpool("away")
-    sh("zpool", "import", "-N", "-d", "/tmp", "away")
-    away.restart()
-    volume = away.again(volume)
+    volume, listed = imported_again(away)
     away.start(volume)
     sh("zpool", "sync", "away")
     assert number(f"written@{listed[-1]}", volume.dataset) > 0
