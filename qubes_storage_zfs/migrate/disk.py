@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """What ZFS reports of a pool that is to be migrated, as types.
 
-The program adoptable.lua returns it.  Everything here may come from another
+The program migratable.lua returns it.  Everything here may come from another
 machine: names are checked before a step uses them, values before they are
 restored.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ..store import policy
 from ..zfs.reply import Reply
 
-#: properties that adoptable.lua returns, of a filesystem and of a zvol
+#: properties that migratable.lua returns, of a filesystem and of a zvol
 SETTINGS = tuple(policy.HOME_SETTINGS)
 ZVOL_SETTINGS = (*policy.SAFE, "readonly")
 #: bytes; the most that ZFS itself writes to a volume when its zpool is imported

@@ -16,7 +16,7 @@ from .steps import (
 
 
 async def read_disk(pool: MigratingPool) -> Disk:
-    """Ask ZFS about all datasets of the pool; program adoptable.lua.
+    """Ask ZFS about all datasets of the pool; program migratable.lua.
 
     :raises ZfsError: if ZFS cannot be asked
     """

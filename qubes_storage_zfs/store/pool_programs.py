@@ -219,7 +219,7 @@ async def garbage(home: str, limits: Limits, qube: str | None) -> Garbage:
 
 @dataclass(frozen=True)
 class Swept:
-    """What sweep.lua did.
+    """What collect.lua did.
 
     :ivar gone: the generations that were destroyed
     :ivar busy: garbage that a process has open
@@ -247,7 +247,7 @@ async def sweep(
         "empty": list(found.empty),
         "kept": {name: True for name in reserved},
     }
-    reply = await channel.change("sweep", home, arguments)
+    reply = await channel.change("collect", home, arguments)
     return Swept(
         reply.at("gone").texts(),
         reply.at("busy").texts(),
@@ -304,7 +304,7 @@ class Retained:
 async def retained(home: str, qube: str) -> Retained:
     """Count what a qube's revisions and removed volumes use."""
     arguments = {"home": home, "qube": qube, **OURS}
-    reply = await channel.read("revisions", home, arguments)
+    reply = await channel.read("retained", home, arguments)
     return Retained(
         reply.at("revisions").as_number(), reply.at("removed").as_number()
     )
@@ -334,7 +334,7 @@ async def adoptable(
     settings: Iterable[str],
     zvol_settings: Iterable[str],
 ) -> Reply:
-    """Look what is in the container of another driver; see adoptable.lua.
+    """Look what is in the container of another driver; see migratable.lua.
 
     :param old: where its qubes' datasets are now
     :param settings: properties of filesystems to be reported
@@ -348,7 +348,7 @@ async def adoptable(
         "settings": list(settings),
         "zvol_settings": list(zvol_settings),
     }
-    return await channel.read("adoptable", dataset, arguments)
+    return await channel.read("migratable", dataset, arguments)
 
 
 async def change(dataset: str, changes: Iterable[Mapping[str, str]]) -> None:

@@ -140,7 +140,7 @@ def state_now(asked: Asked) -> VolumeState:
 
 @dataclass(frozen=True)
 class How:
-    """How a generation becomes the current one; see adopt.lua.
+    """How a generation becomes the current one; see make_current.lua.
 
     :ivar scratch: its content is discarded at stop
     :ivar size: what a disposable one was created for
@@ -199,7 +199,7 @@ async def adopt(
     if origin is not None:
         arguments["origin"] = origin
     dataset = volume.name.dataset
-    reply = await channel.change("adopt", dataset, arguments, batch=batch)
+    reply = await channel.change("make_current", dataset, arguments, batch=batch)
     return reply.texts()
 
 
@@ -242,7 +242,7 @@ async def freeze(
     """
     arguments, dataset = volume.arguments, volume.name.dataset
     reply = await channel.change(
-        "freeze",
+        "take_temporary",
         dataset,
         arguments,
         lambda reply: made(reply.as_text()),
@@ -256,7 +256,7 @@ async def thaw(
 ) -> None:
     """Drop what freeze() made."""
     arguments = {**volume.arguments, "snapshot": snapshot}
-    await channel.change("thaw", volume.name.dataset, arguments, batch=batch)
+    await channel.change("drop_temporary", volume.name.dataset, arguments, batch=batch)
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ async def forget(
         "again": again,
     }
     dataset = volume.name.dataset
-    reply = await channel.change("forget", dataset, arguments, batch=batch)
+    reply = await channel.change("remove", dataset, arguments, batch=batch)
     return Forgotten(
         reply.text("busy"),
         reply.text("unfreed"),

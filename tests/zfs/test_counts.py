@@ -19,26 +19,26 @@ from ..support.zpools import MIB, write
 #: between those that ran as one; "old-clone": before OpenZFS 2.4, which clones
 #: in the program
 CALLS = {
-    "start": "state+state+state state create old-clone adopt+adopt",
+    "start": "state+state+state state create old-clone make_current+make_current",
     "stop": "commit",
     "after stop": "state+state reset+reset",
     "start ready": "state+state+state",
     "stop again": "commit",
     "after stop again": "state+state reset+reset",
-    "start of a changed template": "state+state+state state old-clone adopt",
+    "start of a changed template": "state+state+state state old-clone make_current",
     "revisions": "state",
     "usage": "state",
     "pool": "space",
-    "revert": "state*2 old-clone adopt",
-    "clone": "state*3 old-clone adopt",
+    "revert": "state*2 old-clone make_current",
+    "clone": "state*3 old-clone make_current",
     "export": "state*2 clone",
     "export_end": "discard",
     "import": "state create",
-    "import_end": "adopt state",
-    "create": "state create*2 adopt",
-    "create another": "state create adopt",
+    "import_end": "make_current state",
+    "create": "state create*2 make_current",
+    "create another": "state create make_current",
     "resize": "state commit",
-    "remove": "state forget",
+    "remove": "state remove",
 }
 #: at most so many transaction groups end meanwhile; one more where two calls
 #: fall into two

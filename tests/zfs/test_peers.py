@@ -33,7 +33,7 @@ def die_before(monkeypatch, program):
 
 def die_at_adopt(lab, monkeypatch, verb):
     with monkeypatch.context() as patch:
-        die_before(patch, "adopt")
+        die_before(patch, "make_current")
         # a dead process tidies nothing up
         patch.setattr(Container, "discard", _nothing)
         with pytest.raises(Died):

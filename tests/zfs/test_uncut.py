@@ -130,7 +130,7 @@ def test_import(lab, monkeypatch):
         return volume, lambda: volume.import_data_end(True)
 
     found = []
-    for volume, _ in each_cut(lab, monkeypatch, "adopt", prepare):
+    for volume, _ in each_cut(lab, monkeypatch, "make_current", prepare):
         lab.run(volume.stop())
         # the generation before keeps its revisions
         assert lab.sweep_until(lambda v=volume: len(generations(lab, v)) < 3)
@@ -149,7 +149,7 @@ def test_start_of_a_disposable_volume(lab, monkeypatch):
         volume = lab.volatile(qube)
         return volume, volume.start
 
-    for volume, _ in each_cut(lab, monkeypatch, "adopt", prepare):
+    for volume, _ in each_cut(lab, monkeypatch, "make_current", prepare):
         lab.run(volume.stop())
         lab.start(volume)
         assert read(volume.path) == b""
@@ -163,7 +163,7 @@ def test_remove(lab, monkeypatch):
         lab.session(volume, b"two")
         return volume, volume.remove
 
-    for volume, more in each_cut(lab, monkeypatch, "forget", prepare):
+    for volume, more in each_cut(lab, monkeypatch, "remove", prepare):
         if more:
             lab.run(volume.stop())
             assert lab.content(volume, 3) == b"two"

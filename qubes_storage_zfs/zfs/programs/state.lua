@@ -29,7 +29,7 @@
 --       instead revisions (list of number, generation, snapshot, creation),
 --       dirty, unsure (whether it is dirty only until thresholds.py has
 --       measured), blank (as create() made it), frozen (whether a crash left
---       something of freeze.lua, or of commit.lua), begun_from and begun (see common.lua)
+--       something of take_temporary.lua, or of commit.lua), begun_from and begun (see common.lua)
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}

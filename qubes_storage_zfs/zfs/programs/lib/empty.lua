@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: BSD-2-Clause
 -- What holds nothing: datasets of qubes, and containers.
 
--- On a qube's dataset that this driver created, see adopt.lua.
+-- On a qube's dataset that this driver created, see make_current.lua.
 local CREATED = "qubes-storage-zfs:created"
 
 -- Whether a qube's dataset holds nothing and points to nothing, so that it can

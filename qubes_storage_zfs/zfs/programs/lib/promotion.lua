@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Shared by forget.lua, sweep.lua and garbage.lua: a generation that no volume
+-- Shared by remove.lua, collect.lua and garbage.lua: a generation that no volume
 -- needs, but a clone of it does.
 --
 -- Its snapshots are marked for deferred destruction by then, so ZFS destroys

@@ -14,7 +14,7 @@ end
 
 -- Revisions of a volume in the generations `numbers`: list of {number=,
 -- generation=, snapshot=}, sorted; the highest number ever seen among them;
--- and what a crash left of freeze.lua, a list of the same without number.
+-- and what a crash left of take_temporary.lua, a list of the same without number.
 local function revisions(qube, volume, numbers)
     local found, highest, frozen = {}, 0, {}
     for _, generation in ipairs(numbers) do

@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Drop what freeze.lua made; with a living clone it goes with that.
+-- Drop what take_temporary.lua made; with a living clone it goes with that.
 --
 -- argv: snapshot
 drop_revision(argv.snapshot)

@@ -19,7 +19,7 @@
 -- beyond its cloned snapshots is freed by rolling it back.  If qubesd is
 -- killed, its generations may be left, as garbage.
 
--- Snapshots of ours, revisions and those of freeze.lua, that can still be
+-- Snapshots of ours, revisions and those of take_temporary.lua, that can still be
 -- dropped.
 local function snapshots_of_ours(ds)
     local found = {}
