@@ -46,7 +46,7 @@ class Snapshot:
         return cls(
             reply.at("name").as_text(),
             reply.at("createtxg").as_number(),
-            reply.flag("leaving"),
+            reply.flag("deferred"),
             reply.at("own").text_by_name(),
             reply.at("since").as_number(),
         )
@@ -131,7 +131,7 @@ class Disk:
 
         :raises BadReply: if it describes something else
         """
-        container, home = reply.at("container"), reply.at("home")
+        container, home = reply.at("container"), reply.at("qubes_root")
         return cls(
             None if container.is_none() else Dataset.parse(container),
             None if home.is_none() else Dataset.parse(home),

@@ -43,7 +43,7 @@ class Change:
         """The change as changes.lua takes it."""
         more = {"name": self.name, "value": self.value}
         return {
-            "what": self.kind,
+            "kind": self.kind,
             "dataset": self.dataset,
             **{key: text for key, text in more.items() if text},
         }

@@ -44,18 +44,18 @@ async def container(dataset: str, home: str) -> Found:
     """Look what is where a container is or will be."""
     arguments = {
         "container": dataset,
-        "home": home,
-        "owner": naming.OWNER,
+        "qubes_root": home,
+        "claim": naming.OWNER,
         "prefix": naming.PREFIX,
     }
     reply = await channel.read("container", dataset, arguments)
     return Found(
         reply.flag("parent"),
         reply.flag("exists"),
-        reply.flag("home"),
+        reply.flag("qubes_root"),
         reply.text("type"),
-        reply.text("owner"),
-        reply.text("owner_above"),
+        reply.text("claimed_by"),
+        reply.text("claimed_above"),
         reply.text("foreign"),
         reply.flag("bare"),
     )
@@ -68,7 +68,7 @@ async def claim(dataset: str, pool: str, release: bool) -> str | None:
     """
     arguments = {
         "container": dataset,
-        "owner": naming.OWNER,
+        "claim": naming.OWNER,
         "pool": pool,
         "release": release,
     }
@@ -107,8 +107,8 @@ async def check_policy(
     """
     arguments = {
         "container": dataset,
-        "home": home,
-        "owner": naming.OWNER,
+        "qubes_root": home,
+        "claim": naming.OWNER,
         "prefix": naming.PREFIX,
         "limit": limit,
         "rules": rules(allowed),
@@ -117,7 +117,7 @@ async def check_policy(
     reply = await channel.read("policy", dataset, arguments)
     return Checked(
         reply.text("missing"),
-        reply.text("owner"),
+        reply.text("claimed_by"),
         reply.flag("bare"),
         Wrong.from_reply(reply),
     )
@@ -145,12 +145,12 @@ class Marked:
 
 async def marks(zpool: str) -> list[Marked]:
     """Return the datasets of a zpool that are marked as containers."""
-    arguments = {"zpool": zpool, "owner": naming.OWNER}
+    arguments = {"zpool": zpool, "claim": naming.OWNER}
     reply = await channel.read("marks", zpool, arguments)
     return [
         Marked(
             item.at("dataset").as_text(),
-            item.at("owner").as_text(),
+            item.at("claimed_by").as_text(),
             item.text("root"),
             item.flag("loaded"),
         )
@@ -195,7 +195,7 @@ async def garbage(home: str, limits: Limits, qube: str | None) -> Garbage:
     :param qube: dataset of one qube; None: all of them
     """
     arguments: dict[str, object] = {
-        "home": home,
+        "qubes_root": home,
         **OURS,
         **limit_arguments(limits),
     }
@@ -240,18 +240,18 @@ async def sweep(
     """
     items = [{"name": x.name, "guid": x.guid} for x in found.datasets]
     arguments = {
-        "home": home,
+        "qubes_root": home,
         **OURS,
         **limit_arguments(limits),
         "datasets": items,
         "empty": list(found.empty),
-        "kept": {name: True for name in reserved},
+        "reserved": {name: True for name in reserved},
     }
     reply = await channel.change("collect", home, arguments)
     return Swept(
-        reply.at("gone").texts(),
+        reply.at("destroyed").texts(),
         reply.at("busy").texts(),
-        reply.at("left").texts(),
+        reply.at("candidates").texts(),
     )
 
 
@@ -266,7 +266,7 @@ def list_volumes(home: str, note: Callable[[Mapping[str, str]], None]) -> None:
     channel.ask_for_list(
         "volumes",
         home,
-        {"home": home, "prefix": naming.POINTER},
+        {"qubes_root": home, "prefix": naming.POINTER},
         lambda reply: note(reply.text_by_name()),
     )
 
@@ -275,8 +275,8 @@ async def discarded(container: str, home: str, pool: str) -> dict[str, str]:
     """Return the volumes whose content is discarded: vid -> mark."""
     arguments = {
         "container": container,
-        "home": home,
-        "owner": naming.OWNER,
+        "qubes_root": home,
+        "claim": naming.OWNER,
         "pool": pool,
         **OURS,
     }
@@ -286,7 +286,7 @@ async def discarded(container: str, home: str, pool: str) -> dict[str, str]:
 
 async def qubes(home: str) -> list[str]:
     """Return the datasets of all qubes."""
-    return (await channel.read("qubes", home, {"home": home})).texts()
+    return (await channel.read("qubes", home, {"qubes_root": home})).texts()
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class Retained:
 
 async def retained(home: str, qube: str) -> Retained:
     """Count what a qube's revisions and removed volumes use."""
-    arguments = {"home": home, "qube": qube, **OURS}
+    arguments = {"qubes_root": home, "qube": qube, **OURS}
     reply = await channel.read("retained", home, arguments)
     return Retained(
         reply.at("revisions").as_number(), reply.at("removed").as_number()
@@ -315,12 +315,12 @@ def space_now(home: str) -> dict[str, int]:
 
     :raises ZfsError: if ZFS cannot be asked now
     """
-    return channel.ask("space", home, {"home": home}).number_by_name()
+    return channel.ask("space", home, {"qubes_root": home}).number_by_name()
 
 
 async def space(home: str) -> dict[str, int]:
     """As space_now(), waited for."""
-    reply = await channel.read("space", home, {"home": home})
+    reply = await channel.read("space", home, {"qubes_root": home})
     return reply.number_by_name()
 
 
@@ -342,7 +342,7 @@ async def adoptable(
     """
     arguments = {
         "container": dataset,
-        "home": home,
+        "qubes_root": home,
         "old": old,
         "prefix": naming.PREFIX,
         "settings": list(settings),

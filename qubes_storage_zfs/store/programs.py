@@ -30,7 +30,7 @@ def limit_arguments(limits: Limits) -> dict[str, object]:
     """Return *limits* as the programs take them."""
     blank = {} if limits.blank is None else {"blank": limits.blank}
     return {
-        "untouched": limits.untouched,
+        "unmodified": limits.untouched,
         "doubtful": limits.doubtful,
         "largest": limits.largest,
         **blank,
@@ -108,10 +108,10 @@ class Asked:
         query = self.query
         arguments: dict[str, object] = {
             "container": self.container,
-            "owner": naming.OWNER,
+            "claim": naming.OWNER,
             "prefix": naming.PREFIX,
             **_volume(self.name, self.limits),
-            "want": list(query.want),
+            "native": list(query.want),
             "revisions": query.revisions,
             "dates": query.dates,
             "counted": query.counted,
@@ -162,11 +162,11 @@ class How:
         optional = {
             "size": None if self.size is None else str(self.size),
             "keep": self.keep,
-            "begun_from": self.begun_from,
+            "copied_from": self.begun_from,
         }
         return {
-            "scratch": self.scratch,
-            "touched": self.touched,
+            "disposable": self.scratch,
+            "refuse_unwritten": self.touched,
             "promote": self.promote,
             **{key: x for key, x in optional.items() if x is not None},
         }
@@ -292,8 +292,8 @@ async def forget(
         **volume.arguments,
         **OURS,
         "busy": {name: True for name in busy},
-        "discarded": discarded,
-        "again": again,
+        "only_disposable": discarded,
+        "retry": again,
     }
     dataset = volume.name.dataset
     reply = await channel.change("remove", dataset, arguments, batch=batch)

@@ -116,7 +116,7 @@ class Wrong:
         dataset, name = reply.text("dataset"), reply.text("property")
         if dataset is None or name is None:
             return None
-        wanted = reply.at("wanted").as_text()
+        wanted = reply.at("required").as_text()
         source, value = reply.text("source"), reply.text("value")
         return cls(dataset, name, value, source, wanted)
 
@@ -177,27 +177,27 @@ class VolumeState:
     @classmethod
     def from_reply(cls, reply: Reply) -> "VolumeState":
         """:raises BadReply: if *reply* is not what state.lua returns"""
-        fresh, revisions = reply.at("fresh"), reply.at("revisions").items()
+        fresh, revisions = reply.at("up_to_date"), reply.at("revisions").items()
         return cls(
             container=not reply.flag("missing"),
-            owner=reply.text("owner"),
+            owner=reply.text("claimed_by"),
             qube=reply.flag("qube"),
             mountable=reply.flag("mountable", default=True),
             numbers=reply.at("numbers").numbers(),
             bare=reply.flag("bare"),
             current=reply.number("current"),
-            scratch=reply.flag("scratch"),
-            usable=reply.flag("usable"),
+            scratch=reply.flag("disposable"),
+            usable=reply.flag("resettable"),
             committed=reply.text("committed"),
-            touched=reply.flag("touched"),
+            touched=reply.flag("modified"),
             fresh=None if fresh.is_none() else fresh.as_flag(),
             revisions=[Revision.from_reply(item) for item in revisions],
             blank=reply.flag("blank"),
             dirty=reply.flag("dirty"),
             unsure=reply.flag("unsure"),
-            frozen=reply.flag("frozen"),
-            begun_from=reply.text("begun_from"),
-            begun=reply.number("begun"),
+            frozen=reply.flag("unfinished"),
+            begun_from=reply.text("copied_from"),
+            begun=reply.number("copy"),
             tuned=reply.text("tuned"),
             wrong=Wrong.from_reply(reply.at("wrong")),
             read_only_by=reply.text("read_only_by"),

@@ -101,23 +101,23 @@ end
 
 
 @functools.lru_cache(maxsize=64)
-def whole_text(names: tuple[str, ...], uncut: bool) -> bytes:
+def whole_text(names: tuple[str, ...], atomic: bool) -> bytes:
     """Return one program that runs those with these names, in this order.
 
-    :param uncut: rely on what lib/atomicity.lua says of OpenZFS
+    :param atomic: rely on what lib/atomicity.lua says of OpenZFS
     """
-    lines = [b"local uncut = %s\n" % str(uncut).lower().encode()]
+    lines = [b"local atomic = %s\n" % str(atomic).lower().encode()]
     lines += [LIBRARY[name] for name in _ORDER]
     for name in sorted(set(names)):
         head = f"local function run_{name}()\n".encode()
         lines += [head, TEXTS[name], b"end\n"]
-    lines.append(b"local given, results = (...).argv, {}\n")
+    lines.append(b"local inputs, results = (...).argv, {}\n")
     call = "run_{}()"
     if len(names) > 1:
         lines.append(_PROTECT)
         call = "run_protected(run_{})"
     for number, name in enumerate(names, 1):
-        lines.append(b'argv = given["%d"]\n' % number)
+        lines.append(b'argv = inputs["%d"]\n' % number)
         lines.append(f'results["{number}"] = {call.format(name)}\n'.encode())
     return b"".join([*lines, b"return results\n"])
 
@@ -162,12 +162,12 @@ def run(programs: Sequence[Program], sync: bool) -> list[Result]:
         lzc.check_name(program.dataset, call)
     dataset = programs[0].dataset
     # only changes can be cut; what reads needs no look at the version
-    uncut = sync and (lzc.version_numbers() or ())[:2] in VERIFIED
+    atomic = sync and (lzc.version_numbers() or ())[:2] in VERIFIED
     answer = lzc.call(
         call,
         dataset,
         dataset.partition("/")[0].encode(),
-        whole_text(tuple(program.name for program in programs), uncut),
+        whole_text(tuple(program.name for program in programs), atomic),
         INSTRUCTION_LIMIT,
         MEMORY_LIMIT,
         encode([program.arguments for program in programs]),

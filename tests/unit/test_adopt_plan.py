@@ -33,7 +33,7 @@ def snapshot(name, createtxg, since=0, **more):
     return {
         "name": name,
         "createtxg": createtxg,
-        "leaving": False,
+        "deferred": False,
         "own": {},
         "since": since,
         **more,
@@ -75,7 +75,7 @@ def found(*old, moved=(), home=None):
         "old": listed(*old),
         "moved": listed(*moved),
         "old_exists": True,
-        **({"home": home} if home else {}),
+        **({"qubes_root": home} if home else {}),
     }
 
 
@@ -106,7 +106,7 @@ WORK = zvol(
     snapshot("mine", 25),
     snapshot("qubes:before-start:2.0", 20),
     snapshot("qubes:after-create:1.0", 10),
-    snapshot("qubes-clean-old", 15, leaving=True),
+    snapshot("qubes-clean-old", 15, deferred=True),
 )
 
 

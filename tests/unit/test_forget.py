@@ -105,7 +105,7 @@ def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
     ]
 
     async def change(_name, _dataset, arguments, **_):
-        told.append(arguments["again"])
+        told.append(arguments["retry"])
         return Reply(answers.pop(0))
 
     async def destroy_bookmarks(_):

@@ -308,12 +308,12 @@ def test_each_change_has_its_text_and_arguments():
         "destroy a/b",
     ]
     assert changes[2].arguments == {
-        "what": "rename",
+        "kind": "rename",
         "dataset": "a/b",
         "name": "old",
         "value": "new",
     }
-    assert changes[4].arguments == {"what": "destroy", "dataset": "a/b"}
+    assert changes[4].arguments == {"kind": "destroy", "dataset": "a/b"}
     assert list(changes[2].names()) == ["a/b", "a/b@old", "a/b@new"]
 
 

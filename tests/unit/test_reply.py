@@ -13,7 +13,7 @@ VALUES = st.recursive(
     lambda inner: st.dictionaries(
         st.sampled_from(
             ["1", "2", "number", "snapshot", "wrong", "revisions", "current"]
-            + ["dataset", "property", "wanted", "numbers", "properties"]
+            + ["dataset", "property", "required", "numbers", "properties"]
         ),
         inner,
         max_size=5,

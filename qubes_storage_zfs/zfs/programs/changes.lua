@@ -44,9 +44,9 @@ local makers = {
 local changes = {}
 while argv.changes[string.format("%d", #changes + 1)] ~= nil do
     local item = argv.changes[string.format("%d", #changes + 1)]
-    local errno, change = makers[item.what](item)
+    local errno, change = makers[item.kind](item)
     if errno ~= 0 then
-        return refuse(errno, "check " .. item.what, item.dataset)
+        return refuse(errno, "check " .. item.kind, item.dataset)
     end
     changes[#changes + 1] = change
 end

@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: BSD-2-Clause
 -- Destroy garbage.
 --
--- argv: datasets (list of {name, guid} as garbage.lua found them), empty
---       (qubes' datasets), home, prefix (of pointers), holder (property),
+-- argv: datasets (list of {name, guid} as garbage.lua list them), empty
+--       (qubes' datasets), qubes_root, prefix (of pointers), holder (property),
 --       kept (names that are in somebody's hand)
 -- gives: gone (list of what was destroyed), busy (list of those somebody holds open), left (list
 --        of datasets elsewhere, for their janitors to look at)
@@ -11,7 +11,7 @@
 -- no pointer, no snapshot that more than one clone needs.  What a destroyed one
 -- was cloned from is garbage too if it was kept by nothing else.  A crash
 -- leaves it for the next time.
-local out = {gone = {}, busy = {}, left = {}}
+local out = {destroyed = {}, busy = {}, candidates = {}}
 local emptied = {}
 
 local function unreachable(ds)
@@ -25,8 +25,8 @@ local function is_marked(ds)
     return own_property(ds, argv.holder) ~= nil
 end
 
-local function in_home(ds)
-    return string.sub(ds, 1, #argv.home + 1) == argv.home .. "/"
+local function in_qubes_root(ds)
+    return string.sub(ds, 1, #argv.qubes_root + 1) == argv.qubes_root .. "/"
 end
 
 local function remove(ds)
@@ -37,7 +37,7 @@ local function remove(ds)
         end
         return nil
     end
-    out.gone[#out.gone + 1] = ds
+    out.destroyed[#out.destroyed + 1] = ds
     emptied[parent_of(ds)] = true
     return origin
 end
@@ -51,12 +51,12 @@ for _, item in pairs(argv.datasets) do
             local cloned = origin
             local source = string.match(cloned, "^(.*)@")
             origin = nil
-            if in_home(source) and zfs.exists(source)
-                and argv.kept[source] == nil
+            if in_qubes_root(source) and zfs.exists(source)
+                and argv.reserved[source] == nil
                 and is_marked(source) and unreachable(source) then
                 origin = remove(source)
-            elseif not in_home(source) then
-                out.left[#out.left + 1] = to_look_at(cloned)
+            elseif not in_qubes_root(source) then
+                out.candidates[#out.candidates + 1] = garbage_candidate(cloned)
             end
         end
     end

@@ -22,8 +22,8 @@ if not zfs.exists(ds) then
     return refuse(2, "exists", ds)
 end
 
-local left = {}
-local list, highest, frozen =
+local candidates = {}
+local list, highest, temporary =
     revisions(qube, volume, generations(qube, volume))
 local newest = list[#list]
 if argv.keep >= 0 and not argv.unmeasured
@@ -43,18 +43,18 @@ if argv.keep >= 0 and changed_since(newest, ds, current) then
     end
     changes[1] = {zfs.sync.snapshot, snapshot}
     committed = snapshot
-    note_committed(changes, qube, argv.committed, committed)
-    drop_begun(changes, qube, argv.pointer, list)
+    record_committed(changes, qube, argv.committed, committed)
+    drop_copy(changes, qube, argv.pointer, list)
     list[#list + 1] = {generation = current, snapshot = snapshot}
 else
     if argv.keep < 0 then
         committed = nil
     end
-    note_committed(changes, qube, argv.committed, committed)
+    record_committed(changes, qube, argv.committed, committed)
 end
 local errno = all_or_none(changes)
 if errno ~= 0 then
     return refuse(errno, "commit", ds)
 end
-prune(qube, volume, list, frozen, current, argv.keep, left)
-return left
+prune(qube, volume, list, temporary, current, argv.keep, candidates)
+return candidates

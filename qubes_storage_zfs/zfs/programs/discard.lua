@@ -9,9 +9,9 @@ local ds = argv.dataset
 if not zfs.exists(ds) then
     return refuse(2, "exists", ds)
 end
-local left = {}
-local errno = destroy_generation(ds, left)
+local candidates = {}
+local errno = destroy_generation(ds, candidates)
 if errno ~= 0 then
     return refuse(errno, "destroy", ds)
 end
-return left
+return candidates

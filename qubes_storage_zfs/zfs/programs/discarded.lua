@@ -1,18 +1,18 @@
 -- SPDX-License-Identifier: BSD-2-Clause
 -- Volumes whose content is discarded.  Read-only.
 --
--- argv: container, home, owner (property of the container), pool (its value;
+-- argv: container, qubes_root, claimed_by (property of the container), pool (its value;
 --       nothing is told of another pool's volumes), prefix (of pointers),
 --       holder (property)
 -- gives: "<qube>/<volume>" -> the mark of the process that made the current
 --        generation; "received" if it came with the dataset by `zfs receive`,
 --        "" if there is none
 local out = {}
-if not zfs.exists(argv.home)
-    or own_property(argv.container, argv.owner) ~= argv.pool then
+if not zfs.exists(argv.qubes_root)
+    or own_property(argv.container, argv.claim) ~= argv.pool then
     return out
 end
-for qube in zfs.list.children(argv.home) do
+for qube in zfs.list.children(argv.qubes_root) do
     local short = string.match(qube, "[^/]*$")
     for name in pairs(own_properties(qube, argv.prefix)) do
         local volume = string.sub(name, #argv.prefix + 1)

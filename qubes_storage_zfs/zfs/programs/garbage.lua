@@ -6,7 +6,7 @@
 -- dataset but lands a transaction group later, so what bears none is ours
 -- too if it has such a name as we give and nothing was ever written to it.
 --
--- argv: home, or qube for that one alone; prefix (of pointers); holder
+-- argv: qubes_root, or qube for that one alone; prefix (of pointers); holder
 --       (property); untouched, blank (bytes, see thresholds.py)
 -- gives: datasets (list of {name, guid, holder, bookmarks that must go first};
 --       holder is "received", which names no process, if the mark came with
@@ -18,11 +18,11 @@ local out = {datasets = {}, empty = {}}
 -- More than this no blank zvol takes (41472 logical bytes were measured).
 local BLANK_MOST = 131072
 
-local function is_untouched_clone(ds)
+local function is_unmodified_clone(ds)
     local origin = (zfs.get_prop(ds, "origin"))
     local source = string.match(origin, "^(.*)@")
     return own_property(source, argv.holder) ~= nil
-        and (zfs.get_prop(ds, "written")) <= argv.untouched
+        and (zfs.get_prop(ds, "written")) <= argv.unmodified
         and (zfs.get_prop(ds, "logicalreferenced"))
             == (zfs.get_prop(origin, "logicalreferenced"))
 end
@@ -46,17 +46,17 @@ local function is_ours(ds, number, mark)
         end
         return is_unwritten(ds)
     end
-    return number > 0 and is_untouched_clone(ds)
+    return number > 0 and is_unmodified_clone(ds)
 end
 
-local function look(qube)
-    local found = children(qube)
+local function examine(qube)
+    local list = children(qube)
     local short = string.match(qube, "/([^/]*)$")
-    if #found == 0 and string.match(short, "^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    if #list == 0 and string.match(short, "^[A-Za-z0-9][A-Za-z0-9_.-]*$")
         and is_empty_qube(qube, argv.prefix) then
         out.empty[#out.empty + 1] = qube
     end
-    for _, child in ipairs(found) do
+    for _, child in ipairs(list) do
         local volume, number = parse_generation(child)
         local current = current_number(qube, argv.prefix .. volume)
         if number ~= current and is_volume_name(volume) then
@@ -78,11 +78,11 @@ end
 
 if argv.qube then
     if zfs.exists(argv.qube) then
-        look(argv.qube)
+        examine(argv.qube)
     end
 else
-    for qube in zfs.list.children(argv.home) do
-        look(qube)
+    for qube in zfs.list.children(argv.qubes_root) do
+        examine(qube)
     end
 end
 return out

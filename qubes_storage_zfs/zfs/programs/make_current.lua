@@ -8,7 +8,7 @@
 --         snapshot to take it back to, and the generation that was current,
 --         which must be such a one too, is destroyed
 --       size: what was asked for, if scratch; a string
---       begun_from: what the generation is a fresh copy of, for a volume that
+--       copied_from: what the generation is a fresh copy of, for a volume that
 --         begins anew at each start
 --       pinned: see prune()
 --       keep: old revisions to keep, -1 for no revisions at all; absent: prune
@@ -26,7 +26,7 @@
 -- is as before and what was made is garbage for the janitor.
 local qube, volume = argv.qube, argv.volume
 local new = generation_name(qube, volume, argv.number)
-local old_number, was_scratch = current_number(qube, argv.pointer)
+local old_number, was_disposable = current_number(qube, argv.pointer)
 local old = nil
 if old_number ~= nil and old_number ~= argv.number then
     old = generation_name(qube, volume, old_number)
@@ -34,11 +34,11 @@ if old_number ~= nil and old_number ~= argv.number then
         old = nil
     end
 end
-if old ~= nil and argv.scratch and not was_scratch then
+if old ~= nil and argv.disposable and not was_disposable then
     return refuse(17, "adopt", old)
 end
 local keep = argv.keep
-local commits = not argv.scratch and (keep == nil or keep >= 0)
+local commits = not argv.disposable and (keep == nil or keep >= 0)
 
 if argv.origin then
     if zfs.exists(new) then
@@ -50,12 +50,12 @@ if argv.origin then
     end
 elseif not zfs.exists(new) then
     return refuse(2, "exists", new)
-elseif argv.touched and is_unwritten(new) then
+elseif argv.refuse_unwritten and is_unwritten(new) then
     return refuse(61, "adopt", new)
 end
 
 local list, highest = {}, 0
-if not argv.scratch then
+if not argv.disposable then
     list, highest = revisions(qube, volume, generations(qube, volume))
 end
 local newest = list[#list]
@@ -91,24 +91,24 @@ local second = nil
 if commits then
     second = new .. "@r" .. string.format("%d", highest + 1)
 end
-local value = kept_pointer(argv.number, argv.begun_from, second)
-if argv.scratch then
-    changes[#changes + 1] = {zfs.sync.snapshot, beginning(new)}
-    value = discarded_pointer(argv.number, argv.size)
+local value = persistent_pointer(argv.number, argv.copied_from, second)
+if argv.disposable then
+    changes[#changes + 1] = {zfs.sync.snapshot, baseline(new)}
+    value = disposable_pointer(argv.number, argv.size)
 end
 local before = own_property(qube, argv.pointer)
 changes[#changes + 1] = {zfs.sync.set_prop, qube, argv.pointer, value}
 if second ~= nil then
     changes[#changes + 1] = {zfs.sync.snapshot, second}
 end
-note_committed(changes, qube, argv.committed, second)
+record_committed(changes, qube, argv.committed, second)
 -- the blank state that create() left, and nothing was done with, is none to
 -- go back to
 if keep ~= nil and first == nil and #list == 1
     and newest.number ~= argv.pinned and is_unwritten(newest.snapshot) then
     changes[#changes + 1] = {drop_revision, newest.snapshot}
 elseif keep ~= nil and second ~= nil then
-    drop_begun(changes, qube, argv.pointer, list)
+    drop_copy(changes, qube, argv.pointer, list)
 end
 local errno, failed = all_or_none(changes)
 if errno ~= 0 then
@@ -125,7 +125,7 @@ end
 if argv.created then
     zfs.sync.set_prop(qube, CREATED, "yes")
 end
-local left = {}
+local candidates = {}
 local origin = (zfs.get_prop(new, "origin"))
 if argv.promote and origin ~= nil then
     local source = string.match(origin, "^(.*)@")
@@ -145,24 +145,24 @@ if argv.promote and origin ~= nil then
         if conflict == 0 then
             zfs.sync.promote(new)
             if not has_snapshots(source) then
-                destroy_generation(source, left)
+                destroy_generation(source, candidates)
             end
         end
     end
 end
-if old ~= nil and argv.scratch then
-    destroy_generation(old, left)
+if old ~= nil and argv.disposable then
+    destroy_generation(old, candidates)
 end
-if keep ~= nil and not argv.scratch then
-    local now, _, frozen =
+if keep ~= nil and not argv.disposable then
+    local now, _, temporary =
         revisions(qube, volume, generations(qube, volume))
-    prune(qube, volume, now, frozen, argv.number, keep, left)
+    prune(qube, volume, now, temporary, argv.number, keep, candidates)
     if old ~= nil and zfs.exists(old) then
         if not has_snapshots(old) then
-            destroy_generation(old, left)
-        elseif not has_lasting_snapshots(old) then
-            left[#left + 1] = old
+            destroy_generation(old, candidates)
+        elseif not has_permanent_snapshots(old) then
+            candidates[#candidates + 1] = old
         end
     end
 end
-return left
+return candidates

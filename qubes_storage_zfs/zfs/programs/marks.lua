@@ -2,18 +2,18 @@
 -- The datasets of a zpool that are marked as the container of a pool.
 -- Read-only.
 --
--- argv: zpool, owner (property)
--- gives: list of {dataset, owner, root (the dataset whose key it is encrypted
+-- argv: zpool, claimed_by (property)
+-- gives: list of {dataset, claimed_by, root (the dataset whose key it is encrypted
 --        with; absent if it is not encrypted), loaded (whether that key is)}
 local out = {}
 
-local function look(ds)
+local function examine(ds)
     if (zfs.get_prop(ds, "type")) ~= "filesystem" then
         return
     end
-    local owner = own_property(ds, argv.owner)
-    if owner ~= nil then
-        local item = {dataset = ds, owner = owner}
+    local claimed_by = own_property(ds, argv.claim)
+    if claimed_by ~= nil then
+        local item = {dataset = ds, claimed_by = claimed_by}
         local root = (zfs.get_prop(ds, "encryptionroot"))
         if root ~= nil and root ~= "" then
             item.root = root
@@ -22,9 +22,9 @@ local function look(ds)
         out[#out + 1] = item
     end
     for child in zfs.list.children(ds) do
-        look(child)
+        examine(child)
     end
 end
 
-look(argv.zpool)
+examine(argv.zpool)
 return out

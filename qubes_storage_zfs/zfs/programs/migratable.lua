@@ -2,11 +2,11 @@
 -- What is in a dataset that a pool of another layout is in, and where its
 -- qubes' datasets would be.  Read-only.
 --
--- argv: container, home, old (where its qubes' datasets are now), prefix (of
+-- argv: container, qubes_root, old (where its qubes' datasets are now), prefix (of
 --       all our properties), settings, zvol_settings (lists of properties)
--- gives: old_exists; container, home (absent if missing): {type, own (our properties that
+-- gives: old_exists; container, qubes_root (absent if missing): {type, own (our properties that
 --       are set on it), set (those of settings that are set on it)};
---       old, moved (lists of children of old and of home, the same if these are
+--       old, moved (lists of children of old and of qubes_root, the same if these are
 --       one): {name, type, own, set, inner (list of children: {name, type, own,
 --       set, logical (bytes), snapshots (list of {name, createtxg, leaving, own,
 --       since (bytes written to the volume after it)})})}
@@ -34,7 +34,7 @@ local function volume(ds)
         out.snapshots[#out.snapshots + 1] = {
             name = short,
             createtxg = (zfs.get_prop(snapshot, "createtxg")),
-            leaving = is_leaving(snapshot),
+            deferred = is_deferred(snapshot),
             own = own_properties(snapshot, argv.prefix),
             since = (zfs.get_prop(ds, "written@" .. short)),
         }
@@ -51,16 +51,16 @@ local function qube(ds)
 end
 
 local function all_in(ds)
-    local found = {}
+    local list = {}
     for child in zfs.list.children(ds) do
         local item = {name = child, type = (zfs.get_prop(child, "type"))}
         if item.type == "filesystem" then
             item = about(child, argv.settings)
             item.inner = qube(child)
         end
-        found[#found + 1] = item
+        list[#list + 1] = item
     end
-    return found
+    return list
 end
 
 local out = {old = {}, moved = {}}
@@ -69,13 +69,13 @@ if not zfs.exists(argv.container) then
 end
 out.container = about(argv.container, argv.settings)
 out.old_exists = zfs.exists(argv.old)
-if zfs.exists(argv.home) then
-    out.home = about(argv.home, argv.settings)
-    if out.home.type == "filesystem" then
-        out.moved = all_in(argv.home)
+if zfs.exists(argv.qubes_root) then
+    out.qubes_root = about(argv.qubes_root, argv.settings)
+    if out.qubes_root.type == "filesystem" then
+        out.moved = all_in(argv.qubes_root)
     end
 end
-if argv.old == argv.home then
+if argv.old == argv.qubes_root then
     out.old = out.moved
 elseif out.old_exists
     and (zfs.get_prop(argv.old, "type")) == "filesystem" then

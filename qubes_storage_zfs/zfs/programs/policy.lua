@@ -5,11 +5,11 @@
 -- All of it may have been written by another machine.  Names and values are
 -- returned as they are on disk; the caller shortens and escapes them.
 --
--- argv: container, home, owner (property), prefix (of all our properties),
+-- argv: container, qubes_root, claimed_by (property), prefix (of all our properties),
 --       limit (number of datasets),
---       rules (list of {name, value}: for home and all below),
---       root_rules (the same, for home alone)
--- gives: missing (container or home, if it does not exist); owner (value of
+--       rules (list of {name, value}: for qubes_root and all below),
+--       root_rules (the same, for qubes_root alone)
+-- gives: missing (container or qubes_root, if it does not exist); claimed_by (value of
 --        that property set on the container), or bare, as container.lua has
 --        it; and, if something is not
 --        allowed, dataset, property, value (absent if there is none), source
@@ -18,12 +18,12 @@ local out = {}
 if not zfs.exists(argv.container) then
     return {missing = argv.container}
 end
-out.owner = own_property(argv.container, argv.owner)
-if not zfs.exists(argv.home) then
-    out.missing = argv.home
+out.claimed_by = own_property(argv.container, argv.claim)
+if not zfs.exists(argv.qubes_root) then
+    out.missing = argv.qubes_root
     return out
 end
-out.bare = out.owner == nil and is_bare(argv.home, argv.prefix)
+out.bare = out.claimed_by == nil and is_bare(argv.qubes_root, argv.prefix)
 
 -- Whether dom0 would mount it: "zfs mount -a" does at each boot.
 local function would_mount(ds)
@@ -33,34 +33,34 @@ local function would_mount(ds)
         return nil
     end
     return {dataset = ds, property = "mountpoint", value = mountpoint,
-        source = source, wanted = "none"}
+        source = source, required = "none"}
 end
 
 local function wrong_with(ds)
-    local wrong = first_wrong(ds, argv.rules)
-    if wrong == nil and ds == argv.home then
-        wrong = first_wrong(ds, argv.root_rules)
+    local wrong = first_violation(ds, argv.rules)
+    if wrong == nil and ds == argv.qubes_root then
+        wrong = first_violation(ds, argv.root_rules)
     end
     return wrong or would_mount(ds)
 end
 
-local queue, first, last = {argv.home}, 1, 1
+local queue, first, last = {argv.qubes_root}, 1, 1
 while first <= last do
     local ds = queue[first]
     queue[first] = nil
     first = first + 1
     local wrong = wrong_with(ds)
     if wrong ~= nil then
-        wrong.owner, wrong.bare = out.owner, out.bare
+        wrong.claimed_by, wrong.bare = out.claimed_by, out.bare
         return wrong
     end
     for child in zfs.list.children(ds) do
         last = last + 1
         queue[last] = child
         if last > argv.limit then
-            return {owner = out.owner, bare = out.bare, dataset = argv.home,
+            return {claimed_by = out.claimed_by, bare = out.bare, dataset = argv.qubes_root,
                 property = "number of datasets", value = "more",
-                wanted = "at most " .. string.format("%d", argv.limit)}
+                required = "at most " .. string.format("%d", argv.limit)}
         end
     end
 end

@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: BSD-2-Clause
 -- The datasets of all qubes.
 --
--- argv: home.  Read-only.  gives: list of names
-if not zfs.exists(argv.home) then
+-- argv: qubes_root.  Read-only.  gives: list of names
+if not zfs.exists(argv.qubes_root) then
     return {}
 end
-return children(argv.home)
+return children(argv.qubes_root)

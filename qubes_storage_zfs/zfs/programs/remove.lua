@@ -10,7 +10,7 @@
 --       unfreed (one that is kept and could not be rolled back, because
 --       somebody has it open); bookmarks (list of those that must go before
 --       the rest can); origins (datasets that the janitor must look at, see
---       to_look_at())
+--       garbage_candidate())
 --
 -- One transaction group.  What cannot go is no volume's any more: no pointer
 -- names it and none of its revisions can be listed or reverted to.  A
@@ -22,14 +22,14 @@
 -- Snapshots of ours, revisions and those of take_temporary.lua, that can still be
 -- dropped.
 local function snapshots_of_ours(ds)
-    local found = {}
+    local list = {}
     for snapshot in zfs.list.snapshots(ds) do
         if string.match(snapshot, "@[rx][1-9]%d*$") ~= nil
-            and not is_leaving(snapshot) then
-            found[#found + 1] = snapshot
+            and not is_deferred(snapshot) then
+            list[#list + 1] = snapshot
         end
     end
-    return found
+    return list
 end
 
 local qube, volume = argv.qube, argv.volume
@@ -38,11 +38,11 @@ local emptied = {}
 if not zfs.exists(qube) then
     return out
 end
-local current, scratch = current_number(qube, argv.pointer)
-if argv.discarded and not scratch and current ~= nil then
+local current, disposable = current_number(qube, argv.pointer)
+if argv.only_disposable and not disposable and current ~= nil then
     return out
 end
-if argv.again and current ~= nil then
+if argv.retry and current ~= nil then
     return out
 end
 -- Where only a first part of these changes is made, the volume still exists with
@@ -64,14 +64,14 @@ for _, number in ipairs(generations_at_first(qube, volume)) do
         or own_property(ds, argv.holder) ~= nil) then
         mine[#mine + 1] = ds
         -- of what nobody keeps there is its beginning alone
-        if not scratch or number ~= current then
+        if not disposable or number ~= current then
             for _, snapshot in ipairs(snapshots_of_ours(ds)) do
                 changes[#changes + 1] = {drop_revision, snapshot}
             end
         end
     end
 end
-note_committed(changes, qube, argv.committed, nil)
+record_committed(changes, qube, argv.committed, nil)
 if pointed then
     changes[#changes + 1] = {zfs.sync.inherit, qube, argv.pointer}
 end
@@ -89,7 +89,7 @@ while again do
             local origin = (zfs.get_prop(ds, "origin"))
             if destroy_unneeded(ds) == 0 then
                 again = true
-                emptied[#emptied + 1] = to_look_at(origin)
+                emptied[#emptied + 1] = garbage_candidate(origin)
             end
         end
     end

@@ -8,21 +8,21 @@
 -- What nobody wrote to is left alone.  Of what is refused as missing the
 -- content is not to be used.
 local qube = argv.qube
-local current, scratch, size = current_number(qube, argv.pointer)
-if current == nil or not scratch then
+local current, disposable, size = current_number(qube, argv.pointer)
+if current == nil or not disposable then
     return refuse(2, "current", qube)
 end
 local ds = generation_name(qube, argv.volume, current)
-if not zfs.exists(ds) or not is_usable(ds, size, is_fresh(ds)) then
+if not zfs.exists(ds) or not is_resettable(ds, size, is_up_to_date(ds)) then
     return refuse(2, "reset", ds)
 end
-if is_used(ds) then
+if has_writes(ds) then
     local errno = (zfs.sync.rollback(ds))
     if errno ~= 0 then
         return refuse(errno, "rollback", ds)
     end
     -- it goes to the newest snapshot, and that may be somebody else's
-    if is_used(ds) then
+    if has_writes(ds) then
         return refuse(2, "rollback", ds)
     end
 end

@@ -17,7 +17,7 @@ for _, ds in ipairs(children(argv.qube)) do
     if number == current then
         what = "usedbysnapshots"
     elseif own_property(ds, argv.holder) ~= nil and has_snapshots(ds)
-        and (current == nil or not has_lasting_snapshots(ds)) then
+        and (current == nil or not has_permanent_snapshots(ds)) then
         kind = "removed"
     end
     out[kind] = out[kind] + (zfs.get_prop(ds, what))

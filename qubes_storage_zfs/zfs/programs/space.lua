@@ -2,11 +2,11 @@
 -- Space below a dataset as the volumes there see it: quotas, reservations,
 -- parity and slop are in these two, unlike in the zpool's own figures.
 --
--- argv: home.  Read-only.  gives: used, available (bytes), absent if missing
-if not zfs.exists(argv.home) then
+-- argv: qubes_root.  Read-only.  gives: used, available (bytes), absent if missing
+if not zfs.exists(argv.qubes_root) then
     return {}
 end
 return {
-    used = (zfs.get_prop(argv.home, "used")),
-    available = (zfs.get_prop(argv.home, "available")),
+    used = (zfs.get_prop(argv.qubes_root, "used")),
+    available = (zfs.get_prop(argv.qubes_root, "available")),
 }

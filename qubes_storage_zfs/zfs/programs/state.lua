@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: BSD-2-Clause
 -- Everything the driver asks about one volume.  Read-only.
 --
--- argv: container, owner (property), prefix (of all our properties), qube
+-- argv: container, claimed_by (property), prefix (of all our properties), qube
 --       (dataset), volume, pointer, committed (properties), untouched, blank,
 --       largest (bytes, see thresholds.py),
 --       want (list of native properties of the current generation, each as
@@ -14,11 +14,11 @@
 --       generation; rules (list of {name, value}): say whether what is to be
 --       opened, or what a new generation inherits from, breaks one; writable:
 --       it will be written to
--- gives: missing (if the container is); owner (not with dates), or bare, as
+-- gives: missing (if the container is); claimed_by (not with dates), or bare, as
 --       container.lua has it; qube (whether
 --       its dataset exists) or mountable (whether ZFS would mount it if it
 --       did); current (number, absent if there is no volume); numbers (of all
---       generations); properties; tuned; wrong (see first_wrong());
+--       generations); properties; tuned; wrong (see first_violation());
 --       read_only_by (with writable: the dataset where readonly=on is set,
 --       absent if it can be written to)
 --       of what nobody keeps: scratch (true); usable (whether it can be taken
@@ -29,72 +29,72 @@
 --       instead revisions (list of number, generation, snapshot, creation),
 --       dirty, unsure (whether it is dirty only until thresholds.py has
 --       measured), blank (as create() made it), frozen (whether a crash left
---       something of take_temporary.lua, or of commit.lua), begun_from and begun (see common.lua)
+--       something of take_temporary.lua, or of commit.lua), copied_from and copy (see common.lua)
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
 end
 local out = {numbers = {}}
 if not argv.dates then
-    out.owner = own_property(argv.container, argv.owner)
-    local home = parent_of(qube)
-    if out.owner == nil and zfs.exists(home) then
-        out.bare = is_bare(home, argv.prefix)
+    out.claimed_by = own_property(argv.container, argv.claim)
+    local qubes_root = parent_of(qube)
+    if out.claimed_by == nil and zfs.exists(qubes_root) then
+        out.bare = is_bare(qubes_root, argv.prefix)
     end
 end
 
 if not zfs.exists(qube) then
-    local home = parent_of(qube)
-    local there = zfs.exists(home)
-    out.mountable = not there or (zfs.get_prop(home, "mountpoint")) ~= "none"
-    if there and argv.writable then
-        out.read_only_by = read_only_by(home)
+    local qubes_root = parent_of(qube)
+    local exists = zfs.exists(qubes_root)
+    out.mountable = not exists or (zfs.get_prop(qubes_root, "mountpoint")) ~= "none"
+    if exists and argv.writable then
+        out.read_only_by = read_only_by(qubes_root)
     end
-    if there and argv.rules then
-        out.wrong = (first_wrong(home, argv.rules))
+    if exists and argv.rules then
+        out.wrong = (first_violation(qubes_root, argv.rules))
     end
     return out
 end
 out.qube = true
-local current, scratch, size = current_number(qube, argv.pointer)
+local current, disposable, size = current_number(qube, argv.pointer)
 local ds = current and generation_name(qube, volume, current)
-local there = ds and zfs.exists(ds)
-if there and scratch then
-    out.scratch = true
-    out.fresh = is_fresh(ds)
-    out.usable = is_usable(ds, size, out.fresh)
-    out.touched = out.usable and is_used(ds)
+local exists = ds and zfs.exists(ds)
+if exists and disposable then
+    out.disposable = true
+    out.up_to_date = is_up_to_date(ds)
+    out.resettable = is_resettable(ds, size, out.up_to_date)
+    out.modified = out.resettable and has_writes(ds)
 end
 if argv.rules then
     local own = true
-    if there then
-        out.wrong, own = first_wrong(ds, argv.rules)
+    if exists then
+        out.wrong, own = first_violation(ds, argv.rules)
     end
     if own and out.wrong == nil then
-        out.wrong = (first_wrong(qube, argv.rules))
+        out.wrong = (first_violation(qube, argv.rules))
     end
 end
 if argv.writable then
-    out.read_only_by = read_only_by(there and ds or qube)
+    out.read_only_by = read_only_by(exists and ds or qube)
 end
 local numbers = {}
-if argv.counted and not out.usable or argv.revisions then
+if argv.counted and not out.resettable or argv.revisions then
     numbers = generations(qube, volume)
     for index, number in ipairs(numbers) do
         out.numbers[index] = number
     end
 end
-if not there then
+if not exists then
     return out
 end
 out.current = current
-if not scratch and not argv.revisions then
-    out.committed = noted_committed(qube, argv.committed)
+if not disposable and not argv.revisions then
+    out.committed = recorded_committed(qube, argv.committed)
 end
-if not scratch and argv.revisions then
-    local list, _, frozen = revisions(qube, volume, numbers)
-    out.frozen = #frozen > 0 or is_noted_wrong(list, qube, argv.committed)
-    out.begun_from, out.begun = begun_from(qube, argv.pointer)
+if not disposable and argv.revisions then
+    local list, _, temporary = revisions(qube, volume, numbers)
+    out.unfinished = #temporary > 0 or is_record_outdated(list, qube, argv.committed)
+    out.copied_from, out.copy = copied_from(qube, argv.pointer)
     out.revisions = {}
     for index, revision in ipairs(list) do
         if argv.dates then
@@ -114,7 +114,7 @@ if argv.tuned then
     out.tuned = own_property(ds, argv.tuned)
 end
 out.properties = {}
-for _, name in pairs(argv.want) do
+for _, name in pairs(argv.native) do
     out.properties[name] = (zfs.get_prop(ds, name))
 end
 return out

@@ -16,7 +16,7 @@
 --                        zero (resethookcount()), module/lua/lstate.c
 --   auxresume()          resumes it without an instruction, module/lua/lcorolib.c
 --
--- zcp.py sets `uncut` for these versions.  With any other, the changes are made
+-- zcp.py sets `atomic` for these versions.  With any other, the changes are made
 -- one after the other, and the program may be ended between two of them.  So
 -- every caller orders its changes such that any first part of them is a state
 -- that the next stop(), start() or collection of garbage completes; a comment
@@ -42,7 +42,7 @@ end
 -- and so do four coroutines of four; all coroutines are created before any of
 -- them runs.
 local function all_or_none(list)
-    if not uncut then
+    if not atomic then
         return make_changes(list)
     end
     while #list > 4 do

@@ -5,18 +5,18 @@
 -- Destroy a generation without snapshots, or with its beginning alone.  Gives
 -- the errno.
 local function destroy_whole(ds)
-    if zfs.exists(beginning(ds)) then
-        drop_revision(beginning(ds))
+    if zfs.exists(baseline(ds)) then
+        drop_revision(baseline(ds))
     end
     return (zfs.sync.destroy(ds))
 end
 
 -- The generation that a destroyed clone was cloned from, if that may be garbage
 -- now: the snapshot went with the clone, or is kept for one other clone.
-local function to_look_at(origin)
+local function garbage_candidate(origin)
     if origin == nil then
         return nil
-    elseif zfs.exists(origin) and not (is_leaving(origin)
+    elseif zfs.exists(origin) and not (is_deferred(origin)
         and (zfs.get_prop(origin, "numclones")) == 1) then
         return nil
     end
@@ -25,14 +25,14 @@ end
 
 -- Destroy a generation that nothing needs.  What the janitor must look at then
 -- is added to `left`: the generation, if somebody holds it open; or what it
--- was cloned from, see to_look_at().  Gives the errno.
-local function destroy_generation(ds, left)
+-- was cloned from, see garbage_candidate().  Gives the errno.
+local function destroy_generation(ds, candidates)
     local origin = (zfs.get_prop(ds, "origin"))
     local errno = destroy_whole(ds)
     if errno ~= 0 then
-        left[#left + 1] = ds
+        candidates[#candidates + 1] = ds
     else
-        left[#left + 1] = to_look_at(origin)
+        candidates[#candidates + 1] = garbage_candidate(origin)
     end
     return errno
 end

@@ -37,11 +37,11 @@ local function is_empty_qube(qube, prefix)
         or size == (zfs.get_prop(parent_of(qube), "logicalreferenced"))
 end
 
--- Whether there are zvols in the datasets below home, and no property of ours
+-- Whether there are zvols in the datasets below qubes_root, and no property of ours
 -- says what they are: they were received without their properties.
-local function is_bare(home, prefix)
+local function is_bare(qubes_root, prefix)
     local bare = false
-    for qube in zfs.list.children(home) do
+    for qube in zfs.list.children(qubes_root) do
         if next(own_properties(qube, prefix)) ~= nil then
             return false
         end

@@ -25,14 +25,14 @@ end
 
 -- Numbers of the generations of one volume, of those in a list of datasets.
 local function numbers_among(datasets, volume)
-    local found = {}
+    local list = {}
     for _, dataset in ipairs(datasets) do
         local name, number = parse_generation(dataset)
         if name == volume then
-            found[#found + 1] = number
+            list[#list + 1] = number
         end
     end
-    return found
+    return list
 end
 
 -- What an iterator of zfs.list yields, as a list.

@@ -23,21 +23,21 @@ end
 
 -- What the current generation of a volume that begins anew at each start was
 -- made from; and the number of the revision that is no more than that.
-local function begun_from(qube, pointer)
+local function copied_from(qube, pointer)
     local value = own_property(qube, pointer)
     local from, number = string.match(value or "", " from (%S+) ?r?(%d*)$")
     return from, tonumber(number)
 end
 
 -- The pointer to a generation whose content is discarded.
-local function discarded_pointer(number, size)
+local function disposable_pointer(number, size)
     return string.format("%d", number) .. " scratch " .. size
 end
 
 -- The pointer to a generation whose content is kept; `source` is nil unless the
 -- volume begins anew at each start, and `snapshot` is then the revision that is
 -- no more than a copy of it, nil if there is none.
-local function kept_pointer(number, source, snapshot)
+local function persistent_pointer(number, source, snapshot)
     local value = string.format("%d", number)
     if source ~= nil then
         value = value .. " from " .. source

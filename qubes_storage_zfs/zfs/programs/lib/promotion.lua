@@ -33,7 +33,7 @@ end
 local function sole_clone(ds)
     local last = nil
     for snapshot in zfs.list.snapshots(ds) do
-        if last ~= nil or not is_leaving(snapshot) then
+        if last ~= nil or not is_deferred(snapshot) then
             return nil
         end
         last = snapshot

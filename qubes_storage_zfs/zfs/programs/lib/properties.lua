@@ -46,27 +46,27 @@ end
 -- The user properties of ds itself whose names start with prefix: name ->
 -- value.
 local function own_properties(ds, prefix)
-    local found = {}
+    local list = {}
     for name, value, source in zfs.list.user_properties(ds) do
         if is_own(ds, source) and string.sub(name, 1, #prefix) == prefix then
-            found[name] = value
+            list[name] = value
         end
     end
-    return found
+    return list
 end
 
 -- The first of the rules, a list of {name, value} as a program gets it, that a
 -- property of ds breaks: a table that says which and how, nil if none is.  The
 -- source does not count: a value that was received is a value.
 -- Second result: whether ds has one of them of its own, not inherited.
-local function first_wrong(ds, rules)
+local function first_violation(ds, rules)
     local own, number = false, 1
     local rule = rules["1"]
     while rule ~= nil do
         local value, source = zfs.get_prop(ds, rule.name)
         if value ~= rule.value then
             return {dataset = ds, property = rule.name, value = value,
-                source = source, wanted = rule.value}, own
+                source = source, required = rule.value}, own
         end
         own = own or is_own(ds, source)
         number = number + 1

@@ -6,13 +6,13 @@
 -- that is `frozen`.  A generation that is not current and thereby lost its
 -- last snapshot goes too; the janitor looks at one that a clone still keeps.
 -- For `left` see destroy_generation().
-local function prune(qube, volume, list, frozen, current, keep, left)
+local function prune(qube, volume, list, temporary, current, keep, candidates)
     local emptied = {}
     local function drop(item)
         drop_revision(item.snapshot)
         emptied[item.generation] = true
     end
-    for _, item in ipairs(frozen) do
+    for _, item in ipairs(temporary) do
         drop(item)
     end
     local others, spared = {}, keep + 1
@@ -31,9 +31,9 @@ local function prune(qube, volume, list, frozen, current, keep, left)
         if generation == current then
             -- it stays
         elseif not has_snapshots(ds) then
-            destroy_generation(ds, left)
-        elseif not has_lasting_snapshots(ds) then
-            left[#left + 1] = ds
+            destroy_generation(ds, candidates)
+        elseif not has_permanent_snapshots(ds) then
+            candidates[#candidates + 1] = ds
         end
     end
 end

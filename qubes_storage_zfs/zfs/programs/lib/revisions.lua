@@ -3,12 +3,12 @@
 
 -- Whether a snapshot is on its way out: it is no revision any more, and goes
 -- with its last clone.
-local function is_leaving(snapshot)
+local function is_deferred(snapshot)
     return (zfs.get_prop(snapshot, "defer_destroy")) == "on"
 end
 
 -- What a generation whose content nobody keeps was when it was made.
-local function beginning(ds)
+local function baseline(ds)
     return ds .. "@s1"
 end
 
@@ -16,7 +16,7 @@ end
 -- generation=, snapshot=}, sorted; the highest number ever seen among them;
 -- and what a crash left of take_temporary.lua, a list of the same without number.
 local function revisions(qube, volume, numbers)
-    local found, highest, frozen = {}, 0, {}
+    local list, highest, temporary = {}, 0, {}
     for _, generation in ipairs(numbers) do
         local ds = generation_name(qube, volume, generation)
         for snapshot in zfs.list.snapshots(ds) do
@@ -25,9 +25,9 @@ local function revisions(qube, volume, numbers)
             if number ~= nil and number > highest then
                 highest = number
             end
-            if kind ~= nil and not is_leaving(snapshot) then
-                local list = number and found or frozen
-                list[#list + 1] = {
+            if kind ~= nil and not is_deferred(snapshot) then
+                local target = number and list or temporary
+                target[#target + 1] = {
                     number = number,
                     generation = generation,
                     snapshot = snapshot,
@@ -35,14 +35,14 @@ local function revisions(qube, volume, numbers)
             end
         end
     end
-    table.sort(found, function(a, b) return a.number < b.number end)
-    return found, highest, frozen
+    table.sort(list, function(a, b) return a.number < b.number end)
+    return list, highest, temporary
 end
 
 -- What is committed of a volume is written down beside its pointer, by what
 -- makes it so, for those that ask whether they are clones of it: to list
 -- snapshots is dear.  A change to be made, if it is not so written.
-local function note_committed(changes, qube, property, snapshot)
+local function record_committed(changes, qube, property, snapshot)
     local last = snapshot and string.match(snapshot, "/([^/]*)$")
     if last == own_property(qube, property) then
         return
@@ -54,7 +54,7 @@ local function note_committed(changes, qube, property, snapshot)
 end
 
 -- That snapshot; nil if nothing is committed.
-local function noted_committed(qube, property)
+local function recorded_committed(qube, property)
     local last = own_property(qube, property)
     if last ~= nil and zfs.exists(qube .. "/" .. last) then
         return qube .. "/" .. last
@@ -64,7 +64,7 @@ end
 
 -- Whether another snapshot than the newest in `list` is noted: commit.lua was
 -- ended between two changes.
-local function is_noted_wrong(list, qube, property)
+local function is_record_outdated(list, qube, property)
     local noted, newest = own_property(qube, property), list[#list]
     return noted ~= nil and newest ~= nil
         and noted ~= string.match(newest.snapshot, "/([^/]*)$")
@@ -82,7 +82,7 @@ end
 -- Whether there are snapshots besides its beginning, which goes with it.
 local function has_snapshots(ds)
     for snapshot in zfs.list.snapshots(ds) do
-        if snapshot ~= beginning(ds) or is_leaving(snapshot) then
+        if snapshot ~= baseline(ds) or is_deferred(snapshot) then
             return true
         end
     end
@@ -90,9 +90,9 @@ local function has_snapshots(ds)
 end
 
 -- Whether there are snapshots that are not on their way out.
-local function has_lasting_snapshots(ds)
+local function has_permanent_snapshots(ds)
     for snapshot in zfs.list.snapshots(ds) do
-        if not is_leaving(snapshot) then
+        if not is_deferred(snapshot) then
             return true
         end
     end
@@ -109,10 +109,10 @@ end
 -- The revision that is no more than what its generation was made from is no
 -- state that anybody left: it goes with the next one, not as one of those that
 -- are kept.  A change to be made; and it is taken off the list.
-local function drop_begun(changes, qube, pointer, list)
-    local _, begun = begun_from(qube, pointer)
+local function drop_copy(changes, qube, pointer, list)
+    local _, copy = copied_from(qube, pointer)
     for index, item in ipairs(list) do
-        if item.number == begun and begun ~= argv.pinned then
+        if item.number == copy and copy ~= argv.pinned then
             changes[#changes + 1] = {drop_revision, item.snapshot}
             table.remove(list, index)
             return

@@ -10,7 +10,7 @@ end
 
 -- Whether the current generation ds is another than the newest revision's,
 -- or of another size.
-local function moved_since(newest, ds, current)
+local function differs_from(newest, ds, current)
     return newest == nil or newest.generation ~= current
         or (zfs.get_prop(ds, "volsize"))
             ~= (zfs.get_prop(newest.snapshot, "volsize"))
@@ -26,15 +26,15 @@ local function written_since(ds, snapshot)
 end
 
 -- Whether a qube wrote to ds since a snapshot of it.  ZFS itself writes up to
--- argv.untouched bytes, see thresholds.py.
-local function is_touched(ds, snapshot)
-    return written_since(ds, snapshot) > argv.untouched
+-- argv.unmodified bytes, see thresholds.py.
+local function is_modified(ds, snapshot)
+    return written_since(ds, snapshot) > argv.unmodified
 end
 
 -- Whether it is known only when thresholds.py has measured that ds is changed:
 -- a change may have written that much, and so may ZFS itself.
 local function is_unsure(newest, ds, current)
-    if argv.blank ~= nil or moved_since(newest, ds, current) then
+    if argv.blank ~= nil or differs_from(newest, ds, current) then
         return false
     end
     local written = written_since(ds, newest.snapshot)
@@ -42,21 +42,21 @@ local function is_unsure(newest, ds, current)
 end
 
 local function changed_since(newest, ds, current)
-    return moved_since(newest, ds, current)
-        or is_touched(ds, newest.snapshot)
+    return differs_from(newest, ds, current)
+        or is_modified(ds, newest.snapshot)
 end
 
 -- Whether anything at all was written to such a generation, if only by ZFS
 -- itself: what is discarded is rolled back then, and no threshold can be wrong.
-local function is_used(ds)
-    return written_since(ds, beginning(ds)) > 0
+local function has_writes(ds)
+    return written_since(ds, baseline(ds)) > 0
 end
 
 -- Whether it is a clone of what is committed of argv.source; nil if there is
 -- no such thing.
-local function is_fresh(ds)
+local function is_up_to_date(ds)
     local newest = argv.source
-        and noted_committed(argv.source.qube, argv.source.committed)
+        and recorded_committed(argv.source.qube, argv.source.committed)
     if newest then
         return is_clone_of(ds, newest)
     end
@@ -64,12 +64,12 @@ local function is_fresh(ds)
 end
 
 -- Whether it can be taken back to what would be made now, of argv.source or of
--- argv.size, where it was made of `size`; `fresh` is what is_fresh() says.
-local function is_usable(ds, size, fresh)
-    if not zfs.exists(beginning(ds)) then
+-- argv.size, where it was made of `size`; `fresh` is what is_up_to_date() says.
+local function is_resettable(ds, size, up_to_date)
+    if not zfs.exists(baseline(ds)) then
         return false
     elseif argv.source then
-        return fresh == true
+        return up_to_date == true
     end
     return argv.size == size
 end
