@@ -75,9 +75,8 @@ async def void_coros_maybe(values):
     if not tasks:
         return
     await asyncio.wait(tasks)
-    failed = [task for task in tasks if task.exception() is not None]
-    if failed:
-        raise failed[0].exception()
+    for task in tasks:
+        task.result()
 
 
 async def run_program(*args, check=True, input=None, sudo=False, **kwargs):
@@ -87,6 +86,7 @@ async def run_program(*args, check=True, input=None, sudo=False, **kwargs):
         argv.insert(0, "sudo")
     process = await asyncio.create_subprocess_exec(*argv, **kwargs)
     out, err = await process.communicate(input=input)
+    assert process.returncode is not None
     if check and process.returncode != 0:
         raise subprocess.CalledProcessError(
             process.returncode, argv[0], out, err

@@ -4,6 +4,7 @@
 import asyncio
 import functools
 import os
+from typing import Any
 
 import lxml.etree
 import qubes.exc
@@ -35,8 +36,9 @@ class Volume:
 
     devtype = "disk"
     domain = None
-    path = None
+    path: str | None = None
     usage = 0
+    pool: Any  # a qubes.storage.Pool
 
     def __init__(
         self,

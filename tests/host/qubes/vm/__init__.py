@@ -4,6 +4,8 @@
 import logging
 import string
 import uuid
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import lxml.etree
 import qubes.events
@@ -75,7 +77,14 @@ class LocalVM(qubes.events.Emitter):
     """Base of all qubes; *xml* is None for a new one."""
 
     #: attributes the XML file keeps, with the conversion from text
-    PROPERTIES = {"qid": int, "name": str, "uuid": uuid.UUID}
+    PROPERTIES: ClassVar[dict[str, Callable[[str], Any]]] = {
+        "qid": int,
+        "name": str,
+        "uuid": uuid.UUID,
+    }
+    name: str
+    qid: int
+    storage: Any  # a qubes.storage.Storage once its volumes are made
 
     def __init__(self, app, xml, **kwargs):
         super().__init__()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The kinds of qubes, which differ in what becomes of their volumes."""
 
+from typing import Any
+
 import qubes.config
 import qubes.events
 import qubes.exc
@@ -94,7 +96,7 @@ class _Based(QubesVM):
 
     PROPERTIES = {**QubesVM.PROPERTIES, "template": str}
     default_volume_config = {}
-    _template = None
+    _template: Any = None  # a qube, or its name until it is needed
 
     def __init__(self, app, xml, **kwargs):
         self.volume_config = {

@@ -4,6 +4,7 @@
 import asyncio
 import os
 import shutil
+from typing import Any
 
 import lxml.etree
 import qubes.events
@@ -45,6 +46,7 @@ class QubesVM(LocalVM):
     PROPERTIES = {**LocalVM.PROPERTIES, "label": str}
     DIRECTORY = "appvms"
     guivm = None
+    volume_config: dict[str, dict[str, Any]]
 
     def __init__(self, app, xml, volume_config=None, **kwargs):
         super().__init__(app, xml, **kwargs)
