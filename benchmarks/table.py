@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From what was measured to the table in doc/performance.md.
+"""Write the tables of doc/performance-tables.md from the measurements.
 
-python3 -m benchmarks.table MEASURED.json     keep it, write the table
-python3 -m benchmarks.table                   write the table from what is
-                                              kept
+    python3 -m benchmarks.table RESULT.json    keep the result, write the page
+    python3 -m benchmarks.table                write the page from kept results
+
+doc/performance.md explains the tables.
 """
 
 import json
@@ -16,9 +17,34 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "doc" / "performance.md"
-BEGIN, END = "## Measured\n", "## Taken\n"
+PAGE = ROOT / "doc" / "performance-tables.md"
 OURS = "zfs_zvol"
+
+HEAD = """\
+# Performance: the tables
+
+`python3 -m benchmarks.table` writes this page from the files in
+`benchmarks/results`; `make bench`, `make bench-scale` and `make bench-bulk`
+run it. [performance.md](performance.md#how-to-read-the-tables) explains each
+column and cell.
+"""
+
+#: names in the files with results -> names in the tables
+SHOWN = {
+    "after a stop": "preparation of the next start",
+    "init of all": "create all volume objects",
+    "first use": "first use of the pool",
+    "stop of one that did not run": "stop of a volume that did not run",
+    "first poll of all": "first poll of all volumes",
+    "a poll of all": "later poll of all volumes",
+    "count of what revisions hold": "count of the space of revisions",
+    "memory, all made": "memory of all volume objects",
+    "memory, then listed and 50 stopped": "memory after a listing and 50 stops",
+}
+#: milliseconds; a shorter time is an answer from memory, or nothing at all
+LEAST_TIME = 0.1
+#: a smaller ratio is not shown in digits
+LEAST_RATIO = 0.01
 
 
 def milliseconds(times: list[float]) -> float:
@@ -30,14 +56,35 @@ def spread(times: list[float]) -> str:
 
 
 def counts(numbers: list[int]) -> str:
-    """The different ones, the least first."""
-    if not numbers:
-        return ""
-    return "/".join(str(number) for number in sorted(set(numbers)))
+    """Return the different numbers, the least first ("7 or 9")."""
+    return " or ".join(str(number) for number in sorted(set(numbers)))
+
+
+def compared(time: float, ours: float, processes: list[int]) -> str:
+    """Return the cell of another driver.
+
+    :param time: milliseconds
+    :param ours: milliseconds that our driver takes
+    """
+    if time < LEAST_TIME:
+        return f"< {LEAST_TIME} ms, {counts(processes)}"
+    return f"{time:.1f} ms, {times(time / ours)}, {counts(processes)}"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio with two significant digits ("0.38 x", "420 x")."""
+    if ratio < LEAST_RATIO:
+        return f"< {LEAST_RATIO} x"
+    return f"{float(f'{ratio:.2g}'):g} x"
+
+
+def shown(name: str) -> str:
+    """Return the name of a row."""
+    return SHOWN.get(name, name)
 
 
 def how_often(numbers: list[int]) -> str:
-    """As counts(), with how many of them are such."""
+    """Return the different numbers and how often each was counted."""
     if len(set(numbers)) < 2:
         return counts(numbers)
     return ", ".join(
@@ -47,7 +94,7 @@ def how_often(numbers: list[int]) -> str:
 
 
 def names_of(calls: list[str]) -> str:
-    """Each with how often it was made."""
+    """Return the names of calls, and how often each was made if repeated."""
     return ", ".join(
         name if times == 1 else f"{name} ({times})"
         for name, times in sorted(Counter(calls).items())
@@ -56,15 +103,15 @@ def names_of(calls: list[str]) -> str:
 
 def about(machine: dict[str, str]) -> str:
     clock = (
-        "emulated CPU, a clock that counts instructions (VM_CLOCK=work)"
+        "an emulated CPU with a clock that counts instructions (VM_CLOCK=work)"
         if machine["clock"] == "work"
-        else "wall clock of the guest"
+        else "the wall clock of the guest"
     )
     core_admin = machine["core-admin"]
     peers = (
-        f"the peers' drivers from core-admin {core_admin}"
+        f"compared with the drivers of core-admin {core_admin}"
         if core_admin
-        else "without the peers' drivers"
+        else "without the drivers of core-admin"
     )
     return (
         f"OpenZFS {machine['openzfs']}, Linux {machine['kernel']}, Python"
@@ -73,20 +120,20 @@ def about(machine: dict[str, str]) -> str:
 
 
 def verbs_of(measured: dict[str, Any]) -> list[str]:
-    """Ours in full, then the others' times and what they are to ours."""
+    """Return a table of our operations, and one of the other drivers."""
     verbs = measured["verbs"]
     ours = verbs[OURS]
     rounds = len(ours["create"]["times"])
     lines = [
         f"Medians of {rounds} rounds.",
         "",
-        "| verb | ms (least to most) | of it in ZFS | txgs | processes"
+        "| operation | ms (least to most) | ms in ZFS | txgs | processes"
         " | calls of ZFS |",
         "|---|---|---|---|---|---|",
     ]
     for verb, cost in ours.items():
         lines.append(
-            f"| {verb} | {milliseconds(cost['times']):.1f}"
+            f"| {shown(verb)} | {milliseconds(cost['times']):.1f}"
             f" ({spread(cost['times'])})"
             f" | {milliseconds(cost['in_calls']):.1f}"
             f" | {how_often(cost['txgs'])}"
@@ -95,7 +142,7 @@ def verbs_of(measured: dict[str, Any]) -> list[str]:
     others = [name for name in verbs if name != OURS]
     lines += [
         "",
-        "| verb | " + " | ".join(others) + " |",
+        "| operation | " + " | ".join(others) + " |",
         "|---" * (len(others) + 1) + "|",
     ]
     for verb, cost in ours.items():
@@ -104,23 +151,20 @@ def verbs_of(measured: dict[str, Any]) -> list[str]:
         for name in others:
             theirs = verbs[name][verb]
             time = milliseconds(theirs["times"])
-            cells.append(
-                f"{time:.1f} ms, {time / mine:.2g} x,"
-                f" {counts(theirs['forks'])}"
-            )
-        lines.append(f"| {verb} | " + " | ".join(cells) + " |")
+            cells.append(compared(time, mine, theirs["forks"]))
+        lines.append(f"| {shown(verb)} | " + " | ".join(cells) + " |")
     return lines
 
 
 def scale_of(measured: dict[str, Any]) -> list[str]:
-    """A qube's verbs beside more and more volumes."""
+    """Return a table of the operations of a qube beside other volumes."""
     sizes = measured["volumes"]
     empty, *_ = sizes
     *_, full = sizes
     lines = [
-        f"Each of the volumes has {measured['revisions']} revisions.",
+        f"Each of the other volumes has {measured['revisions']} revisions.",
         "",
-        "| beside so many volumes | " + " | ".join(sizes) + " |",
+        "| other volumes in the pool | " + " | ".join(sizes) + " |",
         "|---" * (len(sizes) + 1) + "|",
     ]
     for verb in sizes[full]:
@@ -133,22 +177,23 @@ def scale_of(measured: dict[str, Any]) -> list[str]:
             if "bytes" in cost:
                 cells.append(f"{cost['bytes'] / 1024:.0f} KiB")
                 continue
-            cell = f"{cost['seconds'] * 1000:.1f} ms, {cost['calls']:.0f} calls"
+            calls = f"{cost['calls']:.0f} call" + "s" * (cost["calls"] != 1)
+            cell = f"{cost['seconds'] * 1000:.1f} ms, {calls}"
             first = sizes[empty].get(verb)
             if first and size != empty:
-                cell += f", {cost['seconds'] / first['seconds']:.2g} x"
+                cell += f", {times(cost['seconds'] / first['seconds'])}"
             cells.append(cell)
-        lines.append(f"| {verb} | " + " | ".join(cells) + " |")
+        lines.append(f"| {shown(verb)} | " + " | ".join(cells) + " |")
     return lines
 
 
 def bulk_of(measured: dict[str, Any]) -> list[str]:
-    """A copy between zpools beside dd's."""
+    """Return a table of copies between zpools."""
     lines = [
-        f"{measured['MiB']} MiB, half of it zeroes, from one zpool to another.",
+        f"A copy of {measured['MiB']} MiB, half of it zeroes.",
         "",
-        "| way | seconds (least to most) | to dd | a qube's start meanwhile"
-        " | the slowest | page cache that was kept |",
+        "| way | seconds (least to most) | ratio to dd"
+        " | start of a qube meanwhile | slowest start | page cache kept |",
         "|---|---|---|---|---|---|",
     ]
     ways = measured["ways"]
@@ -169,11 +214,11 @@ def bulk_of(measured: dict[str, Any]) -> list[str]:
     return lines
 
 
-#: what a measurement has in it: its name, and what makes a table of it
+#: the key of a result -> its name in file names, its title and its table
 KINDS = {
-    "verbs": ("verbs", verbs_of),
-    "volumes": ("scale", scale_of),
-    "ways": ("bulk", bulk_of),
+    "verbs": ("verbs", "Operations of a qube", verbs_of),
+    "volumes": ("scale", "A pool with many volumes", scale_of),
+    "ways": ("bulk", "A copy between zpools", bulk_of),
 }
 
 
@@ -188,27 +233,23 @@ def main() -> int:
         measured = json.loads(Path(sys.argv[1]).read_text("ascii"))
         version = measured["machine"]["openzfs"].partition("-")[0]
         clock = measured["machine"]["clock"]
-        name, _ = KINDS[kind_of(measured)]
+        name, _, _ = KINDS[kind_of(measured)]
         shutil.copy(sys.argv[1], KEPT / f"{name}-{version}-{clock}.json")
-    text = PAGE.read_text("utf-8")
-    before, rest = text.split(BEGIN)
-    parts = []
-    # the verbs first
+    parts = [HEAD]
+    # the operations first
     for file in sorted(KEPT.glob("*.json"), reverse=True):
         measured = json.loads(file.read_text("ascii"))
-        _, lines = KINDS[kind_of(measured)]
+        _, title, lines = KINDS[kind_of(measured)]
+        version = measured["machine"]["openzfs"].partition("-")[0]
         parts += [
-            f"### {file.stem}",
+            f"## {title} (OpenZFS {version})",
             "",
-            f"{about(measured['machine'])}",
+            f"From `benchmarks/results/{file.name}`. "
+            + about(measured["machine"]),
             *lines(measured),
             "",
         ]
-    after = rest.split(END)[1]
-    PAGE.write_text(
-        before + BEGIN + "\n" + "\n".join([*parts, ""]) + END + after,
-        "utf-8",
-    )
+    PAGE.write_text("\n".join(parts), "utf-8")
     print(f"written: {PAGE}")
     return 0
 
