@@ -13,8 +13,10 @@ GUEST = mkdir -p /root/src && \
     tar -c -C /src --exclude=./.?* --exclude=./build . | tar -x -C /root/src && \
     cd /root/src &&
 
-# make joins these into the one line that the guest takes
-ZFS_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
+# make joins these into the one line that the guest takes. Bytecode is kept,
+# because the tests start qvm-zfs and keyholders hundreds of times.
+ZFS_TEST = $(GUEST) unset PYTHONDONTWRITEBYTECODE && \
+    export ZFS_TESTS_REQUIRED=1 \
     $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) \
     $(if $(QUBES_CORE_ADMIN_LINUX),QUBES_CORE_ADMIN_LINUX=/core-admin-linux) \
     $(if $(QUBES_LINUX_UTILS),QUBES_LINUX_UTILS=/linux-utils) && \
