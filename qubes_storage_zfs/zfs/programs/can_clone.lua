@@ -1,3 +1,4 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Whether this module's channel programs can clone.  Read-only.
+-- Return whether channel programs can clone (OpenZFS 2.4.0 and newer).
+-- Read-only.
 return zfs.sync.clone ~= nil

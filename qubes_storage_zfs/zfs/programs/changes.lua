@@ -1,19 +1,21 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Changes of names, snapshots and properties that belong together.
+-- Make a list of changes of names, snapshots and properties.
 --
--- argv: changes: a list of {what, dataset, name, value}:
---         rename    the snapshot dataset@name becomes dataset@value
---         set       the user property name of dataset becomes value
---         inherit   the property name of dataset is as above it again
---         snapshot  dataset (the name of a snapshot) is made
---         destroy   dataset, which must not be in use, is destroyed
+-- argv:
+--   changes  list of {kind, dataset, name, value}, all strings.  kind is one of
+--     rename    rename the snapshot dataset@name to dataset@value
+--     set       set the user property name of dataset to value
+--     inherit   remove dataset's own value of the property name
+--     snapshot  take the snapshot that dataset names
+--     destroy   destroy dataset, which no process has open
+-- Returns nil.
 --
--- One transaction group; after a crash all of it is done, or nothing.
+-- One transaction group: after a crash, all changes were made, or none.
 --
 -- The caller decides the order.  With a version of OpenZFS that atomicity.lua
--- does not name, a list of which only a first part is made, because the tool was
--- killed meanwhile, may have to be completed by hand: snapshots that have their
--- new names already are refused by the next plan.
+-- does not name, killing the tool may leave a first part of the list.  An
+-- administrator may have to complete it by hand, because the next plan refuses
+-- snapshots that have their new names already.
 local makers = {
     rename = function(item)
         local new = item.dataset .. "@" .. item.value

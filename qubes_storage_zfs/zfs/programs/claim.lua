@@ -1,9 +1,15 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- A pool claims a dataset as its container, or gives it back.
+-- Claim a dataset as the container of a pool, or release it.
 --
--- argv: container, claimed_by (property), pool (its name), release (give back)
--- gives: the name of the pool that has it, if that is another; then nothing
---       was changed
+-- argv:
+--   container  string   dataset
+--   claim      string   property: the name of the pool
+--   pool       string   name of the pool
+--   release    boolean  release the dataset instead
+-- Returns nil; or the name of another pool that has claimed the dataset.  Then
+-- nothing was changed.
+--
+-- One change, so a crash leaves the dataset claimed or not.
 local claimed_by = own_property(argv.container, argv.claim)
 if claimed_by ~= nil and claimed_by ~= argv.pool then
     return claimed_by

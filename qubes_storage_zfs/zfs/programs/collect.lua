@@ -1,16 +1,24 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Destroy garbage.
+-- Collect garbage: destroy generations that no pointer needs.
 --
--- argv: datasets (list of {name, guid} as garbage.lua list them), empty
---       (qubes' datasets), qubes_root, prefix (of pointers), holder (property),
---       kept (names that are in somebody's hand)
--- gives: gone (list of what was destroyed), busy (list of those somebody holds open), left (list
---        of datasets elsewhere, for their janitors to look at)
+-- argv:
+--   datasets    list of {name, guid}, from garbage.lua
+--   empty       list: qubes' datasets that are empty, from garbage.lua
+--   qubes_root  string  dataset
+--   prefix      string  of pointers
+--   holder      string  property: the holder mark
+--   reserved    table   whose keys are the datasets that this process reserves
+-- Returns:
+--   destroyed   list of datasets
+--   busy        list of garbage that a process has open
+--   candidates  list of datasets below other qubes roots that may be garbage
 --
--- Each is looked at again here, where nothing can come between: same guid,
--- no pointer, no snapshot that more than one clone needs.  What a destroyed one
--- was cloned from is garbage too if it was kept by nothing else.  A crash
--- leaves it for the next time.
+-- Each dataset is checked again here, because no change can come between the
+-- check and the destruction: it has the same guid, no pointer names it, and it
+-- has no snapshot that more than one clone needs.  A dataset that it was cloned
+-- from is destroyed as well if nothing else needs that one.
+--
+-- Each destruction is complete in itself.  A crash leaves the rest as garbage.
 local out = {destroyed = {}, busy = {}, candidates = {}}
 local emptied = {}
 

@@ -1,17 +1,22 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- The current content of a volume becomes its newest revision.
+-- Commit the current content of a volume as its newest revision, and prune.
 --
--- argv: qube, volume, pointer, committed (properties); untouched, doubtful,
---       blank, largest (bytes, see thresholds.py); keep (old revisions to keep; -1: no
---       revisions at all), pinned (see prune()), unmeasured (it cannot
---       be measured: untouched decides)
--- gives: list of datasets for the janitor to look at; or unsure (true), if
---       whether the volume changed is known when thresholds.py has measured:
---       then nothing was changed
+-- argv:
+--   qube        string   dataset of the qube
+--   volume      string   name of the volume
+--   pointer     string   property of the qube's dataset: the pointer
+--   committed   string   property: the committed state
+--   keep        number   revisions to keep; -1: make none
+--   pinned      number   a revision that is not pruned; see prune()
+--   unmeasured  boolean  measuring is impossible: `unmodified` decides
+--   unmodified, doubtful, blank, largest   bytes, see thresholds.py
+-- Returns a list of datasets that garbage.lua must check.  Returns {unsure =
+-- true} without a change if thresholds.py must measure first to decide whether
+-- the volume is modified.
 --
--- One transaction group: the snapshot is there and old ones are pruned, or
--- nothing happened.  Repeating it after a crash finds nothing to do, or what
--- is left to prune if qubesd was killed.
+-- One transaction group: after a crash, the snapshot exists and old revisions
+-- are pruned, or nothing was changed.  If qubesd was killed, the next
+-- commit.lua prunes what is left.
 local qube, volume = argv.qube, argv.volume
 local current = current_number(qube, argv.pointer)
 if current == nil then
@@ -31,9 +36,10 @@ if argv.keep >= 0 and not argv.unmeasured
     return {unsure = true}
 end
 local committed = newest and newest.snapshot
--- Where only a first part of these changes is made, the revision is there and
--- another one is noted as committed, which state.lua reports as unfinished; or a
--- revision too many stays until the next stop().
+-- A first part of these changes is harmless.  If the snapshot exists, but an
+-- older one is recorded as committed, state.lua reports the volume as
+-- unfinished and stop() records the new one.  If no revision was dropped, one
+-- too many remains until the next stop().
 local changes = {}
 if argv.keep >= 0 and changed_since(newest, ds, current) then
     local snapshot = ds .. "@r" .. string.format("%d", highest + 1)

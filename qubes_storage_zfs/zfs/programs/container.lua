@@ -1,12 +1,22 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- What is where a pool's container should be.  Read-only.
+-- Report what is at the place of a pool's container.  Read-only.
 --
--- argv: container, qubes_root, claimed_by (property), prefix (of all our properties)
--- gives: parent, exists, qubes_root (booleans); type; claimed_by; claimed_above (a dataset
---        above that some pool has claimed); foreign (a child of qubes_root that is
---        not the dataset of a qube of ours, absent if there is none); bare (of
---        a container without claimed_by: whether it was received without its
---        properties, see common.lua)
+-- argv:
+--   container   string  dataset
+--   qubes_root  string  dataset
+--   claim       string  property: the name of the pool
+--   prefix      string  of all our properties
+-- Returns:
+--   parent         boolean: the dataset above the container exists
+--   exists         boolean: the container exists
+--   qubes_root     boolean: the qubes root exists
+--   type           string: ZFS's type of the container
+--   claimed_by     string: the pool that has claimed the container
+--   claimed_above  string: a dataset above it that a pool has claimed
+--   foreign        string: a child of the qubes root that is not the dataset of
+--                  a qube of this driver; absent if there is none
+--   bare           boolean: no pool has claimed the container, and it was
+--                  received without its properties, see is_bare()
 local out = {}
 local parent = parent_of(argv.container)
 out.parent = parent == nil or zfs.exists(parent)
@@ -31,8 +41,9 @@ if zfs.exists(argv.qubes_root) then
     out.qubes_root = true
     out.bare = out.claimed_by == nil and is_bare(argv.qubes_root, argv.prefix)
     for child in zfs.list.children(argv.qubes_root) do
-        local ours = is_empty_qube(child, argv.prefix) and (out.claimed_by ~= nil
-            or (zfs.get_prop(child, "canmount")) == "off")
+        local ours = is_empty_qube(child, argv.prefix)
+            and (out.claimed_by ~= nil
+                or (zfs.get_prop(child, "canmount")) == "off")
         if not ours and next(own_properties(child, argv.prefix)) == nil then
             out.foreign = child
         end

@@ -1,10 +1,12 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Destroy a generation that was in somebody's hand and is to be nobody's.
+-- Destroy a generation that was reserved and has no pointer.
 --
--- argv: dataset
--- gives: list of datasets for the janitor to look at
+-- argv:
+--   dataset  string
+-- Returns a list of datasets that garbage.lua must check.
 --
--- One transaction group.
+-- One transaction group.  After a crash, the generation is garbage or
+-- destroyed.
 local ds = argv.dataset
 if not zfs.exists(ds) then
     return refuse(2, "exists", ds)

@@ -1,12 +1,16 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Volumes whose content is discarded.  Read-only.
+-- List the disposable volumes of a pool.  Read-only.
 --
--- argv: container, qubes_root, claimed_by (property of the container), pool (its value;
---       nothing is told of another pool's volumes), prefix (of pointers),
---       holder (property)
--- gives: "<qube>/<volume>" -> the mark of the process that made the current
---        generation; "received" if it came with the dataset by `zfs receive`,
---        "" if there is none
+-- argv:
+--   container   string  dataset
+--   qubes_root  string  dataset
+--   claim       string  property of the container: the name of the pool
+--   pool        string  value of that property; another pool's volumes are not
+--                       listed
+--   prefix      string  of pointers
+--   holder      string  property: the holder mark
+-- Returns a table "<qube>/<volume>" -> holder mark of the current generation;
+-- "received" if the mark was received with the dataset, "" if there is none.
 local out = {}
 if not zfs.exists(argv.qubes_root)
     or own_property(argv.container, argv.claim) ~= argv.pool then

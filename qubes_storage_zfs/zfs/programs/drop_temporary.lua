@@ -1,6 +1,9 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Drop what take_temporary.lua made; with a living clone it goes with that.
+-- Drop a snapshot that take_temporary.lua took.  While a clone needs it, ZFS
+-- only marks it for deferred destruction.
 --
--- argv: snapshot
+-- argv:
+--   snapshot  string
+-- Returns nil.
 drop_revision(argv.snapshot)
 return nil

@@ -1,21 +1,29 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- What no pointer names, holds no snapshot and is ours; and what one clone of a
--- volume alone keeps, see promotion.lua.  Read-only.
+-- List garbage: this driver's generations that no pointer needs and that have
+-- no snapshot, or only one that a single clone needs (see lib/promotion.lua).
+-- Read-only.
 --
--- Ours is what bears our mark.  The mark is set in the call that makes a
--- dataset but lands a transaction group later, so what bears none is ours
--- too if it has such a name as we give and nothing was ever written to it.
+-- A generation is this driver's if it has the holder mark.  lzc_create() and
+-- lzc_clone() set the mark one transaction group after they create the zvol.
+-- So a generation without a mark is this driver's as well if its name is one
+-- that naming.py makes and nothing was ever written to it.
 --
--- argv: qubes_root, or qube for that one alone; prefix (of pointers); holder
---       (property); untouched, blank (bytes, see thresholds.py)
--- gives: datasets (list of {name, guid, holder, bookmarks that must go first};
---       holder is "received", which names no process, if the mark came with
---       the dataset by `zfs receive`); unsure (one that may be ours, which
---       thresholds.py tells when it has measured, absent if there is none);
---       empty (qubes' datasets that hold nothing)
+-- argv:
+--   qubes_root  string  dataset
+--   qube        string  dataset of the only qube to check; absent: all qubes
+--   prefix      string  of pointers
+--   holder      string  property: the holder mark
+--   unmodified, blank   bytes, see thresholds.py
+-- Returns:
+--   datasets  list of {name, guid, holder, bookmarks}; holder is the mark, or
+--             "received", which names no process, if the mark was received with
+--             the dataset; bookmarks must be destroyed first
+--   unsure    string: a generation that is this driver's if it is blank, which
+--             thresholds.py must measure first; absent if there is none
+--   empty     list: qubes' datasets that are empty
 local out = {datasets = {}, empty = {}}
 
--- More than this no blank zvol takes (41472 logical bytes were measured).
+-- A blank zvol never has more logical bytes (41472 were measured).
 local BLANK_MOST = 131072
 
 local function is_unmodified_clone(ds)
@@ -27,7 +35,7 @@ local function is_unmodified_clone(ds)
             == (zfs.get_prop(origin, "logicalreferenced"))
 end
 
--- Whether naming.py could have given a volume this name.
+-- Return whether naming.py can have made this name of a volume.
 local function is_volume_name(volume)
     return string.match(volume, "^[a-z0-9][a-z0-9_-]*$") ~= nil
 end
@@ -67,7 +75,7 @@ local function examine(qube)
                 out.datasets[#out.datasets + 1] = {
                     name = child,
                     guid = (zfs.get_prop(child, "guid")),
-                    -- the process that it names did not receive it
+                    -- the process that the mark names did not receive it
                     holder = received and "received" or mark,
                     bookmarks = kept and bookmarks_of(child) or {},
                 }

@@ -1,11 +1,16 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Whether a dataset is encrypted, by which root's key, and whether that is
--- loaded.  Read-only; right from OpenZFS 2.3.3 on.
+-- Report whether a dataset is encrypted, and whether the key is loaded.
+-- Read-only.  ZFS returns correct values from OpenZFS 2.3.3 on.
 --
--- argv: dataset
--- gives: exists; root (the dataset whose key it is, absent if it is not
---        encrypted); loaded; format (of the key: passphrase, raw or hex);
---        read_only_by (dataset where readonly=on is set, absent if it is not)
+-- argv:
+--   dataset  string
+-- Returns an empty table if the dataset does not exist, or:
+--   exists        true
+--   root          string: the encryption root; absent if not encrypted
+--   loaded        boolean: the key is loaded
+--   format        string: "passphrase", "raw" or "hex"
+--   read_only_by  string: the dataset whose readonly=on is in force; absent if
+--                 the dataset is writable
 local ds = argv.dataset
 if not zfs.exists(ds) then
     return {}

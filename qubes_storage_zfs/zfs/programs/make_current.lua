@@ -1,29 +1,37 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- A generation becomes the current one of its volume: the pointer moves.
+-- Make a generation the current one of its volume: move the pointer.
 --
--- argv: qube, volume, pointer, committed (properties), number (of the new
---         generation); untouched, blank (bytes, see thresholds.py)
---       holder, mark: property that says it is ours, and its value
---       scratch: its content is kept by nobody: no revision is made, but a
---         snapshot to take it back to, and the generation that was current,
---         which must be such a one too, is destroyed
---       size: what was asked for, if scratch; a string
---       copied_from: what the generation is a fresh copy of, for a volume that
---         begins anew at each start
---       pinned: see prune()
---       keep: old revisions to keep, -1 for no revisions at all; absent: prune
---         nothing
---       touched: refuse a generation that was never written to
---       created: this process created the qube's dataset a moment ago
---       origin: clone this snapshot to make the generation (OpenZFS >= 2.4)
---       promote: take over the origin's revisions, if that is the same
---         volume's and no other snapshot would move with them
--- gives: list of datasets for the janitor to look at
+-- argv:
+--   qube        string   dataset of the qube
+--   volume      string   name of the volume
+--   pointer     string   property of the qube's dataset: the pointer
+--   committed   string   property: the committed state
+--   number      number   of the new current generation
+--   holder      string   property: the holder mark
+--   mark        string   value of that property
+--   created     boolean  this process has just created the qube's dataset
+--   disposable  boolean  the content is discarded at stop: take a baseline
+--                        snapshot instead of a revision, and destroy the former
+--                        current generation, which must be disposable as well
+--   size        string   "<size>[/<blocksize>]" of a disposable generation
+--   copied_from string   source that the generation is a copy of, for a volume
+--                        that is reset at each start; see lib/pointer.lua
+--   keep        number   revisions to keep; -1: make none; absent: do not prune
+--   pinned      number   a revision that is not pruned; see prune()
+--   refuse_unwritten     boolean: refuse a generation that was never written to
+--   origin      string   clone this snapshot to make the generation
+--                        (OpenZFS 2.4.0 and newer)
+--   promote     boolean  promote the generation over its origin, if that is a
+--                        generation of this volume and has only revisions of it
+--   unmodified, blank    bytes, see thresholds.py
+-- Returns a list of datasets that garbage.lua must check.
 --
--- What was current and uncommitted becomes a revision first (unless scratch
--- or keep < 1), so nothing is lost by moving the pointer.  All in one
--- transaction group.  If a step before the pointer moves fails, the pointer
--- is as before and what was made is garbage for the janitor.
+-- If the former current generation has uncommitted data, that is first
+-- committed as a revision (unless disposable, or keep < 1).  So moving the
+-- pointer loses nothing.
+--
+-- One transaction group.  If a change before the pointer fails, the pointer is
+-- unchanged, and the new generation is garbage.
 local qube, volume = argv.qube, argv.volume
 local new = generation_name(qube, volume, argv.number)
 local old_number, was_disposable = current_number(qube, argv.pointer)
@@ -35,7 +43,7 @@ if old_number ~= nil and old_number ~= argv.number then
     end
 end
 if old ~= nil and argv.disposable and not was_disposable then
-    return refuse(17, "adopt", old)
+    return refuse(17, "make current", old)
 end
 local keep = argv.keep
 local commits = not argv.disposable and (keep == nil or keep >= 0)
@@ -51,7 +59,7 @@ if argv.origin then
 elseif not zfs.exists(new) then
     return refuse(2, "exists", new)
 elseif argv.refuse_unwritten and is_unwritten(new) then
-    return refuse(61, "adopt", new)
+    return refuse(61, "make current", new)
 end
 
 local list, highest = {}, 0
@@ -71,14 +79,17 @@ if old ~= nil and commits and (keep == nil or keep > 0) then
     end
 end
 
--- Where only a first part of these changes is made:
---   before the pointer moves, the new generation has our mark, or is a clone that
---     nothing was written to, and has no snapshot but its beginning: it is
---     garbage.  The snapshot `first` is a revision, as stop() makes one;
---   after the pointer moved, the new generation is what stop() takes for
---     changed, because the newest revision is in another one: it commits it and
---     notes what is committed;
---   without the last, which drops a revision, a revision too many stays.
+-- A first part of these changes is harmless:
+--
+-- - Before the pointer moves, the new generation is garbage: it has our mark,
+--   or is a clone that nothing was written to, and it has no snapshot but its
+--   baseline snapshot.  The snapshot `first` is a revision like those that
+--   stop() makes.
+--
+-- - After the pointer moved, the newest revision is in another generation, so
+--   stop() takes the new generation for modified, commits it and records that.
+-- - Without the last change, which drops a revision, one revision too many
+--   remains.
 local changes = {}
 if argv.origin then
     changes[1] = {zfs.sync.clone, argv.origin, new}
@@ -102,8 +113,8 @@ if second ~= nil then
     changes[#changes + 1] = {zfs.sync.snapshot, second}
 end
 record_committed(changes, qube, argv.committed, second)
--- the blank state that create() left, and nothing was done with, is none to
--- go back to
+-- The blank state that create() committed, and that nothing was written to, is
+-- no state to revert to.
 if keep ~= nil and first == nil and #list == 1
     and newest.number ~= argv.pinned and is_unwritten(newest.snapshot) then
     changes[#changes + 1] = {drop_revision, newest.snapshot}
@@ -112,16 +123,16 @@ elseif keep ~= nil and second ~= nil then
 end
 local errno, failed = all_or_none(changes)
 if errno ~= 0 then
-    -- what failed may come after the pointer
+    -- The change that failed may come after the pointer.
     if before ~= nil then
         zfs.sync.set_prop(qube, argv.pointer, before)
     else
         zfs.sync.inherit(qube, argv.pointer)
     end
-    return refuse(errno, "adopt", failed[2])
+    return refuse(errno, "make current", failed[2])
 end
 
--- The pointer has moved; the rest is tidying.
+-- The pointer has moved: the operation is complete.  The rest cleans up.
 if argv.created then
     zfs.sync.set_prop(qube, CREATED, "yes")
 end

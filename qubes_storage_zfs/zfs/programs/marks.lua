@@ -1,10 +1,13 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- The datasets of a zpool that are marked as the container of a pool.
+-- List the datasets of a zpool that pools have claimed as containers.
 -- Read-only.
 --
--- argv: zpool, claimed_by (property)
--- gives: list of {dataset, claimed_by, root (the dataset whose key it is encrypted
---        with; absent if it is not encrypted), loaded (whether that key is)}
+-- argv:
+--   zpool  string
+--   claim  string  property: the name of the pool
+-- Returns a list of {dataset, claimed_by (name of the pool), root (the
+-- encryption root, absent if not encrypted), loaded (boolean: its key is
+-- loaded)}.
 local out = {}
 
 local function examine(ds)

@@ -1,15 +1,27 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- What is in a dataset that a pool of another layout is in, and where its
--- qubes' datasets would be.  Read-only.
+-- List a container of another layout, and what is where the qubes' datasets
+-- will be.  Read-only.
 --
--- argv: container, qubes_root, old (where its qubes' datasets are now), prefix (of
---       all our properties), settings, zvol_settings (lists of properties)
--- gives: old_exists; container, qubes_root (absent if missing): {type, own (our properties that
---       are set on it), set (those of settings that are set on it)};
---       old, moved (lists of children of old and of qubes_root, the same if these are
---       one): {name, type, own, set, inner (list of children: {name, type, own,
---       set, logical (bytes), snapshots (list of {name, createtxg, leaving, own,
---       since (bytes written to the volume after it)})})}
+-- argv:
+--   container      string  dataset
+--   qubes_root     string  where the qubes' datasets will be
+--   old            string  where they are now
+--   prefix         string  of all our properties
+--   settings       list    properties to report for filesystems
+--   zvol_settings  list    properties to report for zvols
+-- Returns:
+--   old_exists  boolean
+--   container   see below; absent if it does not exist
+--   qubes_root  the same
+--   old         list of the children of argv.old
+--   moved       list of the children of argv.qubes_root
+--
+-- A dataset is {name, type, own (table: our properties of the dataset itself),
+-- set (table: those of `settings` that the dataset itself has)}.  A child is
+-- such a table with `inner`, a list of its children.  A child of type "volume"
+-- in `inner` also has `logical` (bytes) and `snapshots`, a list of {name,
+-- createtxg, deferred (boolean: marked for deferred destruction), own, since
+-- (bytes written to the zvol after the snapshot)}.
 local function about(ds, settings)
     local out = {name = ds, set = {}, own = own_properties(ds, argv.prefix)}
     out.type = (zfs.get_prop(ds, "type"))

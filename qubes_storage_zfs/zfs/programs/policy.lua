@@ -1,19 +1,25 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Find the first dataset of a pool whose properties are not allowed: the
--- qubes root, then everything below it, level by level.  Read-only.
+-- Find the first dataset of a pool that has a property with a value that is not
+-- allowed.  Checks the qubes root, then everything below it, level by level.
+-- Read-only.
 --
--- All of it may have been written by another machine.  Names and values are
--- returned as they are on disk; the caller shortens and escapes them.
+-- Another machine may have written all of it.  Names and values are returned as
+-- they are on disk; the caller shortens and escapes them.
 --
--- argv: container, qubes_root, claimed_by (property), prefix (of all our properties),
---       limit (number of datasets),
---       rules (list of {name, value}: for qubes_root and all below),
---       root_rules (the same, for qubes_root alone)
--- gives: missing (container or qubes_root, if it does not exist); claimed_by (value of
---        that property set on the container), or bare, as container.lua has
---        it; and, if something is not
---        allowed, dataset, property, value (absent if there is none), source
---        and wanted; else count (of datasets)
+-- argv:
+--   container   string  dataset
+--   qubes_root  string  dataset
+--   claim       string  property: the name of the pool
+--   prefix      string  of all our properties
+--   limit       number  of datasets that a pool may have
+--   rules       list of {name, value}: for the qubes root and everything below
+--   root_rules  list of {name, value}: for the qubes root in addition
+-- Returns:
+--   missing     string: the container or the qubes root, if it does not exist
+--   claimed_by  string: the pool that has claimed the container
+--   bare        boolean, as in container.lua
+--   count       number of datasets, if all of them are allowed; else
+--   dataset, property, value (absent if there is none), source, required
 local out = {}
 if not zfs.exists(argv.container) then
     return {missing = argv.container}
@@ -25,7 +31,8 @@ if not zfs.exists(argv.qubes_root) then
 end
 out.bare = out.claimed_by == nil and is_bare(argv.qubes_root, argv.prefix)
 
--- Whether dom0 would mount it: "zfs mount -a" does at each boot.
+-- Return a violation if dom0 would mount ds, as "zfs mount -a" does at each
+-- boot.
 local function would_mount(ds)
     local mountpoint, source = zfs.get_prop(ds, "mountpoint")
     if mountpoint == nil or mountpoint == "none" or mountpoint == "legacy"
@@ -58,7 +65,8 @@ while first <= last do
         last = last + 1
         queue[last] = child
         if last > argv.limit then
-            return {claimed_by = out.claimed_by, bare = out.bare, dataset = argv.qubes_root,
+            return {claimed_by = out.claimed_by, bare = out.bare,
+                dataset = argv.qubes_root,
                 property = "number of datasets", value = "more",
                 required = "at most " .. string.format("%d", argv.limit)}
         end

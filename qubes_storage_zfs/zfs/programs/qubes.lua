@@ -1,7 +1,9 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- The datasets of all qubes.
+-- List the datasets of all qubes.  Read-only.
 --
--- argv: qubes_root.  Read-only.  gives: list of names
+-- argv:
+--   qubes_root  string  dataset
+-- Returns a list of names; empty if the qubes root does not exist.
 if not zfs.exists(argv.qubes_root) then
     return {}
 end

@@ -1,26 +1,34 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- A volume is removed: its pointer, its revisions and its generations.
+-- Remove a volume: its pointer, its revisions and its generations.
 --
--- argv: qube, volume, pointer, committed (properties), prefix (of pointers),
---       holder (property that marks what is ours); busy (generations in use
---       by an export, by name: left to it); discarded (leave alone a volume
---       whose content is kept); again (the pointer was dropped before: one that
---       exists is of a new volume with the same name, which is left alone)
--- gives: busy (a generation that somebody holds open, absent if none);
---       unfreed (one that is kept and could not be rolled back, because
---       somebody has it open); bookmarks (list of those that must go before
---       the rest can); origins (datasets that the janitor must look at, see
---       garbage_candidate())
+-- argv:
+--   qube             string   dataset of the qube
+--   volume           string   name of the volume
+--   pointer          string   property of the qube's dataset: the pointer
+--   committed        string   property: the committed state
+--   prefix           string   of pointers
+--   holder           string   property: the holder mark
+--   busy             table    whose keys are generations that an export uses;
+--                             they are left to the end of the export
+--   only_disposable  boolean  do nothing unless the volume is disposable
+--   retry            boolean  the pointer was removed before.  If there is one,
+--                             a new volume has the name; do nothing
+-- Returns:
+--   busy       string: a generation that a process has open; absent if none
+--   unfreed    string: a generation that a clone needs and that could not be
+--              rolled back, because a process has it open; absent if none
+--   bookmarks  list: bookmarks that must be destroyed before the rest can be
+--   origins    list: datasets that garbage.lua must check
 --
--- One transaction group.  What cannot go is no volume's any more: no pointer
--- names it and none of its revisions can be listed or reverted to.  A
--- generation that one clone alone needs goes, see promotion.lua.  If several
--- clones, a hold or a snapshot of somebody else's keep it, what the volume held
--- beyond its cloned snapshots is freed by rolling it back.  If qubesd is
--- killed, its generations may be left, as garbage.
+-- One transaction group.  A generation that cannot be destroyed now has no
+-- pointer afterwards, and none of its revisions can be listed or reverted to.
+-- A generation that only one clone needs is destroyed, see lib/promotion.lua.
+-- If several clones, a hold or an administrator's snapshot need a generation,
+-- it is rolled back to free all but its snapshots.  If qubesd is killed,
+-- generations may remain as garbage.
 
--- Snapshots of ours, revisions and those of take_temporary.lua, that can still be
--- dropped.
+-- Return the snapshots of this driver in a generation, committed states and
+-- temporary ones, that can still be dropped.
 local function snapshots_of_ours(ds)
     local list = {}
     for snapshot in zfs.list.snapshots(ds) do
@@ -45,9 +53,10 @@ end
 if argv.retry and current ~= nil then
     return out
 end
--- Where only a first part of these changes is made, the volume still exists with
--- fewer revisions: stop() commits it again, and its next removal goes on from
--- there.  If the pointer went first, its revisions would be left for ever.
+-- A first part of these changes is harmless: the volume exists with fewer
+-- revisions.  stop() commits it again, and the next removal continues.  The
+-- pointer is removed last: without it, no collection would find the revisions
+-- that remain.
 local pointed = own_property(qube, argv.pointer) ~= nil
 if pointed then
     local errno = zfs.check.inherit(qube, argv.pointer)
@@ -63,7 +72,7 @@ for _, number in ipairs(generations_at_first(qube, volume)) do
     if not busy[ds] and zfs.exists(ds) and (number == current
         or own_property(ds, argv.holder) ~= nil) then
         mine[#mine + 1] = ds
-        -- of what nobody keeps there is its beginning alone
+        -- a disposable generation has its baseline snapshot alone
         if not disposable or number ~= current then
             for _, snapshot in ipairs(snapshots_of_ours(ds)) do
                 changes[#changes + 1] = {drop_revision, snapshot}
@@ -77,10 +86,10 @@ if pointed then
 end
 local errno = all_or_none(changes)
 if errno ~= 0 then
-    return refuse(errno, "forget", qube)
+    return refuse(errno, "remove", qube)
 end
--- Clones among the generations hang on each other's snapshots, so newer
--- ones first, and again until nothing more goes.
+-- Generations may be clones of each other's snapshots.  So repeat this until no
+-- more of them can be destroyed.
 local again = true
 while again do
     again = false

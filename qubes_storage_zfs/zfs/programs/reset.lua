@@ -1,12 +1,17 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- A generation whose content nobody keeps becomes again what it was when it was
--- made, and stays the same zvol: its node and udev's link to it stay.
+-- Roll a disposable generation back to its baseline snapshot.  It remains the
+-- same zvol, so its node and udev's link to it remain.
 --
--- argv: qube, volume, pointer, size or source as in state.lua
+-- argv:
+--   qube     string  dataset of the qube
+--   volume   string  name of the volume
+--   pointer  string  property of the qube's dataset: the pointer
+--   size, source     as in state.lua: what would be made now
+-- Returns nil.  Refuses with ENOENT (2) if the generation cannot be reset; its
+-- content must then not be used.
 --
--- One transaction group; after a crash it was done, or is asked for again.
--- What nobody wrote to is left alone.  Of what is refused as missing the
--- content is not to be used.
+-- One transaction group.  After a crash, the generation was reset, or the next
+-- start() resets it.  Nothing is changed if nothing was written.
 local qube = argv.qube
 local current, disposable, size = current_number(qube, argv.pointer)
 if current == nil or not disposable then
@@ -21,7 +26,8 @@ if has_writes(ds) then
     if errno ~= 0 then
         return refuse(errno, "rollback", ds)
     end
-    -- it goes to the newest snapshot, and that may be somebody else's
+    -- The rollback goes to the newest snapshot, which may be an
+    -- administrator's.
     if has_writes(ds) then
         return refuse(2, "rollback", ds)
     end

@@ -1,11 +1,16 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Bytes that would be free if a qube's volumes were but what they are now, and
--- bytes in generations that no volume has, but clones of them need.
+-- Count the bytes that a qube's revisions and removed volumes use.  Read-only.
 --
--- argv: qube (dataset), prefix (of pointers), holder (property).  Read-only.
--- gives: revisions, removed
+-- argv:
+--   qube    string  dataset of the qube
+--   prefix  string  of pointers
+--   holder  string  property: the holder mark
+-- Returns:
+--   revisions  bytes that would be free if each volume had its current content
+--              only
+--   removed    bytes in generations of removed volumes, which clones need
 --
--- What a clone elsewhere shares would stay.
+-- What a clone of another qube shares would not be free.
 local out = {revisions = 0, removed = 0}
 if not zfs.exists(argv.qube) then
     return out

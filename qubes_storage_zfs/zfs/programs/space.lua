@@ -1,8 +1,13 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Space below a dataset as the volumes there see it: quotas, reservations,
--- parity and slop are in these two, unlike in the zpool's own figures.
+-- Report the space below a dataset, as volumes there see it.  Read-only.
 --
--- argv: qubes_root.  Read-only.  gives: used, available (bytes), absent if missing
+-- These two properties take quotas, reservations, parity and slop space into
+-- account, unlike the figures of the zpool.
+--
+-- argv:
+--   qubes_root  string  dataset
+-- Returns {used, available}, both in bytes; an empty table if the dataset does
+-- not exist.
 if not zfs.exists(argv.qubes_root) then
     return {}
 end

@@ -1,35 +1,57 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Everything the driver asks about one volume.  Read-only.
+-- Report the state of one volume.  Read-only.
 --
--- argv: container, claimed_by (property), prefix (of all our properties), qube
---       (dataset), volume, pointer, committed (properties), untouched, blank,
---       largest (bytes, see thresholds.py),
---       want (list of native properties of the current generation, each as
---       dear as all the rest: the zvol is opened for it)
---       counted: give numbers, unless what there is can be used again;
---       revisions: give these and what follows from them; dates: give their
---       creation instead of what follows; size (a string) or source (qube,
---       and property that says what is committed there) of what nobody keeps,
---       if it is made now; tuned (property): give that of the current
---       generation; rules (list of {name, value}): say whether what is to be
---       opened, or what a new generation inherits from, breaks one; writable:
---       it will be written to
--- gives: missing (if the container is); claimed_by (not with dates), or bare, as
---       container.lua has it; qube (whether
---       its dataset exists) or mountable (whether ZFS would mount it if it
---       did); current (number, absent if there is no volume); numbers (of all
---       generations); properties; tuned; wrong (see first_violation());
---       read_only_by (with writable: the dataset where readonly=on is set,
---       absent if it can be written to)
---       of what nobody keeps: scratch (true); usable (whether it can be taken
---       back to what would be made now); touched (whether it must be); fresh
---       (whether it is a clone of the source's committed state, absent if that
---       has none)
---       of what is kept: committed (snapshot, absent if there is none); or
---       instead revisions (list of number, generation, snapshot, creation),
---       dirty, unsure (whether it is dirty only until thresholds.py has
---       measured), blank (as create() made it), frozen (whether a crash left
---       something of take_temporary.lua, or of commit.lua), copied_from and copy (see common.lua)
+-- argv:
+--   container   string   dataset
+--   claim       string   property of the container: the name of the pool
+--   prefix      string   of all our properties
+--   qube        string   dataset of the qube
+--   volume      string   name of the volume
+--   pointer     string   property of the qube's dataset: the pointer
+--   committed   string   property: the committed state
+--   unmodified, doubtful, blank, largest   bytes, see thresholds.py
+--   native      list     native properties of the current generation to report;
+--                        each is as slow as all the rest, because ZFS opens the
+--                        zvol for it
+--   counted     boolean  report `numbers`, unless the volume is resettable
+--   revisions   boolean  report revisions and what follows from them
+--   dates       boolean  report when each revision was created, instead of what
+--                        follows from them
+--   size        string   "<size>[/<blocksize>]", or
+--   source      table    {qube, committed}: dataset, and property that records
+--                        its committed state; what a disposable volume would be
+--                        made from now
+--   tuned       string   property of the current generation to report
+--   rules       list     of {name, value}: report whether the current
+--                       generation, or what a new one inherits, breaks one
+--   writable    boolean  report read_only_by
+-- Returns {missing = true} if the container does not exist, or:
+--   claimed_by   string: pool that has claimed the container; not with dates
+--   bare         boolean, as in container.lua; not with dates
+--   qube         boolean: the qube's dataset exists
+--   mountable    boolean: ZFS would mount the qube's dataset, if it is created
+--   current      number of the current generation; absent if no volume exists
+--   numbers      list of the numbers of all generations
+--   properties   table: argv.native, name -> value
+--   tuned        string
+--   wrong        table, see first_violation()
+--   read_only_by string: the dataset whose readonly=on is in force
+-- Of a disposable volume, also:
+--   disposable   true
+--   resettable   boolean: reset.lua can roll it back to what would be made now
+--   modified     boolean: reset.lua must do so
+--   up_to_date   boolean: it is a clone of the source's committed state; absent
+--                if that has none
+-- Of any other volume, without argv.revisions, also:
+--   committed    string: the recorded snapshot; absent if there is none
+-- and with argv.revisions:
+--   revisions    list of {number, generation, snapshot, creation}
+--   unfinished   boolean: a crash left a temporary snapshot, or a commit that
+--                was not recorded
+--   copied_from, copy   see copied_from()
+--   dirty        boolean: modified since the newest revision
+--   unsure       boolean: thresholds.py must measure before `dirty` is certain
+--   blank        boolean: as create() made it
 local qube, volume = argv.qube, argv.volume
 if not zfs.exists(argv.container) then
     return {missing = true}
@@ -46,7 +68,8 @@ end
 if not zfs.exists(qube) then
     local qubes_root = parent_of(qube)
     local exists = zfs.exists(qubes_root)
-    out.mountable = not exists or (zfs.get_prop(qubes_root, "mountpoint")) ~= "none"
+    out.mountable = not exists
+        or (zfs.get_prop(qubes_root, "mountpoint")) ~= "none"
     if exists and argv.writable then
         out.read_only_by = read_only_by(qubes_root)
     end
@@ -93,7 +116,8 @@ if not disposable and not argv.revisions then
 end
 if not disposable and argv.revisions then
     local list, _, temporary = revisions(qube, volume, numbers)
-    out.unfinished = #temporary > 0 or is_record_outdated(list, qube, argv.committed)
+    out.unfinished = #temporary > 0
+        or is_record_outdated(list, qube, argv.committed)
     out.copied_from, out.copy = copied_from(qube, argv.pointer)
     out.revisions = {}
     for index, revision in ipairs(list) do

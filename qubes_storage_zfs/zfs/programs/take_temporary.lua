@@ -1,8 +1,14 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- A snapshot of a volume that keeps no revisions, to clone from at once.
+-- Take a temporary snapshot of a volume without revisions, to clone from it
+-- now.
 --
--- argv: qube, volume, pointer.  gives: name of the snapshot
--- A crash leaves a snapshot @x<n>; the next stop() of the volume drops it.
+-- argv:
+--   qube     string  dataset of the qube
+--   volume   string  name of the volume
+--   pointer  string  property of the qube's dataset: the pointer
+-- Returns the name of the snapshot, @x<n>.
+--
+-- One change.  After a crash, the next stop() of the volume drops the snapshot.
 local qube = argv.qube
 local current = current_number(qube, argv.pointer)
 if current == nil then

@@ -1,8 +1,12 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Every volume below qubes_root: "<qube>/<volume>" -> value of its pointer.
+-- List all volumes of a pool.  Read-only.
 --
--- argv: qubes_root, prefix (of pointers).  Read-only; user properties only, which
--- cost a third of native ones.
+-- Reads user properties only, which are three times as fast as native ones.
+--
+-- argv:
+--   qubes_root  string  dataset
+--   prefix      string  of pointers
+-- Returns a table "<qube>/<volume>" -> value of the pointer.
 local out = {}
 if not zfs.exists(argv.qubes_root) then
     return out

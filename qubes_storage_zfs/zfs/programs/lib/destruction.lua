@@ -1,9 +1,8 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Shared by the programs that destroy generations: what goes with them, and what
--- must be looked at then.
+-- Destruction of generations, and the garbage that a destruction leaves.
 
--- Destroy a generation without snapshots, or with its beginning alone.  Gives
--- the errno.
+-- Destroy a generation that has no snapshot, or only its baseline snapshot.
+-- Returns an errno.
 local function destroy_whole(ds)
     if zfs.exists(baseline(ds)) then
         drop_revision(baseline(ds))
@@ -11,8 +10,9 @@ local function destroy_whole(ds)
     return (zfs.sync.destroy(ds))
 end
 
--- The generation that a destroyed clone was cloned from, if that may be garbage
--- now: the snapshot went with the clone, or is kept for one other clone.
+-- Return the generation that a destroyed clone was cloned from if it may be
+-- garbage now; nil if not.  It may be garbage if the snapshot `origin` was
+-- destroyed with the clone, or exists for one other clone only.
 local function garbage_candidate(origin)
     if origin == nil then
         return nil
@@ -23,9 +23,9 @@ local function garbage_candidate(origin)
     return string.match(origin, "^(.*)@")
 end
 
--- Destroy a generation that nothing needs.  What the janitor must look at then
--- is added to `left`: the generation, if somebody holds it open; or what it
--- was cloned from, see garbage_candidate().  Gives the errno.
+-- Destroy a generation that no pointer and no clone needs.  Returns an errno.
+-- Adds to `candidates` what garbage.lua must check later: the generation itself
+-- if a process has it open, else the result of garbage_candidate().
 local function destroy_generation(ds, candidates)
     local origin = (zfs.get_prop(ds, "origin"))
     local errno = destroy_whole(ds)

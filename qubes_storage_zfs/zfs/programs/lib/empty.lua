@@ -1,18 +1,20 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- What holds nothing: datasets of qubes, and containers.
+-- Checks for qubes' datasets that are empty and containers without properties.
 
--- On a qube's dataset that this driver created, see make_current.lua.
+-- Property of each qube's dataset that this driver created; make_current.lua
+-- sets it.
 local CREATED = "qubes-storage-zfs:created"
 
--- Whether a qube's dataset holds nothing and points to nothing, so that it can
--- be destroyed.
+-- Return whether a qube's dataset can be destroyed: it has no child, snapshot,
+-- pointer or file.
 --
--- Such a dataset is never mounted: canmount is off, or it inherits that it has
--- no mount point.  One that is larger than any empty filesystem was mounted in
--- between.  A dataset that does not bear CREATED may be an administrator's with
--- a small file in it, also if canmount is off now; it counts as empty only if it
--- takes exactly what the qubes root takes.  After "zpool upgrade" an empty one
--- may take more than that, and stays.
+-- A qube's dataset is never mounted: it has canmount=off, or inherits
+-- mountpoint=none.  If it is larger than an empty filesystem can be, it was
+-- mounted at some time and may have files.  If it does not have the property
+-- CREATED, an administrator may have created it, put a small file in it and set
+-- canmount=off.  Then it counts as empty only if it has exactly the size of the
+-- qubes root.  After "zpool upgrade" an empty one can be larger than that; it
+-- is kept.
 local EMPTY_MOST = 131072
 local function is_empty_qube(qube, prefix)
     for _ in zfs.list.children(qube) do
@@ -37,8 +39,8 @@ local function is_empty_qube(qube, prefix)
         or size == (zfs.get_prop(parent_of(qube), "logicalreferenced"))
 end
 
--- Whether there are zvols in the datasets below qubes_root, and no property of ours
--- says what they are: they were received without their properties.
+-- Return whether the datasets below qubes_root have zvols, but none of our
+-- properties: they were received without properties.
 local function is_bare(qubes_root, prefix)
     local bare = false
     for qube in zfs.list.children(qubes_root) do

@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: BSD-2-Clause
 -- Names of generations, and the generations in a qube's dataset.
 
--- The dataset that this one is in.
+-- Return the parent of a dataset; nil for a zpool.
 local function parent_of(ds)
     return string.match(ds, "^(.*)/[^/]*$")
 end
@@ -13,7 +13,7 @@ local function generation_name(qube, volume, number)
     return qube .. "/" .. volume .. "." .. string.format("%d", number)
 end
 
--- Volume and number in the last part of a generation's name.
+-- Return volume and number from the last component of a generation's name.
 local function parse_generation(dataset)
     local last = string.match(dataset, "/([^/]*)$")
     local volume, number = string.match(last, "^([^.]+)%.([1-9]%d*)$")
@@ -23,7 +23,7 @@ local function parse_generation(dataset)
     return volume, tonumber(number)
 end
 
--- Numbers of the generations of one volume, of those in a list of datasets.
+-- Return the numbers of the generations of `volume` in a list of datasets.
 local function numbers_among(datasets, volume)
     local list = {}
     for _, dataset in ipairs(datasets) do
@@ -35,7 +35,7 @@ local function numbers_among(datasets, volume)
     return list
 end
 
--- What an iterator of zfs.list yields, as a list.
+-- Return a list of everything that an iterator of zfs.list yields.
 local function as_list(iterator)
     local list = {}
     for name in iterator do
@@ -48,14 +48,14 @@ local function children(qube)
     return as_list(zfs.list.children(qube))
 end
 
--- Numbers of the generations of one volume.
+-- Return the numbers of all generations of one volume.
 local function generations(qube, volume)
     return numbers_among(children(qube), volume)
 end
 
--- The same as it was when first asked for any volume of the qube: for a
--- program that changes no other volume's, and asks before it changes its own.
--- To list is dear.
+-- The same, from the children that the qube had at the first call for any of
+-- its volumes, because listing is slow.  Only for a program that calls this
+-- before it changes a volume, and changes no other volume.
 local listed = {}
 local function generations_at_first(qube, volume)
     listed[qube] = listed[qube] or children(qube)

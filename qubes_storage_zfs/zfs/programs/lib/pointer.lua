@@ -1,16 +1,16 @@
 -- SPDX-License-Identifier: BSD-2-Clause
 -- Pointers: the property of a qube's dataset that names the current generation
--- of a volume.  No other file here knows their grammar; store/pointer.py has it
--- for Python:
+-- of a volume.  Only this file and, in Python, store/pointer.py know the
+-- grammar:
 --
---   <generation>                              its content is kept
---   <generation> scratch <size>[/<blocksize>] its content is discarded
---   <generation> from <source>[ r<revision>]  it began as a copy of a revision,
---                                             or blank; r<revision> is that copy
+--   <generation>                              kept at stop
+--   <generation> scratch <size>[/<blocksize>] disposable: discarded at stop
+--   <generation> from <source>[ r<revision>]  kept; a copy of the revision
+--                                             <source>, or of "blank";
+--                                             r<revision> is only that copy
 
--- Number of the current generation of a volume, nil if it has none; whether
--- that is one whose content is discarded; and what such a one was created for,
--- a string.
+-- Return the number of a volume's current generation (nil if there is none),
+-- whether it is disposable, and the "<size>[/<blocksize>]" it was created for.
 local function current_number(qube, pointer)
     local value = own_property(qube, pointer)
     if value == nil then
@@ -21,22 +21,22 @@ local function current_number(qube, pointer)
         string.match(value, " scratch (%S+)$")
 end
 
--- What the current generation of a volume that begins anew at each start was
--- made from; and the number of the revision that is no more than that.
+-- Return the source that the current generation is a copy of, a string, and the
+-- number of the revision that is only that copy.  Each is nil if absent.
 local function copied_from(qube, pointer)
     local value = own_property(qube, pointer)
     local from, number = string.match(value or "", " from (%S+) ?r?(%d*)$")
     return from, tonumber(number)
 end
 
--- The pointer to a generation whose content is discarded.
+-- Return the pointer to a disposable generation.
 local function disposable_pointer(number, size)
     return string.format("%d", number) .. " scratch " .. size
 end
 
--- The pointer to a generation whose content is kept; `source` is nil unless the
--- volume begins anew at each start, and `snapshot` is then the revision that is
--- no more than a copy of it, nil if there is none.
+-- Return the pointer to a generation that is kept at stop.
+-- source: what it is a copy of, or nil.  snapshot: full name of the revision
+-- that is only that copy, or nil.
 local function persistent_pointer(number, source, snapshot)
     local value = string.format("%d", number)
     if source ~= nil then

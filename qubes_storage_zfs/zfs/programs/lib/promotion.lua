@@ -1,35 +1,37 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Shared by remove.lua, collect.lua and garbage.lua: a generation that no volume
--- needs, but a clone of it does.
+-- Promotion: how a generation that only one clone needs is destroyed.  Used by
+-- remove.lua, collect.lua and garbage.lua.
 --
--- Its snapshots are marked for deferred destruction by then, so ZFS destroys
--- the last one together with its last clone.  If one clone alone is left, that
--- clone is promoted: the snapshot then belongs to the clone, the generation
--- becomes the snapshot's only clone, and both go when it is destroyed.
+-- The volume of such a generation was removed or no longer points to it.  Its
+-- snapshots are marked for deferred destruction, so ZFS destroys the last one
+-- together with its last clone.  If exactly one clone is left,
+-- destroy_unneeded() promotes that clone.  Then the snapshot belongs to the
+-- clone, the generation is the only clone of the snapshot, and destroying the
+-- generation destroys both.
 --
 -- A state of a removed volume must never become a revision of the clone.  So
--- the snapshot is renamed to @g<n>, which names no revision, in the group of
--- changes that promotes; and its mark moves with it.  If the program is ended
--- after both, the generation is garbage without a snapshot.  If only the new
--- name is given, the next collection of garbage finds the clone again, and gives
--- another name.
+-- the snapshot is first renamed to @g<n>, which is no name of a revision, in
+-- the same list of changes as the promotion.  The mark for deferred destruction
+-- moves with it.  If the program ends after both changes, the generation is
+-- garbage without a snapshot.  If it ends after the renaming, the next garbage
+-- collection finds the clone again and renames the snapshot again.
 
--- Bookmarks of a generation, a list of names.
+-- Return the bookmarks of a generation, a list of names.
 local function bookmarks_of(ds)
     return as_list(zfs.list.bookmarks(ds))
 end
 
--- Whether a dataset is a generation, made by this driver, of a volume that
--- exists.  argv: prefix, holder
+-- Return whether a dataset is a generation that this driver made, of a volume
+-- that exists.  Reads argv.prefix and argv.holder.
 local function is_of_volume(ds)
     local volume = parse_generation(ds)
     return own_property(ds, argv.holder) ~= nil
         and current_number(parent_of(ds), argv.prefix .. volume) ~= nil
 end
 
--- The clone that alone keeps a generation, and the snapshot it was cloned
--- from.  nil if more than that keeps it: a second clone, a clone that is not
--- this driver's, a hold, or a snapshot of an administrator's.
+-- Return the only clone that needs a generation, and the snapshot it was cloned
+-- from.  Return nil if anything else needs it: a second clone, a clone that is
+-- not this driver's, a hold, or an administrator's snapshot.
 local function sole_clone(ds)
     local last = nil
     for snapshot in zfs.list.snapshots(ds) do
@@ -54,9 +56,9 @@ local function sole_clone(ds)
     return nil
 end
 
--- Destroy a generation that no volume needs, and promote its only clone for
--- it if need be.  Bookmarks would move to the clone, so with any the
--- generation is left alone.  Gives the errno.
+-- Destroy a generation that no volume needs; promote its only clone if it has
+-- one.  Returns an errno.  A generation with bookmarks is not promoted over,
+-- because a promotion moves bookmarks to the clone.
 local function destroy_unneeded(ds)
     local errno = destroy_whole(ds)
     if errno == 0 then

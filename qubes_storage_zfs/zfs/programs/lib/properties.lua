@@ -1,37 +1,39 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Properties of datasets, and what else every program uses.
+-- Properties of datasets, and what every program uses.
 --
--- Arguments arrive in argv; names in them were checked by naming.py, because
--- ZFS does not check them.  A program that refuses returns {errno=, step=,
--- dataset=} and has changed nothing.  zfs.get_prop has two results, hence the
--- parentheses around it.
+-- Arguments arrive in `argv`.  ZFS does not check the names of datasets in
+-- them; store/naming.py has checked them.  A program that refuses changes
+-- nothing, unless its header says otherwise, and returns {errno, step (what
+-- failed), dataset}.  zfs.get_prop returns two results; parentheses around a
+-- call drop the second.
 --
--- The files in this folder are put before every program, in the order that
--- zcp.py lists; each uses only those before it.
+-- zcp.py puts the files of this folder before every program, in the order of
+-- its _ORDER.  Each file uses only those before it.
 
--- of the program that runs; several may run as one, see zcp.py
+-- The arguments of the program that runs.  Several programs may run as one, and
+-- zcp.py sets this before each.
 local argv
 
 local function refuse(errno, step, dataset)
     return {errno = errno, step = step, dataset = dataset}
 end
 
--- What dsl_prop_get_dd() reports as the source of a property that came with
--- the dataset by `zfs receive` (ZPROP_SOURCE_VAL_RECVD).  A value that is set
--- later takes precedence over it, and zfs.sync.inherit hides it
--- (dsl_prop_set_sync_impl(), ZPROP_SRC_INHERITED).
+-- The source that dsl_prop_get_dd() reports for a property that was received
+-- with the dataset (ZPROP_SOURCE_VAL_RECVD).  A value that is set later
+-- overrides it, and zfs.sync.inherit hides it (dsl_prop_set_sync_impl(),
+-- ZPROP_SRC_INHERITED).
 local RECEIVED = "$recvd"
 
--- Whether a property with this source belongs to ds itself: it was set there,
--- or received with ds, and is not inherited.
+-- Return whether a property with this source is ds's own: set on ds or received
+-- with ds, not inherited.
 local function is_own(ds, source)
     return source == ds or source == RECEIVED
 end
 
--- The value of a user property of ds itself, nil if it has none or inherits
--- it; and whether it was received.  zfs.get_prop ends the program for what can
--- be no name of a property (zfs_prop_user()), such as one made of the name of a
--- dataset that is not ours.
+-- Return the value of a user property of ds itself, nil if it has none or
+-- inherits it, and whether it was received.  zfs.get_prop ends the program if
+-- the name is not valid (zfs_prop_user()).  A name made from a foreign
+-- dataset's name may not be, so it is checked first.
 local function own_property(ds, name)
     if string.find(name, "[^a-z0-9:+._-]") then
         return nil, false
@@ -43,8 +45,8 @@ local function own_property(ds, name)
     return nil, false
 end
 
--- The user properties of ds itself whose names start with prefix: name ->
--- value.
+-- Return the user properties of ds itself whose names start with `prefix`, as a
+-- table name -> value.
 local function own_properties(ds, prefix)
     local list = {}
     for name, value, source in zfs.list.user_properties(ds) do
@@ -55,10 +57,10 @@ local function own_properties(ds, prefix)
     return list
 end
 
--- The first of the rules, a list of {name, value} as a program gets it, that a
--- property of ds breaks: a table that says which and how, nil if none is.  The
--- source does not count: a value that was received is a value.
--- Second result: whether ds has one of them of its own, not inherited.
+-- Return the first of `rules` that ds breaks, nil if it breaks none, and
+-- whether ds has one of these properties of its own.
+-- rules: a list of {name, value} as it arrives in argv.  Returns {dataset,
+-- property, value, source, required}.  A received value counts like any other.
 local function first_violation(ds, rules)
     local own, number = false, 1
     local rule = rules["1"]
@@ -75,14 +77,14 @@ local function first_violation(ds, rules)
     return nil, own
 end
 
--- The dataset where readonly=on is set that keeps ds from being written to;
--- nil if it can be.
+-- Return the dataset whose readonly=on keeps ds from being written to; nil if
+-- ds is writable.
 local function read_only_by(ds)
     local value, source = zfs.get_prop(ds, "readonly")
     if value ~= "on" then
         return nil
     end
-    -- of a received property the source is no dataset
+    -- the source of a received property is not a dataset
     return string.match(source or "", "^%a") and source or ds
 end
 

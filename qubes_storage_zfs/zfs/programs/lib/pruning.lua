@@ -1,11 +1,16 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Which revisions go, and what goes with them.
+-- Pruning: which revisions are dropped, and the generations that this empties.
 
--- Of the revisions in `list`, oldest first, keep the newest `keep` besides
--- the committed one (none at all if keep is -1) and argv.pinned, and nothing
--- that is `frozen`.  A generation that is not current and thereby lost its
--- last snapshot goes too; the janitor looks at one that a clone still keeps.
--- For `left` see destroy_generation().
+-- Drop revisions and temporary snapshots of a volume, and destroy generations
+-- that have no snapshot left.
+--
+--   list        the volume's committed states, oldest first
+--   temporary   its snapshots @x<n>, which are all dropped
+--   current     number of the current generation, which is never destroyed
+--   keep        revisions to keep besides the newest committed state; -1: drop
+--               that as well.  argv.pinned, a revision's number, is always kept
+--   candidates  see destroy_generation(); also gets each generation that has
+--               only snapshots which clones need
 local function prune(qube, volume, list, temporary, current, keep, candidates)
     local emptied = {}
     local function drop(item)
@@ -29,7 +34,7 @@ local function prune(qube, volume, list, temporary, current, keep, candidates)
     for generation in pairs(emptied) do
         local ds = generation_name(qube, volume, generation)
         if generation == current then
-            -- it stays
+            -- keep it
         elseif not has_snapshots(ds) then
             destroy_generation(ds, candidates)
         elseif not has_permanent_snapshots(ds) then

@@ -1,20 +1,24 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Revisions of a volume, and which snapshot of them is committed.
+-- Revisions of a volume, its baseline snapshot and its committed state.
 
--- Whether a snapshot is on its way out: it is no revision any more, and goes
--- with its last clone.
+-- Return whether a snapshot is marked for deferred destruction: it is no
+-- revision, and ZFS destroys it with its last clone.
 local function is_deferred(snapshot)
     return (zfs.get_prop(snapshot, "defer_destroy")) == "on"
 end
 
--- What a generation whose content nobody keeps was when it was made.
+-- Return the name of the baseline snapshot of a disposable generation.
 local function baseline(ds)
     return ds .. "@s1"
 end
 
--- Revisions of a volume in the generations `numbers`: list of {number=,
--- generation=, snapshot=}, sorted; the highest number ever seen among them;
--- and what a crash left of take_temporary.lua, a list of the same without number.
+-- Return the committed states of a volume, the highest number that any had, and
+-- its temporary snapshots.
+--
+-- numbers: those of the volume's generations.  The first list is sorted by
+-- number and has {number, generation, snapshot}; the list of temporary
+-- snapshots, left by a crash after take_temporary.lua, has the same without
+-- number.
 local function revisions(qube, volume, numbers)
     local list, highest, temporary = {}, 0, {}
     for _, generation in ipairs(numbers) do
@@ -39,9 +43,9 @@ local function revisions(qube, volume, numbers)
     return list, highest, temporary
 end
 
--- What is committed of a volume is written down beside its pointer, by what
--- makes it so, for those that ask whether they are clones of it: to list
--- snapshots is dear.  A change to be made, if it is not so written.
+-- Append the change that records `snapshot` as the committed state of a volume,
+-- nil for none, unless that is recorded already.  The property is a shortcut
+-- for clones of the volume, because listing snapshots is slow.
 local function record_committed(changes, qube, property, snapshot)
     local last = snapshot and string.match(snapshot, "/([^/]*)$")
     if last == own_property(qube, property) then
@@ -53,7 +57,7 @@ local function record_committed(changes, qube, property, snapshot)
     end
 end
 
--- That snapshot; nil if nothing is committed.
+-- Return the snapshot that is recorded as the committed state; nil if none is.
 local function recorded_committed(qube, property)
     local last = own_property(qube, property)
     if last ~= nil and zfs.exists(qube .. "/" .. last) then
@@ -62,8 +66,8 @@ local function recorded_committed(qube, property)
     return nil
 end
 
--- Whether another snapshot than the newest in `list` is noted: commit.lua was
--- ended between two changes.
+-- Return whether a snapshot is recorded that is not the newest in `list`: ZFS
+-- ended commit.lua between two changes.
 local function is_record_outdated(list, qube, property)
     local noted, newest = own_property(qube, property), list[#list]
     return noted ~= nil and newest ~= nil
@@ -79,7 +83,7 @@ local function is_clone_of(ds, snapshot)
     return false
 end
 
--- Whether there are snapshots besides its beginning, which goes with it.
+-- Return whether ds has a snapshot besides its baseline snapshot.
 local function has_snapshots(ds)
     for snapshot in zfs.list.snapshots(ds) do
         if snapshot ~= baseline(ds) or is_deferred(snapshot) then
@@ -89,7 +93,7 @@ local function has_snapshots(ds)
     return false
 end
 
--- Whether there are snapshots that are not on their way out.
+-- Return whether ds has a snapshot that is not marked for deferred destruction.
 local function has_permanent_snapshots(ds)
     for snapshot in zfs.list.snapshots(ds) do
         if not is_deferred(snapshot) then
@@ -99,16 +103,17 @@ local function has_permanent_snapshots(ds)
     return false
 end
 
--- Take a revision away.  With a living clone it stays until that goes, but
--- is a revision no more.
+-- Destroy a snapshot.  While a clone needs it, it remains, marked for deferred
+-- destruction.  Ignores a failure, and always returns 0.
 local function drop_revision(snapshot)
     zfs.sync.destroy{snapshot, defer=true}
     return 0
 end
 
--- The revision that is no more than what its generation was made from is no
--- state that anybody left: it goes with the next one, not as one of those that
--- are kept.  A change to be made; and it is taken off the list.
+-- Append the change that drops the revision that is only a copy (see
+-- pointer.lua), and remove it from `list`.  No session wrote it, so it is
+-- dropped with the next commit and does not count as one of the revisions to
+-- keep.
 local function drop_copy(changes, qube, pointer, list)
     local _, copy = copied_from(qube, pointer)
     for index, item in ipairs(list) do

@@ -1,38 +1,39 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- Whether a qube wrote to a generation.
+-- Whether anything was written to a generation.
 
--- Whether a zvol or a snapshot of one was never written to: it takes what a
--- blank one does.  Without argv.blank, which thresholds.py measures, none is.
+-- Return whether a zvol, or a snapshot of one, was never written to: it has the
+-- size of a blank zvol.  Without argv.blank (bytes, measured by thresholds.py)
+-- this returns false.
 local function is_unwritten(ds)
     return argv.blank ~= nil
         and (zfs.get_prop(ds, "logicalreferenced")) == argv.blank
 end
 
--- Whether the current generation ds is another than the newest revision's,
--- or of another size.
+-- Return whether the current generation is another one than that of the newest
+-- committed state, or has another size.
 local function differs_from(newest, ds, current)
     return newest == nil or newest.generation ~= current
         or (zfs.get_prop(ds, "volsize"))
             ~= (zfs.get_prop(newest.snapshot, "volsize"))
 end
 
--- Bytes written to ds since a snapshot of it.  Counted from that very one:
--- somebody else may have made newer ones, and "written" counts from the newest
--- of all.  What is not in a transaction group that has ended is only seen by a
--- program that changes something.
+-- Return the bytes written to ds since one of its snapshots.  The property
+-- "written" would count from the newest snapshot, which may be an
+-- administrator's.  Only a program that changes something sees what is not in a
+-- completed transaction group.
 local function written_since(ds, snapshot)
     local short = string.match(snapshot, "@(.*)$")
     return (zfs.get_prop(ds, "written@" .. short))
 end
 
--- Whether a qube wrote to ds since a snapshot of it.  ZFS itself writes up to
--- argv.unmodified bytes, see thresholds.py.
+-- Return whether a qube wrote to ds since one of its snapshots.  ZFS itself
+-- writes up to argv.unmodified bytes, see thresholds.py.
 local function is_modified(ds, snapshot)
     return written_since(ds, snapshot) > argv.unmodified
 end
 
--- Whether it is known only when thresholds.py has measured that ds is changed:
--- a change may have written that much, and so may ZFS itself.
+-- Return whether it is unknown until thresholds.py has measured if ds is
+-- modified: either a qube or ZFS itself may have written so many bytes.
 local function is_unsure(newest, ds, current)
     if argv.blank ~= nil or differs_from(newest, ds, current) then
         return false
@@ -46,14 +47,14 @@ local function changed_since(newest, ds, current)
         or is_modified(ds, newest.snapshot)
 end
 
--- Whether anything at all was written to such a generation, if only by ZFS
--- itself: what is discarded is rolled back then, and no threshold can be wrong.
+-- Return whether anything was written to a disposable generation, also by ZFS
+-- itself.  It is then rolled back, so no threshold is needed here.
 local function has_writes(ds)
     return written_since(ds, baseline(ds)) > 0
 end
 
--- Whether it is a clone of what is committed of argv.source; nil if there is
--- no such thing.
+-- Return whether ds is a clone of the committed state of argv.source; nil if
+-- that has no committed state.
 local function is_up_to_date(ds)
     local newest = argv.source
         and recorded_committed(argv.source.qube, argv.source.committed)
@@ -63,8 +64,9 @@ local function is_up_to_date(ds)
     return nil
 end
 
--- Whether it can be taken back to what would be made now, of argv.source or of
--- argv.size, where it was made of `size`; `fresh` is what is_up_to_date() says.
+-- Return whether a disposable generation can be rolled back instead of
+-- replaced: it is what would be made now, from argv.source or with argv.size.
+-- size: what it was made for.  up_to_date: the result of is_up_to_date(ds).
 local function is_resettable(ds, size, up_to_date)
     if not zfs.exists(baseline(ds)) then
         return false
