@@ -53,7 +53,7 @@ class Changes:
             raise Refused(messages.BOTH_KINDS)
         if not volume.save_on_stop:
             # for BadName: it is found out before the first start
-            naming.volume_name(volume.pool.home, volume.vid)
+            naming.volume_name(volume.pool.qubes_root, volume.vid)
             return
         await content.unlock()
         state = await content.state_to_open(StateQuery(revisions=True))

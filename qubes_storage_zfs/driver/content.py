@@ -58,7 +58,7 @@ class Content:
 
         :raises BadName: if the vid cannot be a name in ZFS
         """
-        return naming.volume_name(self.pool.home, self.volume.vid)
+        return naming.volume_name(self.pool.qubes_root, self.volume.vid)
 
     @property
     def generations(self) -> Generations:
@@ -189,7 +189,7 @@ class Content:
         query = replace(query, checked=True, writable=is_writable)
         state = await self.state(query, batch)
         if state.wrong is not None:
-            raise policy.NotAllowed(self.pool.home, state.wrong)
+            raise policy.NotAllowed(self.pool.qubes_root, state.wrong)
         if state.read_only_by is not None:
             raise ReadOnlyDataset(state.read_only_by)
         return state

@@ -79,7 +79,7 @@ async def collect(
     """
     try:
         answer = await pool_programs.discarded(
-            pool.container, pool.home, pool.name
+            pool.container, pool.qubes_root, pool.name
         )
         for vid, mark in answer.items():
             if not naming.is_vid(vid):
@@ -114,7 +114,7 @@ def _has_none(
 
 
 async def _destroy(pool: Pool, vid: str, mark: str) -> None:
-    where = naming.volume_name(pool.home, vid)
+    where = naming.volume_name(pool.qubes_root, vid)
     if pool.store.may_collect(where, mark):
         generations = Generations(where, pool.store, pool.zpool)
         await generations.forget(discarded=True)

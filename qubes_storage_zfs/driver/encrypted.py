@@ -93,7 +93,7 @@ class ZfsEncryptedPool(ZfsPool):
             },
         )
         self.container = f"{zpool_name or name}/encryption/{name}"
-        self.home = self.container
+        self.qubes_root = self.container
         self.unload_timeout: int = self._options.parsed(
             "unload_timeout", DEFAULT_TIMEOUT
         )
@@ -187,7 +187,7 @@ class ZfsEncryptedPool(ZfsPool):
             compression = self._options.text("compression")
             if compression:
                 await commands.set_property(
-                    self.home, "compression", compression
+                    self.qubes_root, "compression", compression
                 )
             await self.set_dedup()
         self.note_zpool()
@@ -271,7 +271,7 @@ class ZfsEncryptedPool(ZfsPool):
         if root.root != self.container or root.format != "passphrase":
             raise Refused(messages.NOT_A_ROOT, dataset=self.container)
         container_state = await pool_programs.container(
-            self.container, self.home
+            self.container, self.qubes_root
         )
         claim.check_claimable(self.name, self.container, container_state)
         if container_state.foreign is not None:

@@ -26,7 +26,7 @@ class Pool(Protocol):
     #: the dataset that the pool owns
     container: str
     #: the qubes root: the dataset below which the qubes' datasets are
-    home: str
+    qubes_root: str
     #: bytes; of the volumes that are created from now on
     blocksize: int
     #: whether clones made at start are kept when their qube stops

@@ -57,12 +57,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     ===========================  =======  ===================================
 
     :ivar container: the dataset that the pool owns, marked with its name
-    :ivar home: the qubes root: the dataset below which the qubes' datasets are
+    :ivar qubes_root: the dataset below which the qubes' datasets are
     """
 
     driver: str
     container: str
-    home: str
+    qubes_root: str
     is_encrypted = False
 
     def __init__(self, *, name: str, given: Mapping[str, object]) -> None:
@@ -104,12 +104,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     @property
     def store(self) -> Container:
-        return Container.at(self.container, self.home)
+        return Container.at(self.container, self.qubes_root)
 
     @property
     def place(self) -> policy.Place:
         guid = self._options.text(naming.ZPOOL_GUID)
-        where = self.container, self.home
+        where = self.container, self.qubes_root
         return policy.Place(self.name, *where, self.is_encrypted, guid)
 
     def zpool_must_be_here(self) -> None:
@@ -126,14 +126,14 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         """Give all volumes the option ``dedup``, which they inherit."""
         value: str | None = self._options.parsed("dedup", None)
         if value is not None:
-            await commands.set_property(self.home, "dedup", value)
+            await commands.set_property(self.qubes_root, "dedup", value)
 
     async def encryption_root(self) -> str | None:
         """What a clone must share with its origin; None: not encrypted.
 
         :raises ZfsError: if ZFS cannot be asked
         """
-        return (await keys.state(self.home)).root
+        return (await keys.state(self.qubes_root)).root
 
     # --- what encrypted pools do more
 
@@ -244,7 +244,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     @functools.cached_property
     def _listing(self) -> Listing:
-        return Listing(self.home)
+        return Listing(self.qubes_root)
 
     def list_volumes(self) -> list[ZfsVolume]:
         try:
@@ -287,7 +287,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     @functools.cached_property
     def space(self) -> Space:
-        return Space(self.home)
+        return Space(self.qubes_root)
 
     def available(self) -> int | None:
         """Bytes that can still be written; None if unknown."""
@@ -368,7 +368,7 @@ class ZfsZvolPool(ZfsPool):
             },
         )
         self.container = name if container is None else container
-        self.home = f"{self.container}/vm"
+        self.qubes_root = f"{self.container}/vm"
 
     async def setup(self) -> "ZfsZvolPool":
         """Make the pool, or adopt its container; nothing half-made stays.
@@ -397,7 +397,7 @@ class ZfsZvolPool(ZfsPool):
                 await claim.adopt(
                     self.name,
                     self.container,
-                    self.home,
+                    self.qubes_root,
                     self._options.text("compression"),
                 )
             else:
@@ -434,7 +434,7 @@ class ZfsZvolPool(ZfsPool):
         properties = {**policy.ZPOOL_ROOT_SETTINGS, naming.OWNER: self.name}
         await newzpool.create(self.name, disks, compression, properties)
         try:
-            await lzc.create_filesystem(self.home, policy.HOME_SETTINGS)
+            await lzc.create_filesystem(self.qubes_root, policy.HOME_SETTINGS)
         except BaseException:
             await commands.destroy_zpool(self.name)
             raise

@@ -47,7 +47,7 @@ class Preparation:
         """The same for all volumes of a qube in a pool, whatever their names
         on disk."""
         volume = self._volume
-        return f"{volume.pool.home} {volume.qube or volume.vid}"
+        return f"{volume.pool.qubes_root} {volume.qube or volume.vid}"
 
     def commits_of_source(self) -> int:
         source = self._volume.source
@@ -216,7 +216,7 @@ class Preparation:
         source = self._volume.source
         if source is None:
             return
-        key = f"{source.vid} of {self._volume.pool.home}"
+        key = f"{source.vid} of {self._volume.pool.qubes_root}"
         async with self._volume.operation("prepare"):
             try:
                 with join(key) as batch:

@@ -55,7 +55,7 @@ class Admin(World):
             self.full = False
 
     def _current(self, vid: str) -> str:
-        where = naming.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.qubes_root, vid)
         return where.generation(int(self.pointer(self.dump(), vid)))
 
     def snapshot(self, vid: str) -> None:
@@ -82,7 +82,7 @@ class Admin(World):
         """By hand; ZFS refuses while something is cloned from it."""
         now = self.model[vid]
         found = {}
-        where = naming.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.qubes_root, vid)
         for number, item in self.generations(self.dump(), vid).items():
             for short, snapshot in item["snapshots"].items():
                 if short != SNAPSHOT_OF_ADMIN and not snapshot["leaving"]:

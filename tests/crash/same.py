@@ -30,7 +30,7 @@ def shape(world: World, dump: Dump) -> Shape:
         tuple(
             (qube, *_own(world, dump, qube))
             for qube in sorted(qubes)
-            if f"{world.pool.home}/{qube}" in dump
+            if f"{world.pool.qubes_root}/{qube}" in dump
         ),
         tuple(
             (place, _generation(world, dump, name, places))
@@ -44,7 +44,7 @@ def _places(world: World, dump: Dump) -> dict[str, Shape]:
     """Of each generation and snapshot: its volume, and which of them."""
     places: dict[str, Shape] = {}
     for vid in VOLUMES:
-        where = naming.volume_name(world.pool.home, vid)
+        where = naming.volume_name(world.pool.qubes_root, vid)
         numbers = sorted(world.generations(dump, vid))
         revisions = []
         for rank, number in enumerate(numbers):
@@ -67,7 +67,7 @@ def _places(world: World, dump: Dump) -> dict[str, Shape]:
 def _own(world: World, dump: Dump, qube: str) -> Shape:
     """The pointers of a qube, to the order of generations, and its marks."""
     own: list[Shape] = []
-    dataset = f"{world.pool.home}/{qube}"
+    dataset = f"{world.pool.qubes_root}/{qube}"
     for name, value in sorted(dump[dataset]["own"].items()):
         if name.startswith(naming.POINTER):
             number, _, more = value.partition(" ")

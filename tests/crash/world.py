@@ -96,7 +96,7 @@ class World:
             create_encrypted(self.pool.container, self.pool.name)
         else:
             await self.pool.setup()
-        inherit_no_further(self.pool.home)
+        inherit_no_further(self.pool.qubes_root)
 
     # --- the key
 
@@ -178,7 +178,7 @@ class World:
         """qubesd died, or with it the whole machine."""
         for vid, volume in self.volumes.items():
             self.sizes[vid] = volume.content.size
-        runtime.of(Containers).leave(self.pool.container, self.pool.home)
+        runtime.of(Containers).leave(self.pool.container, self.pool.qubes_root)
         if machine:
             for qube in list(self.running):
                 self.mark_halted(qube)
@@ -240,18 +240,18 @@ class World:
 
     def dump(self, qube: str | None = None) -> Dump:
         """What there is: all, or all of a qube's."""
-        below = qube and f"{self.pool.home}/{qube}"
-        home = self.pool.home
+        below = qube and f"{self.pool.qubes_root}/{qube}"
+        home = self.pool.qubes_root
         return self.door.dump(self.container, below, home.count("/") + 2)
 
     def generations(self, dump: Dump, vid: str) -> dict[int, dict[str, Any]]:
-        where = naming.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.qubes_root, vid)
         numbers = {where.number_of(name): item for name, item in dump.items()}
         numbers.pop(None, None)
         return numbers
 
     def pointer(self, dump: Dump, vid: str) -> str | None:
-        where = naming.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.qubes_root, vid)
         return dump.get(where.dataset, {}).get("own", {}).get(where.pointer)
 
     async def read_revision(self, snapshot: str) -> Content:
@@ -278,7 +278,7 @@ class World:
         current = generations.get(number)
         if current is None:
             raise Violated(f"{vid} points to nothing")
-        where = naming.volume_name(self.pool.home, vid)
+        where = naming.volume_name(self.pool.qubes_root, vid)
         path = await devices.wait_for_link(where.generation(number))
         content = await self.read(path)
         if content.size != current["volsize"]:
@@ -351,7 +351,7 @@ class World:
             raise Violated("what is not ours has changed")
         self._check_garbage(dump)
         pointers = {vid: self.pointer(dump, vid) for vid in VOLUMES}
-        check_needed(dump, self.pool.home, pointers)
+        check_needed(dump, self.pool.qubes_root, pointers)
         return dump
 
     async def check_volume(self, vid: str) -> None:
@@ -380,7 +380,7 @@ class World:
                 continue
             if pointer is None:
                 raise Violated(f"{vid} is gone under a running qube")
-            where = naming.volume_name(self.pool.home, vid)
+            where = naming.volume_name(self.pool.qubes_root, vid)
             number = int(pointer.split()[0])
             path = await devices.wait_for_link(where.generation(number))
             seen = await self.read(path)
@@ -405,7 +405,7 @@ class World:
                 for short, snapshot in each["snapshots"].items()
                 if short[0] == "r" and not snapshot["leaving"]
             }
-            where = naming.volume_name(self.pool.home, "tmpl/root")
+            where = naming.volume_name(self.pool.qubes_root, "tmpl/root")
             _, number, short = max(names)
             if item["origin"] != f"{where.generation(number)}@{short}":
                 raise Violated(f"{vid} is ready, but a clone of the past")
@@ -414,13 +414,13 @@ class World:
         """Nothing is there without a reason."""
         origins = {item.get("origin") for item in dump.values()}
         for qube in {vid.split("/")[0] for vid in VOLUMES}:
-            dataset = f"{self.pool.home}/{qube}"
+            dataset = f"{self.pool.qubes_root}/{qube}"
             below = [name for name in dump if name.startswith(dataset + "/")]
             if dataset in dump and not below:
                 raise Violated(f"{dataset} is empty")
         for vid in VOLUMES:
             pointer = self.pointer(dump, vid)
-            where = naming.volume_name(self.pool.home, vid)
+            where = naming.volume_name(self.pool.qubes_root, vid)
             for number, item in self.generations(dump, vid).items():
                 name = where.generation(number)
                 reasons = name in self.held or (

@@ -91,7 +91,7 @@ async def _main(seed: str, cut: int, lies: bool) -> None:
     if cut == 0:
         pool = ZfsZvolPool(name=NAME, block_devices=DEVICE)
         await pool.setup()
-        inherit_no_further(pool.home)
+        inherit_no_further(pool.qubes_root)
         sh("zpool", "sync", NAME)
     else:
         say("importing")

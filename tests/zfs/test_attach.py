@@ -285,7 +285,7 @@ def test_volumes_that_dom0_would_look_into_are_not_attached(
 ):
     stick.private(content=b"data")
     name, _, wrong = value.partition("=")
-    dataset = f"{stick.pool.home}/{where}".rstrip("/")
+    dataset = f"{stick.pool.qubes_root}/{where}".rstrip("/")
     change(stick, ["zfs", "set", value, dataset])
     with no_node_appears():
         said = refused("attach", stick.name)
@@ -296,7 +296,7 @@ def test_volumes_that_dom0_would_look_into_are_not_attached(
 
 def test_a_change_is_undone_with_repair(stick):
     volume = stick.private(content=b"data")
-    dataset = f"{stick.pool.home}/work/private"
+    dataset = f"{stick.pool.qubes_root}/work/private"
     change(stick, ["zfs", "set", "snapdev=visible", dataset])
     with no_node_appears():
         code, out, err = qvm_zfs("attach", "--repair", stick.name)
@@ -313,7 +313,7 @@ def test_a_change_is_undone_with_repair(stick):
 
 def test_of_a_zpool_imported_by_hand_it_is_told_as_well(stick):
     stick.private(content=b"data")
-    name, dataset = naming.UDEV_FLAG, f"{stick.pool.home}/work"
+    name, dataset = naming.UDEV_FLAG, f"{stick.pool.qubes_root}/work"
     sh("zfs", "set", f"{name}=false", dataset)
     assert f"{dataset} has {name}=false" in refused("attach", stick.name)
     assert importexport.guid("stick")

@@ -36,7 +36,7 @@ def test_properties_of_the_zpool_are_not_the_disks(stick, disks):
 
 
 def test_detach_says_what_attach_will_refuse(stick):
-    sh("zfs", "set", "volmode=full", stick.pool.home)
+    sh("zfs", "set", "volmode=full", stick.pool.qubes_root)
     code, _, err = qvm_zfs("detach", stick.name)
     assert code == 0 and "is detached, but 'qvm-zfs attach' will" in err
     assert "volmode=full" in err
@@ -52,7 +52,7 @@ def test_a_zpool_of_the_same_name_is_not_used(stick, disks):
     disks.take_away("a")
     disks.zpool("b")
     mark = f"{naming.OWNER}={stick.name}"
-    sh("zfs", "create", "-p", stick.pool.home)
+    sh("zfs", "create", "-p", stick.pool.qubes_root)
     sh("zfs", "set", mark, stick.container)
     stick.restart()
     stick.pool = stick.kind(**in_qubes_xml)

@@ -35,7 +35,7 @@ class Tools:
 
     def __call__(self):
         """One recursive snapshot each, of all there is at this moment."""
-        home, (hourly, autosnap) = self.lab.pool.home, labels()
+        home, (hourly, autosnap) = self.lab.pool.qubes_root, labels()
         note = "com.sun:auto-snapshot-desc=-"
         sh("zfs", "snapshot", "-o", note, "-r", f"{home}@{hourly}")
         sh("zfs", "snapshot", "-r", f"{home}@{autosnap}")
@@ -191,7 +191,7 @@ def test_they_skip_what_is_ours(lab):
     lab.private(content=b"one")
     shown = sh(
         *("zfs", "get", "-Hr", "-t", "filesystem,volume"),
-        *("-o", "name,value", "com.sun:auto-snapshot", lab.pool.home),
+        *("-o", "name,value", "com.sun:auto-snapshot", lab.pool.qubes_root),
     )
     values = {line.split("\t")[1] for line in shown.split("\n")}
     assert values == {"false"}

@@ -98,7 +98,7 @@ def test_readonly_is_noticed_before_anything_is_given(lab):
     root = lab.private("tmpl", b"v1", name="root")
     volume = lab.private("qube", b"one")
     app, volatile = lab.clone_of(root), lab.volatile("new")
-    for where in lab.container, lab.pool.home:
+    for where in lab.container, lab.pool.qubes_root:
         sh("zfs", "set", "readonly=on", where)
         why = refused(
             lab,

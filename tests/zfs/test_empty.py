@@ -22,7 +22,7 @@ def test_no_dataset_is_left_after_an_upgrade_of_the_zpool(old):
     after = old.private("after")
     sizes = sh(
         *("zfs", "get", "-Hpo", "value", "logicalreferenced"),
-        *(f"{old.pool.home}/{name}" for name in ("before", "after")),
+        *(f"{old.pool.qubes_root}/{name}" for name in ("before", "after")),
     ).split()
     assert sizes[0] != sizes[1], "the upgrade changes nothing here"
     for volume in (before, after):
@@ -38,7 +38,7 @@ def test_what_may_have_content_stays(lab, tmp_path, how):
     name = "theirs"
     if how == "a qube's was mounted":
         name = volume.vid.partition("/")[0]
-    dataset = f"{lab.pool.home}/{name}"
+    dataset = f"{lab.pool.qubes_root}/{name}"
     if name == "theirs":
         sh("zfs", "create", dataset)
     if how == "has a snapshot":
@@ -57,7 +57,7 @@ def test_what_may_have_content_stays(lab, tmp_path, how):
 
 def test_a_small_file_stays_with_canmount_off(lab, tmp_path):
     """An administrator's filesystem is not an empty qube's dataset."""
-    dataset = f"{lab.pool.home}/theirs"
+    dataset = f"{lab.pool.qubes_root}/theirs"
     sh("zfs", "create", "-o", f"mountpoint={tmp_path}", dataset)
     (tmp_path / "file").write_bytes(os.urandom(4096))
     sh("zfs", "unmount", dataset)
@@ -73,7 +73,7 @@ def test_a_small_file_stays_with_canmount_off(lab, tmp_path):
 
 def test_a_qubes_dataset_with_canmount_off_is_marked(old):
     """The driver sets canmount=off where a mount point would be inherited."""
-    sh("zfs", "set", "mountpoint=/nowhere", old.pool.home)
+    sh("zfs", "set", "mountpoint=/nowhere", old.pool.qubes_root)
     volume = old.private()
     qube = volume.dataset.rpartition("/")[0]
     asked = "canmount,qubes-storage-zfs:created"

@@ -146,7 +146,7 @@ def test_what_is_kept_for_another_pools_clones_goes_with_all_but_one(
 
 
 def test_what_somebody_put_among_the_qubes_stays(lab, tmp_path):
-    home = lab.pool.home
+    home = lab.pool.qubes_root
     (tmp_path / "mnt").mkdir()
     mine = f"mountpoint={tmp_path / 'mnt'}"
     sh("zfs", "create", "-o", mine, f"{home}/files")

@@ -42,18 +42,18 @@ def test_strangers_beside_ours_stay(lab, caplog):
     """A snapshot, and since OpenZFS 2.4 a volume, whose name is not UTF-8."""
     caplog.set_level(logging.DEBUG)
     volume = lab.private(content=b"one")
-    qube = f"{lab.pool.home}/work"
-    home = lab.pool.home.encode()
+    qube = f"{lab.pool.qubes_root}/work"
+    home = lab.pool.qubes_root.encode()
     strange = {
         b"snapshot": volume.dataset.encode() + b"@odd\xff",
         b"clone": home + b"/work/odd\xff",
     }
     assert program(MAKE, strange) == 0
     sh("zfs", "create", "-s", "-V", "4m", f"{qube}/my volume")
-    sh("zfs", "create", "-o", "canmount=off", f"{lab.pool.home}/my qube")
+    sh("zfs", "create", "-o", "canmount=off", f"{lab.pool.qubes_root}/my qube")
     pointer = f"{naming.POINTER}private=0"
-    sh("zfs", "create", "-o", "canmount=off", f"{lab.pool.home}/a b")
-    sh("zfs", "set", pointer, f"{lab.pool.home}/a b")
+    sh("zfs", "create", "-o", "canmount=off", f"{lab.pool.qubes_root}/a b")
+    sh("zfs", "set", pointer, f"{lab.pool.qubes_root}/a b")
     lab.restart()
     volume = lab.again(volume)
     lab.session(volume, b"two")
@@ -61,7 +61,7 @@ def test_strangers_beside_ours_stay(lab, caplog):
     assert [each.vid for each in lab.pool.list_volumes()] == ["work/private"]
     time.sleep(1)
     lab.run(lab.pool.store.sweep())
-    for each in f"{qube}/my volume", f"{lab.pool.home}/my qube":
+    for each in f"{qube}/my volume", f"{lab.pool.qubes_root}/my qube":
         assert sh("zfs", "list", "-Ho", "name", each) == each
     assert program(FIND, strange)
     assert qvm_zfs("status", lab.name)[0] == 0

@@ -36,7 +36,7 @@ def either(request, zpool, person):
 
 
 def place(lab, below):
-    return f"{lab.pool.home}/{below}".rstrip("/")
+    return f"{lab.pool.qubes_root}/{below}".rstrip("/")
 
 
 def change(lab, below, name, value):
@@ -48,7 +48,7 @@ def repair(lab, below, name):
         sh("zfs", "inherit", name, place(lab, below))
     else:
         value = policy.HOME_SETTINGS[name]
-        sh("zfs", "set", f"{name}={value}", lab.pool.home)
+        sh("zfs", "set", f"{name}={value}", lab.pool.qubes_root)
 
 
 def refused(lab, work):
@@ -165,7 +165,7 @@ def test_a_start_notices_what_was_changed_meanwhile(lab, below):
 
 def test_a_value_that_was_received_is_a_value(lab):
     volume = lab.private(content=b"data")
-    source, target = f"{lab.container}/sent", f"{lab.pool.home}/work/got"
+    source, target = f"{lab.container}/sent", f"{lab.pool.qubes_root}/work/got"
     sh("zfs", "create", "-s", "-V", "4M", "-o", "volmode=full", source)
     sh("zfs", "snapshot", f"{source}@x")
     sh("sh", "-c", f"zfs send -p {source}@x | zfs receive -u {target}")

@@ -199,8 +199,8 @@ def test_an_unmarked_clone_of_what_is_not_ours_stays(lab):
     """As `zfs receive` leaves it if it was sent without properties."""
     volume = lab.private(content=b"data")
     sh("zfs", "inherit", naming.HOLDER, volume.dataset)
-    sh("zfs", "create", f"{lab.pool.home}/copy")
-    clone = f"{lab.pool.home}/copy/private.1"
+    sh("zfs", "create", f"{lab.pool.qubes_root}/copy")
+    clone = f"{lab.pool.qubes_root}/copy/private.1"
     sh("zfs", "clone", f"{volume.dataset}@r2", clone)
     lab.restart()
     lab.run(lab.pool.store.sweep())

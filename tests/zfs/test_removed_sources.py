@@ -35,7 +35,7 @@ def removed_usage(lab):
 
 
 def volumes(lab):
-    start = lab.pool.home.removeprefix(lab.container + "/") + "/"
+    start = lab.pool.qubes_root.removeprefix(lab.container + "/") + "/"
     return [x.removeprefix(start) for x in lab.datasets("volume")]
 
 
@@ -172,7 +172,7 @@ def test_no_room_below_the_clones_quota(lab):
     source = big(lab)
     clone = cloned(lab, source, "clone", revisions_to_keep=0)
     lab.session(clone, os.urandom(4 * MIB))
-    quota = f"{lab.pool.home}/clone"
+    quota = f"{lab.pool.qubes_root}/clone"
     sh("zfs", "set", f"quota={6 * MIB}", quota)
     lab.run(source.remove())
     assert "f1/private" in volumes(lab)

@@ -90,7 +90,7 @@ class Hanging:
     """
 
     def __init__(self, lab, volume):
-        dataset = lab.pool.home
+        dataset = lab.pool.qubes_root
         self.tasks = [
             asyncio.ensure_future(work)
             for work in (

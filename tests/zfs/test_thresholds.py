@@ -30,12 +30,12 @@ def test_a_forged_threshold_changes_nothing(lab):
     root = lab.private("tmpl", b"v1", name="root")
     private = lab.private("app", b"one")
     app, volatile = lab.clone_of(root), lab.volatile("app")
-    stray = f"{lab.pool.home}/app/private.7"
+    stray = f"{lab.pool.qubes_root}/app/private.7"
     lab.run(lzc.create_volume(stray, MIB, 16384, {}))
     write(lab.run(devices.wait_for_link(stray)), b"stray")
     sh("zpool", "sync", lab.pool.zpool)
     forged = number("logicalreferenced", stray)
-    sh("zfs", "set", f"{BLANK}={forged} 999999999999", lab.pool.home)
+    sh("zfs", "set", f"{BLANK}={forged} 999999999999", lab.pool.qubes_root)
 
     lab.start(private, app, volatile)
     write(private.path, b"two")
@@ -56,7 +56,7 @@ def test_a_forged_threshold_changes_nothing(lab):
 def test_create_destroys_nothing_by_a_forged_threshold(lab):
     private = lab.private(content=b"data")
     forged = number("logicalreferenced", private.dataset)
-    sh("zfs", "set", f"{BLANK}={forged} {forged}", lab.pool.home)
+    sh("zfs", "set", f"{BLANK}={forged} {forged}", lab.pool.qubes_root)
     sh("zfs", "destroy", f"{private.dataset}@r1")
     lab.restart()
     with pytest.raises(StoragePoolException, match="already"):
@@ -103,7 +103,7 @@ def test_leftovers_are_measured_before_they_go(lab):
     """A crash left an unwritten zvol without its mark."""
     volume = lab.private(content=b"data")
     for name in ("private.5", "private.6"):
-        dataset = f"{lab.pool.home}/work/{name}"
+        dataset = f"{lab.pool.qubes_root}/work/{name}"
         lab.run(lzc.create_volume(dataset, MIB, 16384, {}))
     write(lab.run(devices.wait_for_link(dataset)), b"kept")
     sh("zpool", "sync", lab.pool.zpool)
@@ -163,7 +163,7 @@ def test_a_doubt_that_cannot_be_measured_is_no_revision(away, monkeypatch):
 @pytest.mark.parametrize("given", [False, True])
 def test_the_smallest_change_is_committed_unmeasured(away, given):
     """One disk with sectors of 512 bytes, and metadata that is not doubled."""
-    sh("zfs", "set", "redundant_metadata=none", away.pool.home)
+    sh("zfs", "set", "redundant_metadata=none", away.pool.qubes_root)
     volume = away.private(content=b"one")
     away.session(volume, b"two")
     away.restart()
