@@ -19,7 +19,7 @@ from . import prompts
 from .admin import Application, Qube, Volume
 from .errors import prefixed
 from .keytimer import Key, Keys
-from .pool import WANTED_OPENZFS, ZfsPool
+from .pool import OLDEST_OPENZFS, ZfsPool
 from .volume import ZfsVolume
 
 LOG = logging.getLogger("qubes.storage.zfs")
@@ -210,7 +210,7 @@ class ZfsEncryptedPool(ZfsPool):
         except ValueError as exc:
             raise Refused(str(exc)) from exc
         version = lzc.version_numbers()
-        if version is not None and version < WANTED_OPENZFS:
+        if version is not None and version < OLDEST_OPENZFS:
             raise Refused(messages.TOO_OLD_TO_ENCRYPT)
 
     def _check_ask_domain(self) -> None:

@@ -36,7 +36,7 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 #: the first version without known ways to lose encrypted data, and whose
 #: channel programs tell encryption roots right
-WANTED_OPENZFS = (2, 3, 3)
+OLDEST_OPENZFS = (2, 3, 3)
 
 
 class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
@@ -408,7 +408,7 @@ class ZfsZvolPool(ZfsPool):
 
     def _check_version(self) -> None:
         numbers = lzc.version_numbers()
-        if numbers is not None and numbers < WANTED_OPENZFS:
+        if numbers is not None and numbers < OLDEST_OPENZFS:
             LOG.warning(
                 "pool %s: OpenZFS %s is older than 2.3.3, the oldest version"
                 " this driver is tested with",
