@@ -76,7 +76,7 @@ class ZfsEncryptedPool(ZfsPool):
     ) -> None:
         super().__init__(
             name=name,
-            given={
+            raw_options={
                 **kwargs,
                 "zpool_name": zpool_name,
                 "ask_password_domain": ask_password_domain,

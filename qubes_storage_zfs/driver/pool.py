@@ -65,9 +65,9 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     qubes_root: str
     is_encrypted = False
 
-    def __init__(self, *, name: str, given: Mapping[str, object]) -> None:
+    def __init__(self, *, name: str, raw_options: Mapping[str, object]) -> None:
         #: as given, to be written back; strings when read from qubes.xml
-        self._options = options.Values(given)
+        self._options = options.Values(raw_options)
         self._revisions_to_keep = DEFAULT_REVISIONS
         super().__init__(
             name=name,
@@ -176,13 +176,13 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     def config(self) -> dict[str, object]:
         """What qubes.xml says of the pool: the options that were given, and
         those that can be changed, as they are now."""
-        given = {
+        current = {
             key: value
             for key, value in self._options.items()
             if value is not None
         }
         return {
-            **given,
+            **current,
             "name": self.name,
             "driver": self.driver,
             "revisions_to_keep": self.revisions_to_keep,
@@ -354,7 +354,7 @@ class ZfsZvolPool(ZfsPool):
     ) -> None:
         super().__init__(
             name=name,
-            given={
+            raw_options={
                 **kwargs,
                 "container": container,
                 "block_devices": block_devices,
@@ -375,24 +375,27 @@ class ZfsZvolPool(ZfsPool):
 
         :raises StoragePoolException: saying what is wrong with which option
         """
-        given = self._options
         with prefixed(f"Cannot add the pool {self.name}"):
-            if (given["container"] is None) == (given["block_devices"] is None):
+            if (self._options["container"] is None) == (
+                self._options["block_devices"] is None
+            ):
                 raise Refused(
                     "give either container=<dataset> (in a zpool that exists)"
                     " or block_devices=<devices> (to make a zpool of)"
                 )
             try:
-                options.check(given)
-                if given["container"] is not None:
+                options.check(self._options)
+                if self._options["container"] is not None:
                     naming.dataset_name(self.container)
                 else:
                     naming.zpool_name(self.name)
-                    devices = probe.split_devices(str(given["block_devices"]))
+                    devices = probe.split_devices(
+                        str(self._options["block_devices"])
+                    )
             except ValueError as exc:
                 raise Refused(str(exc)) from exc
             self._check_version()
-            if given["container"] is not None:
+            if self._options["container"] is not None:
                 self.zpool_must_be_here()
                 await claim.adopt(
                     self.name,
