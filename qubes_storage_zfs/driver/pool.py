@@ -254,7 +254,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         except ZfsError:
             return []
         return [
-            self._known(vid, value) for vid, value in sorted(pointers.items())
+            self._volume_object(vid, value)
+            for vid, value in sorted(pointers.items())
         ]
 
     def get_volume(self, vid: str) -> ZfsVolume:
@@ -265,12 +266,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             pointers = self._listing.now()
         except ZfsError:
             # qubesd asks for sources while it starts; a KeyError would end it
-            return self._known(vid, self._listing.last.get(vid))
+            return self._volume_object(vid, self._listing.last.get(vid))
         if vid not in pointers:
             raise KeyError(vid)
-        return self._known(vid, pointers[vid])
+        return self._volume_object(vid, pointers[vid])
 
-    def _known(self, vid: str, pointer: Pointer | None) -> ZfsVolume:
+    def _volume_object(self, vid: str, pointer: Pointer | None) -> ZfsVolume:
         """The volume object of *vid*; a bare one if no qube has it."""
         if vid in self._volumes:
             return self._volumes[vid]
