@@ -178,7 +178,7 @@ class ZfsEncryptedPool(ZfsPool):
         """
         with prefixed(f"Cannot add the pool {self.name}"):
             self._check_options()
-            self.zpool_must_be_here()
+            self.zpool_must_be_imported()
             root = await keys.state(self.container)
             if root.exists:
                 await self._adopt(root)

@@ -112,7 +112,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         where = self.container, self.qubes_root
         return policy.Place(self.name, *where, self.is_encrypted, guid)
 
-    def zpool_must_be_here(self) -> None:
+    def zpool_must_be_imported(self) -> None:
         """:raises Refused: if the zpool is not imported"""
         if lzc.module_version() and importexport.guid(self.zpool) is None:
             raise Refused(messages.NO_ZPOOL, dataset=self.zpool)
@@ -397,7 +397,7 @@ class ZfsZvolPool(ZfsPool):
                 raise Refused(str(exc)) from exc
             self._check_version()
             if self._options["container"] is not None:
-                self.zpool_must_be_here()
+                self.zpool_must_be_imported()
                 await claim.adopt(
                     self.name,
                     self.container,
@@ -430,7 +430,7 @@ class ZfsZvolPool(ZfsPool):
             try:
                 await self._create_zpool(disks)
             except BaseException:
-                await self._unmake([disk.node for disk in disks])
+                await self._clear_devices([disk.node for disk in disks])
                 raise
 
     async def _create_zpool(self, disks: list[probe.Device]) -> None:
@@ -443,7 +443,7 @@ class ZfsZvolPool(ZfsPool):
             await commands.destroy_zpool(self.name)
             raise
 
-    async def _unmake(self, devices: list[str]) -> None:
+    async def _clear_devices(self, devices: list[str]) -> None:
         """The devices were blank before setup() and are to be so again."""
         try:
             await probe.make_blank_again(devices)
