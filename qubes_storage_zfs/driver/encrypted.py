@@ -26,12 +26,12 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
-ADD_BY_HAND = (
+CREATE_BY_HAND = (
     "create the encrypted dataset in a terminal of dom0, with 'sudo zfs create"
     " -o encryption=aes-256-gcm -o keyformat=passphrase -o mountpoint=none"
     " {dataset}', and add the pool again"
 )
-ADOPT_BY_HAND = (
+LOAD_BY_HAND = (
     "load its key in a terminal of dom0, with 'sudo zfs load-key {dataset}',"
     " and add the pool again"
 )
@@ -181,9 +181,9 @@ class ZfsEncryptedPool(ZfsPool):
             self.zpool_must_be_imported()
             root = await keys.state(self.container)
             if root.exists:
-                await self._adopt(root)
+                await self._claim_root(root)
             else:
-                await self._create()
+                await self._create_root()
             compression = self._options.text("compression")
             if compression:
                 await commands.set_property(
@@ -241,7 +241,7 @@ class ZfsEncryptedPool(ZfsPool):
         instead = instead.format(dataset=self.container)
         return prompts.prompt(self.name, self.ask_in, instead=instead)
 
-    async def _create(self) -> None:
+    async def _create_root(self) -> None:
         above = str(self._options["zpool_name"])
         outer = await keys.state(above)
         if not outer.exists:
@@ -259,14 +259,14 @@ class ZfsEncryptedPool(ZfsPool):
                     self._options["pbkdf2iters"] or DEFAULT_ITERATIONS
                 ),
                 {**policy.HOME_SETTINGS, naming.OWNER: self.name},
-                self._prompt(ADD_BY_HAND),
+                self._prompt(CREATE_BY_HAND),
             )
         except BaseException:
             if made:
                 await claim.destroy_empty(middle)
             raise
 
-    async def _adopt(self, root: keys.KeyState) -> None:
+    async def _claim_root(self, root: keys.KeyState) -> None:
         """A root that is there: never created again, its key checked."""
         if root.root != self.container or root.format != "passphrase":
             raise Refused(messages.NOT_A_ROOT, dataset=self.container)
@@ -286,7 +286,7 @@ class ZfsEncryptedPool(ZfsPool):
         is_claimed = container_state.owner is not None
         await policy.check(self.place, must_be_claimed=is_claimed)
         try:
-            await keys.load(self.container, self._prompt(ADOPT_BY_HAND))
+            await keys.load(self.container, self._prompt(LOAD_BY_HAND))
         except keys.NobodyToAsk:
             if not root.loaded:
                 raise
