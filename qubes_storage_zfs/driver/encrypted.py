@@ -119,8 +119,7 @@ class ZfsEncryptedPool(ZfsPool):
 
     @property
     def key(self) -> Key:
-        of_process = runtime.of(Keys)
-        key = of_process.at(self.container, self.name, self.store)
+        key = runtime.of(Keys).at(self.container, self.name, self.store)
         key.timeout = self.unload_timeout
         return key
 
@@ -242,16 +241,18 @@ class ZfsEncryptedPool(ZfsPool):
         return prompts.prompt(self.name, self.ask_in, instead=instead)
 
     async def _create_root(self) -> None:
-        above = str(self._options["zpool_name"])
-        outer = await keys.state(above)
-        if not outer.exists:
-            raise Refused(messages.NOT_FOUND, dataset=above)
-        if outer.root is not None:
-            raise Refused(messages.NESTED_KEYS, dataset=above, root=outer.root)
-        middle = f"{above}/encryption"
-        made = not (await keys.state(middle)).exists
-        if made:
-            await lzc.create_filesystem(middle, policy.HOME_SETTINGS)
+        parent = str(self._options["zpool_name"])
+        parent_key = await keys.state(parent)
+        if not parent_key.exists:
+            raise Refused(messages.NOT_FOUND, dataset=parent)
+        if parent_key.root is not None:
+            raise Refused(
+                messages.NESTED_KEYS, dataset=parent, root=parent_key.root
+            )
+        intermediate = f"{parent}/encryption"
+        is_new = not (await keys.state(intermediate)).exists
+        if is_new:
+            await lzc.create_filesystem(intermediate, policy.HOME_SETTINGS)
         try:
             await keys.create(
                 self.container,
@@ -262,8 +263,8 @@ class ZfsEncryptedPool(ZfsPool):
                 self._prompt(CREATE_BY_HAND),
             )
         except BaseException:
-            if made:
-                await claim.destroy_empty(middle)
+            if is_new:
+                await claim.destroy_empty(intermediate)
             raise
 
     async def _claim_root(self, root: keys.KeyState) -> None:
@@ -301,8 +302,8 @@ class ZfsEncryptedPool(ZfsPool):
         except Locked:
             pass
         except Busy as exc:
-            who = "; ".join(exc.holders) or "something"
-            LOG.warning("%s stays unlocked: %s", self.container, who)
+            holders = "; ".join(exc.holders) or "something"
+            LOG.warning("%s stays unlocked: %s", self.container, holders)
         self.key.retire()
 
 
