@@ -197,17 +197,14 @@ class ZfsEncryptedPool(ZfsPool):
     def _check_options(self) -> None:
         if self._options["zpool_name"] is None:
             raise Refused("give zpool_name=<zpool or dataset> to put it in")
-        try:
-            options.check(self._options)
-            if not _NAME.match(self.name):
-                raise ValueError(
-                    f"{self.name!r} cannot name an encrypted pool: letters,"
-                    " digits and - _ . only, 64 at most"
-                )
-            naming.dataset_name(self.container)
-            self._check_ask_domain()
-        except ValueError as exc:
-            raise Refused(str(exc)) from exc
+        options.check(self._options)
+        if not _NAME.match(self.name):
+            raise Refused(
+                f"{self.name!r} cannot name an encrypted pool: letters,"
+                " digits and - _ . only, 64 at most"
+            )
+        naming.dataset_name(self.container)
+        self._check_ask_domain()
         version = lzc.version_numbers()
         if version is not None and version < OLDEST_OPENZFS:
             raise Refused(messages.TOO_OLD_TO_ENCRYPT)

@@ -377,26 +377,21 @@ class ZfsZvolPool(ZfsPool):
         :raises StoragePoolException: saying what is wrong with which option
         """
         with prefixed(f"Cannot add the pool {self.name}"):
-            if (self._options["container"] is None) == (
-                self._options["block_devices"] is None
-            ):
+            container = self._options["container"]
+            block_devices = self._options["block_devices"]
+            if (container is None) == (block_devices is None):
                 raise Refused(
                     "give either container=<dataset> (in a zpool that exists)"
                     " or block_devices=<devices> (to make a zpool of)"
                 )
-            try:
-                options.check(self._options)
-                if self._options["container"] is not None:
-                    naming.dataset_name(self.container)
-                else:
-                    naming.zpool_name(self.name)
-                    devices = probe.split_devices(
-                        str(self._options["block_devices"])
-                    )
-            except ValueError as exc:
-                raise Refused(str(exc)) from exc
+            options.check(self._options)
+            if container is not None:
+                naming.dataset_name(self.container)
+            else:
+                naming.zpool_name(self.name)
+                devices = _parse_devices(str(block_devices))
             self._check_version()
-            if self._options["container"] is not None:
+            if container is not None:
                 self.zpool_must_be_imported()
                 await claim.adopt(
                     self.name,
@@ -449,3 +444,14 @@ class ZfsZvolPool(ZfsPool):
             await probe.make_blank_again(devices)
         except ZfsError as exc:
             LOG.error("pool %s: %s", self.name, exc)
+
+
+def _parse_devices(text: str) -> list[str]:
+    """Return the devices that the option ``block_devices`` names.
+
+    :raises Refused: if it names none
+    """
+    try:
+        return probe.split_devices(text)
+    except ValueError as exc:
+        raise Refused(str(exc)) from exc
