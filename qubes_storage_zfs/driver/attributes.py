@@ -8,6 +8,7 @@ becomes its default.
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import qubes.exc
 import qubes.storage
@@ -89,15 +90,24 @@ def parse(config: dict[str, object], revisions_to_keep: int) -> None:
             config[name] = default
 
 
-def revisions(value: object) -> int:
-    """Parse a number of revisions that a user sets.
+class RevisionsToKeep:
+    """The attribute ``revisions_to_keep`` of a pool or a volume.
 
-    A number that a channel program cannot take would be found out only when a
-    qube stops.
-
-    :raises QubesValueError: unless it is a whole number from -1 on
+    It checks a number when a user sets it.  Without the check, the first stop
+    of a qube would report a number that no channel program takes.
     """
-    try:
-        return options.parse_revisions(value)
-    except options.BadOption as exc:
-        raise qubes.exc.QubesValueError(plain(str(exc))) from exc
+
+    def __get__(self, instance: Any, owner: type) -> int:
+        """Return the number of revisions."""
+        return int(instance._revisions_to_keep)
+
+    def __set__(self, instance: Any, value: object) -> None:
+        """Set the number of revisions.
+
+        :raises QubesValueError: unless it is a whole number from -1 on
+        """
+        try:
+            number = options.parse_revisions(value)
+        except options.BadOption as exc:
+            raise qubes.exc.QubesValueError(plain(str(exc))) from exc
+        instance._revisions_to_keep = number

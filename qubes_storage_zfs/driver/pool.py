@@ -64,11 +64,11 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     container: str
     qubes_root: str
     is_encrypted = False
+    revisions_to_keep = attributes.RevisionsToKeep()
 
     def __init__(self, *, name: str, raw_options: Mapping[str, object]) -> None:
         #: as given, to be written back; strings when read from qubes.xml
         self._options = options.Values(raw_options)
-        self._revisions_to_keep = DEFAULT_REVISIONS
         super().__init__(
             name=name,
             revisions_to_keep=self._options.parsed(
@@ -163,14 +163,6 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     def used(self) -> None:
         """A verb has ended after which nothing may need the pool."""
-
-    @property
-    def revisions_to_keep(self) -> int:
-        return self._revisions_to_keep
-
-    @revisions_to_keep.setter
-    def revisions_to_keep(self, value: object) -> None:
-        self._revisions_to_keep = attributes.revisions(value)
 
     @property
     def config(self) -> dict[str, object]:

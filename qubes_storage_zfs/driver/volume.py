@@ -161,14 +161,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
     path = property(lambda self: self.view.path)
     usage = property(lambda self: self.view.usage)
     revisions = property(lambda self: self.view.revisions())
-
-    @property
-    def revisions_to_keep(self) -> int:
-        return self._revisions_to_keep
-
-    @revisions_to_keep.setter
-    def revisions_to_keep(self, value: object) -> None:
-        self._revisions_to_keep = attributes.revisions(value)
+    revisions_to_keep = attributes.RevisionsToKeep()
 
     @property
     def config(self) -> dict[str, object]:
