@@ -14,12 +14,10 @@ from ..store.programs import How
 from ..store.state import StateQuery, VolumeState
 from ..zfs import commands
 from . import reset, transfer
-from .content import Content
 from .interface import Volume
-from .lifecycle import Lifecycle
 from .operations import Operation
+from .parts import Parts
 from .phases import Event
-from .preparation import Preparation
 
 
 class Changes:
@@ -28,18 +26,13 @@ class Changes:
     The volume creates it once, and calls its methods within an operation.
     """
 
-    def __init__(
-        self,
-        content: Content,
-        lifecycle: Lifecycle,
-        preparation: Preparation,
-        imports: transfer.ImportSession,
-    ) -> None:
-        self._content = content
-        self._volume: Volume = content.volume
-        self._lifecycle = lifecycle
-        self._preparation = preparation
-        self._imports = imports
+    def __init__(self, parts: Parts) -> None:
+        """Take the parts of the volume."""
+        self._content = parts.content
+        self._volume: Volume = parts.content.volume
+        self._lifecycle = parts.lifecycle
+        self._preparation = parts.preparation
+        self._imports = parts.imports
 
     # --- creation
 

@@ -18,6 +18,7 @@ from .admin import Application
 from .content import Content
 from .lifecycle import Lifecycle
 from .operations import Operation
+from .parts import Parts
 from .preparation import Preparation
 from .session import Session
 from .view import VolumeView
@@ -95,9 +96,11 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         self.preparation = Preparation(self.content, self.lifecycle)
         self.imports = transfer.ImportSession(self.content)
         self.exports = transfer.Exports(self.content)
-        parts = self.content, self.lifecycle, self.preparation, self.imports
-        self.session = Session(*parts)
-        self.changes = changes.Changes(*parts)
+        parts = Parts(
+            self.content, self.lifecycle, self.preparation, self.imports
+        )
+        self.session = Session(parts)
+        self.changes = changes.Changes(parts)
         self.view = VolumeView(self.content, self.lifecycle)
 
     @contextlib.asynccontextmanager

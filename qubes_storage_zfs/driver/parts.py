@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The parts of a volume that its operations work on."""
+
+from typing import NamedTuple
+
+from .content import Content
+from .lifecycle import Lifecycle
+from .preparation import Preparation
+from .transfer import ImportSession
+
+
+class Parts(NamedTuple):
+    """The parts of one volume that Session and Changes share.
+
+    The volume creates it together with them.  It lasts as long as the volume.
+    """
+
+    content: Content
+    lifecycle: Lifecycle
+    preparation: Preparation
+    imports: ImportSession
