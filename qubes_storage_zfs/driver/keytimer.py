@@ -49,7 +49,7 @@ class Key:
         self._starting: dict[str, float] = {}
         self.backoff = Backoff(pool)
         self._asking: asyncio.Task[None] | None = None
-        self._forgetting: asyncio.Task[None] | None = None
+        self._unloading: asyncio.Task[None] | None = None
         self._waiting = 0
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -70,9 +70,9 @@ class Key:
         self.watch()
         begin = self.begin if verb else self.used
         begin()
-        if self._forgetting is not None and not self._forgetting.done():
+        if self._unloading is not None and not self._unloading.done():
             # it is loaded still, and will not be
-            await asyncio.wait([self._forgetting])
+            await asyncio.wait([self._unloading])
         key_state = await keys.state(self.root)
         if key_state.loaded:
             self.backoff.reset()
@@ -204,13 +204,13 @@ class Key:
         elif self._starting or moment < self._due():
             self._tell(self._due())
         else:
-            await self.forget()
+            await self.unload()
 
-    async def forget(self) -> bool:
+    async def unload(self) -> bool:
         """Unload the key unless something uses it; whether it is gone."""
-        self._forgetting = asyncio.ensure_future(lzc.unload_key(self.root))
+        self._unloading = asyncio.ensure_future(lzc.unload_key(self.root))
         try:
-            await self._forgetting
+            await self._unloading
         except Busy:
             # in use: it has its time from when that ends, which the next
             # look finds out if nobody says so

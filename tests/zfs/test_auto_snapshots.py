@@ -179,7 +179,7 @@ def test_a_key_is_forgotten_with_their_snapshots(zpool, person):
     take = Tools(lab)
     volume = lab.private(content=b"one")
     take()
-    assert lab.run(lab.pool.key.forget())
+    assert lab.run(lab.pool.key.unload())
     take()
     lab.run(volume.stop())
     take.all_there()

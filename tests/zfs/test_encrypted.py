@@ -298,7 +298,7 @@ def test_verb_that_begins_while_the_key_goes_asks(safe, person, monkeypatch):
         await unload(root)
 
     async def both():
-        forgotten = asyncio.create_task(safe.pool.key.forget())
+        forgotten = asyncio.create_task(safe.pool.key.unload())
         await asyncio.sleep(0.1)
         await volume.resize(8 * MIB)
         return await forgotten
