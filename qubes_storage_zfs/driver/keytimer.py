@@ -21,7 +21,7 @@ from .backoff import Backoff
 LOG = logging.getLogger("qubes.storage.zfs")
 
 #: seconds between looks at whether a key is loaded and still needed
-LOOK_EVERY = 15.0
+CHECK_INTERVAL = 15.0
 #: seconds that a qube may take from the prompt until its volumes are open,
 #: and the client of an export or import until it opens that
 OPEN_LIMIT = 600.0
@@ -48,12 +48,12 @@ class Key:
         #: qubes that were let through to their start, and until when
         self._starting: dict[str, float] = {}
         self.backoff = Backoff(pool)
-        self._asking: asyncio.Task[None] | None = None
+        self._prompt_task: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
-        self._waiting = 0
+        self._waiters = 0
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._told: float | None = -1.0
+        self._announced: float | None = -1.0
 
     # --- asking
 
@@ -78,18 +78,18 @@ class Key:
             self.backoff.reset()
             return
         keys.must_be_passphrase(self.root, key_state)
-        task = self._asking
+        task = self._prompt_task
         if task is None or task.done():
             self.backoff.check()
-            task = self._asking = asyncio.create_task(self._ask(prompt))
-            self._waiting = 0
-        self._waiting += 1
+            task = self._prompt_task = asyncio.create_task(self._ask(prompt))
+            self._waiters = 0
+        self._waiters += 1
         try:
             await asyncio.shield(task)
             begin()
         finally:
-            self._waiting -= 1
-            if not self._waiting and not task.done():
+            self._waiters -= 1
+            if not self._waiters and not task.done():
                 task.cancel()
                 await asyncio.wait([task])
 
@@ -152,7 +152,7 @@ class Key:
         task = self._watch
         if task is None or task.done() or task.get_loop() is not loop:
             self._wake = asyncio.Event()
-            self._watch = loop.create_task(self._look_always())
+            self._watch = loop.create_task(self._check_forever())
 
     def retire(self) -> None:
         """The pool was removed: its key is nobody's business here."""
@@ -167,17 +167,17 @@ class Key:
             with contextlib.suppress(RuntimeError):
                 self._watch.cancel()
 
-    async def _look_always(self) -> None:
+    async def _check_forever(self) -> None:
         while True:
             self._wake.clear()
             try:
-                await self._look()
+                await self._check()
             except ZfsError as exc:
                 # the zpool may be away; its keys went with it
                 LOG.debug("key of %s: %s", self.root, exc)
                 self._loaded = False
-                self._tell(None)
-            wait = LOOK_EVERY
+                self._announce(None)
+            wait = CHECK_INTERVAL
             if self._loaded and self.timeout >= 0:
                 wait = min(wait, max(self._due() - now(), 0.1))
             with contextlib.suppress(TimeoutError):
@@ -188,21 +188,21 @@ class Key:
         due = self._last_use + max(self.timeout, reserved_for)
         return max(due, self._not_before)
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         loaded = (await keys.state(self.root)).loaded
         if loaded and not self._loaded:
             # maybe by hand, maybe before this process began
             self.backoff.reset()
             self._last_use = max(self._last_use, now())
         self._loaded = loaded
-        moment = now()
+        current = now()
         for qube, limit in list(self._starting.items()):
-            if limit < moment:
+            if limit < current:
                 del self._starting[qube]
         if not loaded or self.timeout < 0:
-            self._tell(None)
-        elif self._starting or moment < self._due():
-            self._tell(self._due())
+            self._announce(None)
+        elif self._starting or current < self._due():
+            self._announce(self._due())
         else:
             await self.unload()
 
@@ -215,23 +215,23 @@ class Key:
             # in use: it has its time from when that ends, which the next
             # look finds out if nobody says so
             self._last_use = max(
-                self._last_use, now() + LOOK_EVERY - max(self.timeout, 0)
+                self._last_use, now() + CHECK_INTERVAL - max(self.timeout, 0)
             )
-            self._tell(None)
+            self._announce(None)
             return False
         except Locked:
             pass
         else:
             LOG.info("pool %s: locked", self.pool)
         self._loaded = False
-        self._tell(None)
+        self._announce(None)
         return True
 
-    def _tell(self, due: float | None) -> None:
+    def _announce(self, due: float | None) -> None:
         """Leave word of when the key is to be forgotten; None: no moment."""
-        if due == self._told:
+        if due == self._announced:
             return
-        self._told = due
+        self._announced = due
         rundir.write_due(self.pool, self.root, due)
 
 

@@ -141,7 +141,7 @@ def safe(zpool, person):
 def run_dir(monkeypatch, tmp_path):
     """Keep what a qubesd remembers of keys apart, and unload them quickly."""
     monkeypatch.setattr(rundir, "RUN_DIR", tmp_path / "run")
-    monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(keytimer, "CHECK_INTERVAL", 0.2)
     monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
 
 

@@ -135,7 +135,7 @@ def test_on_luks_and_with_a_zpool_of_its_own(disks):
 
 def test_what_a_daemon_does_meanwhile_does_not_keep_a_disk(either, monkeypatch):
     lab = either
-    monkeypatch.setattr(keytimer, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(keytimer, "CHECK_INTERVAL", 0.02)
     volume = lab.private(content=b"data")
 
     async def tool(*arguments):

@@ -80,11 +80,11 @@ def test_who_holds_a_pool(safe):
 
 def test_seconds_until_forgotten(safe):
     told = safe.pool.key
-    told._tell(keytimer.now() + 100)
+    told._announce(keytimer.now() + 100)
     found = status(safe)
     assert 0 < found["forgotten_in"] < 100
     assert re.search(r"unlocked, forgotten in \d+ s", qvm_zfs("status")[1])
-    told._tell(None)
+    told._announce(None)
     assert status(safe)["forgotten_in"] is None
 
 
