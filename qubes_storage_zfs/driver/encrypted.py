@@ -133,12 +133,12 @@ class ZfsEncryptedPool(ZfsPool):
         self,
         qube: str | None = None,
         app: Application | None = None,
-        verb: bool = True,
+        for_operation: bool = True,
     ) -> None:
         """Have the key loaded, by asking a person if it is not.
 
         :param qube: for which, to find the GUI domain
-        :param verb: for a verb that begins now; else for the qube's start
+        :param for_operation: for an operation that begins now; else for the qube's start
         :raises NotAsked: if nobody answered, or nobody is asked yet
         :raises policy.Refused: if what is on disk is not allowed; then nobody
             is asked, for a key that is loaded makes devices
@@ -146,7 +146,7 @@ class ZfsEncryptedPool(ZfsPool):
         """
         await self.must_be_allowed()
         prompt = prompts.prompt(self.name, self.ask_in, qube, app)
-        await self.key.unlock(prompt, verb)
+        await self.key.unlock(prompt, for_operation)
 
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
         key_state = await keys.state(self.container, batch)

@@ -63,7 +63,7 @@ async def starting(qube: Qube) -> None:
         for pool in pools_of(qube):
             pool.key.expect(qube.name)
             try:
-                await pool.unlock(qube.name, qube.app, verb=False)
+                await pool.unlock(qube.name, qube.app, for_operation=False)
             except BaseException:
                 pool.key.left(qube.name)
                 raise

@@ -26,7 +26,7 @@ CHECK_INTERVAL = 15.0
 #: and the client of an export or import until it opens that
 OPEN_LIMIT = 600.0
 #: seconds that a verb may take until it has something open or in hand
-VERB_LIMIT = 60.0
+OPERATION_LIMIT = 60.0
 
 
 class Key:
@@ -57,18 +57,20 @@ class Key:
 
     # --- asking
 
-    async def unlock(self, prompt: keys.Prompt, verb: bool = True) -> None:
+    async def unlock(
+        self, prompt: keys.Prompt, for_operation: bool = True
+    ) -> None:
         """Have the key loaded; one prompt for all that wait for it.
 
         If all of them were cancelled the prompt is closed.
 
-        :param verb: it is for a verb that begins now; else see expect()
+        :param for_operation: it is for an operation that begins now; else see expect()
         :raises NotAsked: if nobody answered, or Delayed if a prompt before
             did not unlock the pool
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
         """
         self.watch()
-        begin = self.begin if verb else self.used
+        begin = self.begin if for_operation else self.used
         begin()
         if self._unloading is not None and not self._unloading.done():
             # it is loaded still, and will not be
@@ -123,7 +125,7 @@ class Key:
     def begin(self) -> None:
         """A verb begins that needs the key; nothing is due any sooner."""
         self._last_use = now()
-        self._not_before = self._last_use + VERB_LIMIT
+        self._not_before = self._last_use + OPERATION_LIMIT
 
     def used(self) -> None:
         """Something was done with the pool just now."""

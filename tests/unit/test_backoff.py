@@ -52,7 +52,7 @@ class Pool:
         self.replies = list(replies)
         before = self.shown
         try:
-            asyncio.run(self.key.unlock(self._prompt, verb=False))
+            asyncio.run(self.key.unlock(self._prompt, for_operation=False))
         except (keys.NotAsked, WrongPassphrase) as exc:
             self.refusal = exc
         return self.shown > before
@@ -138,7 +138,10 @@ def test_all_that_start_while_a_prompt_is_shown_wait_for_it(pool, clock):
     async def both():
         pool.replies = [CANCELLED]
         return await asyncio.gather(
-            *(pool.key.unlock(pool._prompt, verb=False) for _ in range(2)),
+            *(
+                pool.key.unlock(pool._prompt, for_operation=False)
+                for _ in range(2)
+            ),
             return_exceptions=True,
         )
 

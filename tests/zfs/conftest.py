@@ -142,7 +142,7 @@ def run_dir(monkeypatch, tmp_path):
     """Keep what a qubesd remembers of keys apart, and unload them quickly."""
     monkeypatch.setattr(rundir, "RUN_DIR", tmp_path / "run")
     monkeypatch.setattr(keytimer, "CHECK_INTERVAL", 0.2)
-    monkeypatch.setattr(keytimer, "VERB_LIMIT", 8.0)
+    monkeypatch.setattr(keytimer, "OPERATION_LIMIT", 8.0)
 
 
 @pytest.fixture
