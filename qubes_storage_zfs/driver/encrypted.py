@@ -154,8 +154,8 @@ class ZfsEncryptedPool(ZfsPool):
             keys.must_be_passphrase(self.container, key_state)
             raise Locked(self.container)
 
-    def used(self) -> None:
-        self.key.used()
+    def note_use(self) -> None:
+        self.key.note_use()
 
     # --- volumes
 
@@ -190,7 +190,7 @@ class ZfsEncryptedPool(ZfsPool):
                 )
             await self.set_dedup()
         self.note_zpool()
-        self.key.used()
+        self.key.note_use()
         self.key.watch()
         return self
 

@@ -61,17 +61,17 @@ async def starting(qube: Qube) -> None:
     """:raises StoragePoolException: if a key is not to be had"""
     with prefixed(f"Cannot start {qube.name}"):
         for pool in pools_of(qube):
-            pool.key.expect(qube.name)
+            pool.key.note_qube_starting(qube.name)
             try:
                 await pool.unlock(qube.name, qube.app, for_operation=False)
             except BaseException:
-                pool.key.left(qube.name)
+                pool.key.note_qube_stopped(qube.name)
                 raise
 
 
 def started(qube: Qube) -> None:
     for pool in pools_of(qube):
-        pool.key.arrived(qube.name)
+        pool.key.note_qube_started(qube.name)
 
 
 async def start_failed(qube: Qube) -> None:
@@ -89,7 +89,7 @@ async def start_failed(qube: Qube) -> None:
 
 def stopped(qube: Qube) -> None:
     for pool in pools_of(qube):
-        pool.key.left(qube.name)
+        pool.key.note_qube_stopped(qube.name)
 
 
 # --- what a qube has

@@ -64,7 +64,7 @@ class Pool(Protocol):
     def check_container(self, state: VolumeState) -> None:
         """:raises StoragePoolException: unless the container is the pool's"""
 
-    def used(self) -> None:
+    def note_use(self) -> None:
         """Note the end of an operation after which the key may be idle."""
 
     def clones_of(self, vid: str) -> "list[Volume]":

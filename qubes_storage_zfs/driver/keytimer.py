@@ -64,14 +64,14 @@ class Key:
 
         If all of them were cancelled the prompt is closed.
 
-        :param for_operation: it is for an operation that begins now; else see expect()
+        :param for_operation: it is for an operation that begins now; else see note_qube_starting()
         :raises NotAsked: if nobody answered, or Delayed if a prompt before
             did not unlock the pool
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
         """
         self.watch()
-        begin = self.begin if for_operation else self.used
-        begin()
+        note = self.note_operation if for_operation else self.note_use
+        note()
         if self._unloading is not None and not self._unloading.done():
             # it is loaded still, and will not be
             await asyncio.wait([self._unloading])
@@ -88,7 +88,7 @@ class Key:
         self._waiters += 1
         try:
             await asyncio.shield(task)
-            begin()
+            note()
         finally:
             self._waiters -= 1
             if not self._waiters and not task.done():
@@ -117,34 +117,34 @@ class Key:
                 self.backoff.lengthen()
             raise
         self.backoff.reset()
-        self.used()
+        self.note_use()
         LOG.info("pool %s: unlocked", self.pool)
 
     # --- using
 
-    def begin(self) -> None:
+    def note_operation(self) -> None:
         """A verb begins that needs the key; nothing is due any sooner."""
         self._last_use = now()
         self._not_before = self._last_use + OPERATION_LIMIT
 
-    def used(self) -> None:
+    def note_use(self) -> None:
         """Something was done with the pool just now."""
         self._last_use = now()
         self._wake.set()
 
-    def expect(self, qube: str) -> None:
+    def note_qube_starting(self, qube: str) -> None:
         """*qube* is about to open its volumes."""
         self._starting[qube] = now() + OPEN_LIMIT
 
-    def arrived(self, qube: str) -> None:
+    def note_qube_started(self, qube: str) -> None:
         """*qube* has opened them, and the kernel knows."""
         if self._starting.pop(qube, None) is not None:
-            self.used()
+            self.note_use()
 
-    def left(self, qube: str) -> None:
+    def note_qube_stopped(self, qube: str) -> None:
         """*qube* has closed them, or never will open them."""
         self._starting.pop(qube, None)
-        self.used()
+        self.note_use()
 
     # --- forgetting
 

@@ -161,7 +161,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
         """:raises Locked: if the volumes cannot be opened"""
 
-    def used(self) -> None:
+    def note_use(self) -> None:
         """A verb has ended after which nothing may need the pool."""
 
     @property

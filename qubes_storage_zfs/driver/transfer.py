@@ -61,7 +61,7 @@ class Exports:
         number = content.where.number_of(dataset)
         if number is not None:
             await content.store.discard(dataset)
-            content.pool.used()
+            content.pool.note_use()
             operation.note(f"export_end destroyed generation {number}")
 
 
