@@ -64,7 +64,8 @@ class Key:
 
         If all of them were cancelled the prompt is closed.
 
-        :param for_operation: it is for an operation that begins now; else see note_qube_starting()
+        :param for_operation: for an operation that starts now; else for the start
+            of a qube, see note_qube_starting()
         :raises NotAsked: if nobody answered, or Delayed if a prompt before
             did not unlock the pool
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses

@@ -79,7 +79,7 @@ class VolumeView:
         #: since the last operation and no qube uses the volume
         self._last: tuple[int, int] | None = None
 
-    def forget(self) -> None:
+    def expire(self) -> None:
         """Ask again for what an operation may change."""
         self._last = None
 

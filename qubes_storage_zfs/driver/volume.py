@@ -110,14 +110,14 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         :param verb: for the message if it fails: "Cannot <verb> <vid> ..."
         """
         async with self._lock:
-            self.view.forget()
+            self.view.expire()
             try:
                 if self.replaces is not None:
                     await self.replaces.preparation.idle()
                 with self._reported(verb) as current:
                     yield current
             finally:
-                self.view.forget()
+                self.view.expire()
 
     def _reported(
         self, verb: str

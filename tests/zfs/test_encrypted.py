@@ -464,7 +464,7 @@ def test_idle_key_is_forgotten_and_not_before(safe, monkeypatch):
 
     async def wait():
         safe.pool.key.watch()
-        safe.pool.used()
+        safe.pool.note_use()
         clock[0] += 1199
         await asyncio.sleep(1)
         assert (await keys.state(safe.container)).loaded

@@ -79,7 +79,7 @@ async def poll(*polled):
 def fresh_answers(*volumes):
     """What is known of a halted volume is not asked again; here it is."""
     for volume in volumes:
-        volume.view.forget()
+        volume.view.expire()
 
 
 class Hanging:
