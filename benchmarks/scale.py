@@ -65,12 +65,12 @@ def _bytes(value: Any) -> Any:
     return value.encode()
 
 
-def fill(home: str, first: int, last: int, revisions: int) -> None:
+def fill(qubes_root: str, first: int, last: int, revisions: int) -> None:
     """Qubes with a private volume each, and what was committed of it."""
     given = {b"volsize": 64 * MIB, b"volblocksize": 16384}
 
     def make(number: int) -> str:
-        qube = f"{home}/other{number}"
+        qube = f"{qubes_root}/other{number}"
         volume = f"{qube}/private"
         libzfs_core.lzc_create(qube.encode(), "zfs", {b"canmount": 0})
         libzfs_core.lzc_create(volume.encode(), "zvol", given)
@@ -246,14 +246,14 @@ async def polls(contender: Driver, volumes: int) -> dict[str, Any]:
 async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
     contender = OnZpool("zfs_zvol", ZfsZvolPool, {"container": "ours/qubes"})
     await contender.setup(DISKS[0])
-    home = contender.store.home
+    qubes_root = contender.store.qubes_root
     results: dict[str, Any] = {}
     there = 0
     for size in sizes:
         since = time.monotonic()
         for at in range(there, size, 200):
             end = min(at + 200, size)
-            fill(home, at, end, revisions)
+            fill(qubes_root, at, end, revisions)
             took = time.monotonic() - since
             print(f"scale: {end} in {took:.0f} s", flush=True)
         there = size

@@ -249,14 +249,14 @@ class ZfsEncryptedPool(ZfsPool):
         intermediate = f"{parent}/encryption"
         is_new = not (await keys.state(intermediate)).exists
         if is_new:
-            await lzc.create_filesystem(intermediate, policy.HOME_SETTINGS)
+            await lzc.create_filesystem(intermediate, policy.ROOT_SETTINGS)
         try:
             await keys.create(
                 self.container,
                 options.parse_iterations(
                     self._options["pbkdf2iters"] or DEFAULT_ITERATIONS
                 ),
-                {**policy.HOME_SETTINGS, naming.OWNER: self.name},
+                {**policy.ROOT_SETTINGS, naming.OWNER: self.name},
                 self._prompt(CREATE_BY_HAND),
             )
         except BaseException:

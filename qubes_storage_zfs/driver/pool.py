@@ -425,7 +425,7 @@ class ZfsZvolPool(ZfsPool):
         properties = {**policy.ZPOOL_ROOT_SETTINGS, naming.OWNER: self.name}
         await newzpool.create(self.name, disks, compression, properties)
         try:
-            await lzc.create_filesystem(self.qubes_root, policy.HOME_SETTINGS)
+            await lzc.create_filesystem(self.qubes_root, policy.ROOT_SETTINGS)
         except BaseException:
             await commands.destroy_zpool(self.name)
             raise

@@ -13,7 +13,7 @@ from ..store import policy
 from ..zfs.reply import Reply
 
 #: properties that migratable.lua returns, of a filesystem and of a zvol
-SETTINGS = tuple(policy.HOME_SETTINGS)
+SETTINGS = tuple(policy.ROOT_SETTINGS)
 ZVOL_SETTINGS = (*policy.SAFE, "readonly")
 #: bytes; the most that ZFS itself writes to a volume when its zpool is imported
 #: (doc/design.md).  Only what a plan says and refuses depends on it
@@ -112,7 +112,7 @@ class Disk:
     """The datasets of a pool.
 
     :ivar container: None if it does not exist
-    :ivar home: the qubes root of this driver; None if it does not exist
+    :ivar qubes_root: the qubes root of this driver; None if it does not exist
     :ivar old_exists: whether the dataset exists that the qubes' datasets were
         below
     :ivar old: the children of that dataset
@@ -120,7 +120,7 @@ class Disk:
     """
 
     container: Dataset | None
-    home: Dataset | None
+    qubes_root: Dataset | None
     old_exists: bool
     old: Sequence[Dataset]
     moved: Sequence[Dataset]
@@ -131,10 +131,10 @@ class Disk:
 
         :raises BadReply: if it describes something else
         """
-        container, home = reply.at("container"), reply.at("qubes_root")
+        container, qubes_root = reply.at("container"), reply.at("qubes_root")
         return cls(
             None if container.is_none() else Dataset.parse(container),
-            None if home.is_none() else Dataset.parse(home),
+            None if qubes_root.is_none() else Dataset.parse(qubes_root),
             reply.flag("old_exists"),
             tuple(map(Dataset.parse, reply.at("old").items())),
             tuple(map(Dataset.parse, reply.at("moved").items())),

@@ -22,7 +22,7 @@ async def read_disk(pool: MigratingPool) -> Disk:
     """
     await lzc.sync(pool.container)
     reply = await pool_programs.adoptable(
-        pool.container, pool.home, pool.old, SETTINGS, ZVOL_SETTINGS
+        pool.container, pool.qubes_root, pool.old, SETTINGS, ZVOL_SETTINGS
     )
     return Disk.parse(reply)
 
@@ -41,7 +41,7 @@ async def _carry_out(step: Step) -> None:
     match step:
         case CreateRoot(dataset=dataset):
             await lzc.create_filesystem(
-                dataset, policy.HOME_SETTINGS, mountable=False
+                dataset, policy.ROOT_SETTINGS, mountable=False
             )
         case SetProperties(dataset=dataset, settings=settings):
             for name, value in settings.items():

@@ -100,7 +100,7 @@ def _by_qube(
             )
             continue
         try:
-            naming.volume_name(pool.home, f"{volume.qube}/{name}")
+            naming.volume_name(pool.qubes_root, f"{volume.qube}/{name}")
         except naming.BadName as exc:
             plan.refuse(str(exc))
         else:
@@ -153,18 +153,18 @@ class _Planner:
 
     def _plan_root(self, record: str | None) -> None:
         """Plan the record first, then the creation or settings of the root."""
-        pool, plan, home = self._pool, self._plan, self._disk.home
+        pool, plan, qubes_root = self._pool, self._plan, self._disk.qubes_root
         is_upstream = pool.origin is Origin.UPSTREAM
-        if is_upstream and record is None and home is not None:
-            plan.refuse(messages.ADOPT_HOME_EXISTS, dataset=pool.home)
+        if is_upstream and record is None and qubes_root is not None:
+            plan.refuse(messages.ADOPT_HOME_EXISTS, dataset=pool.qubes_root)
             return
-        if home is None and not is_upstream:
-            plan.refuse(messages.ADOPT_NO_DATASET, dataset=pool.home)
+        if qubes_root is None and not is_upstream:
+            plan.refuse(messages.ADOPT_NO_DATASET, dataset=pool.qubes_root)
             return
-        before = home.settings if home is not None else {}
+        before = qubes_root.settings if qubes_root is not None else {}
         changed = {
             name: value
-            for name, value in policy.HOME_SETTINGS.items()
+            for name, value in policy.ROOT_SETTINGS.items()
             if before.get(name) != value
         }
         if record is None:
@@ -179,11 +179,11 @@ class _Planner:
                     )
                 ],
             )
-        if home is None:
-            plan.steps.append(CreateRoot(pool.home, "is made"))
+        if qubes_root is None:
+            plan.steps.append(CreateRoot(pool.qubes_root, "is made"))
         elif changed:
             text = "dom0 will not look into what is below"
-            plan.steps.append(SetProperties(pool.home, text, changed))
+            plan.steps.append(SetProperties(pool.qubes_root, text, changed))
 
     def _restorable(
         self, before: Mapping[str, str], changed: Iterable[str]
@@ -198,15 +198,15 @@ class _Planner:
                     SETTING_CHANGES,
                     property=name,
                     value=value,
-                    dataset=self._pool.home,
-                    new=policy.HOME_SETTINGS[name],
+                    dataset=self._pool.qubes_root,
+                    new=policy.ROOT_SETTINGS[name],
                 )
 
     # --- a qube
 
     def _plan_qube(self, qube: str) -> None:
         pool, plan = self._pool, self._plan
-        old, new = f"{pool.old}/{qube}", f"{pool.home}/{qube}"
+        old, new = f"{pool.old}/{qube}", f"{pool.qubes_root}/{qube}"
         before = _dataset_in(self._disk.old, old)
         after = _dataset_in(self._disk.moved, new)
         if old != new and before is not None and after is not None:
@@ -253,7 +253,7 @@ class _Planner:
 
     def _changes_of_qube(self, qube: str, dataset: Dataset) -> Iterator[Change]:
         """Yield the changes that make it a qube of ours, at its new name."""
-        new = f"{self._pool.home}/{qube}"
+        new = f"{self._pool.qubes_root}/{qube}"
         volumes = self._qubes[qube]
         for name, zvol in sorted(dataset.by_name.items()):
             if name not in volumes:
@@ -358,7 +358,7 @@ class _Planner:
         """Name the datasets that belong to no qube that qubesd knows."""
         for dataset in self._disk.old:
             name, short = dataset.name, dataset.short_name
-            if name == self._pool.home or short in self._qubes:
+            if name == self._pool.qubes_root or short in self._qubes:
                 continue
             if short in _TEMPORARY:
                 if dataset.children:

@@ -67,7 +67,7 @@ class MigratingPool:
 
     :ivar driver: the driver of this package that it will have
     :ivar container: its dataset
-    :ivar home: the qubes root that it will have
+    :ivar qubes_root: the qubes root that it will have
     :ivar old: the dataset below which the qubes' datasets were
     """
 
@@ -75,7 +75,7 @@ class MigratingPool:
     driver: str
     origin: Origin
     container: str
-    home: str
+    qubes_root: str
     old: str
 
     @property
@@ -115,10 +115,10 @@ def migrating_pool(
     name, driver = attributes.get("name", ""), attributes.get("driver", "")
     if driver == "zfs_encrypted":
         above = attributes.get("zpool_name", name)
-        container = home = f"{above}/encryption/{name}"
+        container = qubes_root = f"{above}/encryption/{name}"
     elif driver in (Origin.UPSTREAM, "zfs_zvol"):
         container = attributes.get("container", name)
-        home = f"{container}/vm"
+        qubes_root = f"{container}/vm"
     else:
         raise Refused(messages.ADOPT_DRIVER, pool=name, driver=driver)
     try:
@@ -136,4 +136,4 @@ def migrating_pool(
         old = container if is_flat else f"{container}/vm"
         origin = Origin.OLDER
     ours = "zfs_zvol" if driver == Origin.UPSTREAM else driver
-    return MigratingPool(name, ours, origin, container, home, old)
+    return MigratingPool(name, ours, origin, container, qubes_root, old)

@@ -58,7 +58,7 @@ def plan_undo(
             _undo_qube(plan, pool, dataset, old_names)
         elif has_pointer or pool.origin is Origin.UPSTREAM:
             plan.refuse(messages.UNDO_MADE_SINCE, dataset=dataset.name)
-    _undo_root(plan, pool, disk.home, record.settings)
+    _undo_root(plan, pool, disk.qubes_root, record.settings)
     plan.change(
         pool.container,
         "nothing is left of the adoption",
@@ -153,28 +153,31 @@ def _reversed_changes(dataset: Dataset) -> Iterator[Change]:
 
 
 def _undo_root(
-    plan: Plan, pool: MigratingPool, home: Dataset | None, before: Settings
+    plan: Plan,
+    pool: MigratingPool,
+    qubes_root: Dataset | None,
+    before: Settings,
 ) -> None:
-    if home is None:
+    if qubes_root is None:
         return
     if pool.origin is Origin.UPSTREAM:
         text = "is destroyed, with nothing in it"
-        plan.change(pool.home, text, [destroy(pool.home)])
+        plan.change(pool.qubes_root, text, [destroy(pool.qubes_root)])
         return
     restored = {name: v for name, v in before.items() if v is not None}
     if restored:
         plan.steps.append(
-            SetProperties(pool.home, "has its settings again", restored)
+            SetProperties(pool.qubes_root, "has its settings again", restored)
         )
     inherited = [
         name
         for name, value in before.items()
-        if value is None and name in home.settings
+        if value is None and name in qubes_root.settings
     ]
-    if naming.BLANK in home.own:
+    if naming.BLANK in qubes_root.own:
         inherited.append(naming.BLANK)
     plan.change(
-        pool.home,
+        pool.qubes_root,
         "inherits again what it inherited",
-        [inherit(pool.home, name) for name in inherited],
+        [inherit(pool.qubes_root, name) for name in inherited],
     )

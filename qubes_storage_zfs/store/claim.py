@@ -6,50 +6,50 @@ import contextlib
 from ..zfs import commands, importexport, keys, lzc
 from ..zfs.errors import Busy, Exists, NotFound
 from . import messages, naming, policy, pool_programs
-from .policy import HOME_SETTINGS
+from .policy import ROOT_SETTINGS
 from .pool_programs import Found
 
 
 async def adopt(
-    name: str, container: str, home: str, compression: str | None
+    name: str, container: str, qubes_root: str, compression: str | None
 ) -> None:
     """Make *container* the one of the pool *name*; all of it or nothing.
 
-    :param home: the dataset below which the qubes' datasets will be
-    :param compression: set on *home*; None: as the container has it
+    :param qubes_root: the dataset below which the qubes' datasets will be
+    :param compression: set on *qubes_root*; None: as the container has it
     :raises policy.Refused: if it cannot be this pool's
     :raises ZfsError: if ZFS refuses
     """
-    state = await pool_programs.container(container, home)
+    state = await pool_programs.container(container, qubes_root)
     check_claimable(name, container, state)
     if state.bare:
         raise policy.Refused(messages.CONTAINER_BARE, dataset=container)
-    if state.home and state.owner is None:
-        raise policy.Refused(messages.HOME_EXISTS, dataset=home)
-    if state.home:
-        await policy.check(policy.Place(name, container, home, False))
-        await _make_missing_nodes(home)
+    if state.qubes_root and state.owner is None:
+        raise policy.Refused(messages.HOME_EXISTS, dataset=qubes_root)
+    if state.qubes_root:
+        await policy.check(policy.Place(name, container, qubes_root, False))
+        await _make_missing_nodes(qubes_root)
     async with contextlib.AsyncExitStack() as undo:
         if not state.exists:
             await lzc.create_filesystem(
-                container, {**HOME_SETTINGS, naming.OWNER: name}
+                container, {**ROOT_SETTINGS, naming.OWNER: name}
             )
             undo.push_async_callback(_destroy, container)
         elif state.owner is None:
             await claim(container, name)
             undo.push_async_callback(claim, container, name, True)
-        if not state.home:
-            await lzc.create_filesystem(home, HOME_SETTINGS)
-            undo.push_async_callback(_destroy, home)
+        if not state.qubes_root:
+            await lzc.create_filesystem(qubes_root, ROOT_SETTINGS)
+            undo.push_async_callback(_destroy, qubes_root)
         if compression:
-            await commands.set_property(home, "compression", compression)
+            await commands.set_property(qubes_root, "compression", compression)
         undo.pop_all()
 
 
-async def _make_missing_nodes(home: str) -> None:
+async def _make_missing_nodes(qubes_root: str) -> None:
     """Have ZFS make the nodes that an import by ``qvm-zfs attach`` left out."""
-    if not (await keys.state(home)).locked:
-        await importexport.make_nodes(home, only_if_missing=True)
+    if not (await keys.state(qubes_root)).locked:
+        await importexport.make_nodes(qubes_root, only_if_missing=True)
 
 
 async def _destroy(dataset: str) -> None:

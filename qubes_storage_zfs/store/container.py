@@ -44,35 +44,35 @@ class Containers:
     def __iter__(self) -> Iterator["Container"]:
         return iter(list(self._by_place.values()))
 
-    def at(self, dataset: str, home: str) -> "Container":
+    def at(self, dataset: str, qubes_root: str) -> "Container":
         """Return the one Container for *dataset*.
 
-        :param home: the dataset below which the qubes' datasets are
+        :param qubes_root: the dataset below which the qubes' datasets are
         """
-        place = (dataset, home)
+        place = (dataset, qubes_root)
         if place not in self._by_place:
-            self._by_place[place] = Container(dataset, home, self)
+            self._by_place[place] = Container(dataset, qubes_root, self)
         return self._by_place[place]
 
-    def leave(self, dataset: str, home: str) -> None:
+    def leave(self, dataset: str, qubes_root: str) -> None:
         """Drop the Container for *dataset*, with what it has in memory."""
-        self._by_place.pop((dataset, home), None)
+        self._by_place.pop((dataset, qubes_root), None)
 
 
 class Container:
     """The volumes below one dataset.
 
     :ivar dataset: the container itself, marked with its pool's name
-    :ivar home: the dataset below which the qubes' datasets are
+    :ivar qubes_root: the dataset below which the qubes' datasets are
     :ivar thresholds: what counts as written there
     """
 
     def __init__(
-        self, dataset: str, home: str, others: Iterable["Container"] = ()
+        self, dataset: str, qubes_root: str, others: Iterable["Container"] = ()
     ) -> None:
         self.dataset = dataset
         self._others = others
-        self.home = home
+        self.qubes_root = qubes_root
         #: exports, imports and generations in the making: no garbage
         self.in_hand: set[str] = set()
         #: those of them that export() gave away
@@ -90,16 +90,16 @@ class Container:
         self.first_check = policy.FirstUse()
 
     @classmethod
-    def at(cls, dataset: str, home: str) -> "Container":
+    def at(cls, dataset: str, qubes_root: str) -> "Container":
         """The one Container of this process for *dataset*."""
-        return runtime.of(Containers).at(dataset, home)
+        return runtime.of(Containers).at(dataset, qubes_root)
 
     # --- reading
 
     def _asked(self, name: VolumeName, query: StateQuery) -> programs.Asked:
         return programs.Asked(
             self.dataset,
-            self.home,
+            self.qubes_root,
             name,
             self.thresholds.limits,
             query,
@@ -153,7 +153,7 @@ class Container:
         try:
             await lzc.create_volume(dataset, *_PROBE, holder_mark())
         except errors.ZfsError as exc:
-            LOG.debug("%s cannot be measured: %s", self.home, exc)
+            LOG.debug("%s cannot be measured: %s", self.qubes_root, exc)
             self.release(dataset)
             return False
         try:
@@ -204,11 +204,11 @@ class Container:
         self._swept = True
         try:
             # what anybody wrote before counts as written from here on
-            await lzc.sync(self.home)
+            await lzc.sync(self.qubes_root)
             await self.sweep()
         except errors.ZfsError as exc:
             self._swept = False
-            LOG.debug("garbage in %s not looked for: %s", self.home, exc)
+            LOG.debug("garbage in %s not looked for: %s", self.qubes_root, exc)
         except BaseException:
             self._swept = False
             raise
@@ -228,7 +228,7 @@ class Container:
                 self._unsure = None
                 await self.sweep()
         except errors.ZfsError as exc:
-            LOG.debug("garbage in %s not looked for: %s", self.home, exc)
+            LOG.debug("garbage in %s not looked for: %s", self.qubes_root, exc)
 
     async def sweep(self, qube: str | None = None) -> list[str]:
         """Destroy what no pointer names, no revision needs and nobody holds.
@@ -239,7 +239,7 @@ class Container:
         """
         found = await self._unnamed(qube)
         if found.unsure is not None:
-            name = naming.volume_of(self.home, found.unsure)
+            name = naming.volume_of(self.qubes_root, found.unsure)
             if await self.measure_beside(name):
                 found = await self._unnamed(qube)
             else:
@@ -251,7 +251,7 @@ class Container:
         for item in garbage:
             await lzc.destroy_bookmarks(item.bookmarks)
         done = await pool_programs.sweep(
-            self.home,
+            self.qubes_root,
             self.thresholds.limits,
             replace(found, datasets=garbage),
             self.in_hand,
@@ -265,7 +265,7 @@ class Container:
     async def _unnamed(self, qube: str | None = None) -> Garbage:
         """What no pointer names."""
         limits = self.thresholds.limits
-        return await pool_programs.garbage(self.home, limits, qube)
+        return await pool_programs.garbage(self.qubes_root, limits, qube)
 
     async def in_hand_elsewhere(self) -> list[str]:
         """What other processes that live made for exports and imports.
@@ -316,5 +316,5 @@ class Container:
         qubes = {dataset.rpartition("/")[0] for dataset in datasets}
         for container in self._others:
             for qube in qubes:
-                if qube.startswith(container.home + "/"):
+                if qube.startswith(container.qubes_root + "/"):
                     await container.sweep_patiently(qube)

@@ -10,12 +10,12 @@ from .pointer import BadPointer, Pointer
 class Listing:
     """The volumes below one dataset; a pool has one of these.
 
-    :ivar home: that dataset
+    :ivar qubes_root: that dataset
     :ivar last: the last answer; empty before the first
     """
 
-    def __init__(self, home: str) -> None:
-        self.home = home
+    def __init__(self, qubes_root: str) -> None:
+        self.qubes_root = qubes_root
         self.last: dict[str, Pointer | None] = {}
 
     def now(self) -> dict[str, Pointer | None]:
@@ -27,7 +27,7 @@ class Listing:
 
         :raises ZfsError: if ZFS cannot be asked now
         """
-        pool_programs.list_volumes(self.home, self._note)
+        pool_programs.list_volumes(self.qubes_root, self._note)
         return self.last
 
     def _note(self, answer: Mapping[str, str]) -> None:

@@ -68,19 +68,19 @@ class BadName(messages.Refused, ValueError):
 class VolumeName:
     """One volume of one qube below the dataset that holds a pool's qubes.
 
-    :ivar home: dataset below which the qubes' datasets are
+    :ivar qubes_root: dataset below which the qubes' datasets are
     :ivar qube: the qube's name
     :ivar volume: the volume's name within the qube
     """
 
-    home: str
+    qubes_root: str
     qube: str
     volume: str
 
     @property
     def dataset(self) -> str:
         """The qube's dataset; its properties point to current generations."""
-        return f"{self.home}/{self.qube}"
+        return f"{self.qubes_root}/{self.qube}"
 
     @property
     def pointer(self) -> str:
@@ -108,10 +108,10 @@ class VolumeName:
         return None
 
 
-def volume_of(home: str, dataset: str) -> VolumeName:
-    """Return the volume that *dataset*, two below *home*, would be of."""
-    qube, _, last = dataset.removeprefix(home + "/").partition("/")
-    return VolumeName(home, qube, last.partition(".")[0])
+def volume_of(qubes_root: str, dataset: str) -> VolumeName:
+    """Return the volume that *dataset*, two below *qubes_root*, would be of."""
+    qube, _, last = dataset.removeprefix(qubes_root + "/").partition("/")
+    return VolumeName(qubes_root, qube, last.partition(".")[0])
 
 
 def is_vid(text: str) -> bool:
@@ -120,15 +120,15 @@ def is_vid(text: str) -> bool:
     return bool(slash and _QUBE.match(qube) and _VOLUME.match(volume))
 
 
-def volume_name(home: str, vid: str) -> VolumeName:
-    """Parse a vid, ``<qube>/<volume>``, below *home*.
+def volume_name(qubes_root: str, vid: str) -> VolumeName:
+    """Parse a vid, ``<qube>/<volume>``, below *qubes_root*.
 
     :raises BadName: if no volume of ours can have that vid
     """
     qube, _, volume = vid.partition("/")
     if not is_vid(vid):
         raise BadName(messages.BAD_VID, vid=vid)
-    name = VolumeName(home, qube, volume)
+    name = VolumeName(qubes_root, qube, volume)
     if len(name.generation(0)) > NAME_MAX - SUFFIX_ROOM:
         raise BadName(messages.LONG_VID, dataset=name.generation(0))
     return name

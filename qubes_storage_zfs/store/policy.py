@@ -54,15 +54,15 @@ SAFE: Mapping[str, str] = {
     item.name: item.value for item in SAFETY if item.is_required
 }
 #: of a qubes root that this driver creates
-HOME_SETTINGS: Mapping[str, str] = {item.name: item.value for item in SAFETY}
+ROOT_SETTINGS: Mapping[str, str] = {item.name: item.value for item in SAFETY}
 #: of an encryption root that was created by other software and is taken over
 TAKEN_OVER_SETTINGS: Mapping[str, str] = {
-    **HOME_SETTINGS,
+    **ROOT_SETTINGS,
     "canmount": "off",
 }
 #: of the root dataset of a zpool that this driver creates
 ZPOOL_ROOT_SETTINGS: Mapping[str, str] = {
-    **HOME_SETTINGS,
+    **ROOT_SETTINGS,
     "canmount": "off",
     "atime": "off",
 }
@@ -92,7 +92,7 @@ class NotAllowed(Refused):
     :ivar name: the property
     """
 
-    def __init__(self, home: str, wrong: Wrong) -> None:
+    def __init__(self, qubes_root: str, wrong: Wrong) -> None:
         # ZFS itself bounds the length of names
         self.dataset = printable(wrong.dataset, naming.NAME_MAX)
         self.name = shown(wrong.property)
@@ -102,7 +102,7 @@ class NotAllowed(Refused):
             property=self.name,
             value=shown(wrong.value),
             wanted=wrong.wanted,
-            remedy=_remedy(home, wrong),
+            remedy=_remedy(qubes_root, wrong),
         )
 
 
@@ -112,14 +112,14 @@ class Place:
 
     :ivar pool: its name
     :ivar container: its dataset
-    :ivar home: the qubes root
+    :ivar qubes_root: the qubes root
     :ivar is_encrypted: whether the container is an encryption root of its own
     :ivar zpool_guid: of the zpool, as qubes.xml has it; None: not recorded
     """
 
     pool: str
     container: str
-    home: str
+    qubes_root: str
     is_encrypted: bool
     zpool_guid: str | None = None
 
@@ -156,17 +156,17 @@ def unmarked(pool: str, dataset: str, bare: bool) -> NotThere:
     return NotThere(template, dataset=dataset, pool=pool, property=naming.OWNER)
 
 
-def _remedy(home: str, wrong: Wrong) -> str:
+def _remedy(qubes_root: str, wrong: Wrong) -> str:
     """Return what an administrator does who changed the property."""
     dataset, name = wrong.dataset, wrong.property
     if name not in (*SAFE, "mountpoint", "keylocation"):
         return messages.DISK_REMEDY_MOVE
     at = wrong.source or ""
-    verb = f"set {name}={wrong.wanted} {home}"
-    if dataset != home:
-        place = at if at.startswith(f"{home}/") else dataset
-        if at == home or not _is_plain(place):
-            place = home
+    verb = f"set {name}={wrong.wanted} {qubes_root}"
+    if dataset != qubes_root:
+        place = at if at.startswith(f"{qubes_root}/") else dataset
+        if at == qubes_root or not _is_plain(place):
+            place = qubes_root
         else:
             verb = f"inherit {name} {place}"
     return messages.DISK_REMEDY.format(command=verb)
@@ -220,14 +220,14 @@ async def check(place: Place, must_be_claimed: bool = True) -> None:
         rules["encryptionroot"] = place.container
         root_rules.update(KEY_RULES)
     answer = await pool_programs.check_policy(
-        place.container, place.home, rules, root_rules, LIMIT
+        place.container, place.qubes_root, rules, root_rules, LIMIT
     )
     _check_identity(place, answer, must_be_claimed)
     wrong = answer.wrong
     if wrong is not None and wrong.property == "keyformat":
         raise NoPassphrase(place.container, shown(wrong.value))
     if wrong is not None:
-        raise NotAllowed(place.home, wrong)
+        raise NotAllowed(place.qubes_root, wrong)
 
 
 def _check_identity(
@@ -241,7 +241,7 @@ def _check_identity(
     if owner is not None and owner != place.pool:
         raise claimed(place.container, owner)
     if missing:
-        raise NotThere(messages.CONTAINER_MISSING, dataset=place.home)
+        raise NotThere(messages.CONTAINER_MISSING, dataset=place.qubes_root)
 
 
 class FirstUse:

@@ -22,7 +22,7 @@ class Found:
 
     :ivar parent: whether the dataset above exists
     :ivar exists: whether the container exists
-    :ivar home: whether the qubes root exists
+    :ivar qubes_root: whether the qubes root exists
     :ivar type: of the container, as ZFS spells it
     :ivar owner: the pool whose name is on it, as the disk has it
     :ivar owner_above: a dataset above it that some pool has claimed
@@ -32,7 +32,7 @@ class Found:
 
     parent: bool
     exists: bool
-    home: bool
+    qubes_root: bool
     type: str | None
     owner: str | None
     owner_above: str | None
@@ -40,11 +40,11 @@ class Found:
     bare: bool
 
 
-async def container(dataset: str, home: str) -> Found:
+async def container(dataset: str, qubes_root: str) -> Found:
     """Look what is where a container is or will be."""
     arguments = {
         "container": dataset,
-        "qubes_root": home,
+        "qubes_root": qubes_root,
         "claim": naming.OWNER,
         "prefix": naming.PREFIX,
     }
@@ -94,7 +94,7 @@ class Checked:
 
 async def check_policy(
     dataset: str,
-    home: str,
+    qubes_root: str,
     allowed: Mapping[str, str],
     allowed_root: Mapping[str, str],
     limit: int,
@@ -107,7 +107,7 @@ async def check_policy(
     """
     arguments = {
         "container": dataset,
-        "qubes_root": home,
+        "qubes_root": qubes_root,
         "claim": naming.OWNER,
         "prefix": naming.PREFIX,
         "limit": limit,
@@ -189,19 +189,19 @@ class Garbage:
     empty: Sequence[str]
 
 
-async def garbage(home: str, limits: Limits, qube: str | None) -> Garbage:
+async def garbage(qubes_root: str, limits: Limits, qube: str | None) -> Garbage:
     """Look for what no pointer names.
 
     :param qube: dataset of one qube; None: all of them
     """
     arguments: dict[str, object] = {
-        "qubes_root": home,
+        "qubes_root": qubes_root,
         **OURS,
         **limit_arguments(limits),
     }
     if qube is not None:
         arguments["qube"] = qube
-    reply = await channel.read("garbage", home, arguments)
+    reply = await channel.read("garbage", qubes_root, arguments)
     return Garbage(
         [
             Unnamed(
@@ -232,7 +232,7 @@ class Swept:
 
 
 async def sweep(
-    home: str, limits: Limits, found: Garbage, reserved: Iterable[str]
+    qubes_root: str, limits: Limits, found: Garbage, reserved: Iterable[str]
 ) -> Swept:
     """Destroy garbage.
 
@@ -240,14 +240,14 @@ async def sweep(
     """
     items = [{"name": x.name, "guid": x.guid} for x in found.datasets]
     arguments = {
-        "qubes_root": home,
+        "qubes_root": qubes_root,
         **OURS,
         **limit_arguments(limits),
         "datasets": items,
         "empty": list(found.empty),
         "reserved": {name: True for name in reserved},
     }
-    reply = await channel.change("collect", home, arguments)
+    reply = await channel.change("collect", qubes_root, arguments)
     return Swept(
         reply.at("destroyed").texts(),
         reply.at("busy").texts(),
@@ -255,7 +255,9 @@ async def sweep(
     )
 
 
-def list_volumes(home: str, note: Callable[[Mapping[str, str]], None]) -> None:
+def list_volumes(
+    qubes_root: str, note: Callable[[Mapping[str, str]], None]
+) -> None:
     """Ask for all volumes, vid -> pointer, without waiting for long.
 
     :param note: called with the answer, in another thread, even if it comes
@@ -265,28 +267,32 @@ def list_volumes(home: str, note: Callable[[Mapping[str, str]], None]) -> None:
     """
     channel.ask_for_list(
         "volumes",
-        home,
-        {"qubes_root": home, "prefix": naming.POINTER},
+        qubes_root,
+        {"qubes_root": qubes_root, "prefix": naming.POINTER},
         lambda reply: note(reply.text_by_name()),
     )
 
 
-async def discarded(container: str, home: str, pool: str) -> dict[str, str]:
+async def discarded(
+    container: str, qubes_root: str, pool: str
+) -> dict[str, str]:
     """Return the volumes whose content is discarded: vid -> mark."""
     arguments = {
         "container": container,
-        "qubes_root": home,
+        "qubes_root": qubes_root,
         "claim": naming.OWNER,
         "pool": pool,
         **OURS,
     }
-    reply = await channel.read("discarded", home, arguments)
+    reply = await channel.read("discarded", qubes_root, arguments)
     return reply.text_by_name()
 
 
-async def qubes(home: str) -> list[str]:
+async def qubes(qubes_root: str) -> list[str]:
     """Return the datasets of all qubes."""
-    return (await channel.read("qubes", home, {"qubes_root": home})).texts()
+    return (
+        await channel.read("qubes", qubes_root, {"qubes_root": qubes_root})
+    ).texts()
 
 
 @dataclass(frozen=True)
@@ -301,26 +307,28 @@ class Retained:
     removed: int
 
 
-async def retained(home: str, qube: str) -> Retained:
+async def retained(qubes_root: str, qube: str) -> Retained:
     """Count what a qube's revisions and removed volumes use."""
-    arguments = {"qubes_root": home, "qube": qube, **OURS}
-    reply = await channel.read("retained", home, arguments)
+    arguments = {"qubes_root": qubes_root, "qube": qube, **OURS}
+    reply = await channel.read("retained", qubes_root, arguments)
     return Retained(
         reply.at("revisions").as_number(), reply.at("removed").as_number()
     )
 
 
-def space_now(home: str) -> dict[str, int]:
-    """Return ``used`` and ``available`` in bytes; empty if *home* is missing.
+def space_now(qubes_root: str) -> dict[str, int]:
+    """Return ``used`` and ``available`` in bytes; empty if *qubes_root* is missing.
 
     :raises ZfsError: if ZFS cannot be asked now
     """
-    return channel.ask("space", home, {"qubes_root": home}).number_by_name()
+    return channel.ask(
+        "space", qubes_root, {"qubes_root": qubes_root}
+    ).number_by_name()
 
 
-async def space(home: str) -> dict[str, int]:
+async def space(qubes_root: str) -> dict[str, int]:
     """As space_now(), waited for."""
-    reply = await channel.read("space", home, {"qubes_root": home})
+    reply = await channel.read("space", qubes_root, {"qubes_root": qubes_root})
     return reply.number_by_name()
 
 
@@ -329,7 +337,7 @@ async def space(home: str) -> dict[str, int]:
 
 async def adoptable(
     dataset: str,
-    home: str,
+    qubes_root: str,
     old: str,
     settings: Iterable[str],
     zvol_settings: Iterable[str],
@@ -342,7 +350,7 @@ async def adoptable(
     """
     arguments = {
         "container": dataset,
-        "qubes_root": home,
+        "qubes_root": qubes_root,
         "old": old,
         "prefix": naming.PREFIX,
         "settings": list(settings),

@@ -97,7 +97,7 @@ class Asked:
     """
 
     container: str
-    home: str
+    qubes_root: str
     name: VolumeName
     limits: Limits
     query: StateQuery
@@ -128,13 +128,13 @@ class Asked:
 async def state(asked: Asked, batch: Batch | None = None) -> VolumeState:
     """Ask ZFS about a volume."""
     arguments = asked.arguments
-    reply = await channel.read("state", asked.home, arguments, batch)
+    reply = await channel.read("state", asked.qubes_root, arguments, batch)
     return VolumeState.from_reply(reply)
 
 
 def state_now(asked: Asked) -> VolumeState:
     """As state(), for a synchronous property of the API."""
-    reply = channel.ask("state", asked.home, asked.arguments)
+    reply = channel.ask("state", asked.qubes_root, asked.arguments)
     return VolumeState.from_reply(reply)
 
 
@@ -199,7 +199,9 @@ async def adopt(
     if origin is not None:
         arguments["origin"] = origin
     dataset = volume.name.dataset
-    reply = await channel.change("make_current", dataset, arguments, batch=batch)
+    reply = await channel.change(
+        "make_current", dataset, arguments, batch=batch
+    )
     return reply.texts()
 
 
@@ -256,7 +258,9 @@ async def thaw(
 ) -> None:
     """Drop what freeze() made."""
     arguments = {**volume.arguments, "snapshot": snapshot}
-    await channel.change("drop_temporary", volume.name.dataset, arguments, batch=batch)
+    await channel.change(
+        "drop_temporary", volume.name.dataset, arguments, batch=batch
+    )
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ COUNT_AGAIN = 600
 class Space:
     """Of the volumes below one dataset.
 
-    :ivar home: that dataset
+    :ivar qubes_root: that dataset
     """
 
-    def __init__(self, home: str) -> None:
-        self.home = home
+    def __init__(self, qubes_root: str) -> None:
+        self.qubes_root = qubes_root
         #: until the event loop goes on
         self._known: dict[str, int] | None = None
         #: the last answer
@@ -42,7 +42,7 @@ class Space:
         if self._known is not None:
             return self._known
         try:
-            answer = pool_programs.space_now(self.home)
+            answer = pool_programs.space_now(self.qubes_root)
         except NotReadable:
             return self._last
         except ZfsError:
@@ -59,7 +59,7 @@ class Space:
         The same as now() tells, waited for.
         """
         try:
-            return (await pool_programs.space(self.home)).get("available")
+            return (await pool_programs.space(self.qubes_root)).get("available")
         except ZfsError:
             return None
 
@@ -113,8 +113,8 @@ class Space:
         """A program for each qube, so that nothing waits for long for one."""
         revisions = removed = 0
         try:
-            for qube in await pool_programs.qubes(self.home):
-                retained = await pool_programs.retained(self.home, qube)
+            for qube in await pool_programs.qubes(self.qubes_root):
+                retained = await pool_programs.retained(self.qubes_root, qube)
                 revisions += retained.revisions
                 removed += retained.removed
         except ZfsError:

@@ -93,8 +93,8 @@ async def _make_nodes(
     async with slow("Waiting for devices"):
         for pool in pools:
             # ZFS makes the nodes of a locked pool when its key is loaded
-            if not (await keys.state(pool.home)).locked:
-                await importexport.make_nodes(pool.home, only_if_missing)
+            if not (await keys.state(pool.qubes_root)).locked:
+                await importexport.make_nodes(pool.qubes_root, only_if_missing)
 
 
 def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
@@ -314,11 +314,11 @@ async def _report(
             f" 'sudo qvm-zfs attach {pool.name}'."
         )
         return
-    homes = tuple(mate.home + "/" for mate in mates)
+    qubes_roots = tuple(mate.qubes_root + "/" for mate in mates)
     others = [
         name
         for name in await importexport.volumes(chosen.name)
-        if not name.startswith(homes)
+        if not name.startswith(qubes_roots)
     ]
     if others:
         say(

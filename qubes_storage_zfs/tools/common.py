@@ -67,7 +67,7 @@ class Pool:
         return self.dataset.partition("/")[0]
 
     @property
-    def home(self) -> str:
+    def qubes_root(self) -> str:
         """The qubes root: the dataset below which the qubes' datasets are."""
         return self.dataset if self.is_encrypted else f"{self.dataset}/vm"
 
@@ -80,7 +80,11 @@ class Pool:
     def place(self) -> policy.Place:
         """The pool as store/policy.py checks it."""
         return policy.Place(
-            self.name, self.dataset, self.home, self.is_encrypted, self.guid
+            self.name,
+            self.dataset,
+            self.qubes_root,
+            self.is_encrypted,
+            self.guid,
         )
 
 

@@ -86,7 +86,7 @@ async def _reserved(mates: Sequence[Pool]) -> list[str]:
     """Return exports and imports of other processes, which are qubesd's."""
     texts = []
     for pool in mates:
-        store = Container.at(pool.dataset, pool.home)
+        store = Container.at(pool.dataset, pool.qubes_root)
         for dataset in await store.in_hand_elsewhere():
             texts.append(f"an export or import has {dataset} in hand")
     return texts

@@ -158,7 +158,7 @@ async def _status_of_present(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
 
     :raises ZfsError: if ZFS cannot be asked
     """
-    if not await commands.answers(pool.home):
+    if not await commands.answers(pool.qubes_root):
         raise SilentZpool(pool.zpool)
     key = await keys.state(pool.dataset)
     state = _state(pool, key)
@@ -193,18 +193,18 @@ def _state(pool: Pool, key: keys.KeyState) -> str:
 async def _obstacles(pool: Pool, key: keys.KeyState) -> list[ZfsError]:
     """Return what prevents qubes in an available pool from starting."""
     obstacles: list[ZfsError] = []
-    home = key
-    if pool.home != pool.dataset:
-        home = await keys.state(pool.home)
-    if home.read_only_by is not None:
-        obstacles.append(ReadOnlyDataset(home.read_only_by))
+    root_key = key
+    if pool.qubes_root != pool.dataset:
+        root_key = await keys.state(pool.qubes_root)
+    if root_key.read_only_by is not None:
+        obstacles.append(ReadOnlyDataset(root_key.read_only_by))
     wrong = keys.obstacle(pool.dataset, key)
     return [*obstacles, wrong] if wrong is not None else obstacles
 
 
 async def _removed_usage(pool: Pool) -> int | None:
     """Return the bytes that clones keep of removed volumes, if known."""
-    space = Space(pool.home)
+    space = Space(pool.qubes_root)
     await space.count()
     return space.removed
 

@@ -7,18 +7,22 @@ from typing import Any
 from .gate import Dump, Violated
 
 
-def check_needed(dump: Dump, home: str, pointers: Mapping[str, Any]) -> None:
+def check_needed(
+    dump: Dump, qubes_root: str, pointers: Mapping[str, Any]
+) -> None:
     """Look at each generation that is not current.
 
     :param pointers: vid -> value of the volume's pointer; None: no such volume
     :raises Violated: if the only clone of one could be promoted
     """
     zvols = {
-        f"{home}/{vid}": pointer for vid, pointer in pointers.items() if pointer
+        f"{qubes_root}/{vid}": pointer
+        for vid, pointer in pointers.items()
+        if pointer
     }
     for name, item in dump.items():
         first, _, number = name.partition(".")
-        if first.removeprefix(f"{home}/") not in pointers:
+        if first.removeprefix(f"{qubes_root}/") not in pointers:
             continue
         if first in zvols and zvols[first].split()[0] == (number or "0"):
             continue

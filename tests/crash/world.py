@@ -241,8 +241,8 @@ class World:
     def dump(self, qube: str | None = None) -> Dump:
         """What there is: all, or all of a qube's."""
         below = qube and f"{self.pool.qubes_root}/{qube}"
-        home = self.pool.qubes_root
-        return self.door.dump(self.container, below, home.count("/") + 2)
+        qubes_root = self.pool.qubes_root
+        return self.door.dump(self.container, below, qubes_root.count("/") + 2)
 
     def generations(self, dump: Dump, vid: str) -> dict[int, dict[str, Any]]:
         where = naming.volume_name(self.pool.qubes_root, vid)

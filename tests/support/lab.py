@@ -12,7 +12,7 @@ from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.lifecycle import Lifecycle
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.store.policy import HOME_SETTINGS
+from qubes_storage_zfs.store.policy import ROOT_SETTINGS
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import keyholder, keys, lzc, runtime
 
@@ -206,7 +206,7 @@ def create_encrypted(container, name):
         "pbkdf2iters": 100_000,
         "pbkdf2salt": 1,
     }
-    properties = {**HOME_SETTINGS, naming.OWNER: name, **made_from}
+    properties = {**ROOT_SETTINGS, naming.OWNER: name, **made_from}
     with known_key() as key:
         lzc.create_root(container, properties, key)
 

@@ -69,13 +69,13 @@ def known(qube="work", name="private", keep=True, klass="AppVM", vid=None):
     )
 
 
-def found(*old, moved=(), home=None):
+def found(*old, moved=(), qubes_root=None):
     return {
         "container": dataset(C),
         "old": listed(*old),
         "moved": listed(*moved),
         "old_exists": True,
-        **({"qubes_root": home} if home else {}),
+        **({"qubes_root": qubes_root} if qubes_root else {}),
     }
 
 
@@ -184,9 +184,9 @@ def test_what_nobody_keeps_is_only_marked():
 
 
 def test_what_was_done_is_not_planned_again():
-    home = dataset(f"{C}/vm", set=dict(policy.HOME_SETTINGS))
+    qubes_root = dataset(f"{C}/vm", set=dict(policy.ROOT_SETTINGS))
     moved = dataset(f"{C}/vm/work", WORK)
-    there = found(moved=[moved], home=home)
+    there = found(moved=[moved], qubes_root=qubes_root)
     there["container"]["own"] = {naming.ADOPTED: "{}"}
     plan = plan_of(there, known())
     assert [step.dataset for step in plan.steps] == [f"{C}/vm/work", C]
@@ -224,7 +224,7 @@ def test_strangers_stay():
         (found(), [known(name="Private")], "cannot name a volume"),
         (found(), [known(vid=f"{C}/work/a/b")], "cannot name a volume"),
         (found(), [known(vid=f"{C}/work/../x")], "cannot name a volume"),
-        (found(home=dataset(f"{C}/vm")), [known()], "rename it"),
+        (found(qubes_root=dataset(f"{C}/vm")), [known()], "rename it"),
         (found(zvol(f"{C}/work")), [known()], "is a volume, not a qube's"),
         (
             found(dataset(f"{C}/work"), moved=[dataset(f"{C}/vm/work")]),
@@ -311,20 +311,24 @@ def test_a_container_that_is_none_is_refused():
 
 
 @pytest.mark.parametrize(
-    "driver, vid, old, home",
+    "driver, vid, old, qubes_root",
     [
         ("zfs_zvol", "mine/vm/a/b", "mine/vm", "mine/vm"),
         ("zfs_encrypted", "t/encryption/mine/a/b", "", ""),
         ("zfs_encrypted", "t/encryption/mine/vm/a/b", "/vm", ""),
     ],
 )
-def test_where_the_older_layout_is(driver, vid, old, home):
+def test_where_the_older_layout_is(driver, vid, old, qubes_root):
     attributes = {"name": "mine", "driver": driver, "zpool_name": "t"}
     if driver == "zfs_encrypted":
         base = "t/encryption/mine"
-        old, home = base + old, base + home
+        old, qubes_root = base + old, base + qubes_root
     pool = migrating_pool(attributes, [known(vid=vid)])
-    assert (pool.old, pool.home, pool.origin) == (old, home, Origin.OLDER)
+    assert (pool.old, pool.qubes_root, pool.origin) == (
+        old,
+        qubes_root,
+        Origin.OLDER,
+    )
 
 
 # --- undoing
@@ -332,7 +336,7 @@ def test_where_the_older_layout_is(driver, vid, old, home):
 
 def adopted():
     """The work qube, adopted."""
-    home = dataset(f"{C}/vm", set=dict(policy.HOME_SETTINGS))
+    qubes_root = dataset(f"{C}/vm", set=dict(policy.ROOT_SETTINGS))
     moved = dataset(
         f"{C}/vm/work",
         zvol(
@@ -348,7 +352,7 @@ def adopted():
             naming.COMMITTED + "private": "private@r2",
         },
     )
-    there = found(moved=[moved], home=home)
+    there = found(moved=[moved], qubes_root=qubes_root)
     record = json.dumps({"was": "zfs", "old": "", "set": {}})
     there["container"]["own"] = {
         naming.ADOPTED: record,
@@ -538,8 +542,10 @@ def test_records_that_adopting_does_not_write_are_refused(where, name, value):
 
 def test_what_undoing_cannot_put_back_is_not_recorded():
     attributes = {"name": "mine", "driver": "zfs_zvol"}
-    home = dataset("mine/vm", set={"mountpoint": "/etc", "volmode": "none"})
-    there = {**found(home=home), "container": dataset("mine")}
+    qubes_root = dataset(
+        "mine/vm", set={"mountpoint": "/etc", "volmode": "none"}
+    )
+    there = {**found(qubes_root=qubes_root), "container": dataset("mine")}
     pool = migrating_pool(attributes, [known(vid="mine/vm/a/private")])
     plan = plan_migration(pool, [], Disk.parse(Reply(there)), "mark").checked()
     record = json.loads(plan.steps[0].changes[0].value)

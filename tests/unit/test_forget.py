@@ -46,7 +46,7 @@ def collected(monkeypatch, before, after):
     monkeypatch.setattr(channel, "read", read)
     monkeypatch.setattr(discarded, "_destroy", destroy)
     pool = types.SimpleNamespace(
-        name="p", home="z/p/vm", container="z/p", idle=idle
+        name="p", qubes_root="z/p/vm", container="z/p", idle=idle
     )
     asyncio.run(discarded.collect(pool, qubes, wait=True))
     return destroyed
@@ -69,7 +69,7 @@ def test_a_creation_in_progress_has_it_collected_later(monkeypatch, offline):
     qubes = app()
     qubes.domains[0].storage = None
     qubes.vmm.offline_mode = offline
-    pool = types.SimpleNamespace(name="p", home="z/p/vm", container="z/p")
+    pool = types.SimpleNamespace(name="p", qubes_root="z/p/vm", container="z/p")
     pool.store = types.SimpleNamespace(is_compared=True)
     asyncio.run(discarded.collect(pool, qubes))
     # a second set of qubes decides nothing

@@ -62,14 +62,14 @@ class Memory:
 
     def disk(self, pool):
         get = self.datasets.get
-        moved = self._children_of_root(pool.home)
+        moved = self._children_of_root(pool.qubes_root)
         return Disk(
             get(pool.container),
-            get(pool.home),
+            get(pool.qubes_root),
             pool.old in self.datasets,
             (
                 moved
-                if pool.old == pool.home
+                if pool.old == pool.qubes_root
                 else self._children_of_root(pool.old)
             ),
             moved,
@@ -82,7 +82,7 @@ class Memory:
         name = step.dataset
         if isinstance(step, steps.CreateRoot):
             assert name not in self.datasets
-            settings = dict(policy.HOME_SETTINGS)
+            settings = dict(policy.ROOT_SETTINGS)
             self.datasets[name] = Dataset(name, "filesystem", settings=settings)
         elif isinstance(step, steps.SetProperties):
             settings = {**self.datasets[name].settings, **step.settings}

@@ -21,7 +21,7 @@ from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.pool import ZfsZvolPool
 from qubes_storage_zfs.migrate import saved
 from qubes_storage_zfs.store import naming
-from qubes_storage_zfs.store.policy import HOME_SETTINGS
+from qubes_storage_zfs.store.policy import ROOT_SETTINGS
 from qubes_storage_zfs.tools import adopt, main, qubes_xml
 from qubes_storage_zfs.zfs import channel, commands, devices, lzc, runtime
 
@@ -396,9 +396,9 @@ def test_adopted_qubes_live_on(world):
 
 def test_home_is_as_our_own(small):
     assert small("--apply") == 0
-    home = f"{small.container}/vm"
-    for name, value in HOME_SETTINGS.items():
-        got = sh("zfs", "get", "-Ho", "value,source", name, home)
+    qubes_root = f"{small.container}/vm"
+    for name, value in ROOT_SETTINGS.items():
+        got = sh("zfs", "get", "-Ho", "value,source", name, qubes_root)
         assert got == f"{value}\tlocal"
 
 
@@ -675,7 +675,7 @@ def older(zpool, tmp_path, monkeypatch, request):
     container = f"{above}/encryption/{POOL}"
     sh("zfs", "create", above)
     create_encrypted(container, POOL)
-    for name in [naming.OWNER, *HOME_SETTINGS]:
+    for name in [naming.OWNER, *ROOT_SETTINGS]:
         sh("zfs", "inherit", name, container)
     old = container
     if request.param != "encrypted":

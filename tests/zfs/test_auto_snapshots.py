@@ -35,10 +35,10 @@ class Tools:
 
     def __call__(self):
         """One recursive snapshot each, of all there is at this moment."""
-        home, (hourly, autosnap) = self.lab.pool.qubes_root, labels()
+        qubes_root, (hourly, autosnap) = self.lab.pool.qubes_root, labels()
         note = "com.sun:auto-snapshot-desc=-"
-        sh("zfs", "snapshot", "-o", note, "-r", f"{home}@{hourly}")
-        sh("zfs", "snapshot", "-r", f"{home}@{autosnap}")
+        sh("zfs", "snapshot", "-o", note, "-r", f"{qubes_root}@{hourly}")
+        sh("zfs", "snapshot", "-r", f"{qubes_root}@{autosnap}")
         names = self._list()
         assert names >= self.taken, "one was destroyed"
         self.taken = names

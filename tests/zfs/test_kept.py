@@ -146,18 +146,18 @@ def test_what_is_kept_for_another_pools_clones_goes_with_all_but_one(
 
 
 def test_what_somebody_put_among_the_qubes_stays(lab, tmp_path):
-    home = lab.pool.qubes_root
+    qubes_root = lab.pool.qubes_root
     (tmp_path / "mnt").mkdir()
     mine = f"mountpoint={tmp_path / 'mnt'}"
-    sh("zfs", "create", "-o", mine, f"{home}/files")
+    sh("zfs", "create", "-o", mine, f"{qubes_root}/files")
     (tmp_path / "mnt" / "file").write_bytes(os.urandom(4096))
-    sh("zfs", "unmount", f"{home}/files")
+    sh("zfs", "unmount", f"{qubes_root}/files")
     # with it, the pool would be refused
-    sh("zfs", "inherit", "mountpoint", f"{home}/files")
-    sh("zfs", "create", "-s", "-V", "1M", f"{home}/disk")
-    sh("zfs", "create", "-u", "-o", "canmount=off", f"{home}/ours")
+    sh("zfs", "inherit", "mountpoint", f"{qubes_root}/files")
+    sh("zfs", "create", "-s", "-V", "1M", f"{qubes_root}/disk")
+    sh("zfs", "create", "-u", "-o", "canmount=off", f"{qubes_root}/ours")
     # the machine stopped before canmount was set
-    sh("zfs", "create", "-u", f"{home}/begun")
+    sh("zfs", "create", "-u", f"{qubes_root}/begun")
     lab.restart()
     lab.run(lab.pool.store.first_use())
     assert sorted(lab.datasets()) == ["vm", "vm/disk", "vm/files"]

@@ -43,10 +43,10 @@ def test_strangers_beside_ours_stay(lab, caplog):
     caplog.set_level(logging.DEBUG)
     volume = lab.private(content=b"one")
     qube = f"{lab.pool.qubes_root}/work"
-    home = lab.pool.qubes_root.encode()
+    qubes_root = lab.pool.qubes_root.encode()
     strange = {
         b"snapshot": volume.dataset.encode() + b"@odd\xff",
-        b"clone": home + b"/work/odd\xff",
+        b"clone": qubes_root + b"/work/odd\xff",
     }
     assert program(MAKE, strange) == 0
     sh("zfs", "create", "-s", "-V", "4m", f"{qube}/my volume")

@@ -200,12 +200,17 @@ def test_zfs_by_hand_is_seen_at_once(lab):
 
 def test_volume_that_came_by_hand_is_seen(lab):
     volume = lab.private("work", b"data")
-    home = f"{lab.container}/vm"
+    qubes_root = f"{lab.container}/vm"
     with pytest.raises(KeyError):
         lab.pool.get_volume("copy/private")
-    sh("zfs", "create", f"{home}/copy")
-    sh("zfs", "clone", f"{volume.dataset}@r2", f"{home}/copy/private")
-    sh("zfs", "set", "qubes-storage-zfs:current.private=0", f"{home}/copy")
+    sh("zfs", "create", f"{qubes_root}/copy")
+    sh("zfs", "clone", f"{volume.dataset}@r2", f"{qubes_root}/copy/private")
+    sh(
+        "zfs",
+        "set",
+        "qubes-storage-zfs:current.private=0",
+        f"{qubes_root}/copy",
+    )
     copy = lab.pool.get_volume("copy/private")
     assert lab.content(copy) == b"data"
 
@@ -326,11 +331,11 @@ def test_foreign_snapshots_neither_hide_changes_nor_go(lab):
 
 def test_what_others_put_beside_our_volumes_is_not_touched(lab):
     volume = lab.private(content=b"data")
-    home = f"{lab.container}/vm"
-    sh("zfs", "clone", f"{volume.dataset}@r2", f"{home}/work/recovery")
-    sh("zfs", "create", "-s", "-V", "1M", f"{home}/work/other")
-    write(lab.run(devices.wait_for_link(f"{home}/work/other")), b"mine")
-    sh("zfs", "create", f"{home}/work/notes")
+    qubes_root = f"{lab.container}/vm"
+    sh("zfs", "clone", f"{volume.dataset}@r2", f"{qubes_root}/work/recovery")
+    sh("zfs", "create", "-s", "-V", "1M", f"{qubes_root}/work/other")
+    write(lab.run(devices.wait_for_link(f"{qubes_root}/work/other")), b"mine")
+    sh("zfs", "create", f"{qubes_root}/work/notes")
     lab.run(lab.pool.store.sweep())
     lab.run(volume.remove())
     left = lab.datasets("volume,filesystem")

@@ -47,7 +47,7 @@ def repair(lab, below, name):
     if below:
         sh("zfs", "inherit", name, place(lab, below))
     else:
-        value = policy.HOME_SETTINGS[name]
+        value = policy.ROOT_SETTINGS[name]
         sh("zfs", "set", f"{name}={value}", lab.pool.qubes_root)
 
 

@@ -174,7 +174,7 @@ async def one_poll(pool, volume):
 def test_what_cannot_be_counted_is_not_told(lab, monkeypatch):
     async def story():
         lab.pool.space._revisions = 5
-        lab.pool.space.home = "nothere/vm"
+        lab.pool.space.qubes_root = "nothere/vm"
         await lab.pool.space.count()
         return lab.pool.space._revisions
 
