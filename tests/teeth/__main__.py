@@ -35,6 +35,31 @@ def tests_of(tree: Path, tests: list[str]) -> tuple[int, str]:
     return done.returncode, lines[-1] if lines else done.stderr[-200:]
 
 
+def is_noticed(status: int, line: str) -> bool:
+    """Return whether a test failed.
+
+    An error before or after a test is none of its assertions: an earlier fault
+    may have left something.
+    """
+    return status == FAILED and " failed" in line
+
+
+def clear() -> None:
+    """Destroy the zpools that the tests of a fault left."""
+    if shutil.which("zpool") is None:
+        return
+    listed = subprocess.run(
+        ["zpool", "list", "-Ho", "name"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for zpool in listed.stdout.split():
+        subprocess.run(
+            ["timeout", "60", "zpool", "destroy", "-f", zpool], check=False
+        )
+
+
 def main() -> int:
     wanted = sys.argv[1:]
     faults = [
@@ -54,8 +79,10 @@ def main() -> int:
             shutil.copytree(TREE, copy)
             faulty(fault, copy)
             status, line = tests_of(copy, list(fault.tests))
-        killed += status == FAILED
-        verdict = "noticed" if status == FAILED else "NOT NOTICED"
+        clear()
+        noticed = is_noticed(status, line)
+        killed += noticed
+        verdict = "noticed" if noticed else "NOT NOTICED"
         print(f"{verdict}: {fault.name}: {line}", flush=True)
     print(f"faults noticed: {killed} of {len(faults)}")
     return 0 if killed == len(faults) else 1
