@@ -2,6 +2,7 @@
 """The layers of the package: imports point down only."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,18 @@ def test_no_import_cycle():
 
     for name in sorted(graph):
         visit(name)
+
+
+def test_the_design_lists_every_module():
+    page = (PACKAGE.parent / "doc/design.md").read_text("utf-8")
+    tree = page.partition("\nqubes_storage_zfs/\n")[2].partition("```")[0]
+    listed = {
+        layer: set(re.findall(r"\w+", text))
+        for layer, text in re.findall(
+            r"^  (\w+)/ (.*(?:\n    .*)*)", tree, re.M
+        )
+    }
+    assert listed.keys() == MAY_IMPORT.keys()
+    for name in NAMES:
+        layer, _, module = name.partition(".")
+        assert not module or module in listed[layer], name
