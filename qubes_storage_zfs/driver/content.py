@@ -103,8 +103,8 @@ class Content:
     @property
     def blocksize(self) -> int:
         """Bytes; of the generations that are made from now on."""
-        wanted = features.wanted(self.vm, self.volume.name)
-        return int(wanted.get(features.VOLBLOCKSIZE, self.pool.blocksize))
+        properties = features.zfs_properties(self.vm, self.volume.name)
+        return int(properties.get(features.VOLBLOCKSIZE, self.pool.blocksize))
 
     @property
     def source(self) -> VolumeName | None:

@@ -128,7 +128,7 @@ def _value(qube: Qube | None, *names: str) -> str | None:
     return None
 
 
-def wanted(qube: Qube | None, volume: str) -> dict[str, str | int]:
+def zfs_properties(qube: Qube | None, volume: str) -> dict[str, str | int]:
     """Properties of ZFS that a qube's volume is to have; what qubesd could
     not have let in is left out.
 

@@ -22,27 +22,27 @@ from .content import Content
 LOG = logging.getLogger("qubes.storage.zfs")
 
 
-async def tune(content: Content, number: int, before: str | None) -> int:
+async def tune(content: Content, number: int, tuned: str | None) -> int:
     """Set the properties that the qube's features name on a generation.
 
     :param number: of the generation
-    :param before: the properties that features set on it, as VolumeState.tuned
+    :param tuned: the properties that features set on it, as VolumeState.tuned
     :return: the number
     """
     name = content.volume.name
-    wanted = features.wanted(content.vm, name)
-    wanted.pop(features.VOLBLOCKSIZE, None)
-    after = " ".join(f"{key}={value}" for key, value in wanted.items())
-    if after == (before or ""):
+    properties = features.zfs_properties(content.vm, name)
+    properties.pop(features.VOLBLOCKSIZE, None)
+    text = " ".join(f"{key}={value}" for key, value in properties.items())
+    if text == (tuned or ""):
         return number
     dataset = content.where.generation(number)
-    for word in (before or "").split():
+    for word in (tuned or "").split():
         key = word.partition("=")[0]
-        if key in features.EVER_SET and key not in wanted:
+        if key in features.EVER_SET and key not in properties:
             await commands.inherit(dataset, key)
-    if wanted:
-        mark = {naming.TUNED: after}
-        texts = {key: str(value) for key, value in wanted.items()}
+    if properties:
+        mark = {naming.TUNED: text}
+        texts = {key: str(value) for key, value in properties.items()}
         await commands.set_properties(dataset, {**texts, **mark})
     else:
         await commands.inherit(dataset, naming.TUNED)

@@ -86,30 +86,32 @@ def test_dedup_is_an_option_of_the_pool(caplog):
     for feature in "zfs_dedup", "zfs_root_dedup":
         caplog.clear()
         old = qube(**{feature: "on-for-ever", "zfs_sync": "always"})
-        assert features.wanted(old, "root") == {"sync": "always"}
+        assert features.zfs_properties(old, "root") == {"sync": "always"}
         assert "the feature zfs.dedup is ignored" in caplog.text
 
 
 def test_a_volume_before_its_qube():
     mine = qube(zfs_compression="off", zfs_private_compression="zstd")
-    assert features.wanted(mine, "private") == {"compression": "zstd"}
-    assert features.wanted(mine, "root") == {"compression": "off"}
-    assert features.wanted(mine, "volatile") == {"compression": "off"}
+    assert features.zfs_properties(mine, "private") == {"compression": "zstd"}
+    assert features.zfs_properties(mine, "root") == {"compression": "off"}
+    assert features.zfs_properties(mine, "volatile") == {"compression": "off"}
 
 
 def test_disposables_follow_their_template_and_others_do_not():
     base = qube(zfs_compression="off", zfs_sync="always")
     disposable = qube("DispVM", base, zfs_sync="disabled")
-    assert features.wanted(disposable, "private") == {
+    assert features.zfs_properties(disposable, "private") == {
         "compression": "off",
         "sync": "disabled",
     }
-    assert features.wanted(qube("AppVM", base), "private") == {}
-    assert features.wanted(None, "private") == {}
+    assert features.zfs_properties(qube("AppVM", base), "private") == {}
+    assert features.zfs_properties(None, "private") == {}
 
 
 def test_what_was_not_let_in_is_left_out():
-    assert features.wanted(qube(zfs_compression="x; rm"), "private") == {}
+    assert (
+        features.zfs_properties(qube(zfs_compression="x; rm"), "private") == {}
+    )
     assert features.reset_to(qube(**{"zfs_reset-on-start": "x=y"}), "x") is None
 
 
