@@ -64,7 +64,7 @@ class Changes:
             dataset = content.where.dataset
             raise Refused(messages.VOLUME_EXISTS, dataset=dataset)
         keep = volume.revisions_to_keep
-        number = await reset.adopt_blank(content, state, How(keep=keep))
+        number = await reset.start_blank(content, state, How(keep=keep))
         self._lifecycle.fire(Event.CREATED)
         operation.note(f"create made generation {number}")
 

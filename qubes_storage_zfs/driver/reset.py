@@ -49,7 +49,7 @@ async def tune(content: Content, number: int, tuned: str | None) -> int:
     return number
 
 
-async def adopt_blank(
+async def start_blank(
     content: Content, state: VolumeState, how: How, batch: Batch | None = None
 ) -> int:
     """Make an empty generation and the current one of it.
@@ -63,21 +63,21 @@ async def adopt_blank(
     return await tune(content, number, None)
 
 
-def _is_begun(state: VolumeState, wanted: str) -> bool:
+def _is_reset(state: VolumeState, revision: str) -> bool:
     """Whether a volume that is reset at each start was, and not written to."""
     newest = state.revisions[-1].number if state.revisions else None
-    begun = state.begun_from == wanted and state.begun is not None
-    return begun and state.begun == newest and not state.dirty
+    matches = state.begun_from == revision and state.begun is not None
+    return matches and state.begun == newest and not state.dirty
 
 
-async def start_again(
-    content: Content, wanted: str, batch: Batch
+async def start_reset(
+    content: Content, revision: str, batch: Batch
 ) -> tuple[int, bool]:
     """Start from a copy of a revision, or from a blank volume.
 
     The content that the qube left stays as a revision.
 
-    :param wanted: id of the revision, or features.BLANK
+    :param revision: id of the revision, or features.BLANK
     :return: number of the generation, and whether it was made now
     :raises Refused: if there is no such revision
     """
@@ -85,29 +85,29 @@ async def start_again(
         StateQuery(revisions=True, tuned=True), batch=batch
     )
     current = content.must_exist(state)
-    if _is_begun(state, wanted):
+    if _is_reset(state, revision):
         # ZFS may not report yet what was written lately
         async with devices.flushed(content.where.generation(current)):
             await lzc.sync(content.pool.zpool)
         state = await content.state(
             StateQuery(revisions=True, tuned=True), batch=batch
         )
-    if _is_begun(state, wanted):
+    if _is_reset(state, revision):
         return await tune(content, current, state.tuned), False
     volume = content.volume
-    how = How(keep=volume.revisions_to_keep, begun_from=wanted)
-    if wanted == features.BLANK:
-        return await adopt_blank(content, state, how, batch), True
+    how = How(keep=volume.revisions_to_keep, begun_from=revision)
+    if revision == features.BLANK:
+        return await start_blank(content, state, how, batch), True
     snapshots = {item.id: item.snapshot for item in state.revisions}
-    if wanted not in snapshots:
+    if revision not in snapshots:
         raise Refused(
             messages.NOTHING_TO_RESET_TO,
-            revision=wanted,
+            revision=revision,
             qube=volume.qube,
             volume=volume.name,
         )
     number = await content.generations.adopt_clone(
-        lambda: contextlib.nullcontext(snapshots[wanted]),
+        lambda: contextlib.nullcontext(snapshots[revision]),
         state,
         how,
         batch,
@@ -143,4 +143,4 @@ async def start_disposable(
             lambda: source.committed(batch), state, how, batch
         )
         return await tune(content, number, None)
-    return await adopt_blank(content, state, how, batch)
+    return await start_blank(content, state, how, batch)

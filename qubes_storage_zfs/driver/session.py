@@ -76,9 +76,9 @@ class Session:
     async def _start_saved(self, batch: Batch) -> int:
         """Return the number of the generation that a qube goes on with."""
         content = self._content
-        wanted = content.reset_to
-        if wanted is not None:
-            number, is_new = await reset.start_again(content, wanted, batch)
+        revision = content.reset_to
+        if revision is not None:
+            number, is_new = await reset.start_reset(content, revision, batch)
             if is_new:
                 await self._preparation.note_commit()
             return number
