@@ -20,7 +20,7 @@ class _Outcome(enum.Enum):
     COMMITTED = "committed"
     DESTROYED = "destroyed"
     #: its content is as it was made: prepared
-    UNTOUCHED = "untouched"
+    UNMODIFIED = "unmodified"
     TO_PREPARE = "to prepare"
 
 
@@ -100,7 +100,7 @@ class Session:
         with join(self._preparation.batch_key) as batch:
             outcome, number = await self._commit_or_discard(batch)
         lifecycle.fire(Event.STOPPED)
-        if outcome is _Outcome.UNTOUCHED:
+        if outcome is _Outcome.UNMODIFIED:
             lifecycle.fire(Event.PREPARED)
         elif outcome is _Outcome.TO_PREPARE:
             lifecycle.fire(Event.PREPARE)
@@ -155,7 +155,7 @@ class Session:
             return _Outcome.DESTROYED, current
         # was it prepared when the source looked?
         if not is_needed and commits == preparation.commits_of_source():
-            return _Outcome.UNTOUCHED, current
+            return _Outcome.UNMODIFIED, current
         return _Outcome.TO_PREPARE, current
 
     def _is_unfinished(self, state: VolumeState) -> bool:
