@@ -70,11 +70,11 @@ class Changes:
 
     # --- other content
 
-    async def _begin(self) -> None:
+    async def _start_replacement(self) -> None:
         """Start a replacement of the content."""
         self._lifecycle.must_be_halted()
         await self._content.unlock()
-        await self._imports.end_abandoned()
+        await self._imports.drop_abandoned()
 
     async def revert(self, operation: Operation, revision: str | None) -> None:
         """Make a clone of a revision the current generation.
@@ -84,7 +84,7 @@ class Changes:
         :param revision: its id; None: the newest
         :raises Refused: if there is no such revision
         """
-        await self._begin()
+        await self._start_replacement()
         content = self._content
         state = await content.state_to_open(StateQuery(revisions=True))
         content.must_exist(state)
@@ -92,11 +92,11 @@ class Changes:
         number = await content.generations.adopt_clone(
             lambda: contextlib.nullcontext(snapshot), state, How(promote=True)
         )
-        await content.learn_size()
+        await content.read_size()
         operation.note(f"revert to {revision} made generation {number}")
         await self._preparation.note_commit()
 
-    async def take_over(
+    async def import_volume(
         self, operation: Operation, source: qubes.storage.Volume
     ) -> None:
         """Replace the content by the committed state of another volume.
@@ -106,14 +106,14 @@ class Changes:
         self._lifecycle.must_be_halted()
         if source.snapshots_disabled and source.is_running():
             raise Refused(messages.SNAPSHOTS_DISABLED)
-        await self._begin()
-        number = await transfer.take_over(self._content, source)
+        await self._start_replacement()
+        number = await transfer.import_volume(self._content, source)
         operation.note(f"import of {source.vid} made generation {number}")
         await self._preparation.note_commit()
 
-    async def end_import(self, operation: Operation, success: bool) -> None:
-        """End an import of data; see ImportSession.end()."""
-        number = await self._imports.end(success)
+    async def finish_import(self, operation: Operation, success: bool) -> None:
+        """End an import of data; see Imports.finish()."""
+        number = await self._imports.finish(success)
         if number is not None:
             operation.note(f"import_data_end adopted generation {number}")
             await self._preparation.note_commit()

@@ -139,7 +139,7 @@ class Content:
             raise Refused(messages.BAD_SIZE, size=size)
         return self.in_blocks(number, block)
 
-    async def learn_size(self) -> None:
+    async def read_size(self) -> None:
         """Read the size from ZFS after the content was replaced."""
         state = await self.state(StateQuery(("volsize",)))
         self.size = int(state.properties["volsize"])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from .content import Content
 from .lifecycle import Lifecycle
 from .preparation import Preparation
-from .transfer import ImportSession
+from .transfer import Imports
 
 
 class Parts(NamedTuple):
@@ -18,4 +18,4 @@ class Parts(NamedTuple):
     content: Content
     lifecycle: Lifecycle
     preparation: Preparation
-    imports: ImportSession
+    imports: Imports

@@ -50,7 +50,7 @@ class Session:
             await pool.first_use()
             await pool.must_be_allowed()
             await pool.must_be_unlocked(batch)
-            await self._imports.end_abandoned()
+            await self._imports.drop_abandoned()
             if self._volume.save_on_stop:
                 current = await self._start_saved(batch)
             else:
@@ -61,10 +61,10 @@ class Session:
         dataset = self._content.where.generation(current)
         path = await devices.wait_for_link(dataset)
         if self._volume.save_on_stop:
-            await self._learn_size_of(path, dataset)
+            await self._update_size(path, dataset)
         operation.note(f"start returned generation {current}")
 
-    async def _learn_size_of(self, path: str, dataset: str) -> None:
+    async def _update_size(self, path: str, dataset: str) -> None:
         """Give a volume that was reset to a smaller revision its size again."""
         content = self._content
         size = await lzc.in_thread(dataset, devices.size_of, path)

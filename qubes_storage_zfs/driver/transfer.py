@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Data in and out of a volume: export, import, and one volume to another.
 
-A volume has one Exports and one ImportSession.  Neither looks at the volume's
+A volume has one Exports and one Imports.  Neither looks at the volume's
 lifecycle: the volume checks that its qube is halted before, and tells its
 lifecycle of a new committed state after.
 """
@@ -32,7 +32,7 @@ class Exports:
     def __init__(self, content: Content) -> None:
         self._content = content
 
-    async def begin(self, operation: Operation) -> str:
+    async def start(self, operation: Operation) -> str:
         """Make a device with the newest committed state; return its path."""
         content = self._content
         volume = content.volume
@@ -52,7 +52,7 @@ class Exports:
         operation.note(f"export made generation {number}")
         return path
 
-    async def end(self, operation: Operation, path: str) -> None:
+    async def finish(self, operation: Operation, path: str) -> None:
         """Destroy the device at *path*, if it is an export of the volume."""
         content = self._content
         dataset = devices.dataset_of(path)
@@ -65,11 +65,11 @@ class Exports:
             operation.note(f"export_end destroyed generation {number}")
 
 
-class ImportSession:
+class Imports:
     """The import into a volume that is under way, if there is one.
 
     The volume creates this object once.  Its methods are called within an
-    operation of the volume.  An import lasts from begin() to end(), in two
+    operation of the volume.  An import lasts from start() to finish(), in two
     calls of a client, which may never make the second.
     """
 
@@ -82,7 +82,7 @@ class ImportSession:
         #: the task that began it
         self._task: weakref.ref[asyncio.Task[object]] | None = None
 
-    async def begin(self, operation: Operation, size: int) -> str:
+    async def start(self, operation: Operation, size: int) -> str:
         """Make a zeroed device for the new content; return its path.
 
         :param size: bytes; rounded up to the volume's blocks
@@ -91,7 +91,7 @@ class ImportSession:
         content = self._content
         await content.unlock()
         replaces = self._dataset is not None
-        await self.end_abandoned()
+        await self.drop_abandoned()
         state = await content.state_to_open(StateQuery(counted=True))
         content.must_exist(state)
         number, self._dataset = await content.make_blank(size, state, True)
@@ -106,7 +106,7 @@ class ImportSession:
         operation.note(f"import_data made generation {number}")
         return path
 
-    async def end(self, success: bool) -> int | None:
+    async def finish(self, success: bool) -> int | None:
         """Make the written device the current generation, or destroy it.
 
         :return: number of the generation; None if the volume is as before
@@ -144,15 +144,15 @@ class ImportSession:
                 number,
                 How(
                     keep=content.volume.revisions_to_keep,
-                    touched=self._may_be_end_of_another(),
+                    touched=self._may_finish_another(),
                 ),
             )
         except Unwritten as exc:
             raise Refused(messages.IMPORT_REPLACED) from exc
-        await content.learn_size()
+        await content.read_size()
         return number
 
-    def _may_be_end_of_another(self) -> bool:
+    def _may_finish_another(self) -> bool:
         """Return whether the import that is ended now may be another one.
 
         A client ends its import with a call of its own, and may come after
@@ -174,7 +174,7 @@ class ImportSession:
             self._content.store.release(self._dataset)
         self._dataset = None
 
-    async def end_abandoned(self) -> None:
+    async def drop_abandoned(self) -> None:
         """End an import whose client is gone: it must not block the qube.
 
         :raises Refused: if a process still writes to it
@@ -191,7 +191,7 @@ class ImportSession:
 # --- one volume to another
 
 
-async def take_over(content: Content, source: qubes.storage.Volume) -> int:
+async def import_volume(content: Content, source: qubes.storage.Volume) -> int:
     """Replace the content of a volume by another volume's committed state.
 
     Within a zpool that is a clone, also from one Qubes pool to another; else
@@ -208,7 +208,7 @@ async def take_over(content: Content, source: qubes.storage.Volume) -> int:
         )
     else:
         number = await _copy(content, source, state)
-    await content.learn_size()
+    await content.read_size()
     return number
 
 

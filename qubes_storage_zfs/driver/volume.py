@@ -94,7 +94,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         self.content = Content(self, attributes.parse_size(base.get("size", 0)))
         self.lifecycle = Lifecycle(self.content)
         self.preparation = Preparation(self.content, self.lifecycle)
-        self.imports = transfer.ImportSession(self.content)
+        self.imports = transfer.Imports(self.content)
         self.exports = transfer.Exports(self.content)
         parts = Parts(
             self.content, self.lifecycle, self.preparation, self.imports
@@ -257,11 +257,11 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         self._must_save("keeps nothing that could be exported")
         await halting.stopped(self)
         with self._reported("export") as operation:
-            return await self.exports.begin(operation)
+            return await self.exports.start(operation)
 
     async def export_end(self, path: str) -> None:
         with self._reported("end the export of") as operation:
-            await self.exports.end(operation, path)
+            await self.exports.finish(operation, path)
 
     async def import_data(self, size: int) -> str:
         """Return a zeroed device for the new content.
@@ -272,11 +272,11 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         await halting.stopped(self)
         async with self.operation("import into") as operation:
             self.lifecycle.must_be_halted()
-            return await self.imports.begin(operation, size)
+            return await self.imports.start(operation, size)
 
     async def import_data_end(self, success: bool) -> "ZfsVolume":
         async with self.operation("finish the import into") as operation:
-            await self.changes.end_import(operation, success)
+            await self.changes.finish_import(operation, success)
         return self
 
     async def import_volume(
@@ -286,7 +286,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         await halting.stopped(self, src_volume)
         if src_volume.save_on_stop and self.save_on_stop:
             async with self.operation(f"copy {src_volume.vid} to") as operation:
-                await self.changes.take_over(operation, src_volume)
+                await self.changes.import_volume(operation, src_volume)
         return self
 
     def _must_save(self, why: str) -> None:
