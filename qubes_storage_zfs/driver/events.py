@@ -32,7 +32,7 @@ OUTSIDE = (
 
 def loaded(qube: Qube) -> None:
     if not qube.app.vmm.offline_mode:
-        tags.keep_true(qube)
+        tags.update(qube)
 
 
 def loaded_any(qube: Qube) -> None:
@@ -102,7 +102,7 @@ def created(qube: Qube) -> None:
             volume.preparation.request()
     for volume in plain_volumes(qube):
         LOG.warning(OUTSIDE, qube.name, volume.name, volume.pool.name)
-    tags.keep_true(qube)
+    tags.update(qube)
 
 
 def retemplated(qube: Qube) -> None:
@@ -158,7 +158,7 @@ def _collect_discarded(
 
 
 def tagged(qube: Qube) -> None:
-    tags.keep_true(qube)
+    tags.update(qube)
 
 
 def feature_given(qube: Qube, feature: str, value: str) -> None:

@@ -17,7 +17,7 @@ LOG = logging.getLogger("qubes.storage.zfs")
 PREFIX = "zfs-pool-"
 
 
-def _true(qube: Qube) -> set[str]:
+def _needed(qube: Qube) -> set[str]:
     """A tag cannot have the dots that a pool's name can; one that stood for
     several pools would be true of none, so such pools have no tag."""
     return {
@@ -30,14 +30,14 @@ def _true(qube: Qube) -> set[str]:
     }
 
 
-def keep_true(qube: Qube) -> None:
+def update(qube: Qube) -> None:
     """Add and drop what is needed; a qube being made has no storage yet."""
     if getattr(qube, "storage", None) is None:
         return
-    true = _true(qube)
+    needed = _needed(qube)
     for tag in sorted(qube.tags):
-        if tag.startswith(PREFIX) and tag not in true:
+        if tag.startswith(PREFIX) and tag not in needed:
             LOG.info("qube %s: tag %s is dropped", qube.name, tag)
             qube.tags.discard(tag)
-    for tag in sorted(true):
+    for tag in sorted(needed):
         qube.tags.add(tag)
