@@ -102,18 +102,18 @@ class ZfsEncryptedPool(ZfsPool):
     # --- where the passphrase is asked for
 
     @property
-    def ask_in(self) -> prompts.Chosen | None:
+    def ask_domain(self) -> prompts.AskDomain | None:
         """The qube that ask_password_domain names; None: see prompts.py."""
         name = self._options.text("ask_password_domain")
         if name is None:
             return None
-        return prompts.Chosen(name, self._options.text(naming.ASK_UUID))
+        return prompts.AskDomain(name, self._options.text(naming.ASK_UUID))
 
     def note_ask_domain(self, app: Application | None) -> None:
         """Have qubes.xml say which qube is asked, if it does not yet."""
-        chosen = self.ask_in
-        if chosen is not None and chosen.uuid is None:
-            qube = prompts.named(chosen.name, app)
+        ask_domain = self.ask_domain
+        if ask_domain is not None and ask_domain.uuid is None:
+            qube = prompts.find_domain(ask_domain.name, app)
             if qube is not None:
                 self._options[naming.ASK_UUID] = str(qube.uuid)
 
@@ -145,7 +145,7 @@ class ZfsEncryptedPool(ZfsPool):
         :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
         """
         await self.must_be_allowed()
-        prompt = prompts.prompt(self.name, self.ask_in, qube, app)
+        prompt = prompts.prompt(self.name, self.ask_domain, qube, app)
         await self.key.unlock(prompt, for_operation)
 
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
@@ -215,7 +215,7 @@ class ZfsEncryptedPool(ZfsPool):
         name = self._options.text("ask_password_domain")
         if name is None:
             return
-        qube = prompts.named(name)
+        qube = prompts.find_domain(name)
         if qube is None:
             raise options.BadOption(
                 f"ask_password_domain names the qube {name}, which does not"
@@ -235,7 +235,7 @@ class ZfsEncryptedPool(ZfsPool):
 
     def _prompt(self, instead: str) -> keys.Prompt:
         instead = instead.format(dataset=self.container)
-        return prompts.prompt(self.name, self.ask_in, instead=instead)
+        return prompts.prompt(self.name, self.ask_domain, instead=instead)
 
     async def _create_root(self) -> None:
         parent = str(self._options["zpool_name"])

@@ -38,7 +38,7 @@ def loaded(qube: Qube) -> None:
 def loaded_any(qube: Qube) -> None:
     """dom0 too."""
     if qube.klass == "AdminVM" and not qube.app.vmm.offline_mode:
-        prompts.remember(qube.app)
+        prompts.note_application(qube.app)
         for pool in encrypted_pools(qube.app):
             pool.note_ask_domain(qube.app)
 
@@ -49,7 +49,7 @@ def loaded_any(qube: Qube) -> None:
 def removing(app: Application, qube: Qube) -> None:
     """:raises QubesVMInUseError: if a pool asks for its passphrase in *qube*"""
     for pool in encrypted_pools(app):
-        if pool.ask_in is not None and pool.ask_in.matches(qube):
+        if pool.ask_domain is not None and pool.ask_domain.matches(qube):
             why = messages.ASKS_IN.format(qube=qube.name, pool=pool.name)
             raise qubes.exc.QubesVMInUseError(qube, plain(why))
 

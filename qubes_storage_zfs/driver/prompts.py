@@ -37,11 +37,11 @@ NOT_RUNNING = (
     " start it, or {instead}"
 )
 NOBODY = "nobody can be asked for the passphrase in {domain}; {instead}"
-CHOSEN_MISSING = (
+ASK_DOMAIN_MISSING = (
     "the qube {domain}, which ask_password_domain names, does not exist;"
     " {instead}"
 )
-CHOSEN_REPLACED = (
+ASK_DOMAIN_REPLACED = (
     "the qube {domain} is not the one that ask_password_domain named when the"
     " pool was added, so it is not asked; {instead}, or see encryption.md in"
     " the package's documentation"
@@ -50,7 +50,7 @@ CHOSEN_REPLACED = (
 UNLOCK_BY_HAND = "run 'sudo qvm-zfs unlock {pool}' in a terminal of dom0"
 
 #: exit status of the service -> what it means
-_ENDS = {1: CANCELLED, 4: SILENT}
+_STATUS_MESSAGES = {1: CANCELLED, 4: SILENT}
 
 
 class Asker:
@@ -77,7 +77,7 @@ class Asker:
         if qube is not None and options.QUBE_NAME.match(qube):
             self._request += f" {qube}"
 
-    def _why(self, template: str, domain: Qube | None) -> str:
+    def _message(self, template: str, domain: Qube | None) -> str:
         return template.format(
             domain=getattr(domain, "name", "dom0"),
             limit=LIMIT,
@@ -94,7 +94,7 @@ class Asker:
         domain = self._find()
         run_service = getattr(domain, "run_service", None)
         if domain is None or run_service is None:
-            raise NobodyToAsk(self._why(NOBODY, domain))
+            raise NobodyToAsk(self._message(NOBODY, domain))
         # in dom0 the service finds the person's session by itself
         user = "root" if domain.klass == "AdminVM" else None
         try:
@@ -106,23 +106,25 @@ class Asker:
                 stderr=subprocess.DEVNULL,
             )
         except qubes.exc.QubesVMNotRunningError as exc:
-            raise NobodyToAsk(self._why(NOT_RUNNING, domain)) from exc
+            raise NobodyToAsk(self._message(NOT_RUNNING, domain)) from exc
         except (qubes.exc.QubesException, OSError) as exc:
             LOG.warning("pool %s: %s", self.pool, exc)
-            raise NobodyToAsk(self._why(NOBODY, domain)) from exc
+            raise NobodyToAsk(self._message(NOBODY, domain)) from exc
         try:
-            status = await self._end_of(process)
+            status = await self._wait_for_status(process)
         except TimeoutError as exc:
-            raise NotAsked(self._why(SILENT, domain)) from exc
+            raise NotAsked(self._message(SILENT, domain)) from exc
         finally:
             await _close(process)
         if status:
-            if status in _ENDS:
-                raise NotAsked(self._why(_ENDS[status], domain))
+            if status in _STATUS_MESSAGES:
+                raise NotAsked(self._message(_STATUS_MESSAGES[status], domain))
             LOG.warning("%s ended with status %d", SERVICE, status)
-            raise NobodyToAsk(self._why(NOBODY, domain))
+            raise NobodyToAsk(self._message(NOBODY, domain))
 
-    async def _end_of(self, process: asyncio.subprocess.Process) -> int:
+    async def _wait_for_status(
+        self, process: asyncio.subprocess.Process
+    ) -> int:
         stdin = cast(asyncio.StreamWriter, process.stdin)
         stdin.write(f"{self._request.format(limit=LIMIT)}\n".encode())
         return await asyncio.wait_for(process.wait(), LIMIT + GRACE)
@@ -151,18 +153,18 @@ class CurrentApplication:
         self.app: Application | None = None
 
 
-def remember(app: Application) -> None:
+def note_application(app: Application) -> None:
     """Note the application object; the extension calls this."""
     runtime.of(CurrentApplication).app = app
 
 
-def _remembered(app: Application | None = None) -> Application | None:
+def _application(app: Application | None = None) -> Application | None:
     """Return *app*, or the one of this qubesd; None if there is none."""
     return app or runtime.of(CurrentApplication).app
 
 
 @dataclass(frozen=True)
-class Chosen:
+class AskDomain:
     """The qube that the option ask_password_domain names.
 
     :ivar uuid: that the qube had when the pool was added: a qube that is
@@ -182,17 +184,17 @@ class Chosen:
         :raises NobodyToAsk: if it does not exist, or is another one
         """
         if self.name not in app.domains:
-            template = CHOSEN_MISSING
+            template = ASK_DOMAIN_MISSING
         elif self.matches(qube := app.domains[self.name]):
             return qube
         else:
-            template = CHOSEN_REPLACED
+            template = ASK_DOMAIN_REPLACED
         raise NobodyToAsk(template.format(domain=self.name, instead=instead))
 
 
-def named(name: str, app: Application | None = None) -> Qube | None:
+def find_domain(name: str, app: Application | None = None) -> Qube | None:
     """Return the domain of that name; None if there is none."""
-    app = _remembered(app)
+    app = _application(app)
     return app.domains[name] if app and name in app.domains else None
 
 
@@ -202,7 +204,7 @@ def is_remote(qube: Qube) -> bool:
 
 
 def domain_for(
-    chosen: Chosen | None,
+    ask_domain: AskDomain | None,
     qube: str | None,
     app: Application | None = None,
     instead: str = UNLOCK_BY_HAND,
@@ -216,13 +218,13 @@ def domain_for(
 
     :param qube: name of the qube that needs the pool
     :param app: that qube's application object
-    :raises NobodyToAsk: if the chosen qube is not the one it was
+    :raises NobodyToAsk: if the ask_domain qube is not the one it was
     """
-    app = _remembered(app)
+    app = _application(app)
     if app is None:
         return None
-    if chosen is not None:
-        return chosen.find(app, instead)
+    if ask_domain is not None:
+        return ask_domain.find(app, instead)
     dom0 = app.domains["dom0"]
     if qube is not None and qube in app.domains:
         if getattr(app.domains[qube], "guivm", None) == dom0:
@@ -233,7 +235,7 @@ def domain_for(
 
 def prompt(
     pool: str,
-    chosen: Chosen | None,
+    ask_domain: AskDomain | None,
     qube: str | None = None,
     app: Application | None = None,
     instead: str = UNLOCK_BY_HAND,
@@ -241,5 +243,5 @@ def prompt(
     """Return what asks for the passphrase of *pool*; see domain_for()."""
     instead = instead.format(pool=pool)
     return Asker(
-        pool, lambda: domain_for(chosen, qube, app, instead), instead, qube
+        pool, lambda: domain_for(ask_domain, qube, app, instead), instead, qube
     )

@@ -43,7 +43,9 @@ class Screen:
 
 async def main(zpool, name, *options):
     domains = {"dom0": Screen()}
-    prompts.remember(types.SimpleNamespace(domains=domains, default_guivm=None))
+    prompts.note_application(
+        types.SimpleNamespace(domains=domains, default_guivm=None)
+    )
     pool = ZfsEncryptedPool(
         name=name,
         zpool_name=zpool,

@@ -174,7 +174,7 @@ def test_a_remote_qube_is_not_asked():
     app.default_guivm = far
     for qube in "a", "b", None:
         assert prompts.domain_for(None, qube, app) is app.domains["dom0"]
-    chosen = prompts.Chosen("far", str(far.uuid))
+    chosen = prompts.AskDomain("far", str(far.uuid))
     asker = prompts.prompt("p", chosen, "a", app)
     with pytest.raises(
         prompts.NobodyToAsk, match="nobody can be asked .* in far"
@@ -189,14 +189,14 @@ def test_no_qube_says_where_the_passphrase_is_typed():
     app.default_guivm = None
     assert prompts.domain_for(None, "c", app) is app.domains["dom0"]
     other = app.domains["other"]
-    chosen = prompts.Chosen("other", str(other.uuid))
+    chosen = prompts.AskDomain("other", str(other.uuid))
     for qube in "a", "b", "c", "d", None:
         assert prompts.domain_for(chosen, qube, app) is other
 
 
 def test_a_later_qube_of_the_same_name_is_not_asked():
     app = system()
-    chosen = prompts.Chosen("other", str(app.domains["other"].uuid))
+    chosen = prompts.AskDomain("other", str(app.domains["other"].uuid))
     app.domains["other"] = types.SimpleNamespace(
         name="other", uuid=uuid.uuid4()
     )
@@ -204,7 +204,7 @@ def test_a_later_qube_of_the_same_name_is_not_asked():
         prompts.NobodyToAsk, match="other is not the one that ask"
     ):
         prompts.domain_for(chosen, "a", app)
-    unrecorded = prompts.Chosen("other", None)
+    unrecorded = prompts.AskDomain("other", None)
     with pytest.raises(prompts.NobodyToAsk, match="is not the one"):
         prompts.domain_for(unrecorded, "a", app)
     del app.domains["other"]

@@ -65,7 +65,7 @@ def test_qubes_xml_says_which_it_is(app):
     assert config["ask_password_domain_uuid"] == str(gui.uuid)
     config.pop("driver")
     again = ZfsEncryptedPool(**config)
-    assert again.ask_in.find(app, "") is gui
+    assert again.ask_domain.find(app, "") is gui
     # it is written once
     app.domains["gui"] = domain("gui")
     load(app)
@@ -75,7 +75,7 @@ def test_qubes_xml_says_which_it_is(app):
 def test_a_pool_without_the_option_has_none(app):
     pool = app.pools["work"] = pool_that_asks_in(None)
     load(app)
-    assert pool.ask_in is None
+    assert pool.ask_domain is None
     assert not any("ask" in name for name in pool.config)
     events.removing(app, app.domains["gui"])
 

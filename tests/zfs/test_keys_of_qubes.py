@@ -243,12 +243,12 @@ def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
         await hostapi.create_vm(app, "StandaloneVM", "screen", label="black")
         pool = await add(f"ask-{name}", "screen")
         screen = app.domains["screen"]
-        chosen = pool.ask_in
+        chosen = pool.ask_domain
         assert chosen.find(app, "") is screen
         with pytest.raises(QubesVMInUseError, match="asks for its passphrase"):
             await hostapi.remove_vm(screen)
         again = await hostapi.restart(app)
-        assert again.pools[pool.name].ask_in == chosen
+        assert again.pools[pool.name].ask_domain == chosen
         with pytest.raises(QubesVMInUseError, match=pool.name):
             await hostapi.remove_vm(again.domains["screen"])
         # removed behind its back, and another one gets its name
@@ -257,7 +257,7 @@ def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
         again.events_enabled = True
         await hostapi.create_vm(again, "StandaloneVM", "screen", label="red")
         with pytest.raises(prompts.NobodyToAsk, match="is not the one"):
-            prompts.domain_for(again.pools[pool.name].ask_in, None, again)
+            prompts.domain_for(again.pools[pool.name].ask_domain, None, again)
         await hostapi.remove_vm(again.domains["screen"])
         await hostapi.remove_pool(again, pool.name)
 
