@@ -15,12 +15,12 @@ import qubes.storage
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-WHY = (
+MESSAGE = (
     "the driver {driver} in dom0 is broken ({reason}); reinstall the package"
     " qubes-storage-zfs, then restart qubesd"
 )
 
-_OF_VOLUMES = frozenset(
+_BASE = frozenset(
     inspect.signature(qubes.storage.Volume.__init__).parameters
 ) - {"self", "kwargs"}
 
@@ -30,75 +30,79 @@ def pool_class(driver_name: str, error: Exception) -> type:
     LOG.error("driver %s is broken", driver_name, exc_info=error)
     reason = " ".join(f"{type(error).__name__}: {error}".split())
 
-    class Broken(BrokenPool):
+    class Placeholder(PlaceholderPool):
         driver = driver_name
-        why = WHY.format(driver=driver_name, reason=reason).replace("%", "%%")
+        message = MESSAGE.format(driver=driver_name, reason=reason).replace(
+            "%", "%%"
+        )
 
-    return Broken
+    return Placeholder
 
 
-class BrokenPool(qubes.storage.Pool):  # type: ignore[misc]
+class PlaceholderPool(qubes.storage.Pool):  # type: ignore[misc]
     """Keeps its lines of qubes.xml, and refuses everything.
 
-    :ivar why: the reason and the remedy
+    :ivar message: the reason and the remedy
     """
 
     driver: str
-    why: str
+    message: str
 
     def __init__(self, *, name: str, **kwargs: object) -> None:
         super().__init__(name=name)
-        self._given = kwargs
+        self._options = kwargs
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.driver}, broken>"
 
     @property
     def config(self) -> dict[str, object]:
-        return {**self._given, "name": self.name, "driver": self.driver}
+        return {**self._options, "name": self.name, "driver": self.driver}
 
     def init_volume(
         self, vm: Any, volume_config: dict[str, object]
-    ) -> "BrokenVolume":
+    ) -> "PlaceholderVolume":
         config = dict(volume_config)
         config.setdefault("vid", f"{vm.name}/{config['name']}")
         config["pool"] = self
-        return BrokenVolume(**config)
+        return PlaceholderVolume(**config)
 
-    def get_volume(self, vid: str) -> "BrokenVolume":
+    def get_volume(self, vid: str) -> "PlaceholderVolume":
         """qubesd asks for sources while it starts; a KeyError would end it."""
-        return BrokenVolume(name=vid, vid=vid, pool=self)
+        return PlaceholderVolume(name=vid, vid=vid, pool=self)
 
-    def list_volumes(self) -> list["BrokenVolume"]:
+    def list_volumes(self) -> list["PlaceholderVolume"]:
         return []
 
     async def setup(self) -> None:
-        raise qubes.storage.StoragePoolException(self.why)
+        raise qubes.storage.StoragePoolException(self.message)
 
     async def destroy(self) -> None:
         """There is nothing to give back."""
 
 
-class BrokenVolume(qubes.storage.Volume):  # type: ignore[misc]
+class PlaceholderVolume(qubes.storage.Volume):  # type: ignore[misc]
     """Keeps its line of qubes.xml, and cannot be started."""
 
     def __init__(self, **config: object) -> None:
-        self._kept = {
+        self._attributes = {
             key: value
             for key, value in config.items()
-            if key not in _OF_VOLUMES or key in ("size", "revisions_to_keep")
+            if key not in _BASE or key in ("size", "revisions_to_keep")
         }
-        base = {key: config[key] for key in config if key not in self._kept}
+        base = {
+            key: config[key] for key in config if key not in self._attributes
+        }
         super().__init__(**base)
 
     @property
     def size(self) -> int:
-        size = str(self._kept.get("size", ""))
+        size = str(self._attributes.get("size", ""))
         return int(size) if size.isdecimal() else 0
 
     @property
     def config(self) -> dict[str, object]:
-        return {**super().config, **self._kept}
+        return {**super().config, **self._attributes}
 
     @property
     def revisions(self) -> dict[str, str]:
@@ -110,12 +114,12 @@ class BrokenVolume(qubes.storage.Volume):  # type: ignore[misc]
     def is_outdated(self) -> bool:
         return False
 
-    async def stop(self) -> "BrokenVolume":
+    async def stop(self) -> "PlaceholderVolume":
         """As for a volume that never was."""
         return self
 
     async def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
-        raise qubes.storage.StoragePoolException(self.pool.why)
+        raise qubes.storage.StoragePoolException(self.pool.message)
 
     verify = start = create = remove = revert = resize = _refuse
     export = export_end = import_data = import_data_end = _refuse
