@@ -50,8 +50,8 @@ def removing(app: Application, qube: Qube) -> None:
     """:raises QubesVMInUseError: if a pool asks for its passphrase in *qube*"""
     for pool in encrypted_pools(app):
         if pool.ask_domain is not None and pool.ask_domain.matches(qube):
-            why = messages.ASKS_IN.format(qube=qube.name, pool=pool.name)
-            raise qubes.exc.QubesVMInUseError(qube, plain(why))
+            message = messages.ASKS_IN.format(qube=qube.name, pool=pool.name)
+            raise qubes.exc.QubesVMInUseError(qube, plain(message))
 
 
 # --- keys, from a qube's start to its end
@@ -105,7 +105,7 @@ def created(qube: Qube) -> None:
     tags.update(qube)
 
 
-def retemplated(qube: Qube) -> None:
+def template_changed(qube: Qube) -> None:
     """What was prepared of the former template goes.
 
     qubesd replaces the volumes of *qube*, and of disposables based on it, in
@@ -161,7 +161,7 @@ def tagged(qube: Qube) -> None:
     tags.update(qube)
 
 
-def feature_given(qube: Qube, feature: str, value: str) -> None:
+def check_feature(qube: Qube, feature: str, value: str) -> None:
     """:raises QubesValueError: if it is none that a qube can have"""
     volumes = getattr(qube, "volumes", None) or None
     if getattr(qube, "klass", None) == "DispVM":
@@ -181,10 +181,10 @@ def _check_revision(volume: Volume, revision: str) -> None:
     """A qube that is a clone is given its features before its content."""
     if revision == features.BLANK or not isinstance(volume, ZfsVolume):
         return
-    there = volume.view.committed_ids()
-    if there and revision not in there:
+    revisions = volume.view.committed_ids()
+    if revisions and revision not in revisions:
         raise BadOption(
             f"{volume.name} has no revision {revision}; it has"
-            f" {', '.join(there)}, the last of which is the state it was left"
+            f" {', '.join(revisions)}, the last of which is the state it was left"
             " in"
         )

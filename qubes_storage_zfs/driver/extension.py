@@ -102,7 +102,7 @@ class PoolExtension(qubes.ext.Extension):  # type: ignore[misc]
     # QubesVM's own come before those of AppVM and DispVM, which replace volumes
     @_on("property-set:template", vm=qubes.vm.qubesvm.QubesVM)
     def on_template(self, qube: Any, **_kwargs: object) -> None:
-        events.retemplated(qube)
+        events.template_changed(qube)
 
     @_on("domain-delete", system=True)
     def on_delete(self, app: Any, *, vm: Any, **_kwargs: object) -> None:
@@ -120,4 +120,4 @@ class PoolExtension(qubes.ext.Extension):  # type: ignore[misc]
     def on_feature(
         self, qube: Any, *, feature: str, value: str, **_kwargs: object
     ) -> None:
-        events.feature_given(qube, feature, value)
+        events.check_feature(qube, feature, value)

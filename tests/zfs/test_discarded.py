@@ -89,7 +89,7 @@ def change(lab, app, qube):
     """The event, and what comes of it."""
 
     async def fire():
-        events.retemplated(app.vm(qube))
+        events.template_changed(app.vm(qube))
         await asyncio.sleep(0)
 
     lab.run(fire())
@@ -138,7 +138,7 @@ def test_a_template_that_changes_while_its_former_is_prepared(labs, app):
             await volume.start()
             await volume.stop()
             app.give(at.clone_of(source, "w1"))
-            events.retemplated(app.vm("w1"))
+            events.template_changed(app.vm("w1"))
             await asyncio.sleep(0)
 
         lab.run(stop_and_change())

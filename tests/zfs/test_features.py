@@ -27,7 +27,7 @@ class Qube:
         self.volumes = {}
 
     def set(self, feature, value):
-        events.feature_given(self, feature, value)
+        events.check_feature(self, feature, value)
         self.features[feature] = value
 
     def takes(self, *volumes):
