@@ -31,7 +31,7 @@ class Stoppable(Protocol):
     def is_stopping(self) -> bool:
         """Return whether its qube has ended and stop() has not."""
 
-    def end_wait(self) -> None:
+    def expect_no_stop(self) -> None:
         """Expect no stop any more, if one was awaited in vain."""
 
 
@@ -58,7 +58,7 @@ def is_starting(qube: Qube | None) -> bool:
     return lock is not None and bool(lock.locked())
 
 
-async def stopped(*volumes: object) -> None:
+async def wait_for_stop(*volumes: object) -> None:
     """Wait until a stop in progress of the volumes has ended.
 
     A running qube is not waited for, nor is a volume after one vain wait.  Call
@@ -71,10 +71,10 @@ async def stopped(*volumes: object) -> None:
         for volume in volumes
         if hasattr(volume, "is_stopping")
     ]
-    end = asyncio.get_running_loop().time() + LIMIT
+    deadline = asyncio.get_running_loop().time() + LIMIT
     while any(volume.is_stopping() for volume in waiting):
-        if asyncio.get_running_loop().time() >= end:
+        if asyncio.get_running_loop().time() >= deadline:
             for volume in waiting:
-                volume.end_wait()
+                volume.expect_no_stop()
             return
         await asyncio.sleep(INTERVAL)

@@ -141,7 +141,7 @@ class Lifecycle:
             return False
         return self._volume.is_running() and halting.has_ended(self._content.vm)
 
-    def end_wait(self) -> None:
+    def expect_no_stop(self) -> None:
         """Expect no stop until the next start() or stop(), if one was awaited
         in vain."""
         if self.is_stopping:

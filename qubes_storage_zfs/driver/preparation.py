@@ -98,7 +98,7 @@ class Preparation:
             )
 
     async def _follow_source(self) -> None:
-        await halting.stopped(self._volume)
+        await halting.wait_for_stop(self._volume)
         if self._is_halted():
             self._lifecycle.fire(Event.PREPARE)
             await self._run()

@@ -136,8 +136,8 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
     def is_stopping(self) -> bool:
         return self.lifecycle.is_stopping
 
-    def end_wait(self) -> None:
-        self.lifecycle.end_wait()
+    def expect_no_stop(self) -> None:
+        self.lifecycle.expect_no_stop()
 
     async def discard_prepared(self) -> None:
         await self.preparation.discard_prepared()
@@ -218,7 +218,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         A source whose qube has just ended is committed first, so that the
         clone is of its newest state.
         """
-        await halting.stopped(self.source)
+        await halting.wait_for_stop(self.source)
         async with self.operation("start") as operation:
             await self.session.start(operation)
         return self
@@ -240,14 +240,14 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
 
     async def revert(self, revision: str | None = None) -> "ZfsVolume":
         """:param revision: an id from :py:attr:`revisions`; None: the newest"""
-        await halting.stopped(self)
+        await halting.wait_for_stop(self)
         async with self.operation("revert") as operation:
             await self.changes.revert(operation, revision)
         return self
 
     async def resize(self, size: int) -> "ZfsVolume":
         """:param size: bytes; rounded up to whole blocks"""
-        await halting.stopped(self)
+        await halting.wait_for_stop(self)
         async with self.operation("resize") as operation:
             await self.changes.resize(operation, size)
         return self
@@ -255,7 +255,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
     async def export(self) -> str:
         """Return a device with the newest committed state; the caller's own."""
         self._must_save("keeps nothing that could be exported")
-        await halting.stopped(self)
+        await halting.wait_for_stop(self)
         with self._reported("export") as operation:
             return await self.exports.start(operation)
 
@@ -269,7 +269,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         :param size: bytes; rounded up to whole blocks
         """
         self._must_save("keeps nothing, so nothing can be imported")
-        await halting.stopped(self)
+        await halting.wait_for_stop(self)
         async with self.operation("import into") as operation:
             self.lifecycle.must_be_halted()
             return await self.imports.start(operation, size)
@@ -283,7 +283,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         self, src_volume: qubes.storage.Volume
     ) -> "ZfsVolume":
         """Take over the newest committed state of another volume."""
-        await halting.stopped(self, src_volume)
+        await halting.wait_for_stop(self, src_volume)
         if src_volume.save_on_stop and self.save_on_stop:
             async with self.operation(f"copy {src_volume.vid} to") as operation:
                 await self.changes.import_volume(operation, src_volume)

@@ -46,7 +46,9 @@ def waits(*volumes):
         loop = asyncio.get_running_loop()
         began = loop.time()
         # several qubes that have one template are started at a time
-        await asyncio.gather(*(halting.stopped(*volumes) for _ in range(3)))
+        await asyncio.gather(
+            *(halting.wait_for_stop(*volumes) for _ in range(3))
+        )
         return loop.time() - began
 
     return asyncio.run(wait())

@@ -178,8 +178,8 @@ def test_one_wait_for_a_stop_that_does_not_come(volume, caplog):
     lifecycle = in_phase(volume, Phase.IN_USE)
     volume.noted, volume.state = True, "Halted"
     assert lifecycle.is_stopping
-    lifecycle.end_wait()
-    lifecycle.end_wait()
+    lifecycle.expect_no_stop()
+    lifecycle.expect_no_stop()
     assert len(caplog.records) == 1
     assert not lifecycle.is_stopping and lifecycle.in_use
     assert lifecycle.generation == 7
