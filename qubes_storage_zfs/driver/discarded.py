@@ -90,7 +90,7 @@ async def collect(
             if not _has_none(pool, app, place, besides):
                 continue
             if wait:
-                await pool.idle(vid)
+                await pool.wait_until_idle(vid)
                 if not _has_none(pool, app, place, besides):
                     continue
             await _destroy(pool, vid, mark)

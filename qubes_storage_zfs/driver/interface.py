@@ -73,7 +73,7 @@ class Pool(Protocol):
     def unlist(self, vid: str) -> None:
         """Forget the volume *vid*, which was removed."""
 
-    async def idle(self, vid: str) -> None:
+    async def wait_until_idle(self, vid: str) -> None:
         """Wait until the volume *vid* is not being prepared."""
 
 

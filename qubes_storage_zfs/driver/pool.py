@@ -225,10 +225,10 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             if volume.source is not None and volume.source.vid == vid
         ]
 
-    async def idle(self, vid: str) -> None:
+    async def wait_until_idle(self, vid: str) -> None:
         """Wait until the volume *vid* is not being prepared."""
         if vid in self._volumes:
-            await self._volumes[vid].preparation.idle()
+            await self._volumes[vid].preparation.wait_until_idle()
 
     def unlist(self, vid: str) -> None:
         """Forget the volume *vid*, which was removed."""

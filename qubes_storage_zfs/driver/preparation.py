@@ -103,7 +103,7 @@ class Preparation:
             self._lifecycle.fire(Event.PREPARE)
             await self._run()
 
-    async def idle(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until nothing is being prepared."""
         if self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
@@ -140,7 +140,7 @@ class Preparation:
         with self._attempt():
             await self._volume.pool.first_use()
             if successor is not None:
-                await self._leave_to(successor, batch)
+                await self._discard_for(successor, batch)
             elif await self._can_be_prepared(batch):
                 await self._make_next(operation, batch)
             else:
@@ -154,9 +154,9 @@ class Preparation:
         other = volumes.get(self._volume.name)
         return None if other is self._volume else other
 
-    async def _leave_to(self, successor: admin.Volume, batch: Batch) -> None:
-        place = successor.pool.name, successor.vid
-        if place != (self._volume.pool.name, self._volume.vid):
+    async def _discard_for(self, successor: admin.Volume, batch: Batch) -> None:
+        key = successor.pool.name, successor.vid
+        if key != (self._volume.pool.name, self._volume.vid):
             await self._content.generations.forget(True, batch)
 
     async def _can_be_prepared(self, batch: Batch) -> bool:

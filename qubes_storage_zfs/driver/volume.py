@@ -113,7 +113,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
             self.view.expire()
             try:
                 if self.replaces is not None:
-                    await self.replaces.preparation.idle()
+                    await self.replaces.preparation.wait_until_idle()
                 with self._reported(verb) as current:
                     yield current
             finally:
