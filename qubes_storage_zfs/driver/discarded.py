@@ -29,34 +29,34 @@ _WITHOUT_VOLUMES = frozenset(("AdminVM", "RemoteVM"))
 Key = tuple[str, str]
 
 
-def _decides(app: Application | None) -> bool:
+def _is_working_set(app: Application | None) -> bool:
     """Return whether *app* is the set of qubes that qubesd works with."""
     vmm = getattr(app, "vmm", None)
     return vmm is not None and not vmm.offline_mode
 
 
-def of_qubes(app: Application | None) -> set[Key] | None:
+def volumes_of_qubes(app: Application | None) -> set[Key] | None:
     """Return all volumes of all qubes.
 
     :return: None if *app* is not the set of qubes that qubesd works with, or
         has not loaded all of them
     """
-    if app is None or not _decides(app):
+    if app is None or not _is_working_set(app):
         return None
-    owned = set()
+    used = set()
     for qube in app.domains:
         if qube.klass in _WITHOUT_VOLUMES or not hasattr(qube, "storage"):
             continue
         if qube.storage is None:
             return None
         for volume in qube.volumes.values():
-            owned.add((volume.pool.name, volume.vid))
-    return owned
+            used.add((volume.pool.name, volume.vid))
+    return used
 
 
 async def collect_once(pool: Pool, app: Application | None) -> None:
     """Do it when a pool is first used, by the first who may decide."""
-    if of_qubes(app) is not None:
+    if volumes_of_qubes(app) is not None:
         pool.store.is_compared = True
         await collect(pool, app)
 
@@ -78,20 +78,20 @@ async def collect(
         that may wait for
     """
     try:
-        answer = await pool_programs.discarded(
+        marks = await pool_programs.discarded(
             pool.container, pool.qubes_root, pool.name
         )
-        for vid, mark in answer.items():
+        for vid, mark in marks.items():
             if not naming.is_vid(vid):
                 # of a dataset that is not this driver's
                 continue
-            place = (pool.name, vid)
+            key = (pool.name, vid)
             # asked each time, as qubes may have come meanwhile
-            if not _has_none(pool, app, place, besides):
+            if not _is_unused(pool, app, key, besides):
                 continue
             if wait:
                 await pool.wait_until_idle(vid)
-                if not _has_none(pool, app, place, besides):
+                if not _is_unused(pool, app, key, besides):
                     continue
             await _destroy(pool, vid, mark)
     except (NoModule, PoolAbsent):
@@ -100,17 +100,17 @@ async def collect(
         LOG.warning("pool %s: discarded volumes may stay: %s", pool.name, exc)
 
 
-def _has_none(
-    pool: Pool, app: Application | None, place: Key, besides: Iterable[Key]
+def _is_unused(
+    pool: Pool, app: Application | None, key: Key, besides: Iterable[Key]
 ) -> bool:
     """Return whether it is certain that no qube has the volume.
 
     If a qube is being created, the next use of *pool* asks again.
     """
-    owned = of_qubes(app)
-    if owned is None and _decides(app):
+    used = volumes_of_qubes(app)
+    if used is None and _is_working_set(app):
         pool.store.is_compared = False
-    return owned is not None and place not in owned.union(besides)
+    return used is not None and key not in used.union(besides)
 
 
 async def _destroy(pool: Pool, vid: str, mark: str) -> None:

@@ -90,9 +90,9 @@ def test_what_has_no_volumes_counts_as_loaded():
     qubes = app(VID)
     bare = types.SimpleNamespace(klass="RemoteVM", storage=None, volumes={})
     qubes.domains.append(bare)
-    assert discarded.of_qubes(qubes) == {("p", VID)}
+    assert discarded.volumes_of_qubes(qubes) == {("p", VID)}
     bare.klass = "AppVM"
-    assert discarded.of_qubes(qubes) is None
+    assert discarded.volumes_of_qubes(qubes) is None
 
 
 def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
