@@ -120,7 +120,7 @@ class Volume(Protocol):
     def is_running(self) -> bool:
         """Return whether a qube uses it."""
 
-    def operation(self, verb: str) -> AbstractAsyncContextManager[Operation]:
+    def operation(self, action: str) -> AbstractAsyncContextManager[Operation]:
         """Run one operation; no other operation of the volume runs then."""
 
     def committed(

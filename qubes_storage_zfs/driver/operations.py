@@ -44,11 +44,11 @@ class Operation:
 
 @contextlib.contextmanager
 def operation(
-    verb: str, vid: str, pool: str, title: str | None = None
+    action: str, vid: str, pool: str, title: str | None = None
 ) -> Iterator[Operation]:
     """Run an operation of a volume: map its errors and log its changes.
 
-    :param verb: what cannot be done if it fails ("finish the import into")
+    :param action: what cannot be done if it fails ("finish the import into")
     :param vid: of the volume, for the error
     :param pool: name of the pool
     :param title: of the volume, for the journal; None: the vid
@@ -56,7 +56,7 @@ def operation(
     """
     current = Operation()
     started = time.monotonic()
-    with prefixed(f"Cannot {verb} {vid} in pool {pool}"):
+    with prefixed(f"Cannot {action} {vid} in pool {pool}"):
         yield current
     if current.changes:
         LOG.info(

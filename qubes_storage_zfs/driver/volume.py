@@ -104,26 +104,26 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         self.view = VolumeView(self.content, self.lifecycle)
 
     @contextlib.asynccontextmanager
-    async def operation(self, verb: str) -> AsyncIterator[Operation]:
+    async def operation(self, action: str) -> AsyncIterator[Operation]:
         """Run one operation; no other one of the volume runs then.
 
-        :param verb: for the message if it fails: "Cannot <verb> <vid> ..."
+        :param action: for the message if it fails: "Cannot <action> <vid> ..."
         """
         async with self._lock:
             self.view.expire()
             try:
                 if self.replaces is not None:
                     await self.replaces.preparation.wait_until_idle()
-                with self._reported(verb) as current:
+                with self._reported(action) as current:
                     yield current
             finally:
                 self.view.expire()
 
     def _reported(
-        self, verb: str
+        self, action: str
     ) -> contextlib.AbstractContextManager[Operation]:
         title = f"{self.qube}:{self.name}" if self.qube else None
-        return operations.operation(verb, self.vid, self.pool.name, title)
+        return operations.operation(action, self.vid, self.pool.name, title)
 
     # --- for its parts, its pool and other volumes; see interface.py
 
