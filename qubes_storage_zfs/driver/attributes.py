@@ -42,7 +42,7 @@ def split(
     return base, unknown
 
 
-def to_save(
+def for_qubes_xml(
     base: Mapping[str, object], unknown: Mapping[str, object], forensics: bool
 ) -> dict[str, object]:
     """Return the attributes of a volume for qubes.xml.

@@ -38,9 +38,9 @@ class Backoff:
 
     def check(self) -> None:
         """:raises Delayed: if no prompt may be shown now"""
-        left = self._not_before - now()
-        if left > 0:
-            raise Delayed(self._pool, left)
+        remaining = self._not_before - now()
+        if remaining > 0:
+            raise Delayed(self._pool, remaining)
 
     def lengthen(self) -> None:
         """Count a prompt that did not unlock the pool."""

@@ -21,13 +21,13 @@ def plain(text: str) -> str:
     return printable(text).replace("%", "%%")
 
 
-def refusal(title: str, why: str) -> qubes.exc.StoragePoolException:
+def refusal(title: str, cause: str) -> qubes.exc.StoragePoolException:
     """Return the exception for a failure that has its own prefix.
 
-    :param what: the prefix
-    :param why: the reason
+    :param title: the prefix
+    :param cause: the reason
     """
-    return qubes.exc.StoragePoolException(plain(f"{title}: {why}"))
+    return qubes.exc.StoragePoolException(plain(f"{title}: {cause}"))
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def prefixed(title: str) -> Iterator[None]:
 
     Code inside raises them without a prefix; this is the place that adds it.
 
-    :param what: the prefix ("Cannot start work/private in pool tank")
+    :param title: the prefix ("Cannot start work/private in pool tank")
     :raises StoragePoolException: for a Failure, a ZfsError or an OSError
     """
     try:

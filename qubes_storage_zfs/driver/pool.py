@@ -202,10 +202,10 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         config = dict(volume_config)
         vid = str(config.setdefault("vid", f"{vm.name}/{config['name']}"))
         config.setdefault("revisions_to_keep", self.revisions_to_keep)
-        old = self._volumes.get(vid)
+        previous = self._volumes.get(vid)
         volume = self._make_volume(config)
-        if old is not None:
-            volume.replaces, old.replaces = old, None
+        if previous is not None:
+            volume.replaces, previous.replaces = previous, None
         volume.qube, volume.app = vm.name, vm.app
         self._app = vm.app
         return volume

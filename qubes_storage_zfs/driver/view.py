@@ -55,8 +55,8 @@ class Unreadable(dict[str, str]):
 
     _UNSAFE = re.compile(r"[^A-Za-z0-9:._-]+")
 
-    def __init__(self, why: str) -> None:
-        line = self._UNSAFE.sub("_", f"unknown: {why}").strip("_")
+    def __init__(self, cause: str) -> None:
+        line = self._UNSAFE.sub("_", f"unknown: {cause}").strip("_")
         super().__init__({line: qubes.storage.isodate(0)})
 
     def __contains__(self, _: object) -> bool:
@@ -74,7 +74,7 @@ class VolumeView:
         self._volume: Volume = content.volume
         self._lifecycle = lifecycle
         #: the last answer to each question
-        self._answers: dict[StateQuery, VolumeState] = {}
+        self._last_states: dict[StateQuery, VolumeState] = {}
         #: number of the current generation, and usage, if they were asked for
         #: since the last operation and no qube uses the volume
         self._last: tuple[int, int] | None = None
@@ -83,7 +83,7 @@ class VolumeView:
         """Ask again for what an operation may change."""
         self._last = None
 
-    def _ask(self, query: StateQuery) -> VolumeState:
+    def _read(self, query: StateQuery) -> VolumeState:
         """Ask ZFS now.
 
         If the zpool does not answer in time, or cannot be asked as it is, its
@@ -96,18 +96,18 @@ class VolumeView:
         try:
             state = content.store.state_now(content.where, query)
         except NotReadable:
-            if query not in self._answers:
+            if query not in self._last_states:
                 raise
-            return replace(self._answers[query], stale=True)
-        self._answers[query] = state
+            return replace(self._last_states[query], stale=True)
+        self._last_states[query] = state
         return state
 
-    def _ask_safely(
+    def _read_or_none(
         self, query: StateQuery = NOTHING_MORE
     ) -> VolumeState | None:
-        """Ask as _ask(); return None if ZFS cannot be asked, and never was."""
+        """Ask as _read(); return None if ZFS cannot be asked, and never was."""
         try:
-            state = self._ask(query)
+            state = self._read(query)
         except (ZfsError, naming.BadName):
             return None
         return state if state.container else None
@@ -115,7 +115,7 @@ class VolumeView:
     @property
     def dataset(self) -> str:
         """The zvol that is, or will be, the volume's current generation."""
-        state = self._ask_safely()
+        state = self._read_or_none()
         return self._content.where.generation((state and state.current) or 0)
 
     @property
@@ -148,7 +148,7 @@ class VolumeView:
         if self._last is not None and not in_use:
             return self._last
         kind = "used" if self._volume.snap_on_start else "logicalreferenced"
-        state = self._ask_safely(StateQuery((kind,)))
+        state = self._read_or_none(StateQuery((kind,)))
         if state is None:
             return None, 0
         if state.current is None:
@@ -174,15 +174,15 @@ class VolumeView:
         if not volume.save_on_stop:
             return {}
         try:
-            state = self._ask(StateQuery(revisions=True, dates=True))
+            state = self._read(StateQuery(revisions=True, dates=True))
         except naming.BadName:
             return {}
         except ZfsError as exc:
             return Unreadable(messages.reason(exc))
         if not state.container:
             container = volume.pool.container
-            why = messages.CONTAINER_MISSING.format(dataset=container)
-            return Unreadable(why)
+            cause = messages.CONTAINER_MISSING.format(dataset=container)
+            return Unreadable(cause)
         if self._commits_soon():
             listed = state.revisions[-volume.revisions_to_keep :]
         else:
@@ -209,7 +209,7 @@ class VolumeView:
     def committed_ids(self) -> list[str]:
         """Return the ids of all revisions, the committed state's last; none if
         nothing was ever written, or ZFS cannot be asked now."""
-        state = self._ask_safely(StateQuery(revisions=True))
+        state = self._read_or_none(StateQuery(revisions=True))
         if state is None or state.blank:
             return []
         return [item.id for item in state.revisions]
@@ -221,7 +221,7 @@ class VolumeView:
             return False
         if volume.is_running():
             return True
-        state = self._ask_safely(StateQuery(revisions=True))
+        state = self._read_or_none(StateQuery(revisions=True))
         if state is None or volume.snapshots_disabled:
             return False
         return state.dirty
@@ -230,7 +230,7 @@ class VolumeView:
         """Return whether the source was committed since the qube started."""
         if not self._volume.snap_on_start or not self._lifecycle.in_use:
             return False
-        state = self._ask_safely(
+        state = self._read_or_none(
             StateQuery(made_from=MadeFrom(source=self._content.source))
         )
         return state is not None and state.fresh is False

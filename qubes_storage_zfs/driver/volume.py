@@ -168,7 +168,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
 
     @property
     def config(self) -> dict[str, object]:
-        return attributes.to_save(
+        return attributes.for_qubes_xml(
             super().config, self._unknown, self.snap_on_start_forensics
         )
 
@@ -289,7 +289,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
                 await self.changes.import_volume(operation, src_volume)
         return self
 
-    def _must_save(self, why: str) -> None:
+    def _must_save(self, reason: str) -> None:
         """:raises NotImplementedError: for a disposable volume"""
         if not self.save_on_stop:
-            raise NotImplementedError(f"{self.vid} {why}")
+            raise NotImplementedError(f"{self.vid} {reason}")
