@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The pool drivers: what qubesd calls; the only layer that imports qubes."""
+"""The pool drivers that qubesd calls: the only layer that imports qubes."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Objects of core-admin, as far as this package uses them.
+"""Types of the core-admin objects that this package uses.
 
-core-admin has no type annotations. These types name each attribute that this
-package relies on, so that mypy finds a misspelled one. Volumes and pools may be
-those of any driver.
+core-admin has no type annotations.  These types name each attribute that this
+package relies on, so that mypy reports a misspelled one.  Volumes and pools may
+belong to any driver.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ class Volume(Protocol):
 
 
 class Monitor(Protocol):
-    """What qubesd has for the hypervisor, ``app.vmm``.
+    """The connection of qubesd to the hypervisor, ``app.vmm``.
 
-    :ivar offline_mode: the application is a copy of qubes.xml, loaded for a
-        backup: no qube of it runs
+    :ivar offline_mode: True in a second copy of the qubes, which qubesd loads
+        from qubes.xml for a backup; none of those qubes runs
     """
 
     offline_mode: bool
@@ -46,7 +46,7 @@ class Storage(Protocol):
 
 
 class Qube(Protocol):
-    """A domain; not all classes of domains have all of these."""
+    """A domain of any class; some classes lack some of these attributes."""
 
     name: str
     klass: str
@@ -59,10 +59,10 @@ class Qube(Protocol):
     storage: Storage | None
 
     def is_running(self) -> bool:
-        """Return whether its domain runs."""
+        """Return whether the domain runs."""
 
     def get_power_state(self) -> str:
-        """Return one of qubesd's words, such as "Halted"."""
+        """Return the name of the power state in qubesd, such as "Halted"."""
 
     async def run_service(
         self,
@@ -73,21 +73,31 @@ class Qube(Protocol):
         stdout: int,
         stderr: int,
     ) -> asyncio.subprocess.Process:
-        """Start a qrexec service in it."""
+        """Start a qrexec service in the qube.
+
+        :param service: name of the service, with its argument
+        :param user: user that runs the service; None: the qube's default
+        :param stdin: file descriptor, or a constant of subprocess
+        :param stdout: file descriptor, or a constant of subprocess
+        :param stderr: file descriptor, or a constant of subprocess
+        """
 
 
 class Domains(Protocol):
     """All domains, by name."""
 
-    def __getitem__(self, name: str) -> Qube: ...
+    def __getitem__(self, name: str) -> Qube:
+        """Return the domain of that name."""
 
-    def __contains__(self, name: object) -> bool: ...
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a domain of that name."""
 
-    def __iter__(self) -> Iterator[Qube]: ...
+    def __iter__(self) -> Iterator[Qube]:
+        """Iterate over the domains, not over their names."""
 
 
 class Application(Protocol):
-    """qubes.Qubes: what qubes.xml says."""
+    """The application object (``qubes.Qubes``): the content of qubes.xml."""
 
     domains: Domains
     pools: Mapping[str, Pool]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Attributes of volumes and pools in qubes.xml: parsed, and written back.
+"""Parse the attributes of volumes and pools in qubes.xml, and write them back.
 
-qubesd hands over every attribute as text, and one that is absent not at all.
-An exception here would end qubesd's start, so a value that cannot be parsed
-becomes its default.
+qubesd passes each attribute as text, and passes no value for an absent one.  An
+exception here would stop qubesd from starting, so a value that cannot be parsed
+is replaced by its default.
 """
 
 import inspect
@@ -16,7 +16,7 @@ import qubes.storage
 from ..store import options
 from .errors import plain
 
-#: the attributes of every driver's volumes
+#: names of the attributes that volumes of every driver have
 _BASE = frozenset(
     name
     for name, parameter in inspect.signature(
@@ -31,12 +31,12 @@ def split(
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Split the attributes of a volume.
 
-    :return: those of every driver's volumes, and those of a newer version of
-        this driver, which are written back as they came
+    :return: the attributes that volumes of every driver have; and the others,
+        which a newer version of this driver wrote and which are kept unchanged
     """
     base = {name: config[name] for name in config if name in _BASE}
     unknown = {name: config[name] for name in config if name not in _BASE}
-    # core-admin 4.3 hands over every value but True as text
+    # core-admin 4.3 passes every value except True as text
     if base.get("ephemeral") == "False":
         base["ephemeral"] = False
     return base, unknown
@@ -47,13 +47,14 @@ def for_qubes_xml(
 ) -> dict[str, object]:
     """Return the attributes of a volume for qubes.xml.
 
-    :param base: those of every driver's volumes
+    :param base: the attributes that volumes of every driver have
+    :param unknown: the other attributes, as split() returned them
     :param forensics: the value of snap_on_start_forensics
     """
     config = {**unknown, **base}
     if forensics:
         config["snap_on_start_forensics"] = True
-    # as text: core-admin 4.3 writes no attribute that is False
+    # a text, because core-admin 4.3 does not write an attribute that is False
     if config.get("ephemeral") is False:
         config["ephemeral"] = "False"
     return config
@@ -62,7 +63,7 @@ def for_qubes_xml(
 def parse_size(value: object) -> int:
     """Return a size in bytes.
 
-    :raises TypeError: if it is of no type that is a number or its text
+    :raises TypeError: if *value* is neither a number nor a text
     :raises ValueError: if the text is not a number
     """
     if not isinstance(value, (int, float, str)):
@@ -73,6 +74,8 @@ def parse_size(value: object) -> int:
 def parse(config: dict[str, object], revisions_to_keep: int) -> None:
     """Parse the attributes of a volume, in place.
 
+    :param config: the attributes; a value that cannot be parsed becomes its
+        default
     :param revisions_to_keep: the default, from the volume's pool
     """
     parsers: dict[str, tuple[Callable[[object], object], object]] = {
@@ -93,8 +96,9 @@ def parse(config: dict[str, object], revisions_to_keep: int) -> None:
 class RevisionsToKeep:
     """The attribute ``revisions_to_keep`` of a pool or a volume.
 
-    It checks a number when a user sets it.  Without the check, the first stop
-    of a qube would report a number that no channel program takes.
+    Each of the two classes has one such descriptor.  It checks the number when
+    a user sets it.  Otherwise only a stop of the qube would fail, because the
+    channel program does not accept the number.
     """
 
     def __get__(self, instance: Any, owner: type) -> int:

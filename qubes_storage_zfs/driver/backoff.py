@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Delays between passphrase prompts that do not unlock a pool.
+"""Delays after passphrase prompts that did not unlock a pool.
 
-Qubes' default policy lets any qube start a disposable (qubes.OpenURL), so a
-qube can cause a prompt whenever the pool of its disposables is locked.
+The default policy of Qubes lets any qube start a disposable (qubes.OpenURL).
+So a qube can cause a prompt whenever the pool of its disposables is locked.
 """
 
 import time
@@ -16,37 +16,55 @@ LONGEST = 64 * FIRST
 
 
 class Delayed(NotAsked):
-    """A prompt before did not unlock the pool, and the next is not due."""
+    """The previous prompt did not unlock the pool, and the delay lasts.
+
+    Backoff.check() raises it.
+    """
 
     def __init__(self, pool: str, seconds: float) -> None:
+        """Compute the time of day at which the delay ends.
+
+        :param pool: name of the pool
+        :param seconds: the rest of the delay
+        """
         due = time.localtime(time.time() + seconds + 1)
         clock = time.strftime("%H:%M:%S", due)
         super().__init__(messages.DELAYED, time=clock, pool=pool)
 
 
 class Backoff:
-    """When the next prompt for one pool may be shown.
+    """The delay until the next prompt for one pool may be shown.
 
-    A Key creates it and keeps it as long as it exists.  Only the event loop's
-    thread touches it.  A restart of qubesd starts without a delay.
+    A Key creates it, and it lasts as long as the Key.  Only the thread of the
+    event loop uses it.  A qubesd that has restarted starts without a delay.
+
+    The delay is 60 s after the first prompt that did not unlock the pool.  Each
+    further one doubles it, up to 64 minutes.
     """
 
     def __init__(self, pool: str) -> None:
+        """Start without a delay.
+
+        :param pool: name of the pool, for the message
+        """
         self._pool = pool
         self._wait = 0.0
         self._not_before = 0.0
 
     def check(self) -> None:
-        """:raises Delayed: if no prompt may be shown now"""
+        """Check that a prompt may be shown now.
+
+        :raises Delayed: if the delay lasts
+        """
         remaining = self._not_before - now()
         if remaining > 0:
             raise Delayed(self._pool, remaining)
 
     def lengthen(self) -> None:
-        """Count a prompt that did not unlock the pool."""
+        """Double the delay, because a prompt did not unlock the pool."""
         self._wait = min(2 * self._wait or FIRST, LONGEST)
         self._not_before = now() + self._wait
 
     def reset(self) -> None:
-        """Allow a prompt at once, because the pool was unlocked."""
+        """Remove the delay, because the pool was unlocked."""
         self._wait = self._not_before = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Failures as what qubesd hands to its client: a StoragePoolException."""
+"""Map failures to StoragePoolException, which qubesd passes to its client."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from ..zfs.text import printable
 def plain(text: str) -> str:
     """Return *text* as one line that qubesd's client can show.
 
-    The client formats it with the % operator.  Names in it may have any
-    character: they come from qubes.xml, or from a process that holds a device
-    open.
+    The client formats the line with the % operator.  Names in the line can have
+    any character.  They come from qubes.xml, or from a process that has a
+    device open.
     """
     return printable(text).replace("%", "%%")
 
 
 def refusal(title: str, cause: str) -> qubes.exc.StoragePoolException:
-    """Return the exception for a failure that has its own prefix.
+    """Return the exception for a failure.
 
-    :param title: the prefix
-    :param cause: the reason
+    :param title: the prefix ("Cannot start work/private in pool tank")
+    :param cause: the reason, and what to do
     """
     return qubes.exc.StoragePoolException(plain(f"{title}: {cause}"))
 
@@ -34,7 +34,7 @@ def refusal(title: str, cause: str) -> qubes.exc.StoragePoolException:
 def prefixed(title: str) -> Iterator[None]:
     """Map exceptions that have a message to StoragePoolException.
 
-    Code inside raises them without a prefix; this is the place that adds it.
+    Code inside raises exceptions without a prefix.  Only this function adds it.
 
     :param title: the prefix ("Cannot start work/private in pool tank")
     :raises StoragePoolException: for a Failure, a ZfsError or an OSError

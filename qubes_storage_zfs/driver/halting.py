@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Waiting for the end of a stop.
+"""Wait until qubesd has stopped the volumes of a qube.
 
-qubesd stops the storage of a qube some time after the qube's domain has ended:
-libvirt reports the end first, and then the volumes are committed.  Meanwhile
-the qube is halted for a client, but its volumes are still in use.  In R4.3
-"qvm-shutdown --wait" can return then (core-admin-client 4.3.29,
-wait_for_domain_shutdown()), and what the user does next must not be refused.
+qubesd stops the storage of a qube some time after the domain has ended.  First
+libvirt reports the end, then qubesd calls stop() of the volumes.  In between, a
+client sees a halted qube, but its volumes are still in use.
+
+In R4.3 ``qvm-shutdown --wait`` can return in this interval (core-admin-client
+4.3.29, ``wait_for_domain_shutdown()``).  An operation that the user starts next
+must not be refused, so it waits here.
 
 This module asks qubesd whether a domain has ended.  The lifecycle of a volume
-knows whether its stop() is still to come.
+records whether its stop() has run.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ from typing import Protocol, cast
 
 from .admin import Qube
 
-#: seconds that an operation waits for a stop
+#: seconds that an operation waits for a stop at most
 LIMIT = 30.0
 #: seconds between two checks
 INTERVAL = 0.1
@@ -26,20 +28,20 @@ _ENDED = frozenset({"Halted", "Dying"})
 
 
 class Stoppable(Protocol):
-    """A volume of this driver, whose stop can be awaited."""
+    """A volume of this driver, as this module sees it."""
 
     def is_stopping(self) -> bool:
-        """Return whether its qube has ended and stop() has not."""
+        """Return whether its domain has ended and stop() has not finished."""
 
     def expect_no_stop(self) -> None:
-        """Expect no stop any more, if one was awaited in vain."""
+        """Note that stop() did not run in time, so that no operation waits."""
 
 
 def has_ended(qube: Qube | None) -> bool:
-    """Return whether the domain of *qube* has ended; False if not known.
+    """Return whether the domain of *qube* has ended; False if unknown.
 
-    The qubes of an offline copy of the application, which qubesd makes for a
-    backup, are always halted.
+    False also in the copy of the qubes that qubesd loads for a backup, where
+    all qubes are halted and no stop follows.
     """
     if qube is None:
         return False
@@ -48,23 +50,24 @@ def has_ended(qube: Qube | None) -> bool:
             return False
         return qube.get_power_state() in _ENDED
     except Exception:  # pylint: disable=broad-except
-        # libvirtError, which not every Python here can import
+        # libvirt.libvirtError, which cannot be imported in the unit tests
         return False
 
 
 def is_starting(qube: Qube | None) -> bool:
-    """Return whether qubesd is starting *qube*; False if not known."""
+    """Return whether qubesd is starting *qube*; False if unknown."""
     lock = getattr(qube, "startup_lock", None)
     return lock is not None and bool(lock.locked())
 
 
 async def wait_for_stop(*volumes: object) -> None:
-    """Wait until a stop in progress of the volumes has ended.
+    """Wait until stop() of each volume whose domain has ended has finished.
 
-    A running qube is not waited for, nor is a volume after one vain wait.  Call
-    it without the lock of a volume, which its stop() needs.
+    Do not wait for a volume whose qube runs.  Do not wait a second time for a
+    volume whose stop() did not run within LIMIT.  The caller must not have the
+    lock of a volume, because its stop() needs the lock.
 
-    :param volumes: volumes of any driver; only ours are waited for
+    :param volumes: volumes of any driver; those of other drivers are ignored
     """
     waiting: list[Stoppable] = [
         cast(Stoppable, volume)
