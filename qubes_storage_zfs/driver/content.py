@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The content of one volume on disk, and what must hold before it is used.
+"""The content of one volume on disk, and the checks before it is used.
 
-All other parts of a volume ask ZFS through this: it knows the volume's names,
-checks that the container is the pool's, and refuses what is not allowed.
+All other parts of a volume read the disk through this module.  It builds the
+volume's names, checks that the container belongs to the pool, and refuses
+properties that are not allowed.
 """
 
 import contextlib
@@ -27,15 +28,20 @@ from .interface import Pool, Volume
 class Content:
     """The content of one volume.
 
-    The volume creates it, and has it as long as it exists.  Methods that change
-    something are called within an operation of the volume.
+    The volume creates it, and it lasts as long as the volume.  Methods that
+    change the disk are called within an operation of the volume.
 
     :ivar volume: the volume
-    :ivar size: bytes of the volume on disk; of a disposable volume, those of
-        the next generation.  Not read from ZFS when qubesd asks
+    :ivar size: size of the volume on disk, in bytes; for a disposable volume,
+        size of the next generation.  It is not read from ZFS when qubesd reads
+        it
     """
 
     def __init__(self, volume: Volume, size: int) -> None:
+        """Read nothing from the disk yet.
+
+        :param size: size in bytes, as in qubes.xml
+        """
         self.volume = volume
         self.size = size
         self._generations: Generations | None = None
@@ -62,9 +68,10 @@ class Content:
 
     @property
     def generations(self) -> Generations:
-        """The operations on the volume's generations.
+        """The generations of the volume.
 
-        Made again only if the feature of the qube names another revision.
+        The object is replaced only if the qube's feature names another
+        revision.
 
         :raises BadName: if the vid cannot be a name in ZFS
         """
@@ -77,7 +84,7 @@ class Content:
 
     @property
     def vm(self) -> Qube | None:
-        """The qube, as qubesd has it; None if no qube has the volume."""
+        """The qube that has the volume; None if no qube has it."""
         app, name = self.volume.app, self.volume.qube
         if app is None or name is None:
             return None
@@ -88,13 +95,16 @@ class Content:
 
     @property
     def reset_to(self) -> str | None:
-        """What the volume is reset to at each start, as the qube's feature
-        says: a revision or features.BLANK; None: it is not reset."""
+        """The revision that each start resets the volume to.
+
+        The qube's feature names it.  BLANK of features.py stands for an empty
+        volume, None for no reset.
+        """
         return features.reset_to(self.vm, self.volume.name)
 
     @property
     def _pinned(self) -> int | None:
-        """The number of that revision."""
+        """The number of the revision that each start resets the volume to."""
         revision = self.reset_to
         if revision in (None, features.BLANK):
             return None
@@ -102,19 +112,19 @@ class Content:
 
     @property
     def blocksize(self) -> int:
-        """Bytes; of the generations that are made from now on."""
+        """The block size of new generations, in bytes."""
         properties = features.zfs_properties(self.vm, self.volume.name)
         return int(properties.get(features.VOLBLOCKSIZE, self.pool.blocksize))
 
     @property
     def source(self) -> VolumeName | None:
-        """The names of the source; None if there is none."""
+        """The names of the source in ZFS; None if the volume has no source."""
         source = self.volume.source
         return source.where if source is not None else None
 
     @property
     def made_from(self) -> MadeFrom:
-        """What a disposable volume would be made from now."""
+        """The size, block size and source of a new disposable volume."""
         size, block = self.in_blocks(self.volume.size), self.blocksize
         own_block = block if block != self.pool.blocksize else None
         return MadeFrom(VolumeSpec(size, own_block), self.source)
@@ -122,13 +132,21 @@ class Content:
     # --- sizes
 
     def in_blocks(self, size: int, block: int = 0) -> int:
-        """Return *size* in bytes, rounded up to whole blocks, one at least."""
+        """Round *size* up to whole blocks, at least one.
+
+        :param size: bytes
+        :param block: a block size in bytes; a larger one of the volume counts
+        :return: bytes
+        """
         block = max(block, self.blocksize)
         return max(1, -(-size // block)) * block
 
     def rounded(self, size: int | str, block: int = 0) -> int:
         """Check a size from a client, and round it up as in_blocks() does.
 
+        :param size: bytes
+        :param block: a block size in bytes; a larger one of the volume counts
+        :return: bytes
         :raises Refused: if it is not a size
         """
         try:
@@ -153,10 +171,13 @@ class Content:
         state = await self.generations.state(StateQuery((name,)))
         return int(state.properties.get(name, 0))
 
-    # --- asking, and what must hold
+    # --- reading and checking the disk
 
     async def unlock(self) -> None:
-        """Start an operation that a user waits for: load the key if needed."""
+        """Check the pool, and load its key if needed.
+
+        Each operation that a user waits for starts with this.
+        """
         await self.pool.must_be_allowed()
         await self.pool.unlock(self.volume.qube, self.volume.app)
         await self.pool.first_use()
@@ -164,9 +185,10 @@ class Content:
     async def state(
         self, query: StateQuery = NOTHING_MORE, batch: Batch | None = None
     ) -> VolumeState:
-        """Ask ZFS, and make sure that the answer is about our container.
+        """Read the state of the volume from a container of this pool.
 
-        :param batch: ask together with the tasks of this batch
+        :param query: which parts of the state to read
+        :param batch: run the channel program in this batch
         :raises StoragePoolException: if the container is missing or is not
             this pool's
         """
@@ -177,13 +199,15 @@ class Content:
     async def state_to_open(
         self, query: StateQuery, batch: Batch | None = None
     ) -> VolumeState:
-        """Ask as state(), before the volume is opened or handed out.
+        """Read the state as state() does, and check the volume's properties.
 
-        A property may have been changed since the pool was checked.
+        Call it before the volume is opened, or a path to it is returned.  A
+        property may have been changed since the pool was checked.
 
         :raises NotAllowed: if the volume, or the dataset that a new generation
-            inherits from, has a property that is not allowed
-        :raises ReadOnlyDataset: if it is readonly=on, and is to be written to
+            inherits from, has a property with a value that is not allowed
+        :raises ReadOnlyDataset: if the volume is writable for the qube, but has
+            readonly=on
         """
         is_writable = bool(self.volume.rw)
         query = replace(query, checked=True, writable=is_writable)
@@ -205,7 +229,10 @@ class Content:
         return state.current
 
     async def verify(self) -> None:
-        """:raises Refused: if what the next start needs is missing"""
+        """Check that the next start finds the data that it needs.
+
+        :raises Refused: if the volume or its source is missing
+        """
         state = await self.state()
         source = self.volume.source
         if source is not None:
@@ -214,7 +241,7 @@ class Content:
         elif self.volume.save_on_stop:
             self.must_exist(state)
 
-    # --- making and reading
+    # --- creating generations, reading the committed state
 
     async def make_blank(
         self,
@@ -223,10 +250,12 @@ class Content:
         lasting: bool,
         batch: Batch | None = None,
     ) -> tuple[int, str]:
-        """Make an empty generation, reserved; return number and dataset.
+        """Create an empty generation, and reserve it.
 
         :param size: bytes
-        :param lasting: as Generations.blank() has it
+        :param state: state of the volume, with the numbers of its generations
+        :param lasting: as for Generations.blank()
+        :return: number and dataset of the generation
         """
         return await self.generations.blank(
             self.rounded(size), self.blocksize, state, lasting, batch
@@ -234,10 +263,13 @@ class Content:
 
     @contextlib.asynccontextmanager
     async def committed(self, batch: Batch | None = None) -> AsyncIterator[str]:
-        """Return the snapshot that is the newest committed state.
+        """Return the snapshot of the committed state, within a context.
 
-        :param batch: of the operation that clones it
-        :raises Refused: if there is none while the qube runs
+        A volume without snapshots gets a temporary one, which is destroyed when
+        the context ends.
+
+        :param batch: the batch of the operation that clones the snapshot
+        :raises Refused: if the volume has no snapshots and its qube runs
         """
         await self.pool.must_be_allowed()
         state = await self.state(batch=batch)
@@ -251,12 +283,13 @@ class Content:
         yield state.committed or await self._newest_revision(batch)
 
     async def _newest_revision(self, batch: Batch | None) -> str:
-        """Return the newest revision on disk, or commit one.
+        """Return the newest revision on disk; commit one if there is none.
 
-        The property that names the committed state is missing on volumes of
-        older versions, or names a snapshot that was destroyed by hand.
+        Volumes of older versions of this driver lack the property that names
+        the committed state.  And an administrator may have destroyed the
+        snapshot that the property names.
 
-        :raises Refused: if there is still none
+        :raises Refused: if there is no revision after the commit
         """
         state = await self.state(StateQuery(revisions=True), batch=batch)
         if not state.revisions:

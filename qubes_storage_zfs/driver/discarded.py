@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Discarded content that no qube has any more, and that must not stay.
+"""Destroy disposable volumes that no qube has any more.
 
-A volume whose content is discarded is prepared for its next start.  If its
-qube gets another template, the volume may be in another pool from then on, or
-have another name there, and nothing else would look at the prepared one again.
-So what qubes.xml says decides: a volume whose content is discarded and that no
-qube has is destroyed.
+A disposable volume is prepared for its next start.  If its qube gets another
+template, the volume may move to another pool, or get another name.  No other
+code would destroy the volume that was prepared before.  So this module compares
+the pool with qubes.xml, and destroys disposable volumes that no qube has.
 
-Only the set of qubes that qubesd works with is asked.  A second set, which
-qubesd makes for a backup, may say something else.
+It uses only the set of qubes that qubesd works with.  A second set, which
+qubesd loads for a backup, can differ.
 """
 
 import logging
@@ -22,10 +21,10 @@ from .interface import Pool
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: classes of domains whose "storage" is None for ever (BaseVM.__init__())
+#: classes of domains whose "storage" is always None (BaseVM.__init__())
 _WITHOUT_VOLUMES = frozenset(("AdminVM", "RemoteVM"))
 
-#: a volume: the name of its pool, and its vid
+#: a volume: name of its pool, and its vid
 Key = tuple[str, str]
 
 
@@ -36,10 +35,10 @@ def _is_working_set(app: Application | None) -> bool:
 
 
 def volumes_of_qubes(app: Application | None) -> set[Key] | None:
-    """Return all volumes of all qubes.
+    """Return the volumes of all qubes.
 
     :return: None if *app* is not the set of qubes that qubesd works with, or
-        has not loaded all of them
+        if qubesd has not loaded the volumes of all qubes yet
     """
     if app is None or not _is_working_set(app):
         return None
@@ -55,7 +54,10 @@ def volumes_of_qubes(app: Application | None) -> set[Key] | None:
 
 
 async def collect_once(pool: Pool, app: Application | None) -> None:
-    """Do it when a pool is first used, by the first who may decide."""
+    """Compare *pool* with *app* once, at the first use of the pool.
+
+    If *app* is not complete, a later use of the pool compares.
+    """
     if volumes_of_qubes(app) is not None:
         pool.store.is_compared = True
         await collect(pool, app)
@@ -67,15 +69,14 @@ async def collect(
     besides: Iterable[Key] = (),
     wait: bool = False,
 ) -> None:
-    """Destroy the volumes in *pool* whose content is discarded and that no
-    qube of *app* has.
+    """Destroy the disposable volumes in *pool* that no qube of *app* has.
 
-    While a qube is being created, nothing is destroyed; the next use of the
+    While a qube is being created, no volume is destroyed.  The next use of the
     pool collects then.
 
-    :param besides: volumes that are left alone, too
-    :param wait: for what is being prepared; not within an operation, which
-        that may wait for
+    :param besides: volumes that are not destroyed either
+    :param wait: wait until a volume is not being prepared.  Not allowed within
+        an operation, because the preparation may wait for that operation
     """
     try:
         marks = await pool_programs.discarded(
@@ -83,10 +84,10 @@ async def collect(
         )
         for vid, mark in marks.items():
             if not naming.is_vid(vid):
-                # of a dataset that is not this driver's
+                # another program created the dataset
                 continue
             key = (pool.name, vid)
-            # asked each time, as qubes may have come meanwhile
+            # checked for each volume, because a qube may have been created
             if not _is_unused(pool, app, key, besides):
                 continue
             if wait:
@@ -103,9 +104,10 @@ async def collect(
 def _is_unused(
     pool: Pool, app: Application | None, key: Key, besides: Iterable[Key]
 ) -> bool:
-    """Return whether it is certain that no qube has the volume.
+    """Return whether certainly no qube has the volume *key*.
 
-    If a qube is being created, the next use of *pool* asks again.
+    While a qube is being created, nothing is certain.  The next use of *pool*
+    compares again then.
     """
     used = volumes_of_qubes(app)
     if used is None and _is_working_set(app):
@@ -114,6 +116,10 @@ def _is_unused(
 
 
 async def _destroy(pool: Pool, vid: str, mark: str) -> None:
+    """Destroy a disposable volume, unless a process works on it.
+
+    :param mark: the holder mark of its current generation
+    """
     where = naming.volume_name(pool.qubes_root, vid)
     if pool.store.may_collect(where, mark):
         generations = Generations(where, pool.store, pool.zpool)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What happens when qubesd tells of a qube; see extension.py for when."""
+"""Actions on qubesd's events about qubes.
+
+extension.py registers the handlers, and has the name of the event of each.
+"""
 
 import asyncio
 import logging
@@ -27,38 +30,48 @@ OUTSIDE = (
 )
 
 
-# --- when qubesd starts; and a backup loads everything a second time, offline
+# --- qubesd has started, or has loaded a second set of qubes for a backup
 
 
 def loaded(qube: Qube) -> None:
+    """Update the tags of a qube that qubesd has loaded."""
     if not qube.app.vmm.offline_mode:
         tags.update(qube)
 
 
 def loaded_any(qube: Qube) -> None:
-    """dom0 too."""
+    """Note the application object and the ask domains, once for all domains.
+
+    The event comes for each domain, and dom0 is the one of class AdminVM.
+    """
     if qube.klass == "AdminVM" and not qube.app.vmm.offline_mode:
         prompts.note_application(qube.app)
         for pool in encrypted_pools(qube.app):
             pool.note_ask_domain(qube.app)
 
 
-# --- the qube that asks for a passphrase
+# --- the qube that shows the prompt for a passphrase
 
 
 def removing(app: Application, qube: Qube) -> None:
-    """:raises QubesVMInUseError: if a pool asks for its passphrase in *qube*"""
+    """Refuse the removal of a qube that shows the prompt of a pool.
+
+    :raises QubesVMInUseError: if ask_password_domain of a pool names *qube*
+    """
     for pool in encrypted_pools(app):
         if pool.ask_domain is not None and pool.ask_domain.matches(qube):
             message = messages.ASKS_IN.format(qube=qube.name, pool=pool.name)
             raise qubes.exc.QubesVMInUseError(qube, plain(message))
 
 
-# --- keys, from a qube's start to its end
+# --- keys, from the start of a qube to its stop
 
 
 async def starting(qube: Qube) -> None:
-    """:raises StoragePoolException: if a key is not to be had"""
+    """Load the keys that the volumes of *qube* need.
+
+    :raises StoragePoolException: if a key cannot be loaded
+    """
     with prefixed(f"Cannot start {qube.name}"):
         for pool in pools_of(qube):
             pool.key.note_qube_starting(qube.name)
@@ -70,13 +83,17 @@ async def starting(qube: Qube) -> None:
 
 
 def started(qube: Qube) -> None:
+    """Note that *qube* has opened its volumes."""
     for pool in pools_of(qube):
         pool.key.note_qube_started(qube.name)
 
 
 async def start_failed(qube: Qube) -> None:
-    """qubesd leaves open what was started before another volume failed, and
-    that would keep the key."""
+    """Stop the volumes of a qube whose start has failed.
+
+    qubesd does not stop the volumes that it started before the failure.  They
+    would stay open, and their keys would stay loaded.
+    """
     pools = pools_of(qube)
     if not pools or qube.storage is None or qube.is_running():
         return
@@ -88,15 +105,20 @@ async def start_failed(qube: Qube) -> None:
 
 
 def stopped(qube: Qube) -> None:
+    """Note that *qube* has closed its volumes, or does not open them."""
     for pool in pools_of(qube):
         pool.key.note_qube_stopped(qube.name)
 
 
-# --- what a qube has
+# --- volumes, tags and features of a qube
 
 
 def created(qube: Qube) -> None:
-    """Its first start waits for nothing that can be made now."""
+    """Prepare the first start of a new qube.
+
+    Log a warning if some of its writable volumes are not encrypted while others
+    are.
+    """
     for volume in qube.volumes.values():
         if isinstance(volume, ZfsVolume):
             volume.preparation.request()
@@ -106,17 +128,17 @@ def created(qube: Qube) -> None:
 
 
 def template_changed(qube: Qube) -> None:
-    """What was prepared of the former template goes.
+    """Destroy what was prepared from the former template of *qube*.
 
     qubesd replaces the volumes of *qube*, and of disposables based on it, in
-    handlers of the same event; so this looks when all of them have run.
+    handlers of the same event.  So the action runs after all these handlers.
     """
     if _is_in_loop() and not qube.app.vmm.offline_mode:
         asyncio.get_running_loop().call_soon(_follow_template, qube)
 
 
 def _is_in_loop() -> bool:
-    """Whether an event loop runs; else this is not qubesd."""
+    """Return whether an event loop runs, as it does in qubesd."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -125,6 +147,7 @@ def _is_in_loop() -> bool:
 
 
 def _follow_template(qube: Qube) -> None:
+    """Prepare the volumes of *qube* and its disposables from their sources."""
     for follower in (qube, *getattr(qube, "dispvms", ())):
         for volume in follower.volumes.values():
             if isinstance(volume, ZfsVolume) and volume.source is not None:
@@ -133,10 +156,10 @@ def _follow_template(qube: Qube) -> None:
 
 
 def removed(app: Application, qube: Qube) -> None:
-    """What was prepared for *qube* in other pools goes; its own volumes are
-    removed by qubesd.
+    """Destroy what was prepared for *qube* in pools that it used before.
 
-    A disposable that goes when it stops never had another template.
+    qubesd removes the present volumes of *qube*.  A disposable that is removed
+    when it stops never had another template, so nothing is left of it.
     """
     if not getattr(qube, "auto_cleanup", False):
         volumes = getattr(qube, "volumes", {}).values()
@@ -146,6 +169,10 @@ def removed(app: Application, qube: Qube) -> None:
 def _collect_discarded(
     app: Application, besides: Iterable[discarded.Key] = ()
 ) -> None:
+    """Start a task for each pool that destroys unused disposable volumes.
+
+    :param besides: volumes that are not destroyed
+    """
     if app.vmm.offline_mode or not _is_in_loop():
         return
     for pool in app.pools.values():
@@ -158,14 +185,18 @@ def _collect_discarded(
 
 
 def tagged(qube: Qube) -> None:
+    """Restore the tags of *qube* after a client changed one of them."""
     tags.update(qube)
 
 
 def check_feature(qube: Qube, feature: str, value: str) -> None:
-    """:raises QubesValueError: if it is none that a qube can have"""
+    """Check a feature before qubesd sets it.
+
+    :raises QubesValueError: if *qube* cannot have *feature* with *value*
+    """
     volumes = getattr(qube, "volumes", None) or None
     if getattr(qube, "klass", None) == "DispVM":
-        # they are copied from its template, where they were checked
+        # qubesd copies them from its template, where they were checked
         volumes = None
     try:
         features.check(feature, value, volumes)
@@ -178,7 +209,13 @@ def check_feature(qube: Qube, feature: str, value: str) -> None:
 
 
 def _check_revision(volume: Volume, revision: str) -> None:
-    """A qube that is a clone is given its features before its content."""
+    """Check that a volume has a revision.
+
+    A volume without any content passes, because qubesd sets the features of a
+    cloned qube before it copies the content.
+
+    :raises BadOption: if the volume has content, but not *revision*
+    """
     if revision == features.BLANK or not isinstance(volume, ZfsVolume):
         return
     revisions = volume.view.committed_ids()

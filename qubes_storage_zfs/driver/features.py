@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Features of a qube that are about its volumes here: a qube has no other place
-for a person to say so.
+"""Features of a qube that set properties of its volumes.
 
-``zfs.PROPERTY`` is for all its volumes, ``zfs.VOLUME.PROPERTY`` for one and
-before the other; ``zfs.reset-on-start`` names volumes that begin anew at each
-start.  Nothing here touches ZFS.
+=========================  ================================================
+feature                    effect
+=========================  ================================================
+``zfs.PROPERTY``           sets PROPERTY on all volumes of the qube
+``zfs.VOLUME.PROPERTY``    sets PROPERTY on one volume; has precedence
+``zfs.reset-on-start``     resets the volumes that it names at each start
+=========================  ================================================
+
+A volume itself has no options that a user can set in Qubes.  This module only
+reads and checks the features; reset.py applies them.
 """
 
 import logging
@@ -18,11 +24,12 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 PREFIX = "zfs."
 RESET = "reset-on-start"
-#: what a volume is reset to if no revision is named: as it was when new
+#: stands for an empty volume, if the feature names no revision
 BLANK = "blank"
 
 
 def _one_of(*words: str) -> Callable[[object], str]:
+    """Return a parser that accepts only *words*."""
     def parse(value: object) -> str:
         if value not in words:
             raise BadOption(f"it must be {' or '.join(words)}, not {value!r}")
@@ -31,7 +38,7 @@ def _one_of(*words: str) -> Callable[[object], str]:
     return parse
 
 
-#: what a volume can be made with, by features alone
+#: a property that ZFS sets only when it creates a volume
 VOLBLOCKSIZE = "volblocksize"
 #: properties of ZFS -> how their values are parsed
 PROPERTIES: Mapping[str, Callable[[object], str | int]] = {
@@ -41,20 +48,21 @@ PROPERTIES: Mapping[str, Callable[[object], str | int]] = {
     "copies": _one_of("1", "2", "3"),
     VOLBLOCKSIZE: options.parse_blocksize,
 }
-#: a feature once, with which any client that may set features could slow down
-#: the whole zpool; a volume that was given it gets its pool's value back
+#: Older versions had this feature.  Any client that may set features could slow
+#: down the whole zpool with it.  tune() removes it from volumes that have it
 DEDUP = "dedup"
-#: what a volume's mark (layout.TUNED) may name
+#: the properties that a volume's list of set properties (naming.TUNED) may name
 EVER_SET = frozenset((*PROPERTIES, DEDUP))
 
 
 def check(
     feature: str, value: str, volumes: Mapping[str, Volume] | None
 ) -> None:
-    """Whether a qube can have *feature*, which begins with ``zfs.``.
+    """Check that a qube can have *feature* with *value*.
 
-    :param volumes: of the qube, by name; None if they are not known yet
-    :raises BadOption: with the reason
+    :param feature: a name that starts with ``zfs.``
+    :param volumes: the volumes of the qube, by name; None if unknown
+    :raises BadOption: if not
     """
     if feature == PREFIX + RESET:
         for volume in parse_reset(value):
@@ -82,6 +90,10 @@ def check(
 
 
 def _check_volume(name: str, volumes: Mapping[str, Volume] | None) -> None:
+    """Check that a qube has a volume.
+
+    :raises BadOption: if it has no such volume
+    """
     if volumes is not None and name not in volumes:
         raise BadOption(
             f"the qube has no volume {name!r}; it has {', '.join(volumes)}"
@@ -89,10 +101,11 @@ def _check_volume(name: str, volumes: Mapping[str, Volume] | None) -> None:
 
 
 def parse_reset(value: str) -> dict[str, str]:
-    """Volume -> revision that it is reset to, or BLANK.
+    """Parse the value of ``zfs.reset-on-start``.
 
-    :param value: ``private``, ``private=r3``; several with blanks between
-    :raises BadOption: if it is none of these
+    :param value: volumes, separated by blanks: ``private`` or ``private=r3``
+    :return: volume -> revision that it is reset to, or BLANK
+    :raises BadOption: if *value* cannot be parsed
     """
     revisions: dict[str, str] = {}
     for word in value.split():
@@ -113,14 +126,18 @@ def parse_reset(value: str) -> dict[str, str]:
 
 
 def _features(qube: Qube | None) -> Iterator[Mapping[str, str]]:
-    """Of a qube; then those that it follows."""
+    """Yield the features of a qube, and of a disposable's template."""
     yield getattr(qube, "features", {})
     if qube is not None and getattr(qube, "klass", None) == "DispVM":
         yield qube.template.features
 
 
 def _value(qube: Qube | None, *names: str) -> str | None:
-    """Of the first of these features that it has."""
+    """Return the value of the first feature that the qube has.
+
+    :param names: names of features; the qube's own features have precedence
+        over those of its template
+    """
     for features in _features(qube):
         for name in names:
             if name in features:
@@ -129,10 +146,13 @@ def _value(qube: Qube | None, *names: str) -> str | None:
 
 
 def zfs_properties(qube: Qube | None, volume: str) -> dict[str, str | int]:
-    """Properties of ZFS that a qube's volume is to have; what qubesd could
-    not have let in is left out.
+    """Return the ZFS properties that features set on a volume.
 
-    :param qube: None if the volume is no qube's
+    A value that cannot be parsed is left out.  check() refuses such a value,
+    but qubes.xml can have it.
+
+    :param qube: the qube that has the volume; None if no qube has it
+    :param volume: name of the volume
     """
     properties: dict[str, str | int] = {}
     if qube is None:
@@ -156,8 +176,12 @@ def zfs_properties(qube: Qube | None, volume: str) -> dict[str, str | int]:
 
 
 def reset_to(qube: Qube | None, volume: str) -> str | None:
-    """The revision that a qube's volume is reset to at each start, or BLANK;
-    None: it is not."""
+    """Return the revision that each start resets a volume to.
+
+    :param qube: the qube that has the volume; None if no qube has it
+    :param volume: name of the volume
+    :return: a revision, or BLANK; None: it is not reset
+    """
     own_features = getattr(qube, "features", {})
     try:
         return parse_reset(own_features[PREFIX + RESET]).get(volume)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the parts of this layer require of each other, as types.
+"""Types through which pools, volumes and the parts of volumes use each other.
 
-A pool creates volumes, and a volume asks its pool for what all volumes there
-share.  A volume creates its parts (content, lifecycle, transfers, view), and
-they ask the volume for what qubesd set on it.  Each side of such a pair imports
-the types here and not the other side, so imports form no cycle.
+A pool creates volumes, and a volume reads what all volumes of the pool share.
+A volume creates its parts (content, lifecycle, transfers, view), and they read
+the attributes that qubesd set on the volume.  Both sides import the types in
+this module instead of each other.  So there is no cycle of imports.
 """
 
 from contextlib import AbstractAsyncContextManager
@@ -25,53 +25,70 @@ class Pool(Protocol):
     name: str
     #: the dataset that the pool owns
     container: str
-    #: the qubes root: the dataset below which the qubes' datasets are
+    #: the dataset below which the datasets of qubes are
     qubes_root: str
-    #: bytes; of the volumes that are created from now on
+    #: block size of new volumes, in bytes
     blocksize: int
-    #: whether clones made at start are kept when their qube stops
+    #: whether a clone that start() made is kept after stop()
     forensics: bool
 
     @property
     def zpool(self) -> str:
-        """The zpool that the container is in."""
+        """The name of the zpool that the container is in."""
 
     @property
     def store(self) -> Container:
-        """The container, as this process knows it."""
+        """The state of the container in this process."""
 
     @property
     def space(self) -> Space:
-        """Used and available bytes."""
+        """The used and available space."""
 
     async def first_use(self) -> None:
-        """Collect what an earlier process left; each change starts with it."""
+        """Collect garbage of earlier processes at the first change."""
 
     async def must_be_allowed(self) -> None:
-        """:raises policy.Refused: if the disk has a property not allowed"""
+        """Check the properties of the datasets in the container.
+
+        :raises Refused: if a property has a value that is not allowed
+        """
 
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
-        """:raises Locked: if the key is not loaded"""
+        """Check that the key is loaded.
+
+        :param batch: the batch of the operation
+        :raises Locked: if the key is not loaded
+        """
 
     async def unlock(
         self, qube: str | None = None, app: Application | None = None
     ) -> None:
-        """Load the key; the user may be asked for the passphrase."""
+        """Load the key; ask the user for the passphrase if needed.
+
+        :param qube: name of the qube that needs the pool
+        :param app: the application object of that qube
+        """
 
     async def encryption_root(self) -> str | None:
-        """Return what a clone shares with its origin; None: not encrypted."""
+        """Return the encryption root of the volumes; None: not encrypted.
+
+        A clone has the same encryption root as its origin.
+        """
 
     def check_container(self, state: VolumeState) -> None:
-        """:raises StoragePoolException: unless the container is the pool's"""
+        """Check that *state* was read from a container of this pool.
+
+        :raises StoragePoolException: if it was not
+        """
 
     def note_use(self) -> None:
-        """Note the end of an operation after which the key may be idle."""
+        """Note the end of an operation, from which the key timer counts."""
 
     def clones_of(self, vid: str) -> "list[Volume]":
         """Return the volumes that are clones of the volume *vid*."""
 
     def unlist(self, vid: str) -> None:
-        """Forget the volume *vid*, which was removed."""
+        """Drop the object of the volume *vid*, which was removed."""
 
     async def wait_until_idle(self, vid: str) -> None:
         """Wait until the volume *vid* is not being prepared."""
@@ -80,8 +97,8 @@ class Pool(Protocol):
 class Volume(Protocol):
     """A volume, as its parts and other volumes see it.
 
-    The attributes are qubesd's; the methods are what a volume and its source
-    require of each other.
+    qubesd sets the attributes.  The methods are those that a volume, its parts
+    and its source call.
     """
 
     #: ``<qube>/<volume>``
@@ -96,43 +113,51 @@ class Volume(Protocol):
     revisions_to_keep: int
     snapshots_disabled: bool
     source: "Volume | None"
-    #: name of the qube that has it; None if it is only known from the disk
+    #: name of the qube that has the volume; None if no qube has it
     qube: str | None
-    #: qubesd's application object; None likewise
+    #: the application object of that qube; None if no qube has the volume
     app: Application | None
 
     @property
     def size(self) -> int:
-        """Bytes that a qube sees."""
+        """The size that a qube sees, in bytes."""
 
     @property
     def where(self) -> VolumeName:
-        """Its names in ZFS; :raises BadName: if the vid cannot be one."""
+        """The names of the volume in ZFS.
+
+        :raises BadName: if the vid cannot be a name in ZFS
+        """
 
     @property
     def commits(self) -> int:
-        """How often this object has changed the committed state."""
+        """The number of commits by this object."""
 
     @property
     def is_prepared(self) -> bool:
-        """Whether it is prepared for its next start."""
+        """Whether the volume is prepared."""
 
     def is_running(self) -> bool:
-        """Return whether a qube uses it."""
+        """Return whether a qube uses the volume."""
 
     def operation(self, action: str) -> AbstractAsyncContextManager[Operation]:
-        """Run one operation; no other operation of the volume runs then."""
+        """Run one operation under the lock of the volume.
+
+        :param action: for the message if it fails: "Cannot <action> <vid> ..."
+        """
 
     def committed(
         self, batch: Batch | None = None
     ) -> AbstractAsyncContextManager[str]:
-        """Return the snapshot that is the committed state, to clone from.
+        """Return a context that has the snapshot of the committed state.
 
-        :param batch: of the operation that clones it
+        A clone of the snapshot must be made inside the context.
+
+        :param batch: the batch of the operation that clones it
         """
 
     async def discard_prepared(self) -> None:
-        """Destroy what is prepared: its source has another state."""
+        """Destroy prepared content, because the source was committed."""
 
     async def exists(self) -> bool:
-        """Return whether it has content on disk."""
+        """Return whether the volume has a generation on disk."""
