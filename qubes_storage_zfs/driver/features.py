@@ -30,6 +30,7 @@ BLANK = "blank"
 
 def _one_of(*words: str) -> Callable[[object], str]:
     """Return a parser that accepts only *words*."""
+
     def parse(value: object) -> str:
         if value not in words:
             raise BadOption(f"it must be {' or '.join(words)}, not {value!r}")

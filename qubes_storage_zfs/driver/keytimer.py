@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One pool's key in this process: when it is asked for, and forgotten.
+"""The key of a pool: when to ask for the passphrase, and when to unload the key.
 
-Whether it is loaded, and whether anything uses it, is the kernel's to say:
-somebody may load or unload it by hand, and nothing that is open loses its
-key.  What is kept here only says when to ask the kernel.
+The kernel knows whether a key is loaded and whether it is in use.  An
+administrator can load or unload it by hand.  The kernel does not unload a key
+while a volume is open.  So this module only stores when to ask the kernel.
 """
 
 import asyncio
@@ -20,32 +20,44 @@ from .backoff import Backoff
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: seconds between looks at whether a key is loaded and still needed
+#: seconds between checks whether a key is loaded and still needed
 CHECK_INTERVAL = 15.0
-#: seconds that a qube may take from the prompt until its volumes are open,
-#: and the client of an export or import until it opens that
+#: seconds that a qube may take from the prompt until its volumes are open, and
+#: that the client of an export or import may take until it opens the device
 OPEN_LIMIT = 600.0
-#: seconds that a verb may take until it has something open or in hand
+#: seconds that an operation may take until it opens or reserves a volume
 OPERATION_LIMIT = 60.0
 
 
 class Key:
     """The key of one encryption root.
 
-    :ivar timeout: seconds without use after which it is forgotten; -1: never
-    :ivar store: what the key is for
+    Keys creates it at the first use of the pool.  It lasts until the pool is
+    removed, or until qubesd exits.  Only the thread of the event loop uses it.
+
+    One prompt serves all operations that wait for the key.  A task checks the
+    key every CHECK_INTERVAL seconds, and unloads it after ``timeout`` seconds
+    without use.  The kernel refuses to unload a key in use; then the time
+    without use starts again.
+
+    :ivar root: the encryption root
+    :ivar pool: name of the pool
+    :ivar store: the container that the key encrypts
+    :ivar timeout: seconds without use after which the key is unloaded; -1: never
+    :ivar backoff: the delay until the next prompt
     """
 
     def __init__(self, root: str, pool: str, store: Container) -> None:
+        """Start without a timer; watch() starts it."""
         self.root = root
         self.pool = pool
         self.store = store
         self.timeout = -1
         self._loaded = False
         self._last_use = now()
-        #: a verb has just begun
+        #: the key is not unloaded before, because an operation has just started
         self._not_before = 0.0
-        #: qubes that were let through to their start, and until when
+        #: qubes that are starting -> time when they must have opened their volumes
         self._starting: dict[str, float] = {}
         self.backoff = Backoff(pool)
         self._prompt_task: asyncio.Task[None] | None = None
@@ -55,26 +67,28 @@ class Key:
         self._wake = asyncio.Event()
         self._announced: float | None = -1.0
 
-    # --- asking
+    # --- loading
 
     async def unlock(
         self, prompt: keys.Prompt, for_operation: bool = True
     ) -> None:
-        """Have the key loaded; one prompt for all that wait for it.
+        """Load the key, with one prompt for all tasks that wait for it.
 
-        If all of them were cancelled the prompt is closed.
+        If all these tasks are cancelled, the prompt is closed.
 
+        :param prompt: asks the user for the passphrase
         :param for_operation: for an operation that starts now; else for the start
             of a qube, see note_qube_starting()
-        :raises NotAsked: if nobody answered, or Delayed if a prompt before
-            did not unlock the pool
-        :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
+        :raises NotAsked: if the user did not answer
+        :raises Delayed: if the delay after an earlier prompt lasts
+        :raises WrongPassphrase: if the passphrase is wrong
+        :raises ZfsError: if ZFS refuses to load the key
         """
         self.watch()
         note = self.note_operation if for_operation else self.note_use
         note()
         if self._unloading is not None and not self._unloading.done():
-            # it is loaded still, and will not be
+            # the kernel reports a loaded key until it has unloaded it
             await asyncio.wait([self._unloading])
         key_state = await keys.state(self.root)
         if key_state.loaded:
@@ -97,10 +111,10 @@ class Key:
                 await asyncio.wait([task])
 
     async def _ask(self, prompt: keys.Prompt) -> None:
-        """Ask once for all that wait.
+        """Show one prompt, and load the key with the answer.
 
-        A prompt that was shown and did not unlock the pool delays the next
-        one, whatever the reason, also if it was closed without an answer.
+        A prompt that was shown and did not unlock the pool delays the next one.
+        The reason does not matter: a prompt that was closed counts, too.
         """
         shown = False
 
@@ -121,36 +135,36 @@ class Key:
         self.note_use()
         LOG.info("pool %s: unlocked", self.pool)
 
-    # --- using
+    # --- use
 
     def note_operation(self) -> None:
-        """A verb begins that needs the key; nothing is due any sooner."""
+        """Note that an operation starts that needs the key."""
         self._last_use = now()
         self._not_before = self._last_use + OPERATION_LIMIT
 
     def note_use(self) -> None:
-        """Something was done with the pool just now."""
+        """Note a use of the pool now, and check the key at once."""
         self._last_use = now()
         self._wake.set()
 
     def note_qube_starting(self, qube: str) -> None:
-        """*qube* is about to open its volumes."""
+        """Note that *qube* will open its volumes within OPEN_LIMIT."""
         self._starting[qube] = now() + OPEN_LIMIT
 
     def note_qube_started(self, qube: str) -> None:
-        """*qube* has opened them, and the kernel knows."""
+        """Note that *qube* has opened its volumes, which the kernel knows now."""
         if self._starting.pop(qube, None) is not None:
             self.note_use()
 
     def note_qube_stopped(self, qube: str) -> None:
-        """*qube* has closed them, or never will open them."""
+        """Note that *qube* has closed its volumes, or will not open them."""
         self._starting.pop(qube, None)
         self.note_use()
 
-    # --- forgetting
+    # --- unloading
 
     def watch(self) -> None:
-        """From now on look whether the key is to be forgotten."""
+        """Start the task that unloads the key when it is not needed."""
         loop = asyncio.get_running_loop()
         task = self._watch
         if task is None or task.done() or task.get_loop() is not loop:
@@ -158,25 +172,26 @@ class Key:
             self._watch = loop.create_task(self._check_forever())
 
     def retire(self) -> None:
-        """The pool was removed: its key is nobody's business here."""
+        """Drop this object, because the pool was removed."""
         self.stop_watching()
         runtime.of(Keys).remove(self.root)
         rundir.remove_due(self.pool)
 
     def stop_watching(self) -> None:
-        """End the task that watch() started."""
+        """Stop the task that watch() started."""
         if self._watch is not None:
-            # a loop that was closed has no task to cancel
+            # raised if the event loop of the task is closed
             with contextlib.suppress(RuntimeError):
                 self._watch.cancel()
 
     async def _check_forever(self) -> None:
+        """Check the key when it is due, after each use, and periodically."""
         while True:
             self._wake.clear()
             try:
                 await self._check()
             except ZfsError as exc:
-                # the zpool may be away; its keys went with it
+                # if the zpool was exported, its keys were unloaded
                 LOG.debug("key of %s: %s", self.root, exc)
                 self._loaded = False
                 self._announce(None)
@@ -187,14 +202,19 @@ class Key:
                 await asyncio.wait_for(self._wake.wait(), wait)
 
     def _due(self) -> float:
+        """Return the time at which the key is unloaded if it is not used."""
         reserved_for = OPEN_LIMIT if self.store.in_hand else 0.0
         due = self._last_use + max(self.timeout, reserved_for)
         return max(due, self._not_before)
 
     async def _check(self) -> None:
+        """Unload the key if it is due, and write when it will be.
+
+        :raises ZfsError: if the key's state cannot be read
+        """
         loaded = (await keys.state(self.root)).loaded
         if loaded and not self._loaded:
-            # maybe by hand, maybe before this process began
+            # loaded by hand, or before this process started
             self.backoff.reset()
             self._last_use = max(self._last_use, now())
         self._loaded = loaded
@@ -210,13 +230,16 @@ class Key:
             await self.unload()
 
     async def unload(self) -> bool:
-        """Unload the key unless something uses it; whether it is gone."""
+        """Unload the key, unless a volume is in use.
+
+        :return: whether the key is not loaded any more
+        """
         self._unloading = asyncio.ensure_future(lzc.unload_key(self.root))
         try:
             await self._unloading
         except Busy:
-            # in use: it has its time from when that ends, which the next
-            # look finds out if nobody says so
+            # the key was in use now, so the timeout starts again; a volume
+            # may be closed without a call of this driver
             self._last_use = max(
                 self._last_use, now() + CHECK_INTERVAL - max(self.timeout, 0)
             )
@@ -231,7 +254,10 @@ class Key:
         return True
 
     def _announce(self, due: float | None) -> None:
-        """Leave word of when the key is to be forgotten; None: no moment."""
+        """Write the time at which the key will be unloaded, for the tools.
+
+        :param due: None: no time is known
+        """
         if due == self._announced:
             return
         self._announced = due
@@ -239,29 +265,37 @@ class Key:
 
 
 class Keys:
-    """The keys of this process, one for each encryption root; see Runtime.
+    """The keys of this process, one for each encryption root.
 
-    qubesd builds a second set of pools for a backup, so several pool objects
-    may have the same key.  Only the event loop's thread touches this.
+    zfs/runtime.py creates it once in a process.  qubesd builds a second set of
+    pools for a backup, so several pool objects can share a key.  Only the
+    thread of the event loop uses it.
     """
 
     def __init__(self) -> None:
+        """Start without keys."""
         self._by_root: dict[str, Key] = {}
 
     def __contains__(self, root: object) -> bool:
+        """Return whether a pool with this encryption root was used."""
         return root in self._by_root
 
     def at(self, root: str, pool: str, store: Container) -> Key:
-        """Return the key of an encryption root, created when first needed."""
+        """Return the key of an encryption root; create it at its first use.
+
+        :param root: the encryption root
+        :param pool: name of the pool
+        :param store: the container of the pool
+        """
         if root not in self._by_root:
             self._by_root[root] = Key(root, pool, store)
         return self._by_root[root]
 
     def remove(self, root: str) -> None:
-        """Remove the key of a pool that qubesd has no more."""
+        """Drop the key of a removed pool from this table."""
         self._by_root.pop(root, None)
 
     def close(self) -> None:
-        """End the tasks of all keys."""
+        """Stop the tasks of all keys."""
         for key in self._by_root.values():
             key.stop_watching()

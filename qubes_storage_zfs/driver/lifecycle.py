@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What this process knows of a volume's use: its phase, and who may change it."""
+"""The lifecycle of a volume in this process: its phase and its use."""
 
 import logging
 from typing import ClassVar
@@ -16,18 +16,21 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 
 class IllegalEvent(RuntimeError):
-    """An event that the phase of a volume does not allow: a defect."""
+    """An event that the phase of a volume does not allow: a defect.
+
+    Lifecycle.fire() raises it in tests only.
+    """
 
 
 class Lifecycle:
     """The lifecycle of one volume in this process.
 
-    The volume creates it, and has it as long as it exists.  A qubesd that has
-    restarted has new objects, whose phase is UNKNOWN: each decision is made from
-    the disk and from qubesd's note of running volumes then.
+    The volume creates it, and it lasts as long as the volume.  A qubesd that has
+    restarted has new objects, whose phase is UNKNOWN.  In that phase each
+    decision is made from the disk and from qubesd's record of running volumes.
 
-    Only fire() changes the phase, as this table says.  ``=`` marks an event that
-    leaves the phase as it is, a dot one that is not legal.
+    Only fire() changes the phase, by this table.  ``=`` marks an event that does
+    not change the phase, a dot an event that is not legal.
 
     ============= ======= ======== ========== ========= ========
     event         UNKNOWN HALTED   TO_PREPARE PREPARING PREPARED
@@ -63,26 +66,28 @@ class Lifecycle:
     REMOVE        REMOVED   REMOVED    REMOVED =
     ============= ========= ========== ======= =======
 
-    Operations hold the volume's lock, so their events come one after the other.
-    Only PREPARE and GIVE_UP come at any time: a preparation that is requested
-    while another one runs follows it, and one that is requested during a start
-    is dropped by that start.
+    An operation has the lock of the volume, so the events of operations are in
+    order.  Only PREPARE and GIVE_UP come at any time.  If a preparation is
+    requested while another one runs, it runs afterwards.  If a preparation is
+    requested during a start, the start cancels it.
 
     An event that is not legal is a defect of this package.  It raises
-    IllegalEvent if ``strict`` is set, as in the tests.  Else qubesd must go on:
-    the defect is logged, and the phase becomes UNKNOWN, as after a restart.
+    IllegalEvent if ``strict`` is set, as in the tests.  In qubesd, the defect is
+    logged and the phase becomes UNKNOWN, as after a restart.
 
     :cvar strict: whether an event that is not legal raises
     :ivar phase: the phase
     :ivar generation: number of the generation that start() returned, until
-        stop() has ended; only in UNKNOWN, IN_USE and ABANDONED
-    :ivar session_size: bytes; what a clone was resized to while its qube runs
-    :ivar commits: how often this object has changed the committed state
+        stop() has finished; set only in UNKNOWN, IN_USE and ABANDONED
+    :ivar session_size: size in bytes to which a clone was resized while its
+        qube runs; None: it was not
+    :ivar commits: number of commits by this object
     """
 
     strict: ClassVar[bool] = False
 
     def __init__(self, content: Content) -> None:
+        """Start in the phase UNKNOWN."""
         self.phase = Phase.UNKNOWN
         self.generation: int | None = None
         self.session_size: int | None = None
@@ -91,7 +96,7 @@ class Lifecycle:
         self._volume: Volume = content.volume
 
     def fire(self, event: Event) -> None:
-        """Change the phase.
+        """Change the phase by the table.
 
         :raises IllegalEvent: if the event is not legal and ``strict`` is set
         """
@@ -116,34 +121,38 @@ class Lifecycle:
         """Whether the volume is prepared for its next start."""
         return self.phase is Phase.PREPARED
 
-    # --- whether a qube uses it
+    # --- use by a qube
 
     @property
     def in_use(self) -> bool:
-        """Whether start() has returned it, or qubesd noted that it runs."""
+        """Whether start() returned the volume, or qubesd recorded its use."""
         return self.generation is not None or self._volume.is_running()
 
     @property
     def is_starting(self) -> bool:
-        """Whether start() has ended and other volumes of the qube are being
-        started; qubesd notes only then that the volume runs."""
+        """Whether start() has finished, and the qube is still starting.
+
+        qubesd records only at the end of the start that the volume is in use.
+        """
         starting = halting.is_starting(self._content.vm)
         return self.generation is not None and starting
 
     @property
     def is_stopping(self) -> bool:
-        """Whether its qube has ended, and stop() has not yet.
+        """Whether the domain has ended, and stop() has not finished.
 
-        After a vain wait no stop is expected: qubesd's note is from before, as
-        a crash leaves it.
+        If stop() did not run in time, no stop is expected any more.  Then the
+        record of qubesd is stale, as after a crash.
         """
         if self.phase is Phase.ABANDONED:
             return False
         return self._volume.is_running() and halting.has_ended(self._content.vm)
 
     def expect_no_stop(self) -> None:
-        """Expect no stop until the next start() or stop(), if one was awaited
-        in vain."""
+        """Note that stop() did not run in time, if it was expected.
+
+        No operation waits then until the next start() or stop().
+        """
         if self.is_stopping:
             self.fire(Event.GIVE_UP)
             LOG.warning(
@@ -155,15 +164,18 @@ class Lifecycle:
             )
 
     def must_be_halted(self) -> None:
-        """:raises Refused: if the qube runs or is starting"""
+        """Check that no qube uses the volume.
+
+        :raises Refused: if the qube runs or is starting
+        """
         if self._volume.is_running() or self.is_starting:
             raise Refused(messages.RUNNING)
 
     def owns(self, state: VolumeState) -> bool:
-        """Whether the content on disk is this volume's, to commit or destroy.
+        """Return whether this volume may commit or destroy the content on disk.
 
-        A removed qube may have left a volume that saves under the name of one
-        that does not, or one that create() found in its place.
+        The content may be of a removed qube that had the same name.  Either it
+        is saved content where this volume is disposable, or create() found it.
         """
         if self.phase is Phase.FOREIGN:
             return False

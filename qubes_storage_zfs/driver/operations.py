@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """One operation of a volume: its errors, and its line in the journal.
 
-Inside an operation the driver raises exceptions without a prefix.  operation()
-is the only place that adds the prefix ("Cannot start work/private in pool
-tank") and turns them into the StoragePoolException that qubesd passes on.
+Inside an operation, the driver raises exceptions without a prefix.  Only
+operation() adds the prefix ("Cannot start work/private in pool tank") and maps
+them to the StoragePoolException that qubesd passes on.
 
-An operation that changes the disk notes what it did.  When it has succeeded, one
-line at INFO tells the operation, the volume, the generation or revision and the
-duration::
+An operation that changes the disk notes each change.  When the operation has
+succeeded, it logs one line at INFO.  The line has the volume, the operation, the
+generation and the duration::
 
     work:private in pool tank: start returned generation 3 (0.21 s)
 """
@@ -23,15 +23,16 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 
 class Operation:
-    """What one operation has done so far.
+    """The changes that one operation has made on disk.
 
-    operation() creates it; it ends with the operation.  Only the task of the
-    operation uses it.
+    operation() creates it, and it lasts as long as the operation.  Only the task
+    of the operation uses it.
 
-    :ivar changes: what was done on disk, in the order of the changes
+    :ivar changes: the changes, in their order
     """
 
     def __init__(self) -> None:
+        """Start without changes."""
         self.changes: list[str] = []
 
     def note(self, change: str) -> None:
@@ -48,11 +49,11 @@ def operation(
 ) -> Iterator[Operation]:
     """Run an operation of a volume: map its errors and log its changes.
 
-    :param action: what cannot be done if it fails ("finish the import into")
-    :param vid: of the volume, for the error
+    :param action: for the message if it fails: "Cannot <action> <vid> ..."
+    :param vid: the vid of the volume
     :param pool: name of the pool
-    :param title: of the volume, for the journal; None: the vid
-    :raises StoragePoolException: for each exception that has a message
+    :param title: ``<qube>:<volume>``, for the journal; None: the vid
+    :raises StoragePoolException: for a Failure, a ZfsError or an OSError
     """
     current = Operation()
     started = time.monotonic()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The phases of a volume in this process, and the transitions between them.
 
-Data only: lifecycle.py applies it, a test runs through every phase and event.
+This module has only data.  lifecycle.py applies it, and a test covers each pair
+of a phase and an event.
 """
 
 import enum
@@ -9,30 +10,30 @@ from collections.abc import Mapping
 
 
 class Phase(enum.Enum):
-    """What this process knows of a volume's use and of its preparation."""
+    """The use and the preparation of a volume, as this process knows them."""
 
-    #: nothing, as after a restart of qubesd: the disk and qubesd's note decide
+    #: unknown, as after a restart of qubesd: the disk and qubesd's record decide
     UNKNOWN = "unknown"
-    #: no qube uses it
+    #: no qube uses the volume
     HALTED = "halted"
-    #: no qube uses it, and its next start is to be prepared
+    #: no qube uses the volume, and its next start is to be prepared
     TO_PREPARE = "to prepare"
-    #: its next start is being prepared
+    #: the next start is being prepared
     PREPARING = "preparing"
-    #: its content is reset, ready for the next start
+    #: the content is reset for the next start
     PREPARED = "prepared"
-    #: start() returned it to a qube
+    #: start() returned the volume to a qube
     IN_USE = "in use"
-    #: its qube has ended, and an operation waited in vain for stop()
+    #: the domain has ended, and stop() did not run in time
     ABANDONED = "abandoned"
-    #: create() found a volume of another qube in its place
+    #: create() found a volume of another qube under this name
     FOREIGN = "foreign"
-    #: remove() has destroyed it
+    #: remove() has destroyed the volume
     REMOVED = "removed"
 
     @property
     def is_halted(self) -> bool:
-        """Whether no qube uses the volume, whatever qubesd noted."""
+        """Whether no qube uses the volume, even if qubesd recorded a use."""
         return self in _HALTED
 
     @property
@@ -42,31 +43,31 @@ class Phase(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What happens to a volume, and may change its phase."""
+    """An event in the life of a volume, which can change its phase."""
 
-    #: create() has created it, or has nothing to create
+    #: create() has finished
     CREATED = "created"
-    #: create() found another volume
+    #: create() found a volume of another qube
     FOUND_FOREIGN = "found foreign"
-    #: start() begins
+    #: start() starts
     START = "start"
     #: start() has chosen the generation for the qube
     STARTED = "started"
-    #: stop() begins
+    #: stop() starts
     STOP = "stop"
     #: stop() has committed or discarded the session
     STOPPED = "stopped"
-    #: an operation has waited in vain for stop()
+    #: stop() did not run in time
     GIVE_UP = "give up"
     #: the next start is to be prepared
     PREPARE = "prepare"
-    #: the preparation begins
+    #: the preparation starts
     PREPARING = "preparing"
     #: the volume is reset for the next start
     PREPARED = "prepared"
-    #: what was prepared is destroyed, or could not be prepared
+    #: prepared content is destroyed, or the preparation failed
     DISCARDED = "discarded"
-    #: remove() destroys it
+    #: remove() destroys the volume
     REMOVE = "remove"
 
 
@@ -131,7 +132,7 @@ TRANSITIONS: Mapping[Phase, Mapping[Event, Phase]] = {
         Event.REMOVE: Phase.REMOVED,
     },
     Phase.IN_USE: {
-        # it is the qube's own volume that is in its place
+        # the volume under this name is the qube's own
         Event.FOUND_FOREIGN: Phase.IN_USE,
         Event.START: Phase.IN_USE,
         Event.STARTED: Phase.IN_USE,
@@ -146,7 +147,7 @@ TRANSITIONS: Mapping[Phase, Mapping[Event, Phase]] = {
         Event.START: Phase.ABANDONED,
         Event.STARTED: Phase.IN_USE,
         Event.STOP: Phase.UNKNOWN,
-        # stop() was running while the operation waited
+        # stop() ran while the operation waited
         Event.STOPPED: Phase.HALTED,
         Event.PREPARE: Phase.TO_PREPARE,
         Event.REMOVE: Phase.REMOVED,
@@ -159,7 +160,7 @@ TRANSITIONS: Mapping[Phase, Mapping[Event, Phase]] = {
         Event.REMOVE: Phase.REMOVED,
     },
     Phase.REMOVED: {
-        # qubesd uses the object again, as after a removal that failed
+        # qubesd can use the object again after a removal that failed
         Event.CREATED: Phase.HALTED,
         Event.FOUND_FOREIGN: Phase.FOREIGN,
         Event.START: Phase.UNKNOWN,

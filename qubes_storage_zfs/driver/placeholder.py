@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What stands in for a pool whose driver cannot be imported.
+"""Placeholders for pools whose driver cannot be imported.
 
-qubesd does not start without a pool that a qube uses, and drops from qubes.xml
-what it cannot load.  So a package that is broken has pools all the same: they
-keep what qubes.xml says of them and of their volumes, and refuse the rest.
-Nothing here may need another module of this package.
+qubesd does not start if a pool that a qube uses is missing, and removes entries
+that it cannot load from qubes.xml.  So a placeholder keeps the entries of a pool
+and of its volumes in qubes.xml, and refuses all operations.  This module must
+work without any other module of the package.
 """
 
 import inspect
@@ -26,7 +26,11 @@ _BASE = frozenset(
 
 
 def pool_class(driver_name: str, error: Exception) -> type:
-    """The class for pools of *driver_name*, which failed with *error*."""
+    """Return the placeholder class for a driver that cannot be imported.
+
+    :param driver_name: name of the driver in qubes.xml
+    :param error: the exception that the import raised
+    """
     LOG.error("driver %s is broken", driver_name, exc_info=error)
     reason = " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -40,51 +44,72 @@ def pool_class(driver_name: str, error: Exception) -> type:
 
 
 class PlaceholderPool(qubes.storage.Pool):  # type: ignore[misc]
-    """Keeps its lines of qubes.xml, and refuses everything.
+    """A pool that keeps its entry in qubes.xml, and refuses all operations.
 
-    :ivar message: the reason and the remedy
+    qubesd creates it from a subclass that pool_class() returns, and it lasts
+    until qubesd exits.
+
+    :cvar driver: name of the driver in qubes.xml
+    :cvar message: the reason and the remedy
     """
 
     driver: str
     message: str
 
     def __init__(self, *, name: str, **kwargs: object) -> None:
+        """Take all options as they are in qubes.xml."""
         super().__init__(name=name)
         self._options = kwargs
 
     def __repr__(self) -> str:
+        """Return the name of the pool and of the driver."""
         return f"<{self.name}: {self.driver}, broken>"
 
     @property
     def config(self) -> dict[str, object]:
+        """The entry in qubes.xml, unchanged."""
         return {**self._options, "name": self.name, "driver": self.driver}
 
     def init_volume(
         self, vm: Any, volume_config: dict[str, object]
     ) -> "PlaceholderVolume":
+        """Return a placeholder for a volume of the qube *vm*."""
         config = dict(volume_config)
         config.setdefault("vid", f"{vm.name}/{config['name']}")
         config["pool"] = self
         return PlaceholderVolume(**config)
 
     def get_volume(self, vid: str) -> "PlaceholderVolume":
-        """qubesd asks for sources while it starts; a KeyError would end it."""
+        """Return a placeholder for any vid.
+
+        qubesd looks up the sources of volumes when it starts, and a KeyError
+        would stop it.
+        """
         return PlaceholderVolume(name=vid, vid=vid, pool=self)
 
     def list_volumes(self) -> list["PlaceholderVolume"]:
+        """Return no volumes, because none can be read."""
         return []
 
     async def setup(self) -> None:
+        """Refuse to add the pool.
+
+        :raises StoragePoolException: always
+        """
         raise qubes.storage.StoragePoolException(self.message)
 
     async def destroy(self) -> None:
-        """There is nothing to give back."""
+        """Do nothing; the container keeps its mark."""
 
 
 class PlaceholderVolume(qubes.storage.Volume):  # type: ignore[misc]
-    """Keeps its line of qubes.xml, and cannot be started."""
+    """A volume that keeps its entry in qubes.xml, and refuses all operations.
+
+    Its pool creates it, and qubesd keeps it until it exits.
+    """
 
     def __init__(self, **config: object) -> None:
+        """Take all attributes as they are in qubes.xml."""
         self._attributes = {
             key: value
             for key, value in config.items()
@@ -97,28 +122,37 @@ class PlaceholderVolume(qubes.storage.Volume):  # type: ignore[misc]
 
     @property
     def size(self) -> int:
+        """The size in bytes, from qubes.xml; 0 if it is not a number there."""
         size = str(self._attributes.get("size", ""))
         return int(size) if size.isdecimal() else 0
 
     @property
     def config(self) -> dict[str, object]:
+        """The entry in qubes.xml, unchanged."""
         return {**super().config, **self._attributes}
 
     @property
     def revisions(self) -> dict[str, str]:
+        """No revisions, because none can be read."""
         return {}
 
     def is_dirty(self) -> bool:
+        """Return False, because the disk cannot be read."""
         return False
 
     def is_outdated(self) -> bool:
+        """Return False, because the disk cannot be read."""
         return False
 
     async def stop(self) -> "PlaceholderVolume":
-        """As for a volume that never was."""
+        """Do nothing; the content is not committed, and is not lost."""
         return self
 
     async def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
+        """Refuse an operation.
+
+        :raises StoragePoolException: always
+        """
         raise qubes.storage.StoragePoolException(self.pool.message)
 
     verify = start = create = remove = revert = resize = _refuse
