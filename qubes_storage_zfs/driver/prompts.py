@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Have a person asked for a passphrase: the service qubes.AskPassword.
+"""Ask the user for a passphrase by the service qubes.AskPassword.
 
-It is called in dom0 or in the GUI domain, see domain_for().  The answer goes
-from the service into a pipe that is not read here.  While it is awaited the
-service's standard input stays open; its end closes the prompt.
+The service runs in dom0, in the GUI domain or in a chosen qube; see
+domain_for().  It writes the answer into a pipe that this process does not read:
+the keyholder reads it.  The prompt is open as long as the standard input of the
+service, so closing the input closes the prompt.
 """
 
 import asyncio
@@ -25,9 +26,9 @@ from .admin import Application, Qube
 LOG = logging.getLogger("qubes.storage.zfs")
 
 SERVICE = "qubes.AskPassword"
-#: seconds until a prompt that nobody answers is closed
+#: seconds after which a prompt without an answer is closed
 LIMIT = 120
-#: seconds that the service has to close it by itself
+#: further seconds after which the service is killed
 GRACE = 5
 
 CANCELLED = "the passphrase prompt was cancelled"
@@ -46,20 +47,18 @@ ASK_DOMAIN_REPLACED = (
     " pool was added, so it is not asked; {instead}, or see encryption.md in"
     " the package's documentation"
 )
-#: what is done where nobody can be asked
+#: the advice if no prompt can be shown
 UNLOCK_BY_HAND = "run 'sudo qvm-zfs unlock {pool}' in a terminal of dom0"
 
-#: exit status of the service -> what it means
+#: exit status of the service -> message
 _STATUS_MESSAGES = {1: CANCELLED, 4: SILENT}
 
 
 class Asker:
-    """Asks for one pool's passphrase in one domain.
+    """A prompt for the passphrase of one pool.
 
-    :param find: returns dom0 or the qube to ask in, or None if there is none;
-        raises NobodyToAsk if that qube must not be asked
-    :param instead: what a person can do where nobody can be asked
-    :param qube: the qube that needs the pool, shown in the prompt
+    prompt() creates it for one operation that loads a key.  The task that loads
+    the key calls it, up to three times.
     """
 
     def __init__(
@@ -69,6 +68,14 @@ class Asker:
         instead: str,
         qube: str | None = None,
     ) -> None:
+        """Build the request of the service; show nothing yet.
+
+        :param pool: name of the pool
+        :param find: returns dom0 or the qube that shows the prompt, or None if
+            there is none; raises NobodyToAsk if that qube must not show it
+        :param instead: the advice if no prompt can be shown
+        :param qube: name of the qube that needs the pool; the prompt shows it
+        """
         self.pool = pool
         self.instead = instead.format(pool=pool)
         self._find = find
@@ -78,6 +85,7 @@ class Asker:
             self._request += f" {qube}"
 
     def _message(self, template: str, domain: Qube | None) -> str:
+        """Return a message about the prompt in *domain*."""
         return template.format(
             domain=getattr(domain, "name", "dom0"),
             limit=LIMIT,
@@ -85,17 +93,18 @@ class Asker:
         )
 
     async def __call__(self, purpose: Purpose, answers: int) -> None:
-        """Ask once.
+        """Show the prompt once, and wait until it is closed.
 
         :param purpose: the argument of the service
-        :param answers: file descriptor that the answer goes to
-        :raises NotAsked: if there is no answer
+        :param answers: file descriptor to which the service writes the answer
+        :raises NotAsked: if the user did not answer
+        :raises NobodyToAsk: if the prompt cannot be shown
         """
         domain = self._find()
         run_service = getattr(domain, "run_service", None)
         if domain is None or run_service is None:
             raise NobodyToAsk(self._message(NOBODY, domain))
-        # in dom0 the service finds the person's session by itself
+        # in dom0 the service looks up the user's graphical session itself
         user = "root" if domain.klass == "AdminVM" else None
         try:
             process = await run_service(
@@ -125,13 +134,17 @@ class Asker:
     async def _wait_for_status(
         self, process: asyncio.subprocess.Process
     ) -> int:
+        """Send the request, and return the exit status of the service.
+
+        :raises TimeoutError: if the service runs longer than LIMIT + GRACE
+        """
         stdin = cast(asyncio.StreamWriter, process.stdin)
         stdin.write(f"{self._request.format(limit=LIMIT)}\n".encode())
         return await asyncio.wait_for(process.wait(), LIMIT + GRACE)
 
 
 async def _close(process: asyncio.subprocess.Process) -> None:
-    """The prompt goes with its input; the process in any case."""
+    """Close the prompt, and kill the service if it does not exit in 1 s."""
     if process.stdin is not None:
         process.stdin.close()
     if process.returncode is None:
@@ -144,22 +157,26 @@ async def _close(process: asyncio.subprocess.Process) -> None:
 
 
 class CurrentApplication:
-    """The application object of this qubesd, which pools do not know.
+    """The application object of this qubesd, which pools do not have.
 
-    :ivar app: qubes.Qubes, or None before the extension has noted it
+    zfs/runtime.py creates it once in a process.  Only the thread of the event
+    loop uses it.
+
+    :ivar app: the application object; None until note_application()
     """
 
     def __init__(self) -> None:
+        """Start without an application object."""
         self.app: Application | None = None
 
 
 def note_application(app: Application) -> None:
-    """Note the application object; the extension calls this."""
+    """Note the application object of this qubesd."""
     runtime.of(CurrentApplication).app = app
 
 
 def _application(app: Application | None = None) -> Application | None:
-    """Return *app*, or the one of this qubesd; None if there is none."""
+    """Return *app*, or the application object of this qubesd, or None."""
     return app or runtime.of(CurrentApplication).app
 
 
@@ -167,8 +184,11 @@ def _application(app: Application | None = None) -> Application | None:
 class AskDomain:
     """The qube that the option ask_password_domain names.
 
-    :ivar uuid: that the qube had when the pool was added: a qube that is
-        created later under the same name has another; None: not recorded
+    A pool creates it from its options when it needs it.
+
+    :ivar name: name of the qube
+    :ivar uuid: UUID of the qube when the pool was added; None: not recorded.
+        A qube that is created later under the same name has another UUID
     """
 
     name: str
@@ -181,7 +201,8 @@ class AskDomain:
     def find(self, app: Application, instead: str) -> Qube:
         """Return the qube.
 
-        :raises NobodyToAsk: if it does not exist, or is another one
+        :param instead: the advice if no prompt can be shown
+        :raises NobodyToAsk: if there is no such qube, or its UUID differs
         """
         if self.name not in app.domains:
             template = ASK_DOMAIN_MISSING
@@ -193,7 +214,10 @@ class AskDomain:
 
 
 def find_domain(name: str, app: Application | None = None) -> Qube | None:
-    """Return the domain of that name; None if there is none."""
+    """Return the domain of that name; None if there is none.
+
+    :param app: None: the application object of this qubesd
+    """
     app = _application(app)
     return app.domains[name] if app and name in app.domains else None
 
@@ -209,16 +233,24 @@ def domain_for(
     app: Application | None = None,
     instead: str = UNLOCK_BY_HAND,
 ) -> Qube | None:
-    """Return where to ask; None if qubesd does not know its domains yet.
+    """Return the domain that shows the prompt.
 
-    In the qube that the pool's option names, else in ``default_guivm``, else
-    in dom0, also if ``default_guivm`` is a RemoteVM.  A client that may change
-    a qube's ``guivm`` must not redirect the passphrase, so that property
-    decides only between the last two.
+    It is the first of these:
 
+    1. the qube that the pool's option ask_password_domain names
+    2. dom0, if the ``guivm`` of the qube that needs the pool is dom0
+    3. ``default_guivm``, unless it is a RemoteVM
+    4. dom0
+
+    A client that may set the ``guivm`` of a qube must not choose where the user
+    types the passphrase.  So that property can only choose dom0.
+
+    :param ask_domain: the qube that the option names; None: not set
     :param qube: name of the qube that needs the pool
-    :param app: that qube's application object
-    :raises NobodyToAsk: if the ask_domain qube is not the one it was
+    :param app: application object of that qube; None: that of this qubesd
+    :param instead: the advice if no prompt can be shown
+    :return: None if qubesd has not loaded its domains yet
+    :raises NobodyToAsk: if there is no qube *ask_domain*, or its UUID differs
     """
     app = _application(app)
     if app is None:
@@ -240,7 +272,10 @@ def prompt(
     app: Application | None = None,
     instead: str = UNLOCK_BY_HAND,
 ) -> keys.Prompt:
-    """Return what asks for the passphrase of *pool*; see domain_for()."""
+    """Return a prompt for the passphrase of *pool*.
+
+    The parameters are those of domain_for().
+    """
     instead = instead.format(pool=pool)
     return Asker(
         pool, lambda: domain_for(ask_domain, qube, app, instead), instead, qube

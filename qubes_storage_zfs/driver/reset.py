@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How a volume is reset for a start, and set up as the qube's features say.
+"""Reset a volume for a start, and apply the qube's features to it.
 
-A disposable volume is reset at each start.  The feature
-``zfs.reset-on-start`` names volumes whose content is saved and that start from a
-revision, or blank, each time.  Other features set properties of ZFS on a volume.
+A disposable volume is reset for each start.  The feature ``zfs.reset-on-start``
+names saved volumes that start from a revision, or empty, each time.  Other
+features set ZFS properties on a volume.
 """
 
 import contextlib
@@ -23,11 +23,14 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 
 async def tune(content: Content, number: int, tuned: str | None) -> int:
-    """Set the properties that the qube's features name on a generation.
+    """Set the ZFS properties that the qube's features name on a generation.
 
-    :param number: of the generation
-    :param tuned: the properties that features set on it, as VolumeState.tuned
-    :return: the number
+    A property that an earlier feature set is inherited again.
+
+    :param number: number of the generation
+    :param tuned: the properties that features have set on it, as in
+        VolumeState.tuned
+    :return: *number*
     """
     name = content.volume.name
     properties = features.zfs_properties(content.vm, name)
@@ -52,10 +55,10 @@ async def tune(content: Content, number: int, tuned: str | None) -> int:
 async def start_blank(
     content: Content, state: VolumeState, how: How, batch: Batch | None = None
 ) -> int:
-    """Make an empty generation and the current one of it.
+    """Create an empty generation, and make it the current one.
 
-    :param state: of the volume, with the numbers of its generations
-    :return: its number
+    :param state: state of the volume, with the numbers of its generations
+    :return: number of the generation
     """
     number, _ = await content.make_blank(content.size, state, False, batch)
     await content.generations.adopt(number, how, batch)
@@ -64,7 +67,7 @@ async def start_blank(
 
 
 def _is_reset(state: VolumeState, revision: str) -> bool:
-    """Whether a volume that is reset at each start was, and not written to."""
+    """Return whether a saved volume is reset to *revision* and unmodified."""
     newest = state.revisions[-1].number if state.revisions else None
     matches = state.begun_from == revision and state.begun is not None
     return matches and state.begun == newest and not state.dirty
@@ -73,12 +76,13 @@ def _is_reset(state: VolumeState, revision: str) -> bool:
 async def start_reset(
     content: Content, revision: str, batch: Batch
 ) -> tuple[int, bool]:
-    """Start from a copy of a revision, or from a blank volume.
+    """Reset a saved volume to a clone of a revision, or to an empty volume.
 
-    The content that the qube left stays as a revision.
+    The content of the last session becomes a revision.  If the volume is reset
+    already and unmodified, its current generation is used.
 
     :param revision: id of the revision, or features.BLANK
-    :return: number of the generation, and whether it was made now
+    :return: number of the generation, and whether it was created now
     :raises Refused: if there is no such revision
     """
     state = await content.state_to_open(
@@ -86,7 +90,7 @@ async def start_reset(
     )
     current = content.must_exist(state)
     if _is_reset(state, revision):
-        # ZFS may not report yet what was written lately
+        # ZFS reports recent writes only after a sync
         async with devices.flushed(content.where.generation(current)):
             await lzc.sync(content.pool.zpool)
         state = await content.state(
@@ -118,12 +122,15 @@ async def start_reset(
 async def start_disposable(
     content: Content, is_prepared: bool, batch: Batch
 ) -> int:
-    """Start a disposable volume; return the generation's number.
+    """Return the number of a generation for the start of a disposable volume.
 
-    :param is_prepared: whether the current generation was reset
+    Reset the current generation if it can be used again.  Else create another,
+    as a clone of the source or empty.
+
+    :param is_prepared: whether the volume is prepared
     """
     volume, source = content.volume, content.volume.source
-    # refuses what is no size
+    # qubes.xml can have a size that is not valid
     content.rounded(volume.size)
     made_from = content.made_from
     state = await content.state_to_open(

@@ -14,20 +14,21 @@ from .phases import Event, Phase
 
 
 class _Outcome(enum.Enum):
-    """What a stop left."""
+    """The result of a stop."""
 
     NOTHING = "nothing to do"
     COMMITTED = "committed"
     DESTROYED = "destroyed"
-    #: its content is as it was made: prepared
+    #: nothing was written, so the volume is prepared
     UNMODIFIED = "unmodified"
     TO_PREPARE = "to prepare"
 
 
 class Session:
-    """The operations that qubesd calls each time a qube runs.
+    """The operations start, stop and remove of one volume.
 
-    The volume creates it once, and calls its methods within an operation.
+    The volume creates it, and it lasts as long as the volume.  Its methods are
+    called within an operation of the volume.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -41,7 +42,10 @@ class Session:
     # --- start
 
     async def start(self, operation: Operation) -> None:
-        """Give the volume to its qube."""
+        """Choose the generation that the qube uses, and wait for its device.
+
+        :param operation: notes the number of the generation
+        """
         lifecycle, pool = self._lifecycle, self._volume.pool
         is_prepared = lifecycle.phase is Phase.PREPARED
         lifecycle.fire(Event.START)
@@ -65,7 +69,13 @@ class Session:
         operation.note(f"start returned generation {current}")
 
     async def _update_size(self, path: str, dataset: str) -> None:
-        """Give a volume that was reset to a smaller revision its size again."""
+        """Read the size of a saved volume from its device.
+
+        A volume that was reset to a smaller revision gets its size back.
+
+        :param path: the device of the current generation
+        :param dataset: the current generation
+        """
         content = self._content
         size = await lzc.in_thread(dataset, devices.size_of, path)
         if content.reset_to is not None and size < content.size:
@@ -74,7 +84,10 @@ class Session:
             content.size = size
 
     async def _start_saved(self, batch: Batch) -> int:
-        """Return the number of the generation that a qube goes on with."""
+        """Return the number of the generation that a saved volume uses.
+
+        If the volume is reset at each start, it is reset here.
+        """
         content = self._content
         revision = content.reset_to
         if revision is not None:
@@ -89,10 +102,12 @@ class Session:
     # --- stop
 
     async def stop(self, operation: Operation) -> None:
-        """Commit or discard what the qube wrote.
+        """Commit or discard the data that the qube wrote.
 
-        A disposable volume is reset afterwards, and stop() does not wait for
-        that; see Preparation.
+        A disposable volume is reset afterwards, in the preparation of the next
+        start.  stop() does not wait for it.
+
+        :param operation: notes the number of the generation
         """
         lifecycle = self._lifecycle
         lifecycle.fire(Event.STOP)
@@ -115,7 +130,11 @@ class Session:
     async def _commit_or_discard(
         self, batch: Batch
     ) -> tuple[_Outcome, int | None]:
-        """Return what was done, and the number of the current generation."""
+        """Return the result, and the number of the current generation.
+
+        If start() returned a generation in this process, the volume is
+        committed or prepared without reading its state first.
+        """
         content, volume = self._content, self._volume
         preparation = self._preparation
         await volume.pool.first_use()
@@ -139,7 +158,7 @@ class Session:
                     StateQuery(revisions=True), batch=batch
                 )
             current = state.current
-            # ZFS may not report yet what was written lately
+            # ZFS may not report recent writes yet, so a recorded use counts
             is_needed = volume.is_running() or self._is_unfinished(state)
         if current is None:
             return _Outcome.NOTHING, None
@@ -153,13 +172,13 @@ class Session:
         if not preparation.has_next_start():
             await content.generations.forget(batch=batch)
             return _Outcome.DESTROYED, current
-        # was it prepared when the source looked?
+        # a commit of the source may have missed that this volume is prepared
         if not is_needed and commits == preparation.commits_of_source():
             return _Outcome.UNMODIFIED, current
         return _Outcome.TO_PREPARE, current
 
     def _is_unfinished(self, state: VolumeState) -> bool:
-        """Whether a stop() has something to do, as ZFS reports."""
+        """Return whether ZFS reports a change that a stop() must handle."""
         if not self._volume.save_on_stop:
             return state.touched or not state.usable
         keep = self._volume.revisions_to_keep
@@ -169,6 +188,11 @@ class Session:
         return state.frozen or surplus or (keep >= 0 and state.dirty)
 
     async def _commit(self, current: int, batch: Batch) -> None:
+        """Commit a generation after flushing its device.
+
+        With revisions_to_keep -1 only snapshots are removed, and no flush is
+        needed.
+        """
         content, keep = self._content, self._volume.revisions_to_keep
         if keep < 0:
             await content.generations.commit(keep, batch)

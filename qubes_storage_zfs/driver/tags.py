@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A tag for each pool that a qube keeps something in, for qrexec's policy.
+"""A tag for each pool that saves volumes of a qube, for qrexec policies.
 
-What begins with PREFIX is kept true here, whoever sets it: a clone, a restored
-backup and a disposable are given the tags of what they were made from.  A rule
-that allows something by such a tag holds; one that denies by it does not, if
-this package is broken.
+This package alone decides which tags with PREFIX a qube has.  qubesd copies the
+tags of a qube to its clone, to its disposables, and into a backup, and the copy
+can be wrong.
+
+A policy may allow actions by such a tag.  It must not deny actions by such a
+tag, because no tags are set while this package cannot be imported.
 """
 
 import logging
@@ -18,8 +20,11 @@ PREFIX = "zfs-pool-"
 
 
 def _needed(qube: Qube) -> set[str]:
-    """A tag cannot have the dots that a pool's name can; one that stood for
-    several pools would be true of none, so such pools have no tag."""
+    """Return the tags that a qube must have.
+
+    A pool with a dot in its name has no tag, because tags cannot contain dots.
+    With the dot replaced, two pools could have the same tag.
+    """
     return {
         PREFIX + volume.pool.name
         for volume in qube.volumes.values()
@@ -31,7 +36,10 @@ def _needed(qube: Qube) -> set[str]:
 
 
 def update(qube: Qube) -> None:
-    """Add and drop what is needed; a qube being made has no storage yet."""
+    """Add missing tags, and remove wrong ones.
+
+    While qubesd creates a qube, the qube has no storage, and nothing is done.
+    """
     if getattr(qube, "storage", None) is None:
         return
     needed = _needed(qube)
