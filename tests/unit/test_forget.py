@@ -46,7 +46,7 @@ def collected(monkeypatch, before, after):
     monkeypatch.setattr(channel, "read", read)
     monkeypatch.setattr(discarded, "_destroy", destroy)
     pool = types.SimpleNamespace(
-        name="p", qubes_root="z/p/vm", container="z/p", idle=idle
+        name="p", qubes_root="z/p/vm", container="z/p", wait_until_idle=idle
     )
     asyncio.run(discarded.collect(pool, qubes, wait=True))
     return destroyed
