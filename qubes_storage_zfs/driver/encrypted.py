@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Encrypted pools: keys asked for when needed, forgotten when idle."""
+"""The driver ``zfs_encrypted``: pools with an encryption key of their own."""
 
 import logging
 import re
@@ -38,19 +38,75 @@ LOAD_BY_HAND = (
 
 
 class ZfsEncryptedPool(ZfsPool):
-    """Driver ``zfs_encrypted``: volumes below an encryption root of the pool.
+    """The driver ``zfs_encrypted``: a pool with an encryption key of its own.
 
-    Container and qubes root are ``<zpool_name>/encryption/<pool>``.  The key is
-    loaded when a qube starts, and unloaded when no volume needs it.  Options
-    besides those of ZfsPool, of which ``ephemeral_volatile`` is True here:
+    The driver loads the key when a qube needs it, and asks the user for the
+    passphrase.  It unloads the key when no volume has needed it for some time.
 
-    =======================  =======  =======================================
-    ``zpool_name``           needed   zpool or dataset, not encrypted itself
-    ``ask_password_domain``  none     qube that asks; else default_guivm, dom0
-    ``unload_timeout``       1200     seconds without use; 0: at once, -1: never
-    ``opaque_names``         False    random names in ZFS instead of the qubes'
-    ``pbkdf2iters``          350000   100000 to 100000000
-    =======================  =======  =======================================
+    Each volume is a set of zvols below the container ``C``, which is an
+    encryption root and the qubes root of the pool:
+
+    ==========================  ===============================================
+    ``C``                       ``<zpool_name>/encryption/<pool>``
+    ``C/<qube>``                a filesystem that is never mounted; its
+                                properties name the current generations
+    ``C/<qube>/<volume>``       generation 0 of a volume
+    ``C/<qube>/<volume>.<n>``   generation n, from 1 on
+    ``...@r<k>``                the committed state (highest k), or a revision
+    ``...@s1``                  the baseline snapshot of a disposable volume
+    ==========================  ===============================================
+
+    ``<zpool_name>/encryption`` is not encrypted, and is created if it is missing.
+    With ``opaque_names``, ``<qube>`` is a random number and ``<volume>`` is
+    ``v``.  The names of qubes are then only in qubes.xml.
+
+    The kind of a volume decides about its content; ZfsVolume has all operations:
+
+    =============  =============  =====================  ======================
+    snap_on_start  save_on_stop   start()                stop()
+    =============  =============  =====================  ======================
+    no             yes (private)  uses the content       commits the content
+    no             no (volatile)  starts empty           discards the content
+    yes (root of   no             starts from a clone    discards the content
+    an app qube)                  of the source
+    yes            yes            refused                refused
+    =============  =============  =====================  ======================
+
+    Options of ``qvm-pool add`` (default in brackets).  ``zpool_name`` is needed.
+    ``qvm-pool set`` can change ``revisions_to_keep`` and ``ephemeral_volatile``
+    later.
+
+    ``zpool_name``
+        an imported zpool, or a dataset in it; not encrypted itself
+    ``ask_password_domain`` (default_guivm, else dom0)
+        the qube that shows the prompt for the passphrase
+    ``unload_timeout`` (1200)
+        seconds without use after which the key is unloaded; 0: at once, -1:
+        never
+    ``opaque_names`` (False)
+        whether new volumes have random names in ZFS
+    ``pbkdf2iters`` (350000)
+        PBKDF2 iterations, 100000 to 100000000; more iterations slow down a
+        brute-force attack on the passphrase
+    ``revisions_to_keep`` (2)
+        number of revisions of each volume besides the committed state; -1: no
+        snapshots, and clones and exports only while the qube is halted
+    ``ephemeral_volatile`` (True)
+        whether volatile volumes are encrypted with a key that is never stored
+    ``volblocksize`` (16k)
+        block size of new volumes: a power of two from 4k to 128k
+    ``compression`` (inherited)
+        the ZFS property ``compression``
+    ``dedup`` (inherited)
+        ``on-for-ever`` or ``off``; dedup slows down the whole zpool
+    ``snap_on_start_forensics`` (False)
+        whether a clone that start() made is kept after stop(), until the next
+        start
+    ``tag_qubes`` (True)
+        whether qubes with a saved volume here have the tag ``zfs-pool-<pool>``
+
+    :ivar unload_timeout: as the option, in seconds
+    :ivar opaque_names: as the option
     """
 
     driver = "zfs_encrypted"
@@ -74,6 +130,7 @@ class ZfsEncryptedPool(ZfsPool):
         tag_qubes: object = None,
         **kwargs: object,
     ) -> None:
+        """Take the options; qubes.xml may have those of a newer version."""
         super().__init__(
             name=name,
             raw_options={
@@ -99,18 +156,21 @@ class ZfsEncryptedPool(ZfsPool):
         )
         self.opaque_names: bool = self._options.parsed("opaque_names", False)
 
-    # --- where the passphrase is asked for
+    # --- the domain that shows the prompt
 
     @property
     def ask_domain(self) -> prompts.AskDomain | None:
-        """The qube that ask_password_domain names; None: see prompts.py."""
+        """The qube that the option ask_password_domain names; None: not set."""
         name = self._options.text("ask_password_domain")
         if name is None:
             return None
         return prompts.AskDomain(name, self._options.text(naming.ASK_UUID))
 
     def note_ask_domain(self, app: Application | None) -> None:
-        """Have qubes.xml say which qube is asked, if it does not yet."""
+        """Record the UUID of the ask domain in qubes.xml, unless recorded.
+
+        :param app: None: the application object of this qubesd
+        """
         ask_domain = self.ask_domain
         if ask_domain is not None and ask_domain.uuid is None:
             qube = prompts.find_domain(ask_domain.name, app)
@@ -119,13 +179,15 @@ class ZfsEncryptedPool(ZfsPool):
 
     @property
     def key(self) -> Key:
+        """The key of the pool in this process."""
         key = runtime.of(Keys).at(self.container, self.name, self.store)
         key.timeout = self.unload_timeout
         return key
 
-    # --- when the key is asked for
+    # --- steps of each operation
 
     async def first_use(self) -> None:
+        """Start the key timer, and collect garbage at the first use."""
         self.key.watch()
         await super().first_use()
 
@@ -135,26 +197,39 @@ class ZfsEncryptedPool(ZfsPool):
         app: Application | None = None,
         for_operation: bool = True,
     ) -> None:
-        """Have the key loaded, by asking a person if it is not.
+        """Load the key; ask the user for the passphrase if it is not loaded.
 
-        :param qube: for which, to find the GUI domain
-        :param for_operation: for an operation that begins now; else for the qube's start
-        :raises NotAsked: if nobody answered, or nobody is asked yet
-        :raises policy.Refused: if what is on disk is not allowed; then nobody
-            is asked, for a key that is loaded makes devices
-        :raises ZfsError: WrongPassphrase, and whatever ZFS refuses
+        The properties on disk are checked first, because the kernel creates
+        device nodes when a key is loaded.
+
+        :param qube: name of the qube that needs the pool
+        :param app: the application object of that qube
+        :param for_operation: for an operation that starts now; else for the start
+            of *qube*
+        :raises NotAsked: if the user did not answer, or the delay after an
+            earlier prompt lasts
+        :raises Refused: if a property has a value that is not allowed
+        :raises WrongPassphrase: if the passphrase is wrong
+        :raises ZfsError: if ZFS refuses to load the key
         """
         await self.must_be_allowed()
         prompt = prompts.prompt(self.name, self.ask_domain, qube, app)
         await self.key.unlock(prompt, for_operation)
 
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
+        """Check that the key is loaded.
+
+        :param batch: the batch of the operation
+        :raises Locked: if the key is not loaded
+        :raises NoPassphrase: if the key is not made from a passphrase
+        """
         key_state = await keys.state(self.container, batch)
         if key_state.locked:
             keys.must_be_passphrase(self.container, key_state)
             raise Locked(self.container)
 
     def note_use(self) -> None:
+        """Note the end of an operation, from which the key timer counts."""
         self.key.note_use()
 
     # --- volumes
@@ -162,18 +237,23 @@ class ZfsEncryptedPool(ZfsPool):
     def init_volume(
         self, vm: Qube, volume_config: dict[str, object]
     ) -> ZfsVolume:
+        """Return a new volume object, with a random vid if names are opaque.
+
+        :param vm: the qube
+        :param volume_config: the attributes of the volume, as in qubes.xml
+        """
         config = dict(volume_config)
         if self.opaque_names:
             config.setdefault("vid", f"{secrets.token_hex(8)}/v")
         return super().init_volume(vm, config)
 
-    # --- coming and going
+    # --- addition and removal
 
     async def setup(self) -> "ZfsEncryptedPool":
-        """Make the pool, or adopt its encryption root.
+        """Create the encryption root, or claim it if it exists.
 
-        :raises StoragePoolException: saying what is wrong with which option,
-            or why there is no key
+        :raises StoragePoolException: if an option has a bad value, the dataset
+            cannot be used, or the passphrase is missing or wrong
         """
         with prefixed(f"Cannot add the pool {self.name}"):
             self._check_options()
@@ -195,6 +275,11 @@ class ZfsEncryptedPool(ZfsPool):
         return self
 
     def _check_options(self) -> None:
+        """Check the options and the version of OpenZFS.
+
+        :raises Refused: if an option has a bad value, or OpenZFS is older than
+            OLDEST_OPENZFS
+        """
         if self._options["zpool_name"] is None:
             raise Refused("give zpool_name=<zpool or dataset> to put it in")
         options.check(self._options)
@@ -210,8 +295,10 @@ class ZfsEncryptedPool(ZfsPool):
             raise Refused(messages.TOO_OLD_TO_ENCRYPT)
 
     def _check_ask_domain(self) -> None:
-        """:raises BadOption: if ask_password_domain names no qube that can be
-        asked later"""
+        """Check and record the qube that ask_password_domain names.
+
+        :raises BadOption: if the qube cannot show a prompt later
+        """
         name = self._options.text("ask_password_domain")
         if name is None:
             return
@@ -234,10 +321,18 @@ class ZfsEncryptedPool(ZfsPool):
         self.note_ask_domain(None)
 
     def _prompt(self, instead: str) -> keys.Prompt:
+        """Return the prompt for setup().
+
+        :param instead: the advice if no prompt can be shown, with {dataset}
+        """
         instead = instead.format(dataset=self.container)
         return prompts.prompt(self.name, self.ask_domain, instead=instead)
 
     async def _create_root(self) -> None:
+        """Create the encryption root, and its parent if that is missing.
+
+        :raises Refused: if ``zpool_name`` does not exist, or is encrypted
+        """
         parent = str(self._options["zpool_name"])
         parent_key = await keys.state(parent)
         if not parent_key.exists:
@@ -265,7 +360,10 @@ class ZfsEncryptedPool(ZfsPool):
             raise
 
     async def _claim_root(self, root: keys.KeyState) -> None:
-        """A root that is there: never created again, its key checked."""
+        """Claim an encryption root that exists, after checking its key.
+
+        :raises Refused: if this pool cannot have the encryption root
+        """
         if root.root != self.container or root.format != "passphrase":
             raise Refused(messages.NOT_A_ROOT, dataset=self.container)
         container_state = await pool_programs.container(
@@ -280,7 +378,7 @@ class ZfsEncryptedPool(ZfsPool):
             await commands.set_properties(
                 self.container, policy.TAKEN_OVER_SETTINGS
             )
-        # before the key is loaded, which makes devices
+        # before the key is loaded, because the kernel then creates device nodes
         is_claimed = container_state.owner is not None
         await policy.check(self.place, must_be_claimed=is_claimed)
         try:
@@ -291,8 +389,12 @@ class ZfsEncryptedPool(ZfsPool):
         await claim.claim(self.container, self.name)
 
     async def destroy(self) -> None:
-        """Give the container back, locked if nothing uses it; what is in it
-        stays."""
+        """Release the container, when the pool is removed; keep all data.
+
+        The key is unloaded, unless a volume is in use.
+
+        :raises StoragePoolException: if ZFS refuses
+        """
         await super().destroy()
         try:
             await keys.unload(self.container)
@@ -305,6 +407,7 @@ class ZfsEncryptedPool(ZfsPool):
 
 
 def encrypted_pools(app: Application) -> list[ZfsEncryptedPool]:
+    """Return the encrypted pools."""
     return [
         pool
         for pool in app.pools.values()
@@ -313,7 +416,7 @@ def encrypted_pools(app: Application) -> list[ZfsEncryptedPool]:
 
 
 def pools_of(qube: Qube) -> list[ZfsEncryptedPool]:
-    """The encrypted pools that a qube's volumes are in or come from."""
+    """Return the encrypted pools of a qube's volumes and their sources."""
     pools: dict[str, ZfsEncryptedPool] = {}
     for volume in getattr(qube, "volumes", {}).values():
         above: Volume | None = volume
@@ -325,8 +428,10 @@ def pools_of(qube: Qube) -> list[ZfsEncryptedPool]:
 
 
 def plain_volumes(qube: Qube) -> list[Volume]:
-    """Volumes that a qube writes to outside encrypted pools, if it has some
-    in one."""
+    """Return volumes of a qube to which it writes outside encrypted pools.
+
+    :return: no volumes if no volume of the qube is in an encrypted pool
+    """
     if not any(
         isinstance(volume.pool, ZfsEncryptedPool)
         for volume in qube.volumes.values()

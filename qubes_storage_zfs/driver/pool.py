@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The pools: where volumes are put, and what is true of all of them there.
+"""The pool drivers: what all pools share, and the driver ``zfs_zvol``.
 
-qubesd builds pools at its start, before its event loop runs, and a second
-time for each backup; an exception then ends qubesd.  So nothing here touches
-ZFS or raises before setup() or the first use of a volume.
+qubesd creates its pool objects when it starts, before its event loop runs, and a
+second set of them for each backup.  An exception would stop qubesd.  So no code
+here uses ZFS or raises before setup() or the first use of a volume.
 """
 
 import functools
@@ -34,30 +34,28 @@ from .volume import ZfsVolume
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: the first version without known ways to lose encrypted data, and whose
-#: channel programs tell encryption roots right
+#: the first version without known defects that lose encrypted data, and the first
+#: in which channel programs report encryption roots correctly
 OLDEST_OPENZFS = (2, 3, 3)
 
 
 class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
-    """The common part of the pools of this package.
+    """The common part of both pool drivers.
 
-    ZfsVolume describes what a volume is on disk and what each operation does.
-    Options of all pools; qvm-pool sets the first two later, too:
+    qubesd creates a pool object for each entry in qubes.xml, and another one
+    when it loads the qubes a second time for a backup.  The objects last as long
+    as those qubes.  Only the thread of the event loop uses them.
 
-    ===========================  =======  ===================================
-    ``revisions_to_keep``        2        old states of each volume; -1: none,
-                                          and no snapshots
-    ``ephemeral_volatile``       False    volatile volumes have a throw-away key
-    ``volblocksize``             16k      block size of new volumes
-    ``compression``              (lz4)    as the container has it
-    ``dedup``                    (off)    ``on-for-ever`` or ``off``
-    ``snap_on_start_forensics``  False    keep clones made at start after stop
-    ``tag_qubes``                True     qubes have the tag zfs-pool-<pool>
-    ===========================  =======  ===================================
+    ZfsZvolPool and ZfsEncryptedPool describe the datasets and the options.
+    ZfsVolume describes a volume on disk, and each operation.
 
+    :cvar driver: name of the driver in qubes.xml
+    :cvar is_encrypted: whether the pool has an encryption key of its own
     :ivar container: the dataset that the pool owns, marked with its name
-    :ivar qubes_root: the dataset below which the qubes' datasets are
+    :ivar qubes_root: the dataset below which the datasets of qubes are
+    :ivar blocksize: block size of new volumes, in bytes
+    :ivar forensics: whether a clone that start() made is kept after stop()
+    :ivar tag_qubes: whether qubes with saved volumes in the pool get a tag
     """
 
     driver: str
@@ -67,7 +65,12 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     revisions_to_keep = attributes.RevisionsToKeep()
 
     def __init__(self, *, name: str, raw_options: Mapping[str, object]) -> None:
-        #: as given, to be written back; strings when read from qubes.xml
+        """Parse the options; a bad one has its default until setup().
+
+        :param name: name of the pool
+        :param raw_options: name -> value, or None; texts if from qubes.xml
+        """
+        #: unchanged, because they are written back to qubes.xml
         self._options = options.Values(raw_options)
         super().__init__(
             name=name,
@@ -81,74 +84,88 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         self.blocksize: int = self._options.parsed(
             "volblocksize", DEFAULT_BLOCKSIZE
         )
-        #: whether clones made at start are kept when their qube stops
         self.forensics: bool = self._options.parsed(
             "snap_on_start_forensics", False
         )
-        #: whether qubes that keep something here have a tag that says so
         self.tag_qubes: bool = self._options.parsed("tag_qubes", True)
-        #: the qubes that the pool is for, once one has a volume here
+        #: the application object of its qubes; None before the first volume
         self._app: Application | None = None
         self._volumes: weakref.WeakValueDictionary[str, ZfsVolume] = (
             weakref.WeakValueDictionary()
         )
 
     def __repr__(self) -> str:
+        """Return the pool, its driver and its container."""
         return f"<{self.name}: {self.driver} on {self.container}>"
 
-    # --- what is where
+    # --- names on disk
 
     @property
     def zpool(self) -> str:
+        """The name of the zpool that the container is in."""
         return self.container.partition("/")[0]
 
     @property
     def store(self) -> Container:
+        """The state of the container in this process."""
         return Container.at(self.container, self.qubes_root)
 
     @property
     def place(self) -> policy.Place:
+        """The names and the zpool that the check of properties needs."""
         guid = self._options.text(naming.ZPOOL_GUID)
         where = self.container, self.qubes_root
         return policy.Place(self.name, *where, self.is_encrypted, guid)
 
     def zpool_must_be_imported(self) -> None:
-        """:raises Refused: if the zpool is not imported"""
+        """Check that the zpool is imported, if the ZFS module is loaded.
+
+        :raises Refused: if it is not imported
+        """
         if lzc.module_version() and importexport.guid(self.zpool) is None:
             raise Refused(messages.NO_ZPOOL, dataset=self.zpool)
 
     def note_zpool(self) -> None:
-        """Have qubes.xml say which zpool it is: the next one of that name may
-        be on another disk."""
+        """Record the GUID of the zpool in qubes.xml.
+
+        Another zpool with the same name can be on another disk.
+        """
         self._options[naming.ZPOOL_GUID] = importexport.guid(self.zpool)
 
     async def set_dedup(self) -> None:
-        """Give all volumes the option ``dedup``, which they inherit."""
+        """Set the option ``dedup`` on the qubes root; volumes inherit it."""
         value: str | None = self._options.parsed("dedup", None)
         if value is not None:
             await commands.set_property(self.qubes_root, "dedup", value)
 
     async def encryption_root(self) -> str | None:
-        """What a clone must share with its origin; None: not encrypted.
+        """Return the encryption root of the volumes; None: not encrypted.
+
+        A clone has the same encryption root as its origin.
 
         :raises ZfsError: if ZFS cannot be asked
         """
         return (await keys.state(self.qubes_root)).root
 
-    # --- what encrypted pools do more
+    # --- steps of each operation; encrypted pools extend them
 
     async def first_use(self) -> None:
-        """Every verb that changes something begins with this."""
+        """Collect garbage of earlier processes, once in this process.
+
+        Each operation that changes the disk calls this first.  It also destroys
+        disposable volumes that no qube has.
+        """
         if await self.store.first_use() and not self.store.is_compared:
             await collect_once(self, self._app)
 
     async def must_be_allowed(self) -> None:
-        """Check what is on disk before anything of it is opened or handed out.
+        """Check the properties of all datasets in the container.
 
-        It is checked once after each import of the zpool, and again as long as
-        it is not allowed.
+        An operation calls this before it opens a volume or returns its path.
+        The check runs once after each import of the zpool.  It runs again as
+        long as it fails.
 
-        :raises policy.Refused: if something is not
+        :raises Refused: if a property has a value that is not allowed
         :raises ZfsError: if ZFS cannot be asked
         """
         await self.store.first_check.check(self.place)
@@ -156,18 +173,29 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     async def unlock(
         self, qube: str | None = None, app: Application | None = None
     ) -> None:
-        """Every verb that a person waits for begins with this."""
+        """Load the key; a pool without a key does nothing.
+
+        :param qube: name of the qube that needs the pool
+        :param app: the application object of that qube
+        """
 
     async def must_be_unlocked(self, batch: Batch | None = None) -> None:
-        """:raises Locked: if the volumes cannot be opened"""
+        """Check that the key is loaded; a pool without a key does nothing.
+
+        :param batch: the batch of the operation
+        :raises Locked: if the key is not loaded
+        """
 
     def note_use(self) -> None:
-        """A verb has ended after which nothing may need the pool."""
+        """Note the end of an operation, from which the key timer counts."""
 
     @property
     def config(self) -> dict[str, object]:
-        """What qubes.xml says of the pool: the options that were given, and
-        those that can be changed, as they are now."""
+        """The entry of the pool in qubes.xml.
+
+        It has the options with which the pool was added, and the present values
+        of the two that can be changed later.
+        """
         current = {
             key: value
             for key, value in self._options.items()
@@ -178,12 +206,16 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             "name": self.name,
             "driver": self.driver,
             "revisions_to_keep": self.revisions_to_keep,
-            # as text: core-admin 4.3 writes no attribute that is False
+            # a text: core-admin 4.3 does not write an attribute that is False
             "ephemeral_volatile": str(self.ephemeral_volatile),
         }
 
     def check_container(self, state: VolumeState) -> None:
-        """:raises StoragePoolException: unless *state* is of our container"""
+        """Check that *state* was read from a container of this pool.
+
+        :raises StoragePoolException: if the container is missing, or another
+            pool owns it
+        """
         with prefixed(f"Pool {self.name} is not available"):
             if not state.container:
                 raise policy.NotThere(
@@ -199,6 +231,13 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     def init_volume(
         self, vm: Qube, volume_config: dict[str, object]
     ) -> ZfsVolume:
+        """Return a new volume object for a qube; do not touch the disk.
+
+        If there is an object for the same vid, the new one replaces it.
+
+        :param vm: the qube
+        :param volume_config: the attributes of the volume, as in qubes.xml
+        """
         config = dict(volume_config)
         vid = str(config.setdefault("vid", f"{vm.name}/{config['name']}"))
         config.setdefault("revisions_to_keep", self.revisions_to_keep)
@@ -211,6 +250,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         return volume
 
     def _make_volume(self, config: dict[str, object]) -> ZfsVolume:
+        """Create a volume object, and record it under its vid."""
         config["pool"] = self
         attributes.parse(config, self.revisions_to_keep)
         volume = ZfsVolume(**cast(dict[str, Any], config))
@@ -231,7 +271,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
             await self._volumes[vid].preparation.wait_until_idle()
 
     def unlist(self, vid: str) -> None:
-        """Forget the volume *vid*, which was removed."""
+        """Drop the object of the volume *vid*, which was removed."""
         self._volumes.pop(vid, None)
 
     @functools.cached_property
@@ -239,6 +279,10 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         return Listing(self.qubes_root)
 
     def list_volumes(self) -> list[ZfsVolume]:
+        """Return the volumes on disk, by vid; the last list if ZFS is slow.
+
+        :return: no volumes if the disk cannot be read
+        """
         try:
             pointers = self._listing.now()
         except NotReadable:
@@ -251,20 +295,26 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         ]
 
     def get_volume(self, vid: str) -> ZfsVolume:
-        """:raises KeyError: if there is no such volume"""
+        """Return the volume *vid*.
+
+        :raises KeyError: if ZFS reports no such volume
+        """
         if vid in self._volumes:
             return self._volumes[vid]
         try:
             pointers = self._listing.now()
         except ZfsError:
-            # qubesd asks for sources while it starts; a KeyError would end it
+            # qubesd looks up sources when it starts; a KeyError would stop it
             return self._volume_object(vid, self._listing.last.get(vid))
         if vid not in pointers:
             raise KeyError(vid)
         return self._volume_object(vid, pointers[vid])
 
     def _volume_object(self, vid: str, pointer: Pointer | None) -> ZfsVolume:
-        """The volume object of *vid*; a bare one if no qube has it."""
+        """Return the object of the volume *vid*; create one if no qube has it.
+
+        :param pointer: its pointer on disk; None: unknown
+        """
         if vid in self._volumes:
             return self._volumes[vid]
         return self._make_volume(
@@ -280,28 +330,34 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
     @functools.cached_property
     def space(self) -> Space:
+        """The used and available space."""
         return Space(self.qubes_root)
 
     def available(self) -> int | None:
-        """Bytes that can still be written; None if unknown."""
+        """Return the available space in bytes; None if unknown."""
         return self.space.now().get("available")
 
     @property
     def size(self) -> int | None:
+        """The used and available space in bytes; None if unknown."""
         space = self.space.now()
         return space["used"] + space["available"] if space else None
 
     @property
     def usage(self) -> int | None:
+        """The used space in bytes; None if unknown."""
         return self.space.now().get("used")
 
     @property
     def usage_details(self) -> dict[str, int]:
-        """Bytes, by name; see Space.details()."""
+        """Numbers of bytes by name; see Space.details()."""
         return self.space.details()
 
     def included_in(self, app: Application) -> qubes.storage.Pool | None:
-        """The pool whose container is nearest above ours."""
+        """Return the pool whose container contains this container.
+
+        :return: the innermost of several; None if there is none
+        """
         nearest, above = -1, None
         for pool in app.pools.values():
             container = getattr(pool, "container", None)
@@ -312,20 +368,70 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
                 nearest, above = len(container), pool
         return above
 
-    # --- coming and going
+    # --- removal
 
     async def destroy(self) -> None:
-        """Give the container back; what is in it stays."""
+        """Release the container, when the pool is removed; keep all data.
+
+        :raises StoragePoolException: if ZFS refuses
+        """
         with prefixed(f"Cannot give back {self.container}"):
             await claim.claim(self.container, self.name, release=True)
 
 
 class ZfsZvolPool(ZfsPool):
-    """Driver ``zfs_zvol``: volumes below ``C/vm``.
+    """The driver ``zfs_zvol``: a pool in a dataset, or in a new zpool.
 
-    The container ``C`` is the dataset of ``container``, or a new zpool with the
-    name of the pool on the empty devices of ``block_devices``.  Exactly one of
-    these options is needed; neither has a default.
+    Each volume is a set of zvols below the container ``C``:
+
+    ============================  =============================================
+    ``C``                         the container: the dataset of ``container``,
+                                  or a new zpool with the name of the pool
+    ``C/vm``                      the qubes root
+    ``C/vm/<qube>``               a filesystem that is never mounted; its
+                                  properties name the current generations
+    ``C/vm/<qube>/<volume>``      generation 0 of a volume
+    ``C/vm/<qube>/<volume>.<n>``  generation n, from 1 on
+    ``...@r<k>``                  the committed state (highest k), or a revision
+    ``...@s1``                    the baseline snapshot of a disposable volume
+    ============================  =============================================
+
+    The kind of a volume decides about its content; ZfsVolume has all operations:
+
+    =============  =============  =====================  ======================
+    snap_on_start  save_on_stop   start()                stop()
+    =============  =============  =====================  ======================
+    no             yes (private)  uses the content       commits the content
+    no             no (volatile)  starts empty           discards the content
+    yes (root of   no             starts from a clone    discards the content
+    an app qube)                  of the source
+    yes            yes            refused                refused
+    =============  =============  =====================  ======================
+
+    Options of ``qvm-pool add`` (default in brackets).  Exactly one of the first
+    two is needed.  ``qvm-pool set`` can change ``revisions_to_keep`` and
+    ``ephemeral_volatile`` later.
+
+    ``container``
+        a dataset in an imported zpool; it is created if it is missing
+    ``block_devices``
+        empty block devices, separated by commas, for a new zpool
+    ``revisions_to_keep`` (2)
+        number of revisions of each volume besides the committed state; -1: no
+        snapshots, and clones and exports only while the qube is halted
+    ``ephemeral_volatile`` (False)
+        whether volatile volumes are encrypted with a key that is never stored
+    ``volblocksize`` (16k)
+        block size of new volumes: a power of two from 4k to 128k
+    ``compression`` (lz4 in a new zpool, else inherited)
+        the ZFS property ``compression``
+    ``dedup`` (inherited)
+        ``on-for-ever`` or ``off``; dedup slows down the whole zpool
+    ``snap_on_start_forensics`` (False)
+        whether a clone that start() made is kept after stop(), until the next
+        start
+    ``tag_qubes`` (True)
+        whether qubes with a saved volume here have the tag ``zfs-pool-<pool>``
     """
 
     driver = "zfs_zvol"
@@ -345,6 +451,7 @@ class ZfsZvolPool(ZfsPool):
         tag_qubes: object = None,
         **kwargs: object,
     ) -> None:
+        """Take the options; qubes.xml may have those of a newer version."""
         super().__init__(
             name=name,
             raw_options={
@@ -364,9 +471,12 @@ class ZfsZvolPool(ZfsPool):
         self.qubes_root = f"{self.container}/vm"
 
     async def setup(self) -> "ZfsZvolPool":
-        """Make the pool, or adopt its container; nothing half-made stays.
+        """Claim the container, or create the zpool, when the pool is added.
 
-        :raises StoragePoolException: saying what is wrong with which option
+        If it fails, everything that it created is destroyed again.
+
+        :raises StoragePoolException: if an option has a bad value, or the
+            container or the devices cannot be used
         """
         with prefixed(f"Cannot add the pool {self.name}"):
             container = self._options["container"]
@@ -398,6 +508,7 @@ class ZfsZvolPool(ZfsPool):
         return self
 
     def _check_version(self) -> None:
+        """Log a warning if the ZFS module is older than OLDEST_OPENZFS."""
         numbers = lzc.version_numbers()
         if numbers is not None and numbers < OLDEST_OPENZFS:
             LOG.warning(
@@ -408,6 +519,11 @@ class ZfsZvolPool(ZfsPool):
             )
 
     async def _setup_zpool(self, devices: list[str]) -> None:
+        """Create a zpool on empty devices; clear them again if it fails.
+
+        :param devices: paths of block devices
+        :raises Refused: if a zpool with the name of the pool is imported
+        """
         if commands.zpool_imported(self.name):
             raise Refused(
                 f"there is a zpool {self.name} already; to put qubes on it,"
@@ -421,6 +537,7 @@ class ZfsZvolPool(ZfsPool):
                 raise
 
     async def _create_zpool(self, disks: list[probe.Device]) -> None:
+        """Create the zpool and the qubes root, or neither."""
         compression = self._options.text("compression") or "lz4"
         properties = {**policy.ZPOOL_ROOT_SETTINGS, naming.OWNER: self.name}
         await newzpool.create(self.name, disks, compression, properties)
@@ -431,7 +548,7 @@ class ZfsZvolPool(ZfsPool):
             raise
 
     async def _clear_devices(self, devices: list[str]) -> None:
-        """The devices were blank before setup() and are to be so again."""
+        """Remove all labels from devices that were empty before setup()."""
         try:
             await probe.make_blank_again(devices)
         except ZfsError as exc:
