@@ -7,7 +7,7 @@ import itertools
 import logging
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, fields
@@ -16,6 +16,9 @@ from queue import Empty, Queue
 from typing import Any
 
 import qubes.storage
+
+from qubes_storage_zfs.driver.lifecycle import Lifecycle
+from qubes_storage_zfs.driver.phases import Event
 
 from ..support.background import abandoned, afterwards, be_patient
 from .gate import Door, Dump, Stopped, Violated, names
@@ -280,6 +283,26 @@ def _say_nothing_of_stops(
         loop.default_exception_handler(context)
 
 
+def _record_phases() -> "deque[str]":
+    """Record the newest changes of a volume's phase in this process.
+
+    Their time is in seconds of CLOCK_MONOTONIC.
+    """
+    events: deque[str] = deque(maxlen=200)
+    fire = Lifecycle.fire
+
+    def record(self: Lifecycle, event: Event) -> None:
+        before = self.phase
+        fire(self, event)
+        events.append(
+            f"{time.monotonic():.3f} {self._volume.vid} {before.name}"
+            f" {event.name} {self.phase.name} {self.commits}"
+        )
+
+    Lifecycle.fire = record  # type: ignore[method-assign]
+    return events
+
+
 async def _live(
     zpool: str,
     number: int,
@@ -296,6 +319,7 @@ async def _live(
         await world.set_up()
         await at_rest(world)
         world.disturb()
+        events = _record_phases()
         enumerator = Enumerator(world, known, tell)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -309,7 +333,8 @@ async def _live(
                 LOG.exception("world %d", number)
                 enumerator.tally.violations.append(
                     f"{sequence} in world {number} (keep {world.keep}):"
-                    f" {type(exc).__name__}: {exc}; {world.log}"
+                    f" {type(exc).__name__}: {exc}; {world.log};"
+                    f" {', '.join(events)}"
                 )
                 return
             finally:

@@ -408,7 +408,10 @@ class World:
             where = naming.volume_name(self.pool.qubes_root, "tmpl/root")
             _, number, short = max(names)
             if item["origin"] != f"{where.generation(number)}@{short}":
-                raise Violated(f"{vid} is ready, but a clone of the past")
+                raise Violated(
+                    f"{vid} is ready ({pointer}), but a clone of the past:"
+                    f" {item['origin']}, not {where.generation(number)}@{short}"
+                )
 
     def _check_garbage(self, dump: Dump) -> None:
         """Nothing is there without a reason."""
