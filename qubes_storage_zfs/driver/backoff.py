@@ -9,13 +9,13 @@ import time
 
 from ..store import messages
 from ..store.rundir import now
-from ..zfs.keys import NotAsked
+from ..zfs.keys import PromptFailed
 
 FIRST = 60.0  # seconds
 LONGEST = 64 * FIRST
 
 
-class Delayed(NotAsked):
+class Delayed(PromptFailed):
     """The previous prompt did not unlock the pool, and the delay lasts.
 
     Backoff.check() raises it.

@@ -206,7 +206,7 @@ class ZfsEncryptedPool(ZfsPool):
         :param app: the application object of that qube
         :param for_operation: for an operation that starts now; else for the start
             of *qube*
-        :raises NotAsked: if the user did not answer, or the delay after an
+        :raises PromptFailed: if the user did not answer, or the delay after an
             earlier prompt lasts
         :raises Refused: if a property has a value that is not allowed
         :raises WrongPassphrase: if the passphrase is wrong
@@ -225,7 +225,7 @@ class ZfsEncryptedPool(ZfsPool):
         """
         key_state = await keys.state(self.container, batch)
         if key_state.locked:
-            keys.must_be_passphrase(self.container, key_state)
+            keys.require_passphrase(self.container, key_state)
             raise Locked(self.container)
 
     def note_use(self) -> None:
@@ -383,7 +383,7 @@ class ZfsEncryptedPool(ZfsPool):
         await policy.check(self.place, must_be_claimed=is_claimed)
         try:
             await keys.load(self.container, self._prompt(LOAD_BY_HAND))
-        except keys.NobodyToAsk:
+        except keys.NoPrompt:
             if not root.loaded:
                 raise
         await claim.claim(self.container, self.name)

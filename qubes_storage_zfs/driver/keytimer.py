@@ -79,7 +79,7 @@ class Key:
         :param prompt: asks the user for the passphrase
         :param for_operation: for an operation that starts now; else for the start
             of a qube, see note_qube_starting()
-        :raises NotAsked: if the user did not answer
+        :raises PromptFailed: if the user did not answer
         :raises Delayed: if the delay after an earlier prompt lasts
         :raises WrongPassphrase: if the passphrase is wrong
         :raises ZfsError: if ZFS refuses to load the key
@@ -94,7 +94,7 @@ class Key:
         if key_state.loaded:
             self.backoff.reset()
             return
-        keys.must_be_passphrase(self.root, key_state)
+        keys.require_passphrase(self.root, key_state)
         task = self._prompt_task
         if task is None or task.done():
             self.backoff.check()
@@ -125,7 +125,7 @@ class Key:
 
         try:
             await keys.load(self.root, show)
-        except keys.NobodyToAsk:
+        except keys.NoPrompt:
             raise
         except BaseException:
             if shown:

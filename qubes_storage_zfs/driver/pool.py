@@ -550,7 +550,7 @@ class ZfsZvolPool(ZfsPool):
     async def _clear_devices(self, devices: list[str]) -> None:
         """Remove all labels from devices that were empty before setup()."""
         try:
-            await probe.make_blank_again(devices)
+            await probe.make_empty_again(devices)
         except ZfsError as exc:
             LOG.error("pool %s: %s", self.name, exc)
 

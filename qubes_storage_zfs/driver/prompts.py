@@ -19,7 +19,7 @@ import qubes.exc
 
 from ..store import options
 from ..zfs import keys, runtime
-from ..zfs.keys import NobodyToAsk, NotAsked
+from ..zfs.keys import NoPrompt, PromptFailed
 from ..zfs.keywords import Purpose
 from .admin import Application, Qube
 
@@ -72,7 +72,7 @@ class Asker:
 
         :param pool: name of the pool
         :param find: returns dom0 or the qube that shows the prompt, or None if
-            there is none; raises NobodyToAsk if that qube must not show it
+            there is none; raises NoPrompt if that qube must not show it
         :param instead: the advice if no prompt can be shown
         :param qube: name of the qube that needs the pool; the prompt shows it
         """
@@ -97,13 +97,13 @@ class Asker:
 
         :param purpose: the argument of the service
         :param answers: file descriptor to which the service writes the answer
-        :raises NotAsked: if the user did not answer
-        :raises NobodyToAsk: if the prompt cannot be shown
+        :raises PromptFailed: if the user did not answer
+        :raises NoPrompt: if the prompt cannot be shown
         """
         domain = self._find()
         run_service = getattr(domain, "run_service", None)
         if domain is None or run_service is None:
-            raise NobodyToAsk(self._message(NOBODY, domain))
+            raise NoPrompt(self._message(NOBODY, domain))
         # in dom0 the service looks up the user's graphical session itself
         user = "root" if domain.klass == "AdminVM" else None
         try:
@@ -115,21 +115,23 @@ class Asker:
                 stderr=subprocess.DEVNULL,
             )
         except qubes.exc.QubesVMNotRunningError as exc:
-            raise NobodyToAsk(self._message(NOT_RUNNING, domain)) from exc
+            raise NoPrompt(self._message(NOT_RUNNING, domain)) from exc
         except (qubes.exc.QubesException, OSError) as exc:
             LOG.warning("pool %s: %s", self.pool, exc)
-            raise NobodyToAsk(self._message(NOBODY, domain)) from exc
+            raise NoPrompt(self._message(NOBODY, domain)) from exc
         try:
             status = await self._wait_for_status(process)
         except TimeoutError as exc:
-            raise NotAsked(self._message(SILENT, domain)) from exc
+            raise PromptFailed(self._message(SILENT, domain)) from exc
         finally:
             await _close(process)
         if status:
             if status in _STATUS_MESSAGES:
-                raise NotAsked(self._message(_STATUS_MESSAGES[status], domain))
+                raise PromptFailed(
+                    self._message(_STATUS_MESSAGES[status], domain)
+                )
             LOG.warning("%s ended with status %d", SERVICE, status)
-            raise NobodyToAsk(self._message(NOBODY, domain))
+            raise NoPrompt(self._message(NOBODY, domain))
 
     async def _wait_for_status(
         self, process: asyncio.subprocess.Process
@@ -202,7 +204,7 @@ class AskDomain:
         """Return the qube.
 
         :param instead: the advice if no prompt can be shown
-        :raises NobodyToAsk: if there is no such qube, or its UUID differs
+        :raises NoPrompt: if there is no such qube, or its UUID differs
         """
         if self.name not in app.domains:
             template = ASK_DOMAIN_MISSING
@@ -210,7 +212,7 @@ class AskDomain:
             return qube
         else:
             template = ASK_DOMAIN_REPLACED
-        raise NobodyToAsk(template.format(domain=self.name, instead=instead))
+        raise NoPrompt(template.format(domain=self.name, instead=instead))
 
 
 def find_domain(name: str, app: Application | None = None) -> Qube | None:
@@ -250,7 +252,7 @@ def domain_for(
     :param app: application object of that qube; None: that of this qubesd
     :param instead: the advice if no prompt can be shown
     :return: None if qubesd has not loaded its domains yet
-    :raises NobodyToAsk: if there is no qube *ask_domain*, or its UUID differs
+    :raises NoPrompt: if there is no qube *ask_domain*, or its UUID differs
     """
     app = _application(app)
     if app is None:

@@ -118,7 +118,7 @@ class Imports:
             return None
         # a client that still writes did not send this: it is about another
         # import, which was taken for abandoned
-        writers = await devices.lasting_holders(self._dataset)
+        writers = await devices.persistent_holders(self._dataset)
         if writers and success:
             holders = ", ".join(writers)
             raise Refused(messages.IMPORT_RUNNING, holders=holders)
@@ -181,7 +181,7 @@ class Imports:
         """
         if self._dataset is None:
             return
-        writers = await devices.lasting_holders(self._dataset)
+        writers = await devices.persistent_holders(self._dataset)
         if writers:
             holders = ", ".join(writers)
             raise Refused(messages.IMPORT_RUNNING, holders=holders)

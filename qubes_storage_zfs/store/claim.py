@@ -49,7 +49,7 @@ async def adopt(
 async def _make_missing_nodes(qubes_root: str) -> None:
     """Have ZFS make the nodes that an import by ``qvm-zfs attach`` left out."""
     if not (await keys.state(qubes_root)).locked:
-        await importexport.make_nodes(qubes_root, only_if_missing=True)
+        await importexport.create_nodes(qubes_root, only_if_missing=True)
 
 
 async def _destroy(dataset: str) -> None:

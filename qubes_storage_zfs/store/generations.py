@@ -241,7 +241,7 @@ class Generations:
                     raise
                 await programs.reset(self._volume, made_from, batch)
 
-        await devices.retry_busy(self.where.dataset, once, devices.GLANCE_LIMIT)
+        await devices.retry_busy(self.where.dataset, once, devices.PROBE_LIMIT)
 
     async def _tidy(self, left: Left) -> None:
         """What a change left goes now: else it would take its space until

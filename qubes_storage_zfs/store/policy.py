@@ -265,7 +265,7 @@ class FirstUse:
         """
         lzc.check_name(place.container, "check")
         check_zpool(place)
-        imported = importexport.which_import(place.container.partition("/")[0])
+        imported = importexport.import_id(place.container.partition("/")[0])
         if imported is not None and imported == self._checked:
             return
         loop = asyncio.get_running_loop()

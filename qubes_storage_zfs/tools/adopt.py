@@ -260,7 +260,7 @@ async def _in_use(disk: Disk) -> AsyncIterator[str]:
     """Yield a sentence for each zvol that is open."""
     for name in disk.volumes:
         if await lzc.in_thread(name, devices.holders, name):
-            holders = await devices.lasting_holders(name)
+            holders = await devices.persistent_holders(name)
             if holders:
                 yield messages.ADOPT_IN_USE.format(
                     dataset=name, holders="; ".join(holders)

@@ -8,7 +8,7 @@ from ..store import messages, naming, policy
 from ..store.rundir import RUN_DIR
 from ..zfs import importexport, keys, lzc
 from ..zfs.errors import CommandFailed, NoModule, NoPassphrase
-from ..zfs.importexport import Found
+from ..zfs.importexport import ImportableZpool
 from ..zfs.threads import NO_ZPOOL
 from .common import Failed, Pool, configured, qubesd, slow
 from .output import say, warn
@@ -71,7 +71,7 @@ async def run(arguments: argparse.Namespace) -> int:
         return 0
     async with slow(f"Looking for {zpool}"):
         paths = await lzc.in_thread(NO_ZPOOL, importexport.block_devices)
-        candidates = await importexport.on_devices(paths)
+        candidates = await importexport.search_devices(paths)
     chosen = _choose(zpool, pool, candidates)
     _must_be_importable(chosen, arguments.force)
     # other pools in the same zpool come with it
@@ -94,7 +94,9 @@ async def _make_nodes(
         for pool in pools:
             # ZFS makes the nodes of a locked pool when its key is loaded
             if not (await keys.state(pool.qubes_root)).locked:
-                await importexport.make_nodes(pool.qubes_root, only_if_missing)
+                await importexport.create_nodes(
+                    pool.qubes_root, only_if_missing
+                )
 
 
 def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
@@ -149,8 +151,8 @@ def _is_another(pool: Pool, where: str, other: str) -> Failed:
 
 
 def _choose(
-    zpool: str, pool: Pool | None, candidates: Sequence[Found]
-) -> Found:
+    zpool: str, pool: Pool | None, candidates: Sequence[ImportableZpool]
+) -> ImportableZpool:
     """Choose the zpool to import.
 
     :param pool: the pool that is to be in it; None: no pool of qubesd
@@ -182,13 +184,13 @@ def _choose(
     return chosen
 
 
-def _must_be_importable(chosen: Found, force: bool) -> None:
+def _must_be_importable(chosen: ImportableZpool, force: bool) -> None:
     """Refuse a zpool that another machine has, or whose disks are missing.
 
     :param force: take it from another machine
     :raises Failed: if it cannot be imported
     """
-    if chosen.elsewhere and not force:
+    if chosen.is_used_elsewhere and not force:
         raise Failed(messages.ZPOOL_ELSEWHERE, zpool=chosen.name)
     if chosen.state not in ("ONLINE", "DEGRADED"):
         raise Failed(
@@ -200,7 +202,7 @@ def _must_be_importable(chosen: Found, force: bool) -> None:
 
 
 async def _import(
-    chosen: Found,
+    chosen: ImportableZpool,
     paths: Sequence[str],
     pool: Pool | None,
     mates: Sequence[Pool],
@@ -219,7 +221,7 @@ async def _import(
         try:
             altroot = str(RUN_DIR / "mounts" / chosen.name)
             await importexport.import_zpool(
-                chosen.guid, paths, altroot, force=chosen.elsewhere
+                chosen.guid, paths, altroot, force=chosen.is_used_elsewhere
             )
             await _check_zpool(chosen)
             return await _check_all(pool, mates, repair)
@@ -228,14 +230,14 @@ async def _import(
             for name in importexport.names_of(chosen.guid):
                 await importexport.export_zpool(name)
             if isinstance(exc, CommandFailed):
-                if importexport.had_elsewhere(exc.output):
+                if importexport.used_elsewhere(exc.output):
                     raise Failed(
                         messages.ZPOOL_ELSEWHERE, zpool=chosen.name
                     ) from exc
             raise
 
 
-async def _check_zpool(chosen: Found) -> None:
+async def _check_zpool(chosen: ImportableZpool) -> None:
     """Check the name and the properties of a zpool that was imported.
 
     :raises Failed: if one of them is not right
@@ -301,7 +303,7 @@ async def _check(pool: Pool) -> None:
 
 
 async def _report(
-    pool: Pool | None, chosen: Found, mates: Sequence[Pool]
+    pool: Pool | None, chosen: ImportableZpool, mates: Sequence[Pool]
 ) -> None:
     if pool is not None and pool.guid is None:
         say(NOT_RECORDED.format(zpool=chosen.name, pool=pool.name))

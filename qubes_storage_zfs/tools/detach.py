@@ -94,10 +94,10 @@ async def _reserved(mates: Sequence[Pool]) -> list[str]:
 
 async def _open(zpool: str) -> list[str]:
     """Return what is mounted or open, for longer than udev probes it."""
-    end = asyncio.get_running_loop().time() + devices.GLANCE_LIMIT
+    end = asyncio.get_running_loop().time() + devices.PROBE_LIMIT
     while True:
         places = [f"{at} is mounted" for at in importexport.mounted(zpool)]
-        holders = await lzc.in_thread(zpool, keys.users, zpool)
+        holders = await lzc.in_thread(zpool, keys.open_zvols, zpool)
         texts = [
             f"{dataset} is held by {', '.join(names)}"
             for dataset, names in sorted(holders.items())

@@ -120,7 +120,7 @@ async def _marks(zpool: str) -> list[Marked]:
 
     :raises ZfsError: if ZFS cannot be asked, or does not answer
     """
-    if not await commands.answers(zpool):
+    if not await commands.responds(zpool):
         raise SilentZpool(zpool)
     return await pool_programs.marks(zpool)
 

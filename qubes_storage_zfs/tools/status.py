@@ -158,7 +158,7 @@ async def _status_of_present(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
 
     :raises ZfsError: if ZFS cannot be asked
     """
-    if not await commands.answers(pool.qubes_root):
+    if not await commands.responds(pool.qubes_root):
         raise SilentZpool(pool.zpool)
     key = await keys.state(pool.dataset)
     state = _state(pool, key)
@@ -167,7 +167,9 @@ async def _status_of_present(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
         state = "marked as another pool's"
     holders: dict[str, tuple[str, ...]] = {}
     if state == "unlocked":
-        holders = await lzc.in_thread(pool.dataset, keys.users, pool.dataset)
+        holders = await lzc.in_thread(
+            pool.dataset, keys.open_zvols, pool.dataset
+        )
     start = pool.dataset + "/"
     return PoolStatus(
         pool,

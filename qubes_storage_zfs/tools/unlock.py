@@ -21,7 +21,7 @@ async def run(arguments: argparse.Namespace) -> int:
     if key.loaded:
         say(f"{pool.name} is unlocked already.")
         return 0
-    keys.must_be_passphrase(pool.dataset, key)
+    keys.require_passphrase(pool.dataset, key)
     await must_be_allowed(pool)
     with terminal(pool.name) as prompt:
         await keys.load(pool.dataset, prompt, typed=True)

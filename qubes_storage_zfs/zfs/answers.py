@@ -20,7 +20,7 @@ class BadLine(Exception):
     """The input is not one line of text."""
 
 
-class GaveUp(Exception):
+class CallerGone(Exception):
     """Nobody waits for this process any more."""
 
 
@@ -28,11 +28,11 @@ class Ended(Exception):
     """The standard input ended without a line."""
 
 
-def piped() -> bytearray:
+def read_piped() -> bytearray:
     """Read the answer of a service: one line, without its end.
 
     :raises BadLine: if it is too long, has a NUL in it or more behind it
-    :raises GaveUp: if the pipe was closed
+    :raises CallerGone: if the pipe was closed
     """
     buffer = bytearray(2 * LONGEST)
     length = 0
@@ -40,7 +40,7 @@ def piped() -> bytearray:
         while b"\n" not in buffer:
             count = os.readv(0, [memoryview(buffer)[length:]])
             if count == 0:
-                raise GaveUp if length < len(buffer) else BadLine
+                raise CallerGone if length < len(buffer) else BadLine
             length += count
         end = buffer.index(b"\n")
         if length > end + 1:
@@ -50,12 +50,12 @@ def piped() -> bytearray:
         wipe(buffer)
 
 
-def typed() -> bytearray:
+def read_typed() -> bytearray:
     """Read one line and no byte more, without its end.
 
     :raises BadLine: if it is too long or has a NUL in it
     :raises Ended: if the input ended before the line did
-    :raises GaveUp: if the process that reads our output is gone
+    :raises CallerGone: if the process that reads our output is gone
     """
     line = bytearray(2 * LONGEST)
     try:
@@ -82,11 +82,11 @@ def _wait_for_input() -> None:
     poll.register(0, select.POLLIN)
     poll.register(1, 0)
     if any(fd == 1 for fd, _ in poll.poll()):
-        raise GaveUp
+        raise CallerGone
 
 
 @contextlib.contextmanager
-def unseen() -> Iterator[None]:
+def without_echo() -> Iterator[None]:
     """Keep a terminal from showing what is typed, but the end of a line."""
     if not os.isatty(0):
         yield

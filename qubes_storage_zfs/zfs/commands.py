@@ -102,7 +102,7 @@ async def run(
     return status, output
 
 
-async def answers(dataset: str) -> bool:
+async def responds(dataset: str) -> bool:
     """Return whether ZFS answers a program within :py:data:`PATIENCE`.
 
     A process cannot end while a thread of its own waits for a disk, so a
@@ -153,7 +153,7 @@ async def create_zpool(
     never forced, and ZFS chooses ashift, because it asks the disks.
 
     After a failure the devices may carry a partition table or labels that
-    zpool(8) wrote before it failed; see probe.make_blank_again().
+    zpool(8) wrote before it failed; see probe.make_empty_again().
 
     :param devices: absolute paths; their space is added up, nothing is mirrored
     :param properties: of the root dataset, inherited by all datasets in it

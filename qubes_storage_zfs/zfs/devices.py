@@ -39,7 +39,7 @@ LINK_LIMIT = 30.0
 #: twice as many
 NUDGE_AFTER = 5.0
 #: seconds after which a process that has a node open is more than a probe
-GLANCE_LIMIT = 2.0
+PROBE_LIMIT = 2.0
 #: seconds for which a busy zvol is taken for probed by udev, and tried again
 BUSY_LIMIT = 6.0
 
@@ -145,7 +145,7 @@ def _nodes() -> list[str]:
 
 def _is_silent(zpool: str) -> bool:
     own = threads.for_zpool_of(zpool)
-    return commands.is_suspended(zpool) or not own.answers
+    return commands.is_suspended(zpool) or not own.responds
 
 
 def _node_of(dataset: str) -> str | None:
@@ -420,7 +420,7 @@ async def retry_busy(
         pause = min(pause * 2, 0.25)
 
 
-async def lasting_holders(dataset: str) -> tuple[str, ...]:
+async def persistent_holders(dataset: str) -> tuple[str, ...]:
     """Return the holders that have the zvol's node open for a while.
 
     A process that closes a node that it wrote to makes udev run zvol_id, which
@@ -433,7 +433,7 @@ async def lasting_holders(dataset: str) -> tuple[str, ...]:
             raise Busy(dataset)
 
     try:
-        await retry_busy(dataset, must_be_closed, GLANCE_LIMIT)
+        await retry_busy(dataset, must_be_closed, PROBE_LIMIT)
     except Busy as exc:
         return exc.holders
     return ()

@@ -33,7 +33,7 @@ _ELSEWHERE = ("another system", "other system", "imported on", "multihost")
 
 
 @dataclass(frozen=True)
-class Found:
+class ImportableZpool:
     """A zpool on disks that is not imported, as zpool(8) lists it.
 
     :ivar state: ONLINE or DEGRADED; with any other it cannot be imported
@@ -48,12 +48,12 @@ class Found:
     devices: tuple[str, ...]
 
     @property
-    def elsewhere(self) -> bool:
+    def is_used_elsewhere(self) -> bool:
         """Whether another machine had it last, or has it now."""
-        return had_elsewhere(self.status)
+        return used_elsewhere(self.status)
 
 
-def had_elsewhere(text: str) -> bool:
+def used_elsewhere(text: str) -> bool:
     """Return whether zpool(8) says in *text* that another machine has it."""
     return any(words in text.lower() for words in _ELSEWHERE)
 
@@ -80,7 +80,7 @@ def names_of(zpool_guid: str) -> list[str]:
     ]
 
 
-def which_import(zpool: str) -> str | None:
+def import_id(zpool: str) -> str | None:
     """Return a text that differs for each import of a zpool.
 
     Its GUID, and when the kernel created the statistics that it creates at
@@ -134,7 +134,7 @@ def _search_only(paths: Sequence[str]) -> list[str]:
     return [word for path in paths for word in ("-d", path)]
 
 
-async def on_devices(paths: Sequence[str]) -> list[Found]:
+async def search_devices(paths: Sequence[str]) -> list[ImportableZpool]:
     """Return the zpools on *paths* that are not imported.
 
     :raises CommandFailed: if zpool(8) refuses
@@ -148,7 +148,7 @@ async def on_devices(paths: Sequence[str]) -> list[Found]:
     return list(parse(text))
 
 
-def parse(text: str) -> Iterator[Found]:
+def parse(text: str) -> Iterator[ImportableZpool]:
     """Yield the zpools in the output of ``zpool import``."""
     for part in re.split(r"^ *pool: ", text, flags=re.MULTILINE)[1:]:
         name = part.partition("\n")[0].strip()
@@ -159,7 +159,7 @@ def parse(text: str) -> Iterator[Found]:
             r"^ *status: (.*?)(?=^ *\w+: )", part, re.MULTILINE | re.DOTALL
         )
         tree = part.partition("config:")[2]
-        yield Found(
+        yield ImportableZpool(
             name,
             fields.get("id", ""),
             fields.get("state", ""),
@@ -301,10 +301,10 @@ async def no_new_nodes() -> AsyncIterator[None]:
         os.close(setting)
 
 
-async def make_nodes(home: str, only_if_missing: bool = False) -> None:
-    """Have ZFS create the nodes of all zvols below *home*, and wait for them.
+async def create_nodes(dataset: str, only_if_missing: bool = False) -> None:
+    """Have ZFS create the nodes of all zvols below *dataset*, and wait for them.
 
-    *home* has volmode=dev already; setting it again creates missing nodes
+    *dataset* has volmode=dev already; setting it again creates missing nodes
     (zvol_set_volmode_impl()).  If a zpool is exported while the kernel creates
     nodes, both wait for each other for ever (zvol_os_create_minor() and
     spa_export_common(); seen on 2.4.4).
@@ -312,10 +312,10 @@ async def make_nodes(home: str, only_if_missing: bool = False) -> None:
     :param only_if_missing: do nothing if all nodes exist
     :raises CommandFailed: if zfs(8) refuses
     """
-    links = [devices.link(name) for name in await volumes(home)]
+    links = [devices.link(name) for name in await volumes(dataset)]
     if only_if_missing and all(map(os.path.exists, links)):
         return
-    await commands.set_property(home, "volmode", "dev")
+    await commands.set_property(dataset, "volmode", "dev")
     end = asyncio.get_running_loop().time() + devices.LINK_LIMIT
     while asyncio.get_running_loop().time() < end:
         if all(map(os.path.exists, links)):

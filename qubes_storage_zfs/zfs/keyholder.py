@@ -36,7 +36,7 @@ from .keywords import (
     Purpose,
     Request,
 )
-from .secrecy import Unprotected, keep_to_itself, wipe, wipe_copies
+from .secrecy import Unprotected, protect_memory, wipe, wipe_copies
 
 #: zio_encrypt and zfs_keyformat_t values, which libzfs_core takes
 AES_256_GCM = 8
@@ -77,7 +77,7 @@ class Asker:
         self._typed = typed
         self._tries = 0
 
-    def begin(self) -> None:
+    def restart(self) -> None:
         """Count the prompts for another passphrase from zero."""
         self._tries = 0
 
@@ -85,7 +85,7 @@ class Asker:
         """Return the answer to a prompt.
 
         :raises Stopped: after too many prompts, or if no answer came
-        :raises GaveUp: if keys.py does not wait for this process any more
+        :raises CallerGone: if keys.py does not wait for this process any more
         """
         self._tries += purpose is not Purpose.NEW_AGAIN
         if self._tries > TRIES:
@@ -103,10 +103,10 @@ class Asker:
         with _stoppable():
             if not self._typed:
                 say(purpose)
-                return answers.piped()
-            with answers.unseen():
+                return answers.read_piped()
+            with answers.without_echo():
                 say(purpose)
-                return answers.typed()
+                return answers.read_typed()
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ def parameters(root: str) -> tuple[int, int]:
     return int(salt), int(iterations)
 
 
-def present_passphrase(root: str, asker: Asker) -> bool:
+def ask_present_passphrase(root: str, asker: Asker) -> bool:
     """Ask for the passphrase of *root* until it is right, and load the key.
 
     :return: whether the key was loaded before
@@ -179,7 +179,7 @@ def present_passphrase(root: str, asker: Asker) -> bool:
     """
     salt, iterations = parameters(root)
     purpose = Purpose.UNLOCK
-    asker.begin()
+    asker.restart()
     while True:
         passphrase = asker.ask(purpose)
         purpose = Purpose.UNLOCK_AGAIN
@@ -204,7 +204,7 @@ def _load(root: str, key: bytes) -> bool:
 def new_passphrase(asker: Asker) -> bytearray:
     """Ask for a passphrase twice, until both match and zfs(8) takes it."""
     purpose = Purpose.NEW
-    asker.begin()
+    asker.restart()
     while True:
         first = asker.ask(purpose)
         if not SHORTEST <= len(first) <= LONGEST:
@@ -264,7 +264,7 @@ def change(request: Request, asker: Asker) -> None:
     :raises Stopped: if one of them was not entered
     """
     root = request.root
-    was_loaded = present_passphrase(root, asker)
+    was_loaded = ask_present_passphrase(root, asker)
     try:
         _with_new_key(
             request.iterations,
@@ -285,9 +285,9 @@ def _carry_out(request: Request) -> None:
     """
     asker = Asker(request.typed)
     try:
-        keep_to_itself()
+        protect_memory()
         if request.action is Action.LOAD:
-            present_passphrase(request.root, asker)
+            ask_present_passphrase(request.root, asker)
         elif request.action is Action.CREATE:
             create(request, asker)
         else:
@@ -301,7 +301,7 @@ def _carry_out(request: Request) -> None:
 
 
 def _give_up(*_: object) -> None:
-    raise answers.GaveUp
+    raise answers.CallerGone
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -312,7 +312,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, _give_up)
     try:
         _carry_out(request)
-    except answers.GaveUp:
+    except answers.CallerGone:
         return 1
     except Stopped as exc:
         say(exc.end, exc.detail)

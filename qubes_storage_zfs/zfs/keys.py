@@ -46,11 +46,11 @@ _START = (
 )
 
 
-class NotAsked(errors.Failure):
+class PromptFailed(errors.Failure):
     """A prompt returned no answer; the message is the reason."""
 
 
-class NobodyToAsk(NotAsked):
+class NoPrompt(PromptFailed):
     """No prompt was shown: no domain, session or program can show one."""
 
 
@@ -117,7 +117,7 @@ def obstacle(root: str, key: KeyState) -> errors.NoPassphrase | None:
     return errors.NoPassphrase(root, key.format)
 
 
-def must_be_passphrase(root: str, key: KeyState) -> None:
+def require_passphrase(root: str, key: KeyState) -> None:
     """Refuse a root whose key is not made from a passphrase.
 
     :raises NoPassphrase: if the key is hex or raw
@@ -163,7 +163,7 @@ async def change(
     :raises ZfsError: as load() and create()
     """
     key = await state(root)
-    must_be_passphrase(root, key)
+    require_passphrase(root, key)
     await _run_keyholder(
         Request(Action.CHANGE, root, typed, iterations), prompt
     )
@@ -181,7 +181,7 @@ async def unload(root: str) -> None:
     try:
         await devices.retry_busy(root, lambda: lzc.unload_key(root))
     except errors.Busy as exc:
-        holders = await lzc.in_thread(root, users, root)
+        holders = await lzc.in_thread(root, open_zvols, root)
         texts = tuple(
             f"{dataset.removeprefix(root + '/')}: {', '.join(names)}"
             for dataset, names in sorted(holders.items())
@@ -189,7 +189,7 @@ async def unload(root: str) -> None:
         raise errors.busy(exc, texts) from exc
 
 
-def users(root: str) -> dict[str, tuple[str, ...]]:
+def open_zvols(root: str) -> dict[str, tuple[str, ...]]:
     """Return each zvol below *root* that is open -> its holders, as texts."""
     open_volumes = {}
     for path in Path(devices.link(root)).rglob("*"):

@@ -50,19 +50,19 @@ async def create(
 
 async def _must_be_the_same(devices: Sequence[Device]) -> None:
     for device in devices:
-        await lzc.in_thread(NO_ZPOOL, device.must_be_the_same)
+        await lzc.in_thread(NO_ZPOOL, device.check_unchanged)
 
 
 async def _record_paths(name: str, devices: Sequence[Device]) -> None:
     """Record the paths that the person entered in the zpool's labels."""
     for recorded in await importexport.disks(name):
         for device in devices:
-            path = _lasting(device, recorded)
+            path = _persistent_path(device, recorded)
             if path is not None and path != recorded:
                 await _record_path(name, recorded, path)
 
 
-def _lasting(device: Device, recorded: str) -> str | None:
+def _persistent_path(device: Device, recorded: str) -> str | None:
     """Return the path of a vdev by the name that the person entered.
 
     :param recorded: the path that ``zpool create`` recorded

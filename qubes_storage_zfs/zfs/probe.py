@@ -4,7 +4,7 @@
 zpool(8) overwrites partition tables, destroyed zpools and data without a
 signature, all without being forced (run on 2.3.9).  So a device is accepted
 only if it is not in use, no signature is on it, and both its ends are zero.
-Only make_blank_again() writes to a device.
+Only make_empty_again() writes to a device.
 """
 
 import asyncio
@@ -111,7 +111,7 @@ class Device:
         """The kernel's name, which no other device gets while it is open."""
         return "/dev/" + self.sysfs.name.replace("!", "/")
 
-    def must_be_the_same(self) -> None:
+    def check_unchanged(self) -> None:
         """Check that the path still leads to this device.
 
         :raises DeviceRefused: if it leads to another one
@@ -335,7 +335,7 @@ def _keep_open(device: Device, opened: contextlib.ExitStack) -> None:
         why = f"cannot be read ({exc.strerror}); name another device"
         raise DeviceRefused(device.path, why) from exc
     opened.callback(os.close, fd)
-    device.must_be_the_same()
+    device.check_unchanged()
 
 
 def _clear_edges(path: str) -> None:
@@ -385,7 +385,7 @@ async def _undo(path: str) -> None:
         ) from exc
 
 
-async def make_blank_again(devices: Sequence[str]) -> None:
+async def make_empty_again(devices: Sequence[str]) -> None:
     """Remove what a failed create_zpool() wrote to devices.
 
     Only for devices that checked() accepted just before: both their ends were

@@ -89,7 +89,7 @@ def _address(buffer: bytearray) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-def keep_to_itself() -> None:
+def protect_memory() -> None:
     """Keep this process' memory out of swap, core dumps and other processes.
 
     Call it before the process reads a secret.

@@ -44,7 +44,7 @@ class Questions:
         self._overdue_done: Callable[[], bool] = lambda: True
 
     @property
-    def answered(self) -> bool:
+    def responds(self) -> bool:
         """Whether no question is overdue."""
         return self._overdue_done()
 
@@ -56,7 +56,7 @@ class Questions:
 
         :raises SilentZpool: if it takes longer than :py:data:`DEADLINE`
         """
-        if not self.answered:
+        if not self.responds:
             raise errors.SilentZpool(self._zpool)
         future = self._thread.submit(function, *args)
         concurrent.futures.wait([future], DEADLINE)
@@ -90,9 +90,9 @@ class Threads:
         self.listings = Questions(zpool, f"{name} list")
 
     @property
-    def answers(self) -> bool:
+    def responds(self) -> bool:
         """Whether no question of a property is overdue."""
-        return self.questions.answered
+        return self.questions.responds
 
 
 class AllThreads:

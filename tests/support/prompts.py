@@ -6,7 +6,7 @@ import errno
 import os
 
 from qubes_storage_zfs.driver import prompts
-from qubes_storage_zfs.zfs.keys import NotAsked
+from qubes_storage_zfs.zfs.keys import PromptFailed
 
 PASSPHRASE = b"correct horse battery staple"
 
@@ -49,4 +49,4 @@ class Person:
 
 
 def cancelled():
-    return NotAsked(prompts.CANCELLED)
+    return PromptFailed(prompts.CANCELLED)

@@ -123,7 +123,7 @@ def change(lab, *commands):
     """Change the zpool stick, as a person does who had the disk.
 
     Without nodes: to change volmode and export at once can hang the kernel
-    (see importexport.make_nodes()).
+    (see importexport.create_nodes()).
     """
     if importexport.guid("stick") is not None:
         code, _, why = qvm_zfs("detach", lab.name)

@@ -72,25 +72,29 @@ def test_the_prompt_is_given_the_qube_that_needs_the_pool():
 @pytest.mark.parametrize(
     "script, kind, why",
     [
-        ("exit 1", prompts.NotAsked, "prompt was cancelled"),
-        ("exit 4", prompts.NotAsked, "nobody answered .* in sys-gui for 120"),
+        ("exit 1", prompts.PromptFailed, "prompt was cancelled"),
+        (
+            "exit 4",
+            prompts.PromptFailed,
+            "nobody answered .* in sys-gui for 120",
+        ),
         (
             "exit 2",
-            prompts.NobodyToAsk,
+            prompts.NoPrompt,
             "nobody can be asked .* in sys-gui; run",
         ),
         (
             "exit 127",
-            prompts.NobodyToAsk,
+            prompts.NoPrompt,
             "'sudo qvm-zfs unlock work' in a terminal",
         ),
-        ("kill -9 $$", prompts.NobodyToAsk, "nobody can be asked"),
+        ("kill -9 $$", prompts.NoPrompt, "nobody can be asked"),
         (
             qubes.exc.QubesVMNotRunningError(types.SimpleNamespace(name="x")),
-            prompts.NobodyToAsk,
+            prompts.NoPrompt,
             "sys-gui, which is not running; start it, or run",
         ),
-        (OSError(2, "no qrexec"), prompts.NobodyToAsk, "nobody can be asked"),
+        (OSError(2, "no qrexec"), prompts.NoPrompt, "nobody can be asked"),
     ],
 )
 def test_no_answer_says_why(script, kind, why):
@@ -102,7 +106,7 @@ def test_silent_prompt_is_closed(monkeypatch):
     monkeypatch.setattr(prompts, "LIMIT", 0.2)
     monkeypatch.setattr(prompts, "GRACE", 0.2)
     domain = Domain("cat >/dev/null; exit 4")
-    with pytest.raises(prompts.NotAsked, match="nobody answered"):
+    with pytest.raises(prompts.PromptFailed, match="nobody answered"):
         answer(domain)
     assert domain.process.returncode == 4
 
@@ -111,7 +115,7 @@ def test_deaf_prompt_is_killed(monkeypatch):
     monkeypatch.setattr(prompts, "LIMIT", 0.2)
     monkeypatch.setattr(prompts, "GRACE", 0.2)
     domain = Domain("exec sleep 60 </dev/null")
-    with pytest.raises(prompts.NotAsked, match="nobody answered"):
+    with pytest.raises(prompts.PromptFailed, match="nobody answered"):
         answer(domain)
     assert domain.process.returncode == -signal.SIGKILL
 
@@ -159,9 +163,7 @@ def test_where_to_ask():
     for qube in "a", "b", "d", None:
         assert prompts.domain_for(None, qube, app) is dom0
     assert prompts.domain_for(None, None, None) is None
-    with pytest.raises(
-        prompts.NobodyToAsk, match="run 'sudo qvm-zfs unlock p'"
-    ):
+    with pytest.raises(prompts.NoPrompt, match="run 'sudo qvm-zfs unlock p'"):
         answer(None, "p")
 
 
@@ -176,9 +178,7 @@ def test_a_remote_qube_is_not_asked():
         assert prompts.domain_for(None, qube, app) is app.domains["dom0"]
     chosen = prompts.AskDomain("far", str(far.uuid))
     asker = prompts.prompt("p", chosen, "a", app)
-    with pytest.raises(
-        prompts.NobodyToAsk, match="nobody can be asked .* in far"
-    ):
+    with pytest.raises(prompts.NoPrompt, match="nobody can be asked .* in far"):
         asyncio.run(asker("unlock", 1))
 
 
@@ -200,16 +200,14 @@ def test_a_later_qube_of_the_same_name_is_not_asked():
     app.domains["other"] = types.SimpleNamespace(
         name="other", uuid=uuid.uuid4()
     )
-    with pytest.raises(
-        prompts.NobodyToAsk, match="other is not the one that ask"
-    ):
+    with pytest.raises(prompts.NoPrompt, match="other is not the one that ask"):
         prompts.domain_for(chosen, "a", app)
     unrecorded = prompts.AskDomain("other", None)
-    with pytest.raises(prompts.NobodyToAsk, match="is not the one"):
+    with pytest.raises(prompts.NoPrompt, match="is not the one"):
         prompts.domain_for(unrecorded, "a", app)
     del app.domains["other"]
     asker = prompts.prompt("p", chosen, "a", app)
-    with pytest.raises(prompts.NobodyToAsk) as caught:
+    with pytest.raises(prompts.NoPrompt) as caught:
         asyncio.run(asker("unlock", 1))
     assert str(caught.value) == (
         "the qube other, which ask_password_domain names, does not exist; run"

@@ -53,7 +53,7 @@ class Pool:
         before = self.shown
         try:
             asyncio.run(self.key.unlock(self._prompt, for_operation=False))
-        except (keys.NotAsked, WrongPassphrase) as exc:
+        except (keys.PromptFailed, WrongPassphrase) as exc:
             self.refusal = exc
         return self.shown > before
 
@@ -63,7 +63,7 @@ def pool(monkeypatch):
     return Pool(monkeypatch)
 
 
-CANCELLED = keys.NotAsked("cancelled")
+CANCELLED = keys.PromptFailed("cancelled")
 
 
 def test_a_prompt_that_was_cancelled_delays_the_next(pool, clock):
@@ -112,7 +112,7 @@ def test_three_wrong_passphrases_delay_too(pool, clock):
 
 
 def test_a_prompt_that_was_not_shown_delays_nothing(pool, clock):
-    assert pool.start(keys.NobodyToAsk("the GUI domain is not running"))
+    assert pool.start(keys.NoPrompt("the GUI domain is not running"))
     assert pool.start(None) and pool.loaded
 
 

@@ -71,7 +71,7 @@ def check_parameters(monkeypatch, printed, detail):
     # nobody is asked first
     monkeypatch.setattr(keyholder.Asker, "ask", None)
     with pytest.raises(keyholder.Stopped) as caught:
-        keyholder.present_passphrase("tank/x", keyholder.Asker(False))
+        keyholder.ask_present_passphrase("tank/x", keyholder.Asker(False))
     assert caught.value.end is End.BAD_PARAMETERS
     assert str(caught.value.detail) == detail
 
@@ -190,7 +190,7 @@ def test_keyholder_may_wipe_before_it_is_killed(
     assert wiped.exists()
 
 
-@pytest.mark.parametrize("error", [answers.GaveUp, answers.BadLine])
+@pytest.mark.parametrize("error", [answers.CallerGone, answers.BadLine])
 def test_first_of_two_answers_is_wiped_if_there_is_no_second(
     monkeypatch, error
 ):
@@ -202,14 +202,14 @@ def test_first_of_two_answers_is_wiped_if_there_is_no_second(
             return answer
         raise error
 
-    monkeypatch.setattr(answers, "piped", piped)
-    with pytest.raises((answers.GaveUp, keyholder.Stopped)):
+    monkeypatch.setattr(answers, "read_piped", piped)
+    with pytest.raises((answers.CallerGone, keyholder.Stopped)):
         keyholder.new_passphrase(keyholder.Asker(False))
     assert first == bytes(len(first))
 
 
 def test_person_is_asked_three_times(monkeypatch):
-    monkeypatch.setattr(answers, "piped", lambda: bytearray(b"short"))
+    monkeypatch.setattr(answers, "read_piped", lambda: bytearray(b"short"))
     with pytest.raises(keyholder.Stopped) as caught:
         keyholder.new_passphrase(keyholder.Asker(False))
     assert caught.value.end is End.WRONG
@@ -221,8 +221,8 @@ def test_person_is_asked_three_times(monkeypatch):
 def test_typed_line_is_one_line_and_no_more():
     code = (
         "from qubes_storage_zfs.zfs import answers\n"
-        "print(bytes(answers.typed()), bytes(answers.typed()))\n"
-        "try: answers.typed()\n"
+        "print(bytes(answers.read_typed()), bytes(answers.read_typed()))\n"
+        "try: answers.read_typed()\n"
         "except answers.Ended: print('ended')\n"
     )
     done = subprocess.run(

@@ -53,9 +53,9 @@ def test_an_overdue_question_is_not_asked_again(own, gate):
         with pytest.raises(errors.SilentZpool):
             own.questions.ask(slow)
     assert time.monotonic() - begin < threads.DEADLINE
-    assert asked == ["slow"] and not own.answers
+    assert asked == ["slow"] and not own.responds
     gate.set()
-    while not own.answers:
+    while not own.responds:
         time.sleep(0.01)
     assert own.questions.ask(slow) is True
 
@@ -63,14 +63,14 @@ def test_an_overdue_question_is_not_asked_again(own, gate):
 def test_a_slow_list_holds_up_no_property(own, gate):
     with pytest.raises(errors.SilentZpool):
         own.listings.ask(gate.wait)
-    assert own.answers
+    assert own.responds
     assert own.questions.ask(int) == 0
 
 
 def test_what_a_question_raises(own):
     with pytest.raises(ZeroDivisionError):
         own.questions.ask(lambda: 1 / 0)
-    assert own.answers
+    assert own.responds
 
 
 def test_questions_of_several_threads_wait_for_each_other(own):
@@ -84,7 +84,7 @@ def test_questions_of_several_threads_wait_for_each_other(own):
         thread.start()
     for thread in asking:
         thread.join()
-    assert found == [None] * 5 and own.answers
+    assert found == [None] * 5 and own.responds
 
 
 def test_a_zpool_that_hangs_leaves_others_their_threads(own, gate):

@@ -29,7 +29,7 @@ from qubes_storage_zfs.tools import (
 from qubes_storage_zfs.tools import pools as pools_of
 from qubes_storage_zfs.tools.common import Failed, Pool
 from qubes_storage_zfs.zfs import errors, keys, text
-from qubes_storage_zfs.zfs.importexport import Found
+from qubes_storage_zfs.zfs.importexport import ImportableZpool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -277,7 +277,7 @@ def test_refusals_of_attach():
 
 def test_which_zpool_is_chosen():
     def zpool(name="stick", guid="1", state="ONLINE", status="", *devices):
-        return Found(name, guid, state, status, devices)
+        return ImportableZpool(name, guid, state, status, devices)
 
     pool = Pool("p", "zfs_zvol", "stick/p", "1")
     right, other = zpool(), zpool(guid="2")

@@ -9,7 +9,7 @@ from qubes.storage import StoragePoolException
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import main
 from qubes_storage_zfs.zfs import commands, importexport
-from qubes_storage_zfs.zfs.importexport import Found
+from qubes_storage_zfs.zfs.importexport import ImportableZpool
 
 from ..support.lab import configure
 from ..support.sticks import INHIBIT, change, guid, no_node_appears, prop
@@ -90,7 +90,7 @@ def test_a_zpool_imported_by_another_name_is_exported_again(
     stick, monkeypatch, capsys
 ):
     """Its name was changed between the look and the import."""
-    listed = importexport.on_devices
+    listed = importexport.search_devices
 
     async def then_renamed(paths):
         found = await listed(paths)
@@ -99,7 +99,7 @@ def test_a_zpool_imported_by_another_name_is_exported_again(
         return found
 
     export_zpool("stick")
-    monkeypatch.setattr(importexport, "on_devices", then_renamed)
+    monkeypatch.setattr(importexport, "search_devices", then_renamed)
     try:
         with no_node_appears():
             INHIBIT.write_text("1")
@@ -115,14 +115,14 @@ def test_a_zpool_imported_by_another_name_is_exported_again(
 def test_one_guid_with_two_names_is_refused(stick, monkeypatch, capsys):
     right = guid()
     export_zpool("stick")
-    listed = importexport.on_devices
+    listed = importexport.search_devices
 
     async def twice(paths):
         found = await listed(paths)
-        other = Found("evil\x1b", right, "ONLINE", "", ())
+        other = ImportableZpool("evil\x1b", right, "ONLINE", "", ())
         return [*found, other]
 
-    monkeypatch.setattr(importexport, "on_devices", twice)
+    monkeypatch.setattr(importexport, "search_devices", twice)
     code, said = attach_here(capsys, stick.name)
     assert code == 1 and right in said and "evil" in said and "stick" in said
     assert "\x1b" not in said and importexport.guid("stick") is None

@@ -110,7 +110,7 @@ def create(*devices: str) -> None:
 
 
 def undo(*devices: str) -> None:
-    asyncio.run(probe.make_blank_again(devices))
+    asyncio.run(probe.make_empty_again(devices))
 
 
 @contextlib.contextmanager

@@ -563,7 +563,7 @@ def test_passphrase_of_a_locked_pool_is_changed(safe, person):
 
 def test_given_up_change_changes_nothing(safe, person):
     person.replies = [PASSPHRASE, b"the new passphrase", cancelled()]
-    with pytest.raises(prompts.NotAsked):
+    with pytest.raises(prompts.PromptFailed):
         safe.run(keys.change(safe.container, 100_000, person))
     assert zfs_key(["load-key", "-n"], safe.container, PASSPHRASE)[0] == 0
 

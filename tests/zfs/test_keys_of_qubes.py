@@ -256,7 +256,7 @@ def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
         await hostapi.remove_vm(again.domains["screen"])
         again.events_enabled = True
         await hostapi.create_vm(again, "StandaloneVM", "screen", label="red")
-        with pytest.raises(prompts.NobodyToAsk, match="is not the one"):
+        with pytest.raises(prompts.NoPrompt, match="is not the one"):
             prompts.domain_for(again.pools[pool.name].ask_domain, None, again)
         await hostapi.remove_vm(again.domains["screen"])
         await hostapi.remove_pool(again, pool.name)

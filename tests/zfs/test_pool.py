@@ -187,7 +187,7 @@ def test_zpool_from_block_devices():
         assert lab.content(lab.again(volume)) == b"data"
     finally:
         subprocess.run(["zpool", "destroy", "-f", "fresh"], check=False)
-        lab.run(probe.make_blank_again(["/dev/vdd"]))
+        lab.run(probe.make_empty_again(["/dev/vdd"]))
 
 
 def test_clone_between_qubes_pools_of_one_zpool(make_lab):
