@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What this package knows of OpenZFS; nothing in here knows of Qubes."""
+"""Mechanisms of OpenZFS; no module in this package imports Qubes code."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How the keyholder reads the answers to its prompts: its standard input.
+"""Read the answers to the keyholder's prompts from its standard input.
 
-Either a pipe from a service, which writes one line for each prompt, or what
-the person has who runs a tool: a terminal, or lines that a program wrote.
+The standard input is a pipe from the service qubes.AskPassword, which writes
+one line for each prompt, or the standard input of a tool: a terminal, or lines
+that a program wrote.  Only the process of keyholder.py imports this module.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ class BadLine(Exception):
 
 
 class CallerGone(Exception):
-    """Nobody waits for this process any more."""
+    """The process that started the keyholder has closed its pipe."""
 
 
 class Ended(Exception):
@@ -29,9 +30,10 @@ class Ended(Exception):
 
 
 def read_piped() -> bytearray:
-    """Read the answer of a service: one line, without its end.
+    """Read one line from the service's pipe; return it without its end.
 
-    :raises BadLine: if it is too long, has a NUL in it or more behind it
+    :raises BadLine: if the line is too long, contains a NUL, or is followed by
+        more data
     :raises CallerGone: if the pipe was closed
     """
     buffer = bytearray(2 * LONGEST)
@@ -51,11 +53,13 @@ def read_piped() -> bytearray:
 
 
 def read_typed() -> bytearray:
-    """Read one line and no byte more, without its end.
+    """Read one line of a tool's standard input; return it without its end.
 
-    :raises BadLine: if it is too long or has a NUL in it
+    This reads byte by byte, so that the next line stays in the pipe.
+
+    :raises BadLine: if the line is too long or contains a NUL
     :raises Ended: if the input ended before the line did
-    :raises CallerGone: if the process that reads our output is gone
+    :raises CallerGone: if the process that reads our output has ended
     """
     line = bytearray(2 * LONGEST)
     try:
@@ -87,11 +91,11 @@ def _wait_for_input() -> None:
 
 @contextlib.contextmanager
 def without_echo() -> Iterator[None]:
-    """Keep a terminal from showing what is typed, but the end of a line."""
+    """Turn off the echo of a terminal, except for the end of a line."""
     if not os.isatty(0):
         yield
         return
-    # a process in the background may put the terminal back, too
+    # a process in the background must be able to restore the terminal as well
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     before = termios.tcgetattr(0)
     quiet = termios.tcgetattr(0)
@@ -100,6 +104,6 @@ def without_echo() -> Iterator[None]:
     try:
         yield
     finally:
-        # a terminal that was closed has nothing to put back
+        # a terminal that was closed cannot be restored
         with contextlib.suppress(termios.error):
             termios.tcsetattr(0, termios.TCSAFLUSH, before)

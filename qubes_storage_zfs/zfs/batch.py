@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Batches: the channel programs of several tasks, run as one.
+"""Batches: the channel programs of several tasks, run as one program.
 
-qubesd starts and stops a qube's volumes side by side, each in a task of its
-own.  Each of these tasks joins the batch of the qube and passes it to the
-functions that run programs.
+qubesd starts and stops the volumes of a qube concurrently, each in a task of
+its own.  Each of these tasks joins the batch of the qube, and passes it to the
+functions that run programs.  So the volumes wait for one transaction group.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from . import lzc, runtime
 from .reply import Reply
 from .zcp import Program, Result, returned, run_in_thread
 
-#: seconds that a task waits for the others, should one of them take long
+#: seconds that a submitted program waits at most for those of other tasks
 PATIENCE = 0.5
 
 
 @dataclass(eq=False)
 class _Submitted:
-    """A program that a task waits for."""
+    """A program that a task has submitted and waits for."""
 
     program: Program
     sync: bool
@@ -31,19 +31,20 @@ class _Submitted:
 
 
 class Batch:
-    """Tasks that work side by side; their programs run when all of them wait.
+    """Concurrent tasks whose programs run as one when all of them wait.
 
-    Batches.join() creates it.  It lives until the last task leaves it, and
-    only the event loop's thread may touch it.
+    Batches.join() creates it.  It lives until the last task leaves it.  Only
+    the thread of the event loop may touch it.
 
-    A program that refuses or fails does not fail the others.  If ZFS does not
-    run them to the end, all of them fail.
+    A program that refuses or fails does not make the others fail.  If ZFS does
+    not run the batch to its end, all of them fail.
 
-    :ivar members: how many tasks are in it
+    :ivar members: number of tasks in the batch
     :ivar ended: set when the last task has left
     """
 
     def __init__(self) -> None:
+        """Create a batch without members."""
         self.members = 0
         self.ended = asyncio.Event()
         self._waiting: list[_Submitted] = []
@@ -51,11 +52,11 @@ class Batch:
         self._running: set[asyncio.Task[None]] = set()
 
     async def run(self, program: Program, sync: bool) -> Reply:
-        """Run *program* together with those of the other tasks.
+        """Run *program* in a batch with the programs of the other tasks.
 
-        :param sync: it changes something
-        :raises ZfsError: if this program refused or failed, or ZFS did not
-            run the batch to the end
+        :param sync: whether the program changes something
+        :raises ZfsError: if this program refused or failed, or if ZFS did not
+            run the batch to its end
         """
         submitted = _Submitted(program, sync)
         self._waiting.append(submitted)
@@ -76,10 +77,10 @@ class Batch:
             self._timer = loop.call_later(PATIENCE, self._go)
 
     def check(self) -> None:
-        """Run what waits, if all tasks wait; called when that may have changed.
+        """Run the submitted programs as soon as all tasks wait.
 
-        Tasks that were created at once have all started when the event loop
-        calls what is scheduled here.
+        Called whenever that may have changed.  The check itself is scheduled:
+        tasks that were created at the same time have all started by then.
         """
         asyncio.get_running_loop().call_soon(self._go_if_all_wait)
 
@@ -88,7 +89,10 @@ class Batch:
             self._go()
 
     def _go(self) -> None:
-        """Run programs that read first, so that changes meet."""
+        """Run the programs that only read; if there are none, the changes.
+
+        So changes wait for reading tasks, and run in one transaction group.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -118,24 +122,28 @@ class Batch:
 class Batches:
     """The batches of a process, by key.
 
-    The runtime has one instance.
+    The runtime creates one instance, which lives as long as the process.  Only
+    the thread of the event loop may touch it.
     """
 
     def __init__(self) -> None:
+        """Create the registry without batches."""
         self._batches: dict[str, Batch] = {}
 
     def __len__(self) -> int:
+        """Return the number of batches that have members."""
         return len(self._batches)
 
     @contextlib.contextmanager
     def join(self, key: str) -> Iterator[Batch]:
-        """Join the batch for *key*; the last task that leaves it ends it.
+        """Join the batch for *key*; it ends when the last task leaves it.
 
-        A task joins before it waits for anything, so that tasks that start
-        at once meet.  No task in a batch may wait for what another one of
-        them will do.
+        A task joins before its first await, so that tasks that start at the
+        same time share a batch.  No task may wait for another task of its
+        batch.
 
-        :param key: names what the tasks are about; all of it is in one zpool
+        :param key: the subject of the tasks, for example a qube's dataset; all
+            programs of a batch are for one zpool
         """
         batch = self._batches.setdefault(key, Batch())
         batch.members += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Channel programs as the other modules run them: alone or in a batch."""
+"""Run channel programs, alone or in a batch, and return their replies."""
 
 import functools
 
@@ -10,11 +10,13 @@ from .zcp import Data, Note, Program, ignore, returned
 
 
 def ask(name: str, dataset: str, arguments: Data) -> Reply:
-    """Run a read-only program and wait for it, for a moment at most.
+    """Run a read-only program; block for threads.DEADLINE seconds at most.
 
-    For properties that the API wants synchronously.  It waits for no
-    transaction group, but for the zpool's disks if not all is cached.
+    For synchronous properties of the storage API.  The program waits for no
+    transaction group, but for the zpool's disks if data is not cached.
 
+    :param name: file of the program, without ".lua"
+    :param dataset: subject of an error; the program runs in its zpool
     :raises SilentZpool: if the zpool does not answer in time
     :raises ZfsError: if the program fails
     """
@@ -23,11 +25,11 @@ def ask(name: str, dataset: str, arguments: Data) -> Reply:
 
 
 def ask_for_list(name: str, dataset: str, arguments: Data, note: Note) -> None:
-    """As ask(), for a program that may take longer in a large pool.
+    """Run a read-only program that is slow in a large pool; see ask().
 
-    :param note: is called with the result, in another thread, even if it
-        comes too late
-    :raises SilentZpool: if it does not come in time
+    :param note: called with the reply, in another thread, even after the
+        deadline
+    :raises SilentZpool: if the reply does not arrive in time
     :raises ZfsError: if the program fails
     """
     listings = threads.for_zpool_of(dataset).listings
@@ -35,7 +37,7 @@ def ask_for_list(name: str, dataset: str, arguments: Data, note: Note) -> None:
 
 
 def _run_alone(program: Program) -> Reply:
-    """Run a program that only reads, in this thread."""
+    """Run a read-only program in this thread."""
     return returned(zcp.run([program], False)[0])
 
 
@@ -44,7 +46,7 @@ async def read(
 ) -> Reply:
     """Run a read-only program in a thread.
 
-    :param batch: run it together with the programs of this batch
+    :param batch: batch to run the program in; None: run it alone
     :raises ZfsError: if the program fails
     """
     return await _run(Program(name, dataset, arguments), False, batch)
@@ -57,15 +59,15 @@ async def change(
     note: Note = ignore,
     batch: Batch | None = None,
 ) -> Reply:
-    """Run a program that changes something: one transaction group.
+    """Run a program that changes something, in one transaction group.
 
-    All it did is on disk when this returns; after a crash, all or nothing.
+    All changes are on disk when this returns.  After a crash, all of them were
+    made, or none.
 
-    :param note: is called with the result even if the waiting task is
-        cancelled
-    :param batch: run it together with the programs of this batch
-    :raises ZfsError: if the program refused (then nothing was changed,
-        unless its header says otherwise) or failed
+    :param note: called with the reply even if the waiting task is cancelled
+    :param batch: batch to run the program in; None: run it alone
+    :raises ZfsError: if the program refused (then nothing was changed, unless
+        its header says otherwise) or failed
     """
     return await _run(Program(name, dataset, arguments, note), True, batch)
 

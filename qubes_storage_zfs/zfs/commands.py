@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Programs: zpool(8) and zfs(8) for what libzfs_core cannot do, and others.
+"""Run zpool(8), zfs(8) and other programs.
 
 libzfs_core cannot create a zpool or set native properties.  Programs run
-without a shell, with an environment of our own and by absolute paths.  Besides
+without a shell, by absolute paths and with a fixed environment.  Besides
 keys.py, which runs the keyholder, no other module starts a process.
 """
 
@@ -16,18 +16,18 @@ from pathlib import Path
 from . import lzc
 from .errors import CommandFailed
 
-#: folders that programs are searched in; also their PATH
+#: folders in which programs are searched; also their PATH
 FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _ENVIRONMENT = {"PATH": ":".join(FOLDERS), "LC_ALL": "C"}
 #: seconds until a zpool counts as silent
 PATIENCE = 5.0
-#: parameter of the module: whether it creates no device nodes
+#: parameter of the zfs module: "1" if it creates no device nodes
 INHIBIT = "/sys/module/zfs/parameters/zvol_inhibit_dev"
 #: seconds between attempts while udev probes a device; 4.7 in all
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.2, 2.0)
 
-#: texts that the ZFS programs print for EBUSY (zpool_vdev.c and, for the
-#: kernel's answer, zpool_create() in libzfs_pool.c)
+#: messages of zpool(8) and zfs(8) for EBUSY (zpool_vdev.c; for an error of the
+#: kernel, zpool_create() in libzfs_pool.c)
 _BUSY_WORDS = (
     "is busy",
     "resource busy",
@@ -35,9 +35,9 @@ _BUSY_WORDS = (
     "one or more vdevs refer to the same device",
 )
 
-#: properties of a zpool that is created or imported here.  If its disk is gone,
-#: it returns errors and neither hangs its users nor stops the machine; and no
-#: disk that is connected later becomes part of it or changes its size
+#: properties of each zpool that is created or imported here.  If a disk fails,
+#: the zpool returns errors, and neither blocks its users nor stops the machine.
+#: A disk that is connected later does not become part of it or change its size
 ZPOOL_PROPERTIES = {
     "failmode": "continue",
     "autotrim": "on",
@@ -70,18 +70,19 @@ async def _execute(path: str, arguments: Sequence[str]) -> tuple[int, str]:
 async def run(
     program: str, *arguments: str, ok: tuple[int, ...] = (0,)
 ) -> tuple[int, str]:
-    """Run *program* to its end; return its status and its output.
+    """Run *program* to its end; return its exit status and its output.
 
-    Output and errors are one text.  If cancelled, this awaits the end of the
-    program first, so that it does not change a disk afterwards.
+    The output contains standard output and standard error.  If cancelled, this
+    waits for the end of the program first, so that the program does not change
+    a disk afterwards.
 
-    :param program: its name, without a folder
-    :param ok: the statuses that are not failures
-    :raises CommandFailed: for any other status, negative for a signal;
-        127 if there is no such program
+    :param program: name, without a folder
+    :param ok: exit statuses that are not failures
+    :raises CommandFailed: for any other status; the code is negative for a
+        signal, 126 if the program did not start, 127 if it is not installed
     """
-    verb = [word for word in arguments[:1] if word[:1].isalpha()]
-    command = " ".join([program, *verb])
+    subcommand = [word for word in arguments[:1] if word[:1].isalpha()]
+    command = " ".join([program, *subcommand])
     path = _find(program)
     if path is None:
         raise CommandFailed(
@@ -103,10 +104,10 @@ async def run(
 
 
 async def responds(dataset: str) -> bool:
-    """Return whether ZFS answers a program within :py:data:`PATIENCE`.
+    """Return whether ZFS answers zfs(8) within :py:data:`PATIENCE` seconds.
 
-    A process cannot end while a thread of its own waits for a disk, so a
-    program asks.  If it waits for a disk, nothing waits for it.
+    A process cannot end while one of its threads waits for a disk.  So another
+    process asks, and this does not wait for its end.
     """
     path = _find("zfs")
     if path is None:
@@ -126,7 +127,9 @@ async def responds(dataset: str) -> bool:
 
 
 async def run_patiently(program: str, *arguments: str) -> None:
-    """Run a program as run() does; again while udev may have the device open.
+    """Run a program; retry while it reports that a device is busy.
+
+    udev opens a device for a moment after each change.
 
     :raises CommandFailed: as run() does
     """
@@ -149,16 +152,18 @@ async def create_zpool(
 ) -> None:
     """Create a zpool over *devices* that probe.checked() has just accepted.
 
-    All properties are part of the call: no zpool exists without them.  It is
-    never forced, and ZFS chooses ashift, because it asks the disks.
+    All properties are part of one call, so the zpool never exists without
+    them.  The creation is never forced.  ZFS chooses ashift by asking the
+    disks.
 
-    After a failure the devices may carry a partition table or labels that
+    After a failure the devices may have a partition table or labels that
     zpool(8) wrote before it failed; see probe.make_empty_again().
 
-    :param devices: absolute paths; their space is added up, nothing is mirrored
-    :param properties: of the root dataset, inherited by all datasets in it
-    :raises ValueError: for a device that zpool(8) might take as a keyword
-    :raises CommandFailed: if zpool(8) refused
+    :param devices: absolute paths; data is striped over them, not mirrored
+    :param compression: property of the root dataset
+    :param properties: of the root dataset; all datasets in it inherit them
+    :raises ValueError: for a device that zpool(8) might take for a keyword
+    :raises CommandFailed: if zpool(8) refuses
     """
     if not devices or not all(path.startswith("/") for path in devices):
         raise ValueError("A zpool needs devices, given by absolute paths.")
@@ -174,7 +179,7 @@ async def create_zpool(
 async def destroy_zpool(name: str) -> None:
     """Destroy a zpool that create_zpool() has just created.
 
-    :raises CommandFailed: if zpool(8) refused
+    :raises CommandFailed: if zpool(8) refuses
     """
     await run_patiently("zpool", "destroy", "--", name)
 
@@ -182,7 +187,7 @@ async def destroy_zpool(name: str) -> None:
 async def set_property(dataset: str, name: str, value: str) -> None:
     """Set a native or user property of a dataset.
 
-    :raises CommandFailed: if zfs(8) refused
+    :raises CommandFailed: if zfs(8) refuses
     """
     await set_properties(dataset, {name: value})
 
@@ -190,27 +195,29 @@ async def set_property(dataset: str, name: str, value: str) -> None:
 async def set_properties(dataset: str, properties: Mapping[str, str]) -> None:
     """Set several properties of a dataset.
 
-    ZFS does so in one transaction group, except for properties like quota,
+    ZFS sets them in one transaction group, except for properties like quota,
     which it sets one by one.
 
-    :raises CommandFailed: if zfs(8) refused
+    :raises CommandFailed: if zfs(8) refuses
     """
     words = [f"{name}={value}" for name, value in properties.items()]
     await run("zfs", "set", *words, dataset)
 
 
 async def inherit(dataset: str, name: str) -> None:
-    """Take the own value of a dataset's property away.
+    """Remove a dataset's own value of a property, so that it is inherited.
 
-    :raises CommandFailed: if zfs(8) refused
+    :raises CommandFailed: if zfs(8) refuses
     """
     await run("zfs", "inherit", name, dataset)
 
 
 async def rename(dataset: str, new: str) -> None:
-    """Rename a dataset and all below; ZFS unmounts or moves mounted ones.
+    """Rename a dataset and everything below it.
 
-    :raises CommandFailed: if zfs(8) refused
+    ZFS unmounts mounted filesystems, or mounts them at their new place.
+
+    :raises CommandFailed: if zfs(8) refuses
     """
     await run("zfs", "rename", dataset, new)
 
@@ -218,13 +225,13 @@ async def rename(dataset: str, new: str) -> None:
 async def remake_node(dataset: str) -> None:
     """Have ZFS create the node of a zvol that has none, or is hidden.
 
-    A process that was killed in importexport.no_new_nodes() has left the module
-    without new nodes; that ends first.  A process that is alive has a lock.
+    If a process was killed in importexport.no_new_nodes(), the module creates
+    no nodes.  This turns that off first, unless a living process has the lock.
 
     Inheriting volmode changes nothing for a zvol that has its node
     (zvol_set_volmode_impl()).
 
-    :raises CommandFailed: if zfs(8) refused
+    :raises CommandFailed: if zfs(8) refuses
     """
     _end_inhibition()
     await inherit(dataset, "volmode")
@@ -238,18 +245,19 @@ def _end_inhibition() -> None:
 
 
 def zpool_imported(name: str) -> bool:
-    """Return whether a zpool of that name is imported, also if suspended.
+    """Return whether a zpool of that name is imported, suspended or not.
 
-    The module's statistics have a folder for each zpool; reading them needs no
-    process and does not wait for a silent zpool.
+    The statistics of the zfs module have a folder for each imported zpool.
+    Reading them starts no process, and does not block if a disk of the zpool
+    does not answer.
     """
     return bool(name) and os.path.exists(f"/proc/spl/kstat/zfs/{name}/state")
 
 
 def is_suspended(zpool: str) -> bool:
-    """Return whether ZFS has stopped all I/O, because too many disks fail.
+    """Return whether ZFS has stopped all I/O because too many disks fail.
 
-    This does not wait, as zpool_imported() does not.
+    Like zpool_imported(), this does not block.
     """
     state = Path("/proc/spl/kstat/zfs", zpool, "state")
     try:

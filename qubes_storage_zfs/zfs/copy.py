@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Copy a volume's bytes without writing zeroes and without using up memory."""
+"""Copy the bytes of a volume without writing zeroes or filling the memory."""
 
 import contextlib
 import os
@@ -8,17 +8,20 @@ import threading
 from . import devices, lzc, threads
 
 BLOCK = 1 << 20  # bytes
-#: bytes that are read while as many are written out, which bounds what is
-#: dirty in memory
+#: bytes that are read while the same number is written out; this limits the
+#: dirty pages in memory
 WINDOW = 32 << 20
 
 
 async def sparse_copy(source: str, target: str) -> None:
-    """Copy *source* to *target*, a device that reads as zeroes throughout.
+    """Copy *source* to *target*, a device that contains zeroes only.
 
-    All of it was given to ZFS when this returns, so it is on disk when the
-    next transaction group is.  A cancelled copy stops at the next block.
+    When this returns, ZFS has all the data in an open transaction group, and
+    the data is on disk when that group is.  A cancelled copy stops at the next
+    block.
 
+    :param source: path of a device, a file or a pipe
+    :param target: path of a zvol
     :raises OSError: if reading or writing fails
     """
     stop = threading.Event()
@@ -38,21 +41,21 @@ def _copy(source: str, target: str, stop: threading.Event) -> None:
         buffer = bytearray(BLOCK)
         view = memoryview(buffer)
         zeroes = bytes(BLOCK)
-        offset = begun = 0
+        offset = window = 0
         under_way = (0, 0)
         while not stop.is_set():
             length = os.readv(reader, [buffer])
             if length == 0:
                 break
-            # the whole buffer, for a view is compared byte by byte
+            # compare the whole buffer: comparing a memoryview is slow
             if length < BLOCK or buffer != zeroes:
                 _write(writer, view[:length], offset)
             offset += length
-            if offset - begun >= WINDOW:
-                devices.write_out(writer, begun, offset - begun, wait=False)
+            if offset - window >= WINDOW:
+                devices.write_out(writer, window, offset - window, wait=False)
                 _flush(reader, writer, *under_way)
-                under_way, begun = (begun, offset - begun), offset
-        for first, size in under_way, (begun, offset - begun):
+                under_way, window = (window, offset - window), offset
+        for first, size in under_way, (window, offset - window):
             _flush(reader, writer, first, size)
 
 
@@ -68,6 +71,6 @@ def _flush(reader: int, writer: int, offset: int, length: int) -> None:
         return
     devices.write_out(writer, offset, length)
     for descriptor in (reader, writer):
-        # a pipe has no page cache to be spared
+        # a pipe has no page cache
         with contextlib.suppress(OSError):
             os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Device nodes of zvols: found, verified, and their holders.
+"""Wait for the device nodes of zvols, verify them, and list their holders.
 
 The kernel creates /dev/zdN before lzc_create() and lzc_clone() return.  udev
-creates the link /dev/zvol/<dataset> later, and it may lead to another zvol for
-a while.  So wait_for_link() waits for the link (inotify, no polling) and asks
-the node for its name (BLKZNAME) before it returns the link.
+creates the link /dev/zvol/<dataset> later, and the link may lead to another
+zvol for a while.  So wait_for_link() waits for the link with inotify, and asks
+the node for its name (ioctl BLKZNAME) before it returns the link.
 """
 
 import asyncio
@@ -29,18 +29,19 @@ T = TypeVar("T")
 ZVOL_DIR = "/dev/zvol"
 #: _IOR(0x12, 125, char[256]) of include/sys/fs/zfs.h
 BLKZNAME = 0x8100127D
-#: errno of the kernel's own, include/linux/errno.h
+#: an errno that the kernel should keep to itself (include/linux/errno.h)
 ERESTARTSYS = 512
-#: attempts to open a node, a second each
+#: attempts to open a node, one second each
 OPEN_TRIES = 30
-#: seconds until a link is declared missing
+#: seconds until a link counts as missing
 LINK_LIMIT = 30.0
-#: seconds after which udev is asked again for a missing link; then again after
-#: twice as many
+#: seconds after which udev is asked for a missing link again; the pause doubles
+#: each time
 NUDGE_AFTER = 5.0
-#: seconds after which a process that has a node open is more than a probe
+#: seconds that udev may have a node open to probe it; a process that has it
+#: open for longer is a holder
 PROBE_LIMIT = 2.0
-#: seconds for which a busy zvol is taken for probed by udev, and tried again
+#: seconds for which an operation on a busy zvol is retried
 BUSY_LIMIT = 6.0
 
 #: nodes that VerifiedNodes remembers
@@ -54,26 +55,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def link(dataset: str) -> str:
-    """Return the path of udev's link to the node of *dataset*."""
+    """Return the path of udev's link to the device node of *dataset*."""
     return f"{ZVOL_DIR}/{dataset}"
 
 
 def dataset_of(path: str) -> str | None:
-    """Return the dataset that *path* is the link() of; None if it is not."""
+    """Return the dataset that link() maps to *path*; None if there is none."""
     if not path.startswith(ZVOL_DIR + "/"):
         return None
     return path[len(ZVOL_DIR) + 1 :]
 
 
 def open_node(path: str, flags: int) -> int:
-    """Open a block device, as os.open() does.
+    """Open a block device; retry while ZFS waits for a lock.
 
-    OpenZFS returns a code of the kernel to the first opener of a zvol if it
-    did not get a lock within a second, as while a zpool is created or imported
-    (zvol_open() in zvol_os.c, zvol_open_timeout_ms).  That is no refusal, so
-    this tries again.
+    zvol_open() (zvol_os.c) returns ERESTARTSYS to the first opener of a zvol if
+    it does not get a lock within a second (zvol_open_timeout_ms), for example
+    while a zpool is created or imported.
 
-    :raises OSError: if it cannot be opened
+    :param flags: as of os.open(); O_CLOEXEC is added
+    :raises OSError: if the device cannot be opened
     """
     for _ in range(OPEN_TRIES - 1):
         try:
@@ -85,15 +86,15 @@ def open_node(path: str, flags: int) -> int:
 
 
 def size_of(path: str) -> int:
-    """Return the size in bytes, without opening the device.
+    """Return the size of a device in bytes, without opening it.
 
-    :raises OSError: if it does not exist
+    :raises OSError: if the device does not exist
     """
     return int(_attribute(path, "size")) * 512
 
 
 def _attribute(path: str, name: str) -> str:
-    """Return an attribute in sysfs of the block device behind *path*."""
+    """Return a sysfs attribute of the block device that *path* leads to."""
     node = os.path.basename(os.path.realpath(path))
     return Path("/sys/class/block", node, name).read_text("ascii")
 
@@ -108,9 +109,10 @@ def _name_of_open(fd: int) -> str | None:
 
 
 def name_of_node(path: str) -> str | None:
-    """Return the dataset behind a block device; None if it is not a zvol.
+    """Return the dataset of a block device; None if it is not a zvol.
 
-    It is opened read-only: closing a writable descriptor makes udev probe.
+    This opens the device read-only, because closing a writable descriptor
+    makes udev probe the device.
     """
     try:
         fd = open_node(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -123,10 +125,9 @@ def name_of_node(path: str) -> str | None:
 
 
 def _nodes() -> list[str]:
-    """Return the nodes of zvols, those without a link first.
+    """Return the nodes of all zvols, those without a link first.
 
-    Opening a node in a silent zpool would wait for that zpool, so these are
-    left out.
+    Nodes of silent zpools are left out: opening one would block.
     """
     linked = {}
     for folder, _, names in os.walk(ZVOL_DIR):
@@ -149,7 +150,10 @@ def _is_silent(zpool: str) -> bool:
 
 
 def _node_of(dataset: str) -> str | None:
-    """Return /dev/zdN without udev, by asking all zvols for their names."""
+    """Return the node /dev/zdN of a dataset by asking all zvols for their name.
+
+    This does not depend on udev.
+    """
     for node in _nodes():
         if name_of_node(node) == dataset:
             return node
@@ -157,11 +161,12 @@ def _node_of(dataset: str) -> str | None:
 
 
 async def _nudge(dataset: str, opened: contextlib.ExitStack) -> None:
-    """Have udev probe the zvol again (as ``udevadm trigger`` does).
+    """Have udev probe a zvol again, as ``udevadm trigger`` does.
 
-    Until *opened* is closed the zvol is open: only the first opener gets the
-    code that open_node() describes, so udev's program does not.  If ZFS lost
-    the node, have ZFS create one.
+    If the zvol has no node, have ZFS create one.
+
+    :param opened: keeps the zvol open.  Only the first opener of a zvol gets
+        ERESTARTSYS (see open_node()), so udev's zvol_id does not get it
     """
 
     def announce(node: str) -> None:
@@ -181,9 +186,14 @@ async def _nudge(dataset: str, opened: contextlib.ExitStack) -> None:
 
 
 class _Watch:
-    """Waits for events in the folders of a path (inotify)."""
+    """An inotify watch of all folders above a path.
+
+    wait_for_link() creates it for one call.  Only the thread of the event loop
+    may touch it.
+    """
 
     def __init__(self, path: str) -> None:
+        """Create the watch, without watching anything yet."""
         self._path = path
         self._fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self._event = asyncio.Event()
@@ -196,30 +206,30 @@ class _Watch:
         self._event.set()
 
     def arm(self) -> None:
-        """Start to watch every existing folder above the path."""
+        """Watch every folder above the path that exists now."""
         self._event.clear()
         folder = os.path.dirname(self._path)
         while folder.startswith("/dev"):
-            # adding a watch that is there already changes nothing
+            # adding a watch that exists changes nothing
             _libc.inotify_add_watch(
                 self._fd, folder.encode(), ctypes.c_uint32(_IN_EVENTS)
             )
             folder = os.path.dirname(folder)
 
     async def wait(self, seconds: float) -> None:
-        """Wait for an event since arm(), or for *seconds*."""
+        """Wait for an event since arm(), for *seconds* at most."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), seconds)
 
     def close(self) -> None:
-        """End the watch."""
+        """Remove the watch."""
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
 
 
-#: a node, and the number that the kernel gives to each disk, never twice
-#: (diskseq)
+#: path of a node, and the sequence number of its disk (diskseq), which the
+#: kernel never assigns twice
 _Node = tuple[str, str]
 
 
@@ -233,20 +243,22 @@ def _node_behind(path: str) -> _Node | None:
 
 
 class VerifiedNodes:
-    """Datasets whose nodes were verified; the runtime has one of these.
+    """A cache of verified nodes, by dataset.
 
-    Any thread may use it.
+    The runtime creates one instance, which lives as long as the process.  Any
+    thread may use it.
     """
 
     def __init__(self) -> None:
+        """Create an empty cache."""
         self._nodes: dict[str, _Node] = {}
 
     def has(self, dataset: str, node: _Node) -> bool:
-        """Return whether *node* was verified to be that of *dataset*."""
+        """Return whether *node* was verified as the node of *dataset*."""
         return self._nodes.get(dataset) == node
 
     def add(self, dataset: str, node: _Node) -> None:
-        """Remember that *node* is that of *dataset*."""
+        """Record that *node* is the node of *dataset*."""
         if len(self._nodes) >= SEEN_LIMIT:
             self._nodes.clear()
         self._nodes[dataset] = node
@@ -255,8 +267,7 @@ class VerifiedNodes:
 def _leads_to(path: str, dataset: str) -> bool:
     """Return whether *path* leads to the node of *dataset*.
 
-    The zvol itself is asked, which must be opened for it; once for each node
-    that a dataset has.
+    Opens the zvol to ask for its name, once for each node of a dataset.
     """
     verified, node = runtime.of(VerifiedNodes), _node_behind(path)
     if node is not None and verified.has(dataset, node):
@@ -271,21 +282,21 @@ def _leads_to(path: str, dataset: str) -> bool:
 async def wait_for_link(dataset: str) -> str:
     """Wait until the link of *dataset* leads to its node; return the link.
 
-    :raises NoDevice: if it does not within :py:data:`LINK_LIMIT` seconds
+    :raises NoDevice: if it does not do so within :py:data:`LINK_LIMIT` seconds
     """
     path = link(dataset)
     if await lzc.in_thread(dataset, _leads_to, path, dataset):
         return path
     loop = asyncio.get_running_loop()
-    begin = loop.time()
+    start = loop.time()
     nudge_at = NUDGE_AFTER
     with contextlib.ExitStack() as opened:
         watch = _Watch(path)
         opened.callback(watch.close)
         while True:
-            # taken before the check, so that the last check is after the last
-            # wait
-            passed = loop.time() - begin
+            # read the clock before the check, so that the last check comes
+            # after the last wait
+            passed = loop.time() - start
             watch.arm()
             if await lzc.in_thread(dataset, _leads_to, path, dataset):
                 return path
@@ -299,15 +310,15 @@ async def wait_for_link(dataset: str) -> str:
 
 @contextlib.asynccontextmanager
 async def flushed(dataset: str) -> AsyncIterator[None]:
-    """Write out dom0's page cache of the zvol, if it has a node.
+    """Write out dom0's page cache of a zvol, if the zvol has a node.
 
-    A snapshot does not contain buffered writes that did not reach ZFS.  Data
-    that did is in the transaction group of the snapshot, or an earlier one;
-    fsync() would also write it to the intent log, which takes four transaction
-    groups to open and close (counted on 2.4.4).
+    A snapshot does not contain buffered writes that have not reached ZFS.
+    Data that has reached ZFS is in the transaction group of the snapshot or in
+    an earlier one.  fsync() would also write it to the intent log, and opening
+    and closing that takes four transaction groups (counted on 2.4.4).
 
-    The zvol stays open inside the context: else ZFS opens it again for each of
-    its snapshots that a program lists, and for each of its properties.
+    The zvol stays open inside the context.  Otherwise ZFS would open it for
+    each snapshot that a program lists, and for each property.
 
     :raises OSError: if the data could not be written
     """
@@ -324,8 +335,8 @@ def _flush(dataset: str, opened: contextlib.ExitStack) -> None:
     try:
         fd = open_node(link(dataset), os.O_RDONLY)
     except OSError as exc:
-        # without its key it cannot have been opened since it was closed, and
-        # closing it wrote what there was
+        # EACCES: without its key, a zvol cannot be opened, and when it was
+        # last closed, the kernel wrote out its page cache
         if exc.errno in (
             *(errno.ENOENT, errno.ENXIO, errno.ENODEV),
             errno.EACCES,
@@ -342,10 +353,11 @@ def write_out(
 ) -> None:
     """Write out the page cache of a part of a file; see flushed().
 
+    :param fd: a file descriptor
     :param offset: bytes
-    :param length: bytes; 0: up to the end
-    :param wait: wait until it is written; else only start
-    :raises OSError: if it could not be written
+    :param length: bytes; 0: up to the end of the file
+    :param wait: whether to wait until the data is written, or only to start
+    :raises OSError: if the data could not be written
     """
     part = ctypes.c_int64(offset), ctypes.c_int64(length)
     how = ctypes.c_uint(_SYNC_AND_WAIT if wait else _SYNC_WRITE)
@@ -355,7 +367,7 @@ def write_out(
 
 
 def holders(dataset: str) -> tuple[str, ...]:
-    """Return the holders of the zvol's node, as texts; none if it has none."""
+    """Return descriptions of all processes and devices that have a zvol open."""
     linked = os.path.realpath(link(dataset))
     node = linked if name_of_node(linked) == dataset else _node_of(dataset)
     if node is None:
@@ -399,12 +411,14 @@ async def retry_busy(
     action: Callable[[], Awaitable[T]],
     limit: float = BUSY_LIMIT,
 ) -> T:
-    """Await *action* again until it does not raise Busy.
+    """Await *action* repeatedly until it does not raise Busy.
 
     udev opens a node for a moment after each event, so a zvol is often busy for
-    some time.  Other tasks continue meanwhile.
+    a short time.
 
-    :raises Busy: after *limit* seconds, naming the holders
+    :param dataset: the zvol, or the dataset above several zvols
+    :param limit: seconds
+    :raises Busy: after *limit* seconds, with the holders
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + limit
@@ -414,18 +428,18 @@ async def retry_busy(
             return await action()
         except Busy as exc:
             if loop.time() >= end:
-                who = await lzc.in_thread(exc.dataset, holders, exc.dataset)
-                raise busy(exc, who) from exc
+                seen = await lzc.in_thread(exc.dataset, holders, exc.dataset)
+                raise busy(exc, seen) from exc
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.25)
 
 
 async def persistent_holders(dataset: str) -> tuple[str, ...]:
-    """Return the holders that have the zvol's node open for a while.
+    """Return the holders that have a zvol open for longer than a probe.
 
-    A process that closes a node that it wrote to makes udev run zvol_id, which
-    opens the node for a moment.  So does qubesd while it searches for the node
-    of another zvol.
+    When a process closes a node that it wrote to, udev runs zvol_id, which
+    opens the node for a moment.  qubesd does the same while it searches for
+    the node of another zvol.
     """
 
     async def must_be_closed() -> None:

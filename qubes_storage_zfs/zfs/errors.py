@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Failures as exceptions that carry data; store/messages.py has the texts.
+"""Failures as exceptions that carry data; store/messages.py has the messages.
 
-An exception's *data* are what its message can name.  ``str()`` of a ZfsError is
-for the log.
+The *data* of an exception fills the template of its message.  ``str()`` of a
+ZfsError is for the log.
 """
 
 import errno as _errno
@@ -12,31 +12,33 @@ from .text import printable
 
 
 class Failure(Exception):
-    """A failure whose message is a template, filled in with data.
+    """A failure whose message is a template that is filled with data.
 
-    :ivar template: a text of :py:meth:`str.format`; it is shown as it is if
-        there is no data
+    :ivar template: for :py:meth:`str.format`; without data it is the message
     :ivar data: name in the template -> value
     """
 
     def __init__(self, template: str, /, **data: object) -> None:
+        """Create a failure with the message *template*, filled with *data*."""
         super().__init__(template, *data.values())
         self.template = template
         self.data: Mapping[str, object] = data
 
     def __str__(self) -> str:
+        """Return the message."""
         return self.template.format(**self.data) if self.data else self.template
 
 
 class ZfsError(Exception):
     """A call into ZFS failed.
 
-    :ivar dataset: the dataset, snapshot or zpool that the call was about
-    :ivar code: the errno it failed with (may be one of ZFS' own, > 1000)
+    :ivar dataset: dataset, snapshot or zpool that is the subject of the call
+    :ivar code: errno of the failure; ZFS has some of its own, above 1000
     :ivar call: the operation that ZFS refused
     """
 
     def __init__(self, dataset: str, code: int = 0, call: str = "") -> None:
+        """Create the failure of *call* for *dataset* with the errno *code*."""
         super().__init__(dataset, code, call)
         self.dataset = dataset
         self.code = code
@@ -44,7 +46,7 @@ class ZfsError(Exception):
 
     @property
     def errno_name(self) -> str:
-        """The symbol of the errno, or its number if it has none here."""
+        """The name of the errno, or its number if Python has no name for it."""
         return _errno.errorcode.get(self.code, str(self.code))
 
     @property
@@ -54,7 +56,7 @@ class ZfsError(Exception):
 
     @property
     def data(self) -> Mapping[str, object]:
-        """Everything that a message about the failure can name."""
+        """Return the data for the template of a message."""
         return {
             "dataset": self.dataset,
             "zpool": self.zpool,
@@ -63,13 +65,14 @@ class ZfsError(Exception):
         }
 
     def __str__(self) -> str:
+        """Return call, dataset and errno, for the log."""
         return printable(
             f"{self.call or 'ZFS'} {self.dataset}: {self.errno_name}"
         )
 
 
 class NoModule(ZfsError):
-    """The zfs kernel module (or pyzfs) is missing."""
+    """The zfs kernel module is not loaded, or pyzfs is not installed."""
 
 
 class PoolAbsent(ZfsError):
@@ -77,40 +80,43 @@ class PoolAbsent(ZfsError):
 
 
 class NotReadable(ZfsError):
-    """The zpool is imported, but cannot be asked now."""
+    """The zpool is imported, but does not answer now."""
 
 
 class SilentZpool(NotReadable):
-    """The zpool did not answer in time; one of its disks does not."""
+    """The zpool did not answer in time, because a disk of it does not."""
 
     def __init__(self, zpool: str) -> None:
+        """Create the failure for *zpool*."""
         super().__init__(zpool, _errno.ETIMEDOUT, "ask")
 
 
 class Suspended(NotReadable):
-    """ZFS has stopped all I/O of the zpool, because its disks fail."""
+    """ZFS has stopped all I/O of the zpool because its disks fail."""
 
 
 class ReadOnlyZpool(NotReadable):
-    """The zpool is imported read-only; no channel program runs in it."""
+    """The zpool is imported read-only, so ZFS runs no channel program in it."""
 
 
 class ReadOnlyDataset(ZfsError):
-    """A volume is readonly=on; *dataset* is where that is set."""
+    """A volume has readonly=on; *dataset* is the dataset where that is set."""
 
 
 class NoPassphrase(ZfsError):
-    """The key of an encryption root is not made from a passphrase.
+    """The key of an encryption root is not derived from a passphrase.
 
-    :ivar keyformat: raw or hex
+    :ivar keyformat: "raw" or "hex"
     """
 
     def __init__(self, dataset: str, keyformat: str) -> None:
+        """Create the failure for an encryption root and its key format."""
         super().__init__(dataset, _errno.EINVAL, "load_key")
         self.keyformat = keyformat
 
     @property
     def data(self) -> Mapping[str, object]:
+        """Return the data for the template of a message."""
         return {**super().data, "keyformat": self.keyformat}
 
 
@@ -135,95 +141,105 @@ class Unwritten(ZfsError):
 
 
 class Locked(ZfsError):
-    """The dataset's encryption key is not loaded."""
+    """The encryption key of the dataset is not loaded."""
 
 
 class WrongPassphrase(ZfsError):
     """Every answer to the prompts for the present passphrase was wrong."""
 
     def __init__(self, dataset: str) -> None:
+        """Create the failure for an encryption root."""
         super().__init__(dataset, _errno.EACCES, "unlock")
 
 
 class NoNewPassphrase(WrongPassphrase):
-    """No two answers to the prompts for a new passphrase matched."""
+    """No two answers to the prompts for a new passphrase were valid and equal."""
 
 
 class BadAnswer(ZfsError):
     """A prompt returned something other than one line of text."""
 
     def __init__(self, dataset: str) -> None:
+        """Create the failure for an encryption root."""
         super().__init__(dataset, _errno.EBADMSG, "answer")
 
 
 class NoAnswer(ZfsError):
-    """The standard input ended before a passphrase came."""
+    """The standard input ended before a passphrase was read."""
 
     def __init__(self, dataset: str) -> None:
+        """Create the failure for an encryption root."""
         super().__init__(dataset, _errno.ENODATA, "answer")
 
 
 class BadIterations(ZfsError):
-    """The disk has a number of iterations that no key should take.
+    """The number of PBKDF2 iterations on the disk is out of bounds.
 
     :ivar iterations: the value on the disk
     """
 
     def __init__(self, dataset: str, iterations: str) -> None:
+        """Create the failure for an encryption root and its iterations."""
         super().__init__(dataset, _errno.EDOM, "derive a key of")
         self.iterations = iterations
 
     @property
     def data(self) -> Mapping[str, object]:
+        """Return the data for the template of a message."""
         return {**super().data, "iterations": self.iterations}
 
 
 class Unprotected(ZfsError):
-    """The process for a passphrase could not protect its memory.
+    """The keyholder could not protect its memory.
 
-    :ivar protection: the call that the kernel refused, and its reason
+    :ivar protection: the call that the kernel refused, and the reason
     """
 
     def __init__(self, dataset: str, protection: str) -> None:
+        """Create the failure for an encryption root."""
         super().__init__(dataset, _errno.EPERM, protection)
         self.protection = protection
 
     @property
     def data(self) -> Mapping[str, object]:
+        """Return the data for the template of a message."""
         return {**super().data, "protection": self.protection}
 
 
 class Silent(ZfsError):
-    """The process for a passphrase got stuck, and was killed.
+    """The keyholder did not answer in time, and was killed.
 
-    :ivar seconds: how long keys.py waited for it
+    :ivar seconds: time that keys.py waited for it
     """
 
     def __init__(self, dataset: str, seconds: float) -> None:
+        """Create the failure for an encryption root."""
         super().__init__(dataset, _errno.ETIMEDOUT, "derive a key of")
         self.seconds = seconds
 
     @property
     def data(self) -> Mapping[str, object]:
+        """Return the data for the template of a message."""
         return {**super().data, "seconds": f"{self.seconds:.0f}"}
 
 
 class Busy(ZfsError):
-    """A process or device holds the dataset open."""
+    """A process or device has the dataset open."""
 
-    #: descriptions of the holders; none were seen
+    #: descriptions of the holders; empty here, because none were seen
     holders: tuple[str, ...] = ()
 
     def __init__(
         self, dataset: str, code: int = _errno.EBUSY, call: str = ""
     ) -> None:
+        """Create the failure of *call* for *dataset*."""
         super().__init__(dataset, code, call)
 
 
 class InUse(Busy):
-    """Holders of the dataset that were seen, by name.
+    """Processes or devices that are known have the dataset open.
 
-    :ivar holders: their descriptions, at least one
+    :ivar holders: descriptions of them, at least one
     """
 
     def __init__(
@@ -233,30 +249,34 @@ class InUse(Busy):
         call: str = "",
         holders: tuple[str, ...] = (),
     ) -> None:
+        """Create the failure of *call* for *dataset* with its *holders*."""
         super().__init__(dataset, code, call)
         self.holders = holders
 
     @property
     def data(self) -> Mapping[str, object]:
+        """Return the data for the template of a message."""
         return {**super().data, "holders": ", ".join(self.holders)}
 
 
 class NoDevice(ZfsError):
-    """The volume's device node did not appear, or is another volume's."""
+    """The device node of a volume did not appear, or is another volume's."""
 
 
 class CommandFailed(ZfsError):
-    """zpool or zfs, run as a program, refused.
+    """A program, mostly zpool(8) or zfs(8), refused or did not run.
 
     :ivar output: the text that it printed
     """
 
     def __init__(self, command: str, code: int, output: str) -> None:
+        """Create the failure of *command* with its exit status *code*."""
         super().__init__(command, code, "run")
         self.output = output
 
     @property
     def data(self) -> Mapping[str, object]:
+        """Return the data for the template of a message."""
         return {
             **super().data,
             "command": self.dataset,
@@ -264,14 +284,15 @@ class CommandFailed(ZfsError):
         }
 
     def _advice(self) -> str:
-        """Return the output as one line, without advice to force anything.
+        """Return the output as one line, without the lines that advise ``-f``.
 
-        zpool(8) advises ``-f``, which overwrites disks that are in use.
+        ``zpool create -f`` would overwrite disks that are in use.
         """
         lines = (self.output or str(self.code)).split("\n")
         return " ".join(line.strip() for line in lines if "-f'" not in line)
 
     def __str__(self) -> str:
+        """Return the command and its output, for the log."""
         return f"{self.dataset}: {self.output or self.code}"
 
 
@@ -284,18 +305,22 @@ _BY_ERRNO: dict[int, type[ZfsError]] = {
     _errno.EACCES: Locked,
     _errno.ENODATA: Unwritten,
     _errno.ENAMETOOLONG: NameTooLong,
-    # these two by pool_status_check() in zfs_ioctl.c, before anything is done
+    # pool_status_check() in zfs_ioctl.c returns these before any change
     _errno.EROFS: ReadOnlyZpool,
     _errno.EAGAIN: Suspended,
 }
 
 
 def from_errno(code: int, dataset: str, call: str) -> ZfsError:
-    """Return the exception for *code*, to be raised by the caller."""
+    """Return the exception for an errno; the caller raises it.
+
+    :param dataset: subject of the call
+    :param call: the operation that ZFS refused
+    """
     return _BY_ERRNO.get(code, ZfsError)(dataset, code, call)
 
 
 def busy(exc: Busy, holders: tuple[str, ...]) -> Busy:
-    """Return *exc* with the holders that were seen, to be raised."""
+    """Return *exc* with the holders that were seen; the caller raises it."""
     kind = InUse(exc.dataset, exc.code, exc.call, holders)
     return kind if holders else Busy(exc.dataset, exc.code, exc.call)

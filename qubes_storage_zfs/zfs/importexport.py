@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Zpools that come and go: searched for, imported, exported.
+"""Search for zpools, import and export them.
 
-A disk that was away may have been changed by another machine.  Its labels name
-a zpool, and properties of its datasets decide how this machine treats them, so
-both are claims until they are checked.
+Another machine may have changed a disk while it was away.  Labels on the disk
+name its zpool, and properties on the disk decide how this machine treats the
+datasets.  So none of them is trusted before it was checked.
 """
 
 import asyncio
@@ -23,22 +23,22 @@ from .threads import NO_ZPOOL
 
 _Task = asyncio.Task[Any]
 
-#: statistics of the module: a folder for each imported zpool
+#: statistics of the zfs module; it has a folder for each imported zpool
 _KSTAT = Path("/proc/spl/kstat/zfs")
-#: devices that a virtual machine may have written to: zvols and loop devices;
-#: and some that no zpool is on.  They are never searched for a zpool
+#: devices that are never searched for a zpool: a qube may have written to zvols
+#: and loop devices, and no zpool is on the others
 _NEVER = re.compile(r"(zd|loop|ram|zram|sr|fd|nbd)[0-9]")
-#: words of zpool(8) about a zpool that another machine may have, in lower case
+#: what zpool(8) says of a zpool that another machine may use, in lower case
 _ELSEWHERE = ("another system", "other system", "imported on", "multihost")
 
 
 @dataclass(frozen=True)
 class ImportableZpool:
-    """A zpool on disks that is not imported, as zpool(8) lists it.
+    """A zpool that is not imported, as ``zpool import`` lists it.
 
-    :ivar state: ONLINE or DEGRADED; with any other it cannot be imported
-    :ivar status: the fault of the zpool; empty if it has none
-    :ivar devices: its devices that are missing or broken
+    :ivar state: "ONLINE" or "DEGRADED"; any other cannot be imported
+    :ivar status: description of a fault; "" if there is none
+    :ivar devices: devices of the zpool that are missing or broken, with state
     """
 
     name: str
@@ -49,12 +49,12 @@ class ImportableZpool:
 
     @property
     def is_used_elsewhere(self) -> bool:
-        """Whether another machine had it last, or has it now."""
+        """Whether another machine imported it last, or has it imported now."""
         return used_elsewhere(self.status)
 
 
 def used_elsewhere(text: str) -> bool:
-    """Return whether zpool(8) says in *text* that another machine has it."""
+    """Return whether zpool(8) says in *text* that another machine uses a zpool."""
     return any(words in text.lower() for words in _ELSEWHERE)
 
 
@@ -67,12 +67,12 @@ def guid(zpool: str) -> str | None:
 
 
 def imported() -> list[str]:
-    """Return the names of the imported zpools, of any kind, sorted."""
+    """Return the names of all imported zpools, sorted."""
     return sorted(path.parent.name for path in _KSTAT.glob("*/guid"))
 
 
 def names_of(zpool_guid: str) -> list[str]:
-    """Return the names of imported zpools that have the GUID."""
+    """Return the names of all imported zpools with that GUID."""
     return [
         file.parent.name
         for file in sorted(_KSTAT.glob("*/guid"))
@@ -81,10 +81,11 @@ def names_of(zpool_guid: str) -> list[str]:
 
 
 def import_id(zpool: str) -> str | None:
-    """Return a text that differs for each import of a zpool.
+    """Return a text that is different for each import of a zpool.
 
-    Its GUID, and when the kernel created the statistics that it creates at
-    each import (crtime in the header of a kstat, kstat_seq_show_headers()).
+    The text has the GUID and the time when the kernel created the statistics
+    of the zpool, which it does at each import (crtime in the header of a kstat,
+    kstat_seq_show_headers()).
 
     :return: None if no zpool of that name is imported
     """
@@ -101,10 +102,10 @@ def import_id(zpool: str) -> str | None:
 
 
 def _may_have_zpool(block: Path) -> bool:
-    """Return whether a block device may have a zpool, and no domain's data.
+    """Return whether a zpool may be on a block device, and no qube's data.
 
-    A device that another one is made of has none: data of a volume may be where
-    ZFS looks for a label.
+    A device with partitions or holders is excluded: ZFS could take data of a
+    volume on it for a label.
     """
     if _NEVER.match(block.name) or entry(block, "size") in ("", "0"):
         return False
@@ -115,7 +116,10 @@ def _may_have_zpool(block: Path) -> bool:
 
 
 def block_devices() -> list[str]:
-    """Return the disks, partitions and LUKS devices that may have a zpool."""
+    """Return the paths of disks, partitions and LUKS devices with a possible zpool.
+
+    Devices that are attached to a running qube are left out.
+    """
     paths, in_domains = [], {number for _, number in attached()}
     for block in sorted(Path("/sys/class/block").iterdir()):
         with contextlib.suppress(OSError):
@@ -135,7 +139,7 @@ def _search_only(paths: Sequence[str]) -> list[str]:
 
 
 async def search_devices(paths: Sequence[str]) -> list[ImportableZpool]:
-    """Return the zpools on *paths* that are not imported.
+    """Return the zpools on the devices *paths* that are not imported.
 
     :raises CommandFailed: if zpool(8) refuses
     """
@@ -169,7 +173,7 @@ def parse(text: str) -> Iterator[ImportableZpool]:
 
 
 def _broken(tree: str, zpool: str) -> Iterator[str]:
-    """Yield the devices in a listing that are missing or broken."""
+    """Yield the missing and broken devices in the tree of ``zpool import``."""
     lines = [line for line in tree.split("\n") if line.strip()]
     for line, below in zip(lines, [*lines[1:], ""], strict=True):
         words = line.split()
@@ -189,13 +193,15 @@ def _depth(line: str) -> int:
 async def import_zpool(
     zpool_guid: str, paths: Sequence[str], altroot: str, force: bool = False
 ) -> None:
-    """Import a zpool; mount nothing, load no key, and add no boot-time import.
+    """Import a zpool without mounting anything or loading a key.
 
-    It gets the properties that commands.create_zpool() sets, whatever the disk
-    has: failmode=panic, for example, lets a disk stop the machine.
+    The zpool is not added to zpool.cache, so it is not imported at boot.  It
+    gets commands.ZPOOL_PROPERTIES whatever is on the disk: failmode=panic, for
+    example, would let a disk stop the machine.
 
-    :param altroot: the folder that all its mount points are below
-    :param force: also if another machine had it last, and did not export it
+    :param paths: the devices to search
+    :param altroot: folder below which all mount points of the zpool are
+    :param force: import it even if another machine did not export it
     :raises CommandFailed: if zpool(8) refuses
     """
     options = ["-N", "-o", "cachefile=none", "-R", altroot]
@@ -211,23 +217,24 @@ async def import_zpool(
 async def wrong_zpool_property(zpool: str) -> tuple[str, str, str] | None:
     """Compare the properties of a zpool with commands.ZPOOL_PROPERTIES.
 
-    :return: the first property that differs, its value and the right one
+    :return: name, value and required value of the first property that differs;
+        None if none does
     :raises CommandFailed: if zpool(8) refuses
     """
     properties = commands.ZPOOL_PROPERTIES
     _, text = await commands.run(
         "zpool", "get", "-Hp", "-o", "value", ",".join(properties), zpool
     )
-    # each value is one of few words
+    # a value is one word, so each line has one value
     values = text.split("\n")
-    for (name, right), value in zip(properties.items(), values, strict=True):
-        if value != right:
-            return name, value, right
+    for (name, required), value in zip(properties.items(), values, strict=True):
+        if value != required:
+            return name, value, required
     return None
 
 
 async def export_zpool(zpool: str) -> None:
-    """Export a zpool; try again while udev probes it.
+    """Export a zpool; retry while udev probes it.
 
     :raises CommandFailed: if zpool(8) refuses
     """
@@ -245,7 +252,7 @@ async def disks(zpool: str) -> list[str]:
 
 
 def mounted(zpool: str) -> list[str]:
-    """Return the mount points of the filesystems in a zpool."""
+    """Return the mount points of all mounted filesystems in a zpool."""
     mount_points = []
     for line in Path("/proc/self/mounts").read_text().split("\n"):
         words = line.split()
@@ -256,7 +263,7 @@ def mounted(zpool: str) -> list[str]:
 
 
 async def volumes(dataset: str) -> list[str]:
-    """Return all zvols in a zpool, or below a dataset.
+    """Return all zvols in a zpool or below a dataset.
 
     :raises CommandFailed: if zfs(8) refuses
     """
@@ -271,14 +278,15 @@ async def volumes(dataset: str) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def no_new_nodes() -> AsyncIterator[None]:
-    """Have ZFS create no device nodes inside this context, in any zpool.
+    """Keep ZFS from creating device nodes inside this context, in any zpool.
 
-    The kernel scans a new node for partitions, and udev for filesystems, if the
-    zvol's own properties allow that.  Only this setting of the module prevents
-    an import from creating nodes.  A zvol that is created in another zpool
-    meanwhile gets its node when devices.wait_for_link() asks for it.  The node
-    of a zvol that is destroyed meanwhile stays until its zpool is exported, and
-    leads nowhere.
+    If the properties of a zvol allow it, the kernel scans its new node for
+    partitions, and udev scans it for filesystems.  Only this setting of the
+    module keeps an import from creating nodes.
+
+    It affects all zpools.  A zvol that is created in another zpool meanwhile
+    gets its node when devices.wait_for_link() asks for it.  If a zvol is
+    destroyed meanwhile, its node leads nowhere until its zpool is exported.
 
     SIGTERM and SIGHUP cancel the task instead of ending the process, so that
     the setting is restored.
@@ -286,7 +294,8 @@ async def no_new_nodes() -> AsyncIterator[None]:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     setting = os.open(commands.INHIBIT, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        # one process at a time: the first that ends would end this for all
+        # one process at a time, because the first to leave the context would
+        # turn the setting off for all
         await lzc.in_thread(NO_ZPOOL, fcntl.flock, setting, fcntl.LOCK_EX)
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, cast(_Task, task).cancel)
@@ -302,11 +311,11 @@ async def no_new_nodes() -> AsyncIterator[None]:
 
 
 async def create_nodes(dataset: str, only_if_missing: bool = False) -> None:
-    """Have ZFS create the nodes of all zvols below *dataset*, and wait for them.
+    """Have ZFS create the nodes of all zvols below *dataset*; wait for them.
 
-    *dataset* has volmode=dev already; setting it again creates missing nodes
-    (zvol_set_volmode_impl()).  If a zpool is exported while the kernel creates
-    nodes, both wait for each other for ever (zvol_os_create_minor() and
+    *dataset* has volmode=dev already.  Setting it again creates missing nodes
+    (zvol_set_volmode_impl()).  This waits, because exporting a zpool while the
+    kernel creates nodes is a deadlock (zvol_os_create_minor() and
     spa_export_common(); seen on 2.4.4).
 
     :param only_if_missing: do nothing if all nodes exist
