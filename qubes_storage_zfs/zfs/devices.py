@@ -367,7 +367,7 @@ def write_out(
 
 
 def holders(dataset: str) -> tuple[str, ...]:
-    """Return descriptions of all processes and devices that have a zvol open."""
+    """Return descriptions of the processes and devices that hold *dataset*."""
     linked = os.path.realpath(link(dataset))
     node = linked if name_of_node(linked) == dataset else _node_of(dataset)
     if node is None:

@@ -153,7 +153,7 @@ class WrongPassphrase(ZfsError):
 
 
 class NoNewPassphrase(WrongPassphrase):
-    """No two answers to the prompts for a new passphrase were valid and equal."""
+    """No valid new passphrase was entered twice."""
 
 
 class BadAnswer(ZfsError):

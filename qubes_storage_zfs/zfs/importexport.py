@@ -54,7 +54,7 @@ class ImportableZpool:
 
 
 def used_elsewhere(text: str) -> bool:
-    """Return whether zpool(8) says in *text* that another machine uses a zpool."""
+    """Return whether zpool(8) says in *text* that another machine has it."""
     return any(words in text.lower() for words in _ELSEWHERE)
 
 
@@ -116,7 +116,7 @@ def _may_have_zpool(block: Path) -> bool:
 
 
 def block_devices() -> list[str]:
-    """Return the paths of disks, partitions and LUKS devices with a possible zpool.
+    """Return the disks, partitions and LUKS devices that a zpool may be on.
 
     Devices that are attached to a running qube are left out.
     """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The process that deals with one passphrase, and ends.
+"""The keyholder: a process that handles one passphrase and exits.
 
 It reads the answers to prompts from its standard input, derives the wrapping
-key, passes the key to ZFS and ends.  So no other process, qubesd and the tools
-least of all, ever has a passphrase or a key in its memory.  It writes a word a
-line to its standard output (keywords.py): a Purpose when it waits for an
-answer, Progress, and an End if it failed.
+key, passes the key to ZFS and exits.  So no other process, such as qubesd or a
+tool, ever has a passphrase or a key in its memory.  It writes one word a line
+to its standard output (keywords.py): a Purpose when it waits for an answer,
+Progress, and an End if it failed.
 
 ::
 
@@ -43,7 +43,7 @@ AES_256_GCM = 8
 PASSPHRASE = 3
 
 KEY_LENGTH = 32  # bytes
-#: prompts for one passphrase
+#: prompts for one passphrase, at most
 TRIES = 3
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,40 +52,45 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Stopped(Exception):
     """The request was not carried out.
 
-    :ivar end: the last word
-    :ivar detail: what follows that word
+    :ivar end: the last word to write
+    :ivar detail: text that follows that word
     """
 
     def __init__(self, end: End, detail: object = "") -> None:
+        """Create the failure with the last word and its detail."""
         super().__init__(end, detail)
         self.end = end
         self.detail = detail
 
 
 def say(*words: object) -> None:
-    """Write a line for keys.py."""
+    """Write a line to the process that started the keyholder (keys.py)."""
     print(*words, flush=True)
 
 
 class Asker:
-    """Ask for one passphrase, a few times.
+    """Asks for one passphrase, :py:data:`TRIES` times at most.
 
-    :param typed: whether the standard input is that of a tool
+    _carry_out() creates one, for one request.
     """
 
     def __init__(self, typed: bool) -> None:
+        """Create an Asker.
+
+        :param typed: whether the standard input is that of a tool
+        """
         self._typed = typed
         self._tries = 0
 
     def restart(self) -> None:
-        """Count the prompts for another passphrase from zero."""
+        """Reset the number of prompts, before asking for another passphrase."""
         self._tries = 0
 
     def ask(self, purpose: Purpose) -> bytearray:
         """Return the answer to a prompt.
 
-        :raises Stopped: after too many prompts, or if no answer came
-        :raises CallerGone: if keys.py does not wait for this process any more
+        :raises Stopped: after too many prompts, or if the input is invalid
+        :raises CallerGone: if keys.py no longer waits for this process
         """
         self._tries += purpose is not Purpose.NEW_AGAIN
         if self._tries > TRIES:
@@ -111,7 +116,10 @@ class Asker:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let signals end the process here; elsewhere it has secrets to wipe."""
+    """Let signals end the process inside this context.
+
+    Elsewhere they are blocked, because the process has secrets to wipe first.
+    """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     try:
         yield
@@ -123,7 +131,10 @@ def _stoppable() -> Iterator[None]:
 def wrapping_key(
     passphrase: bytearray, salt: int, iterations: int
 ) -> Iterator[bytes]:
-    """Derive the key as zfs(8) does (derive_key() in libzfs_crypto.c)."""
+    """Derive the wrapping key as zfs(8) does; wipe it at the end.
+
+    See derive_key() in libzfs_crypto.c.
+    """
     key = hashlib.pbkdf2_hmac(
         "sha1", passphrase, struct.pack("<Q", salt), iterations, KEY_LENGTH
     )
@@ -137,7 +148,7 @@ def wrapping_key(
 def _derived(
     passphrase: bytearray, salt: int, iterations: int
 ) -> Iterator[bytes]:
-    """Derive the key, report how long it takes and wipe all its copies."""
+    """Derive the key, report the iterations, and wipe all copies at the end."""
     say(Progress.DERIVING, iterations)
     with wrapping_key(passphrase, salt, iterations) as key:
         try:
@@ -147,13 +158,13 @@ def _derived(
 
 
 def parameters(root: str) -> tuple[int, int]:
-    """Return salt and iterations of a root.
+    """Return salt and iterations of the key of an encryption root.
 
-    Channel programs return wrong values of these properties.  They come from
-    the disk: the iterations may be any number, and a large one would keep this
-    process busy for hours.
+    This asks zfs(8), because channel programs return wrong values of these
+    properties.  The values come from the disk.  A large number of iterations
+    would keep this process busy for hours, so it is refused.
 
-    :raises Stopped: if zfs(8) cannot have set them
+    :raises Stopped: if zfs(8) cannot have set the values
     :raises CommandFailed: if zfs(8) refuses
     """
     _, output = asyncio.run(
@@ -172,10 +183,10 @@ def parameters(root: str) -> tuple[int, int]:
 
 
 def ask_present_passphrase(root: str, asker: Asker) -> bool:
-    """Ask for the passphrase of *root* until it is right, and load the key.
+    """Ask for the passphrase of *root* until it is correct; load the key.
 
-    :return: whether the key was loaded before
-    :raises Stopped: if no answer was right
+    :return: whether the key was already loaded
+    :raises Stopped: if no answer was correct
     """
     salt, iterations = parameters(root)
     purpose = Purpose.UNLOCK
@@ -202,7 +213,10 @@ def _load(root: str, key: bytes) -> bool:
 
 
 def new_passphrase(asker: Asker) -> bytearray:
-    """Ask for a passphrase twice, until both match and zfs(8) takes it."""
+    """Ask for a new passphrase until it is valid and was entered twice.
+
+    :raises Stopped: after too many prompts, or if the input is invalid
+    """
     purpose = Purpose.NEW
     asker.restart()
     while True:
@@ -229,7 +243,10 @@ def _with_new_key(
     asker: Asker,
     use: Callable[[Mapping[str, lzc.Value], bytes], None],
 ) -> None:
-    """Call *use* with the properties of a new key, and the key."""
+    """Ask for a new passphrase and call *use* with its properties and key.
+
+    :param iterations: of PBKDF2
+    """
     salt = secrets.randbits(64)
     properties: dict[str, lzc.Value] = {
         "keyformat": PASSPHRASE,
@@ -248,7 +265,7 @@ def _with_new_key(
 def create(request: Request, asker: Asker) -> None:
     """Create an encryption root with a new passphrase.
 
-    :raises Stopped: if no passphrase was entered
+    :raises Stopped: if no valid passphrase was entered
     """
 
     def use(properties: Mapping[str, lzc.Value], key: bytes) -> None:
@@ -259,9 +276,9 @@ def create(request: Request, asker: Asker) -> None:
 
 
 def change(request: Request, asker: Asker) -> None:
-    """Change the passphrase, after the present one was entered.
+    """Change the passphrase after the present one was entered.
 
-    :raises Stopped: if one of them was not entered
+    :raises Stopped: if one of the two was not entered
     """
     root = request.root
     was_loaded = ask_present_passphrase(root, asker)
@@ -273,7 +290,7 @@ def change(request: Request, asker: Asker) -> None:
         )
     finally:
         if not was_loaded:
-            # udev may be probing the new nodes: keys.change() tries longer
+            # udev may be probing the new nodes; keys.change() retries
             with contextlib.suppress(Busy, Locked):
                 asyncio.run(lzc.unload_key(root))
 
@@ -281,7 +298,7 @@ def change(request: Request, asker: Asker) -> None:
 def _carry_out(request: Request) -> None:
     """Carry out a request.
 
-    :raises Stopped: if that failed
+    :raises Stopped: if it failed
     """
     asker = Asker(request.typed)
     try:
@@ -305,7 +322,7 @@ def _give_up(*_: object) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out the request on the command line; return the exit status."""
+    """Carry out the request of the command line; return the exit status."""
     request = Request.parse(arguments)
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     for number in _STOPS:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Keys of encryption roots: loaded and unloaded; passphrases never come here.
+"""Load and unload keys of encryption roots, without seeing a passphrase.
 
-A process of its own deals with each passphrase, see keyholder.py.  This module
-runs it and has a prompt shown when it asks for an answer.  The answer goes from
-the prompt to the keyholder through a pipe, or from the terminal to it.
+This module runs the keyholder (keyholder.py), a process that handles one
+passphrase.  When the keyholder asks for an answer, this module calls a prompt.
+The prompt sends the answer to the keyholder through a pipe, or the keyholder
+reads it from the terminal.
 """
 
 import asyncio
@@ -22,23 +23,24 @@ from .keywords import Action, End, Progress, Purpose, Request
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: shows a prompt; the file descriptor is where its answer is to be written to.
-#: If the keyholder reads the answer itself, it only shows the text
+#: shows a prompt and writes the answer to the file descriptor; if the keyholder
+#: reads the answer itself, it shows the text only
 Prompt = Callable[[Purpose, int], Awaitable[None]]
 
-#: seconds that the keyholder may take from one word to the next
+#: seconds that the keyholder may take between two words
 PATIENCE = 120.0
-#: iterations of PBKDF2 that a slow machine makes in one more second
+#: iterations of PBKDF2 that a slow machine makes in one second; the keyholder
+#: gets the time for its iterations in addition
 SLOWEST = 50_000
 #: seconds that the keyholder has to wipe its memory before it is killed
 GRACE = 2.0
-#: seconds that keys.py waits for a killed keyholder: a call in the kernel that
-#: waits for a disk ends when the disk answers
+#: seconds to wait for the end of a killed keyholder; a call in the kernel that
+#: waits for a disk does not end before the disk answers
 END_LIMIT = 5.0
 
 _FOLDER = Path(__file__).resolve().parents[2]
-#: import this package, whatever else is installed, and nothing from the
-#: environment or the current directory; Ctrl-C ends it without a traceback
+#: imports this copy of the package, and nothing from the environment or the
+#: current folder; Ctrl-C ends the process without a traceback
 _START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
     " sys.path.insert(0, sys.argv.pop(1));"
@@ -47,23 +49,23 @@ _START = (
 
 
 class PromptFailed(errors.Failure):
-    """A prompt returned no answer; the message is the reason."""
+    """A prompt returned no answer; the message has the reason."""
 
 
 class NoPrompt(PromptFailed):
-    """No prompt was shown: no domain, session or program can show one."""
+    """No prompt was shown, because no qube, session or program can show one."""
 
 
 @dataclass(frozen=True)
 class KeyState:
-    """A dataset and its key.
+    """The state of a dataset and its key, when state() asked for it.
 
     :ivar exists: whether the dataset exists
     :ivar root: the encryption root of the dataset; None if it is not encrypted
     :ivar loaded: whether the key is loaded
-    :ivar format: passphrase, hex or raw; None if there is no key
-    :ivar read_only_by: the dataset whose readonly=on is in force here; None if
-        the dataset is writable
+    :ivar format: "passphrase", "hex" or "raw"; None if there is no key
+    :ivar read_only_by: the dataset whose readonly=on is in force; None if the
+        dataset is writable
     """
 
     exists: bool
@@ -79,10 +81,10 @@ class KeyState:
 
 
 async def state(dataset: str, batch: Batch | None = None) -> KeyState:
-    """Ask ZFS about a dataset and its key.
+    """Return the state of a dataset and its key.
 
-    :param batch: ask together with the tasks of this batch
-    :raises ZfsError: if ZFS cannot be asked
+    :param batch: batch to run the program in; None: run it alone
+    :raises ZfsError: if ZFS does not answer
     """
     reply = await channel.read("key", dataset, {"dataset": dataset}, batch)
     return KeyState(
@@ -95,15 +97,16 @@ async def state(dataset: str, batch: Batch | None = None) -> KeyState:
 
 
 async def load(root: str, prompt: Prompt, typed: bool = False) -> None:
-    """Load the key of *root*; if it is loaded, have the passphrase checked.
+    """Load the key of *root*; if it is loaded already, check the passphrase.
 
-    :param typed: the keyholder reads the answers from the standard input of
-        this process, which never sees them; *prompt* only shows the text
+    :param prompt: called for each prompt
+    :param typed: whether the keyholder reads the answers from the standard
+        input that it shares with this process; *prompt* then only shows a text
     :raises WrongPassphrase: if three answers were wrong
     :raises BadAnswer: if a prompt did not return one line of text
     :raises NoAnswer: if the standard input ended
-    :raises BadIterations: if the iterations on the disk would take hours
-    :raises Silent: if the keyholder got stuck
+    :raises BadIterations: if the iterations on the disk are out of bounds
+    :raises Silent: if the keyholder did not answer in time
     :raises Unprotected: if the keyholder could not protect its memory
     :raises ZfsError: if ZFS refuses
     """
@@ -118,13 +121,13 @@ def obstacle(root: str, key: KeyState) -> errors.NoPassphrase | None:
 
 
 def require_passphrase(root: str, key: KeyState) -> None:
-    """Refuse a root whose key is not made from a passphrase.
+    """Check that the key of *root* is derived from a passphrase.
 
     :raises NoPassphrase: if the key is hex or raw
     """
-    wrong = obstacle(root, key)
-    if wrong is not None:
-        raise wrong
+    reason = obstacle(root, key)
+    if reason is not None:
+        raise reason
 
 
 async def create(
@@ -136,7 +139,8 @@ async def create(
     """Create an encryption root with a passphrase that is entered twice.
 
     :param iterations: of PBKDF2
-    :raises NoNewPassphrase: if no two answers matched and were long enough
+    :param properties: native and user properties of the root
+    :raises NoNewPassphrase: if no two answers were valid and equal
     :raises ZfsError: as load()
     """
     await _run_keyholder(
@@ -153,13 +157,15 @@ async def create(
 async def change(
     root: str, iterations: int, prompt: Prompt, typed: bool = False
 ) -> None:
-    """Change the passphrase of *root*, after the present one was entered.
+    """Change the passphrase of *root* after the present one was entered.
 
-    A key that was not loaded is not loaded afterwards.
+    A key that was not loaded before is not loaded afterwards.
 
-    :param typed: as of load()
-    :raises NoPassphrase: if the present key is not made from a passphrase
-    :raises Busy: if that was done, but the key could not be unloaded again
+    :param iterations: of PBKDF2 for the new key
+    :param typed: as for load()
+    :raises NoPassphrase: if the present key is not derived from a passphrase
+    :raises Busy: if the passphrase was changed, but the key could not be
+        unloaded again
     :raises ZfsError: as load() and create()
     """
     key = await state(root)
@@ -175,8 +181,8 @@ async def change(
 async def unload(root: str) -> None:
     """Unload the key of *root*.
 
-    :raises Locked: if it is not loaded
-    :raises Busy: naming the holders of each volume that is open
+    :raises Locked: if the key is not loaded
+    :raises Busy: if volumes are open, with the holders of each
     """
     try:
         await devices.retry_busy(root, lambda: lzc.unload_key(root))
@@ -190,7 +196,7 @@ async def unload(root: str) -> None:
 
 
 def open_zvols(root: str) -> dict[str, tuple[str, ...]]:
-    """Return each zvol below *root* that is open -> its holders, as texts."""
+    """Return the open zvols below *root* with descriptions of the holders."""
     open_volumes = {}
     for path in Path(devices.link(root)).rglob("*"):
         dataset = devices.dataset_of(str(path))
@@ -201,7 +207,7 @@ def open_zvols(root: str) -> dict[str, tuple[str, ...]]:
     return open_volumes
 
 
-# --- the process that has the key
+# --- the keyholder
 
 
 async def _run_keyholder(request: Request, prompt: Prompt) -> None:
@@ -218,16 +224,16 @@ async def _run_keyholder(request: Request, prompt: Prompt) -> None:
                 limit += int(detail) / SLOWEST
             elif word != Progress.ANSWERED:
                 await prompt(Purpose(word), answers)
-                # a person at a terminal may take any time
+                # no limit for the user at a terminal
                 limit = None if request.typed else PATIENCE
 
 
 async def _next(
     words: asyncio.StreamReader, root: str, limit: float | None
 ) -> tuple[str, str]:
-    """Return the keyholder's next word and its detail.
+    """Return the next word of the keyholder, and its detail.
 
-    :raises Silent: if no word comes for *limit* seconds
+    :raises Silent: if the keyholder writes nothing for *limit* seconds
     """
     try:
         line = await asyncio.wait_for(words.readline(), limit)
@@ -245,35 +251,35 @@ async def _next(
 async def _keyholder(
     request: Request,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
-    """Start the keyholder; yield its output and where answers are written to.
+    """Start the keyholder; yield its output and the pipe for the answers.
 
-    The process has ended when the context is left, whatever happened, so a
-    cancelled operation leaves none behind.
+    When the context is left, the process has ended, also if the operation was
+    cancelled.  A process that waits in the kernel for a disk ends later.
     """
-    theirs, ours = os.pipe()
+    read_end, write_end = os.pipe()
     try:
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-c", _START, str(_FOLDER)),
                 *request.arguments,
-                stdin=None if request.typed else theirs,
+                stdin=None if request.typed else read_end,
                 stdout=asyncio.subprocess.PIPE,
                 env={"PATH": ":".join(commands.FOLDERS), "LC_ALL": "C"},
             )
         finally:
-            os.close(theirs)
+            os.close(read_end)
         try:
-            yield cast(asyncio.StreamReader, process.stdout), ours
+            yield cast(asyncio.StreamReader, process.stdout), write_end
         finally:
             await _end(process)
     finally:
-        os.close(ours)
+        os.close(write_end)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End the keyholder and wait until it has ended, but not for a disk.
+    """Terminate the keyholder; wait for its end, but not for a disk.
 
-    It may have a passphrase in memory: SIGTERM lets it wipe that first.
+    SIGTERM lets it wipe a passphrase in its memory first.
     """
     end = asyncio.create_task(process.wait())
     runtime.of(runtime.Tasks).keep(end)
@@ -303,7 +309,7 @@ def _wrong(root: str, purpose: str) -> errors.ZfsError:
     return errors.WrongPassphrase(root)
 
 
-#: the keyholder's last words -> the exception
+#: last word of the keyholder -> function that makes the exception
 _ENDS: Mapping[str, Callable[[str, str], errors.ZfsError]] = {
     End.FAILED: _failed,
     End.WRONG: _wrong,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The protocol between keys.py, the keyholder and the prompts, and its bounds.
+"""The protocol between keys.py, the keyholder and the prompts.
 
-The keyholder asks for a passphrase by writing a Purpose.  qubesd passes it on
-as the argument of the service qubes.AskPassword; the tool shows a text for it.
-The service is a separate program, which may run in another qube: a unit test
-compares its words with these.  qubesd imports this module, and never the
-keyholder's program.
+The keyholder asks for a passphrase by writing a Purpose.  qubesd passes the
+Purpose on as the argument of the service qubes.AskPassword; a tool shows a text
+for it.  The service is a separate program, which may run in another qube, so a
+unit test compares its words with these.  qubesd imports this module, but never
+keyholder.py.
 """
 
 import enum
@@ -13,8 +13,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-#: iterations of PBKDF2: at least as many as zfs(8) accepts, at most as many as
-#: take a minute or two
+#: iterations of PBKDF2: from the least that zfs(8) accepts to a number that
+#: takes one or two minutes
 ITERATIONS = range(100_000, 100_000_001)
 #: bytes of a passphrase that zfs(8) accepts
 SHORTEST, LONGEST = 8, 512
@@ -37,11 +37,11 @@ class Purpose(enum.StrEnum):
 
 
 class Progress(enum.StrEnum):
-    """A word of the keyholder that asks for nothing."""
+    """A word of the keyholder that is not a prompt."""
 
-    #: it has read an answer
+    #: the keyholder has read an answer
     ANSWERED = "answered"
-    #: it derives a key; the iterations follow
+    #: the keyholder derives a key; the iterations follow
     DERIVING = "deriving"
     #: the request was carried out
     DONE = "done"
@@ -53,39 +53,39 @@ class End(enum.StrEnum):
     A detail follows some of them.
     """
 
-    #: an errno, and the call of ZFS
+    #: ZFS refused; errno and call follow
     FAILED = "failed"
-    #: the last purpose: three answers were wrong
+    #: three answers were wrong; the last purpose follows
     WRONG = "wrong"
     #: the answer is not one line of text
     BAD_ANSWER = "bad-answer"
     #: the standard input of a tool ended
     NO_ANSWER = "no-answer"
-    #: the iterations on the disk, which zfs(8) never sets
+    #: iterations or salt on the disk are invalid; the iterations follow
     BAD_PARAMETERS = "bad-parameters"
-    #: the protection that the kernel refused
+    #: the kernel refused to protect the memory; the call and its error follow
     UNPROTECTED = "unprotected"
 
 
 class Action(enum.StrEnum):
     """An action of the keyholder."""
 
-    #: load the key; if it is loaded, check the passphrase
+    #: load the key; if it is loaded already, check the passphrase
     LOAD = "load"
     #: create the encryption root, which must not exist
     CREATE = "create"
-    #: change the passphrase, after the present one was entered
+    #: change the passphrase after the present one was entered
     CHANGE = "change"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request to the keyholder: its command line.
+    """A request to the keyholder, which is its command line.
 
     :ivar root: the encryption root
     :ivar typed: whether the keyholder's standard input is that of a tool
     :ivar iterations: of PBKDF2 for a new key
-    :ivar properties: of a root that is created
+    :ivar properties: of an encryption root to be created
     """
 
     action: Action
@@ -98,7 +98,7 @@ class Request:
 
     @property
     def arguments(self) -> tuple[str, str, str]:
-        """The command line that parse() reads."""
+        """Return the command line that parse() reads."""
         options = asdict(self)
         del options["action"], options["root"]
         return self.action, self.root, json.dumps(options)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The only importer of libzfs_core: async calls, exceptions with data.
+"""Call libzfs_core from coroutines; raise exceptions that carry data.
 
 Every call runs in a thread, because it may wait for a transaction group and
-must not block the event loop.  A call in the kernel cannot be cancelled: if the
-waiting task is cancelled, it awaits the end of the call first.  So after a
-cancellation nothing is still in progress.
+must not block the event loop.  A call in the kernel cannot be cancelled.  If
+the waiting task is cancelled, it waits for the end of the call first, so no
+call is in progress after a cancellation.
 
-libzfs_core is imported at the first call, so that this module can be imported
-where neither pyzfs nor the kernel module is installed.
+This is the only module that imports libzfs_core.  It does so at the first
+call, so that it can be imported without pyzfs and the kernel module.
 """
 
 import asyncio
@@ -25,21 +25,21 @@ from typing import Any, TypeVar
 from . import errors, text, threads
 
 LOG = logging.getLogger("qubes.storage.zfs")
-# names on a disk may be any bytes: no handler gets them unchanged
+# names on a disk may contain any bytes, which no handler must get
 LOG.addFilter(text.printable_record)
 
 T = TypeVar("T")
 Value = str | int | bool | None
 
-#: word of zfs(8) -> index number, which libzfs_core takes for native properties
-#: (zfs_prop.c; each was created and read back on 2.3.9)
+#: property and value as of zfs(8) -> index number, which libzfs_core takes
+#: (zfs_prop.c; each was set and read back on 2.3.9)
 _NUMBERS: Mapping[tuple[str, Value], int] = {
     ("volmode", "dev"): 2,
     ("snapdev", "hidden"): 0,
     ("canmount", "off"): 0,
 }
 
-#: names of datasets and snapshots, as this package makes or accepts them
+#: names of datasets and snapshots that this package makes or accepts
 _NAME = re.compile(
     r"(?!.{256})[A-Za-z][A-Za-z0-9_.-]*"
     r"(/(?!\.\.?(/|@|\Z))[A-Za-z0-9_.:-]+)*(@[A-Za-z0-9_.:-]+)?\Z"
@@ -57,9 +57,9 @@ async def in_thread(
 ) -> T:
     """Run *function* in a thread; if cancelled, wait for its end first.
 
-    :param subject: a dataset; the threads of its zpool are used
-    :param stop: set when cancelled; the function checks it
-    :param reads: the function is a program that only reads
+    :param subject: a dataset; the function runs in a thread of its zpool
+    :param stop: event that is set when cancelled; the function must check it
+    :param reads: whether the function runs a read-only channel program
     """
     loop = asyncio.get_running_loop()
     own = threads.for_zpool_of(subject)
@@ -75,7 +75,7 @@ async def in_thread(
 
 
 async def ended(future: asyncio.Future[T]) -> None:
-    """Wait until *future* is done, also if cancelled; ignore its result."""
+    """Wait until *future* is done, even if cancelled; ignore its result."""
     while not future.done():
         try:
             await asyncio.wait([future])
@@ -86,7 +86,7 @@ async def ended(future: asyncio.Future[T]) -> None:
 
 
 def library() -> Any:
-    """Return the module libzfs_core.
+    """Return the Python module libzfs_core.
 
     :raises NoModule: if it is not installed
     """
@@ -97,13 +97,13 @@ def library() -> Any:
 
 
 def check_name(name: str, call: str) -> None:
-    """Refuse a name that ZFS does not have: channel programs accept any text.
+    """Check the name of a dataset or snapshot, which may be from a disk.
 
-    Names that a person enters are checked earlier, with better messages.  This
-    is for names from files and disks.
+    Channel programs accept any text as a name.  A name that the user enters is
+    checked earlier, with better messages.
 
-    :param call: for the message
-    :raises ZfsError: EINVAL
+    :param call: the operation to name in the failure
+    :raises ZfsError: EINVAL, if ZFS does not allow the name
     """
     if not _NAME.match(name):
         raise errors.ZfsError(name, errno.EINVAL, call)
@@ -113,8 +113,8 @@ def check_name(name: str, call: str) -> None:
 def _undisturbed() -> Iterator[None]:
     """Block signals in this thread.
 
-    A signal to a thread in a channel program cancels the program, even between
-    two of its changes (zcp_lua_counthook(), zcp_eval_sig()).
+    A signal to a thread that runs a channel program cancels the program, also
+    between two of its changes (zcp_lua_counthook(), zcp_eval_sig()).
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -124,9 +124,11 @@ def _undisturbed() -> Iterator[None]:
 
 
 def call(name: str, subject: str, /, *args: object) -> Any:
-    """Call ``lzc_<name>``.
+    """Call the function ``lzc_<name>`` of libzfs_core.
 
-    :param subject: the dataset that an exception names
+    :param subject: the dataset to name in a failure
+    :raises NoModule: if the kernel module is not loaded
+    :raises PoolAbsent: if the zpool is not imported
     :raises ZfsError: if ZFS refuses
     """
     check_name(subject, name)
@@ -140,7 +142,7 @@ def call(name: str, subject: str, /, *args: object) -> Any:
     except exceptions.PoolNotFound as exc:
         raise errors.PoolAbsent(subject.partition("/")[0], 0, name) from exc
     except exceptions.ZFSError as exc:
-        # where a program failed; for a maintainer
+        # the line where a channel program failed
         details = getattr(exc, "details", None)
         if details:
             LOG.error("%s of %s: %r", name, subject, details)
@@ -150,7 +152,7 @@ def call(name: str, subject: str, /, *args: object) -> Any:
 def _properties(
     properties: Mapping[str, Value],
 ) -> dict[bytes, bytes | int | None]:
-    """Return *properties* as libzfs_core takes them."""
+    """Return *properties* in the form that libzfs_core takes."""
     numbered = {
         name: _NUMBERS.get((name, value), value)
         for name, value in properties.items()
@@ -164,11 +166,11 @@ def _properties(
 async def create_filesystem(
     dataset: str, properties: Mapping[str, Value], mountable: bool = True
 ) -> None:
-    """Create a filesystem that is not mounted.
+    """Create a filesystem that is never mounted.
 
-    :param mountable: whether its place would have it mounted; else canmount
-        need not be set, which saves a transaction group
-    :raises Exists: if there is a dataset of that name
+    :param mountable: whether ZFS would mount it; if not, canmount=off is not
+        set, which saves a transaction group
+    :raises Exists: if a dataset of that name exists
     """
     unmounted = {"canmount": "off"} if mountable else {}
     own = _properties({**unmounted, **properties})
@@ -180,12 +182,14 @@ async def create_filesystem(
 async def create_volume(
     dataset: str, size: int, blocksize: int, properties: Mapping[str, Value]
 ) -> None:
-    """Create a sparse zvol of *size* bytes.
+    """Create a sparse zvol.
 
     ZFS creates the dataset and sets the properties in two transaction groups,
-    so after a crash it may exist without *properties*.
+    so after a crash the zvol may exist without *properties*.
 
-    :raises Exists: if there is a dataset of that name
+    :param size: bytes
+    :param blocksize: bytes
+    :raises Exists: if a dataset of that name exists
     """
     own = _properties(
         {"volsize": size, "volblocksize": blocksize, **properties}
@@ -198,9 +202,9 @@ async def create_volume(
 async def clone(
     dataset: str, origin: str, properties: Mapping[str, Value]
 ) -> None:
-    """Clone the snapshot *origin*; *properties* as in create_volume().
+    """Clone the snapshot *origin*; set *properties* as create_volume() does.
 
-    :raises Exists: if there is a dataset of that name
+    :raises Exists: if a dataset of that name exists
     """
     await in_thread(
         dataset,
@@ -217,13 +221,13 @@ async def destroy(dataset: str) -> None:
     """Destroy a dataset that has neither children nor snapshots.
 
     :raises NotFound: if it does not exist
-    :raises Busy: if it has some, or is open
+    :raises Busy: if it has children or snapshots, or is open
     """
     await in_thread(dataset, call, "destroy", dataset, dataset.encode())
 
 
 async def destroy_bookmarks(bookmarks: Iterable[str]) -> None:
-    """Destroy bookmarks of datasets in one zpool; *bookmarks* may be empty."""
+    """Destroy bookmarks, which may be none, of datasets in one zpool."""
     names = [text.to_disk(name) for name in bookmarks]
     if names:
         dataset = text.from_disk(names[0].partition(b"#")[0])
@@ -242,11 +246,11 @@ async def destroy_bookmarks_of(dataset: str) -> bool:
 
 
 async def sync(dataset: str) -> None:
-    """Wait until all data written to the zpool is on disk.
+    """Wait until all data written to the zpool of *dataset* is on disk.
 
-    It is in a transaction group that has ended.
+    The data is then in a completed transaction group.
 
-    :raises PoolAbsent: if it is not imported
+    :raises PoolAbsent: if the zpool is not imported
     """
     zpool = dataset.partition("/")[0]
     await in_thread(dataset, call, "sync", dataset, zpool.encode())
@@ -257,12 +261,12 @@ def create_root(
 ) -> None:
     """Create a filesystem that is an encryption root, and load its key.
 
-    This and the next two functions block the calling thread: they are for a
-    process that deals with one key and ends.
+    This and the next two functions block the calling thread, because only the
+    keyholder calls them.
 
-    :param properties: among them encryption, and the format of the key
+    :param properties: with encryption and the properties of the key
     :param key: the wrapping key, 32 bytes
-    :raises Exists: if there is a dataset of that name
+    :raises Exists: if a dataset of that name exists
     """
     own = _properties({"canmount": "off", **properties})
     call("create", dataset, dataset.encode(), "zfs", own, key)
@@ -271,17 +275,20 @@ def create_root(
 def load_key(root: str, key: bytes, check_only: bool = False) -> None:
     """Load the wrapping key of an encryption root.
 
-    :param check_only: only check whether it is the right key, loaded or not
-    :raises Locked: if it is the wrong one
-    :raises Exists: if it is loaded already
+    :param key: 32 bytes
+    :param check_only: check whether the key is correct, without loading it
+    :raises Locked: if the key is wrong
+    :raises Exists: if a key is loaded already
     """
     call("load_key", root, root.encode(), check_only, key)
 
 
 def change_key(root: str, properties: Mapping[str, Value], key: bytes) -> None:
-    """Replace the wrapping key of a root whose key is loaded.
+    """Replace the wrapping key of an encryption root whose key is loaded.
 
-    :raises Locked: if the present one is not loaded
+    :param properties: of the new key
+    :param key: the new wrapping key, 32 bytes
+    :raises Locked: if the present key is not loaded
     """
     own = _properties(properties)
     call("change_key", root, root.encode(), "new_key", own, key)
@@ -290,8 +297,8 @@ def change_key(root: str, properties: Mapping[str, Value], key: bytes) -> None:
 async def unload_key(root: str) -> None:
     """Unload the key of an encryption root.
 
-    :raises Busy: while anything that it encrypts is open
-    :raises Locked: if it is not loaded
+    :raises Busy: if a dataset that it encrypts is open
+    :raises Locked: if the key is not loaded
     """
     await in_thread(root, call, "unload_key", root, root.encode())
 
@@ -305,7 +312,7 @@ def module_version() -> str | None:
 
 
 def version_numbers() -> tuple[int, ...] | None:
-    """Return the first three numbers of module_version()."""
+    """Return the first three numbers of module_version(), if it is loaded."""
     version = module_version()
     if version is None:
         return None

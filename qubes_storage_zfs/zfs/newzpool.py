@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Create a zpool on the disks that were checked, under names that last.
+"""Create a zpool on disks that were checked, and record persistent paths.
 
-``zpool create`` opens a device by its path, and a link such as those in
-/dev/mapper or /dev/disk may lead to another disk by then.  So it gets the
-kernel's name of a device that is kept open.  Names such as /dev/sdb and
-/dev/dm-3 belong to other disks after the next boot, so the path that the person
-entered is recorded in the zpool afterwards.
+``zpool create`` opens a device by its path, and a link in /dev/mapper or
+/dev/disk may lead to another disk by then.  So zpool(8) gets the kernel's name
+of a device that is kept open.  A name like /dev/sdb or /dev/dm-3 may belong to
+another disk after the next boot.  So the path that the user entered is recorded
+in the zpool afterwards.
 """
 
 import asyncio
@@ -32,10 +32,11 @@ async def create(
 ) -> None:
     """Create a zpool over *devices* that probe.checked() keeps open.
 
-    :param properties: of its root dataset
-    :raises DeviceRefused: if a path leads to another device than was checked;
-        then no zpool exists
-    :raises CommandFailed: if zpool(8) refused
+    :param name: of the zpool
+    :param properties: of the root dataset
+    :raises DeviceRefused: if a path no longer leads to the device that was
+        checked; then no zpool exists
+    :raises CommandFailed: if zpool(8) refuses
     """
     await _must_be_the_same(devices)
     nodes = [device.node for device in devices]
@@ -54,7 +55,7 @@ async def _must_be_the_same(devices: Sequence[Device]) -> None:
 
 
 async def _record_paths(name: str, devices: Sequence[Device]) -> None:
-    """Record the paths that the person entered in the zpool's labels."""
+    """Record the paths that the user entered in the labels of the zpool."""
     for recorded in await importexport.disks(name):
         for device in devices:
             path = _persistent_path(device, recorded)
@@ -63,10 +64,10 @@ async def _record_paths(name: str, devices: Sequence[Device]) -> None:
 
 
 def _persistent_path(device: Device, recorded: str) -> str | None:
-    """Return the path of a vdev by the name that the person entered.
+    """Return the path to record for a vdev, made from what the user entered.
 
     :param recorded: the path that ``zpool create`` recorded
-    :return: None if that is of another device, or no such path exists
+    :return: None if the vdev is on another device, or has no such path
     """
     if not device.path.startswith("/dev/"):
         return None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Check that block devices are empty, so that they may become a zpool.
+"""Probe block devices: check that they are empty and may become a zpool.
 
-zpool(8) overwrites partition tables, destroyed zpools and data without a
-signature, all without being forced (run on 2.3.9).  So a device is accepted
-only if it is not in use, no signature is on it, and both its ends are zero.
-Only make_empty_again() writes to a device.
+Even without -f, zpool(8) overwrites partition tables, destroyed zpools and
+data without a signature (tested with 2.3.9).  So a device is accepted only if
+it is not in use, has no signature, and has zeroes at both ends.  Only
+make_empty_again() writes to a device.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from .errors import CommandFailed, ZfsError
 from .sysfs import entry, partitions, uses
 from .threads import NO_ZPOOL
 
-#: bytes; zpool(8) accepts 64 MiB, of which ZFS needs most for itself
+#: bytes; zpool(8) accepts 64 MiB, but ZFS itself needs most of that
 SMALLEST = 256 << 20
-#: bytes at either end that must be zero: partition tables, superblocks, and
-#: the four labels of ZFS (256 KiB each, two at either end) are in there
+#: bytes at each end that must be zero; partition tables, superblocks and the
+#: labels of ZFS (two of 256 KiB at each end) are there
 EDGE = 1 << 20
-#: ioctl of linux/fs.h: read the partition table again
+#: ioctl of linux/fs.h that reads the partition table again
 BLKRRPART = 0x125F
 
 #: partitions that zpool(8) creates on a whole disk (efi_partition of libefi)
 _ZPOOL_PARTITIONS = frozenset({"1", "9"})
-#: signatures, as wipefs(8) calls them, that zpool(8) writes
+#: signatures that zpool(8) writes, by their names in wipefs(8)
 _ZPOOL_SIGNATURES = frozenset({"zfs_member", "gpt", "PMBR"})
-#: name of a signature in libblkid -> text for a person
+#: name of a signature in libblkid -> text for a message
 _MEANING = {
     "dos": "an MBR partition table",
     "gpt": "a GPT partition table",
@@ -48,7 +48,7 @@ _MEANING = {
 
 
 def _plain(text: str) -> str:
-    """Return *text* as one line without %, as udev escapes names of links."""
+    """Return *text* as one line without %, escaped as udev escapes names."""
     return "".join(
         c if c.isprintable() and c != "%" else f"\\x{ord(c):02x}" for c in text
     )
@@ -57,31 +57,34 @@ def _plain(text: str) -> str:
 class DeviceRefused(ZfsError):
     """A device must not be overwritten.
 
-    :ivar device: its path, as the person entered it
-    :ivar reason: the rest of the sentence, with the remedy
+    :ivar device: its path, as the user entered it
+    :ivar reason: the rest of the message, with the remedy
     """
 
     def __init__(self, device: str, reason: str) -> None:
+        """Create the refusal of a device."""
         super().__init__(device, errno.EBUSY, "use")
         self.device = device
         self.reason = reason
 
     @property
     def data(self) -> Mapping[str, object]:
+        """Return the data for the template of a message."""
         device, reason = _plain(self.device), _plain(self.reason)
         return {**super().data, "device": device, "reason": reason}
 
     def __str__(self) -> str:
+        """Return the device and the reason as a sentence."""
         return f"{_plain(self.device)} {_plain(self.reason)}."
 
 
 def split_devices(text: str) -> list[str]:
     """Return the devices in *text*, separated by commas, blanks or colons.
 
-    A colon separates only before a slash: names in /dev/disk/by-path contain
-    colons.
+    A colon is a separator only before a slash, because names in
+    /dev/disk/by-path contain colons.
 
-    :raises ValueError: if there is none; its text is a sentence
+    :raises ValueError: if *text* contains no device, with a message
     """
     devices = [part for part in re.split(r"[,\s]+|:(?=/)", text) if part]
     if not devices:
@@ -91,14 +94,13 @@ def split_devices(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Device:
-    """A block device, as it was when it was looked up.
+    """A block device, as it was when _look_up() made this.
 
-    :ivar path: as the person entered it; a link may lead to another device a
-        moment later
+    :ivar path: as the user entered it; a link may lead to another device later
     :ivar number: st_rdev
-    :ivar sysfs: its folder in /sys/devices
-    :ivar sequence: the number that the kernel gives to its disk, and to no
-        other since the machine booted (diskseq)
+    :ivar sysfs: folder of the device in /sys/devices
+    :ivar sequence: sequence number of the disk (diskseq), which the kernel
+        assigns to no other disk until the next boot
     """
 
     path: str
@@ -108,13 +110,13 @@ class Device:
 
     @property
     def node(self) -> str:
-        """The kernel's name, which no other device gets while it is open."""
+        """The kernel's name; no other device gets it while this one is open."""
         return "/dev/" + self.sysfs.name.replace("!", "/")
 
     def check_unchanged(self) -> None:
         """Check that the path still leads to this device.
 
-        :raises DeviceRefused: if it leads to another one
+        :raises DeviceRefused: if it leads to another device
         """
         now = _look_up(self.path)
         if (now.number, now.sequence) != (self.number, self.sequence):
@@ -126,15 +128,15 @@ class Device:
 
     @property
     def disk(self) -> Path:
-        """The sysfs folder of the whole disk, which may be this one."""
+        """The sysfs folder of the whole disk, which may be this device."""
         is_partition = (self.sysfs / "partition").exists()
         return self.sysfs.parent if is_partition else self.sysfs
 
 
 def _look_up(path: str) -> Device:
-    """Return the block device behind a path.
+    """Return the block device that *path* leads to.
 
-    :raises DeviceRefused: if *path* is not that of a block device
+    :raises DeviceRefused: if *path* is relative, or leads to no block device
     """
     names = "; give a device by its full name, as in /dev/disk/by-id"
     if not path.startswith("/"):
@@ -175,7 +177,7 @@ def _erase(device: Device) -> str:
 
 
 def _obstacles(device: Device) -> Iterator[str]:
-    """Yield reasons that show without opening the device."""
+    """Yield reasons to refuse a device, found without opening it."""
     if entry(device.sysfs, "dm/uuid").startswith("LVM-"):
         yield "is a volume of LVM, where qubes may have data; name a disk"
     if device.sysfs.name.startswith("zd"):
@@ -196,9 +198,11 @@ def _obstacles(device: Device) -> Iterator[str]:
 
 
 async def _patiently(function: Callable[[str], None], path: str) -> None:
-    """Call in a thread; again while the device is busy, as udev opens it.
+    """Call *function* in a thread; retry while the device is busy.
 
-    :raises OSError: EBUSY if it is busy for long, or another
+    udev opens a device for a moment after each change.
+
+    :raises OSError: EBUSY if the device remains busy, or any other
     """
     for pause in commands.PAUSES:
         try:
@@ -212,26 +216,26 @@ async def _patiently(function: Callable[[str], None], path: str) -> None:
 
 
 def _claim(path: str) -> None:
-    """Open a device exclusively, as mount, dm, md and ZFS do.
+    """Check that a device can be opened exclusively, as mount and ZFS do.
 
-    Read-only, because closing a writable descriptor makes udev probe, and then
-    the device is busy for the next check.
+    This opens it read-only.  Closing a writable descriptor makes udev probe
+    the device, which would then be busy for the next check.
 
-    :raises OSError: EBUSY if another opener is exclusive
+    :raises OSError: EBUSY if it is open exclusively already
     """
     os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
 
 
 async def _signatures(path: str, entered: str = "") -> list[str]:
-    """Return the names of the signatures that libblkid recognises.
+    """Return the names of the signatures that libblkid finds on a device.
 
-    :param entered: the path as the person entered it
-    :raises DeviceRefused: if the device could not be read
+    :param entered: the path as the user entered it
+    :raises DeviceRefused: if the device cannot be read
     """
     try:
-        # "offset,uuid,label,type" of each, label and uuid being encoded
+        # one line per signature: "offset,uuid,label,type", encoded
         _, listing = await commands.run("wipefs", "-n", "-p", path)
-        # 2: nothing; 8: several that exclude each other
+        # 2: no signature; 8: several that contradict each other
         status, exported = await commands.run(
             "blkid", "-p", "-o", "export", path, ok=(0, 2, 8)
         )
@@ -244,7 +248,7 @@ async def _signatures(path: str, entered: str = "") -> list[str]:
         ) from exc
     names = re.findall(r"^(?:PT)?TYPE=(.*)$", exported, re.MULTILINE)
     names += re.findall(r"^[^#].*,(.*)$", listing, re.MULTILINE)
-    # of a partition, blkid also prints the entry in its disk's table
+    # for a partition, blkid also prints its entry in the partition table
     other = re.search(r"^(?!DEVNAME=|PART_ENTRY_).", exported, re.MULTILINE)
     if not names and (listing or other or status == 8):
         names.append("unknown")
@@ -261,7 +265,7 @@ def _edges_zero(path: str) -> bool:
 
 
 async def _obstacle_inside(device: Device) -> str | None:
-    """Return a reason that shows when the device is opened and read."""
+    """Return a reason to refuse a device, found by opening and reading it."""
     busy = zero = False
     try:
         await _patiently(_claim, device.node)
@@ -299,13 +303,14 @@ async def _obstacle_inside(device: Device) -> str | None:
 
 @contextlib.asynccontextmanager
 async def checked(devices: Sequence[str]) -> AsyncIterator[list[Device]]:
-    """Check that *devices* may be overwritten, and keep them open.
+    """Check that *devices* may be overwritten; keep them open in the context.
 
-    Nothing is written.  While a device is open its node leads to no other
-    device; zpool(8) can still open it exclusively.
+    This writes nothing.  While a device is open, its node leads to no other
+    device.  zpool(8) can still open it exclusively.
 
-    :raises DeviceRefused: if one must not be overwritten
-    :raises CommandFailed: 127 if wipefs(8) or blkid(8) is not installed
+    :raises DeviceRefused: if a device must not be overwritten
+    :raises CommandFailed: with code 127, if wipefs(8) or blkid(8) is not
+        installed
     """
     checked_devices = [
         await lzc.in_thread(NO_ZPOOL, _look_up, path) for path in devices
@@ -327,19 +332,20 @@ async def checked(devices: Sequence[str]) -> AsyncIterator[list[Device]]:
 def _keep_open(device: Device, opened: contextlib.ExitStack) -> None:
     """Open a device until *opened* is closed.
 
-    :raises DeviceRefused: if it cannot be opened, or became another one
+    :raises DeviceRefused: if it cannot be opened, or if its path now leads to
+        another device
     """
     try:
         fd = os.open(device.node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
-        why = f"cannot be read ({exc.strerror}); name another device"
-        raise DeviceRefused(device.path, why) from exc
+        reason = f"cannot be read ({exc.strerror}); name another device"
+        raise DeviceRefused(device.path, reason) from exc
     opened.callback(os.close, fd)
     device.check_unchanged()
 
 
 def _clear_edges(path: str) -> None:
-    """Overwrite both edges and have the kernel forget the partitions."""
+    """Overwrite both ends; have the kernel read the partition table again."""
     with open(os.open(path, os.O_RDWR | os.O_EXCL), "r+b") as file:
         for offset in (0, file.seek(0, os.SEEK_END) - EDGE):
             file.seek(offset)
@@ -349,15 +355,15 @@ def _clear_edges(path: str) -> None:
         try:
             fcntl.ioctl(file, BLKRRPART)
         except OSError as exc:
-            # a device without partitions: a partition, a plain loop device
+            # not for a partition or a loop device without partitions
             if exc.errno not in (errno.EINVAL, errno.ENOTTY):
                 raise
 
 
 async def _undo(path: str) -> None:
-    """Remove partitions and labels of zpool(8) from a device.
+    """Remove what zpool(8) wrote to a device: partitions and labels.
 
-    :raises ZfsError: if it has content that zpool(8) does not write
+    :raises DeviceRefused: if the device has other content, or is in use
     """
     device = await lzc.in_thread(NO_ZPOOL, _look_up, path)
     parts = partitions(device.sysfs)
@@ -373,7 +379,7 @@ async def _undo(path: str) -> None:
             f" name another device, {_erase(device)}",
         )
     for node in nodes:
-        # 1 or 255 if there is no label, which is fine
+        # 1 or 255: there is no label
         await commands.run("zpool", "labelclear", "-f", node, ok=(0, 1, 255))
     try:
         await _patiently(_clear_edges, path)
@@ -386,13 +392,13 @@ async def _undo(path: str) -> None:
 
 
 async def make_empty_again(devices: Sequence[str]) -> None:
-    """Remove what a failed create_zpool() wrote to devices.
+    """Remove what a failed commands.create_zpool() wrote to devices.
 
-    Only for devices that checked() accepted just before: both their ends were
-    zero, so they may be overwritten.  All devices are cleared before the first
-    failure is raised.
+    Only for devices that checked() has just accepted: both their ends were
+    zero, so they may be overwritten.  This tries all devices before it raises
+    the first failure.
 
-    :raises DeviceRefused: if one is in use, absent, or has other content
+    :raises DeviceRefused: if a device is in use, absent, or has other content
     """
     failure: ZfsError | None = None
     for path in devices:

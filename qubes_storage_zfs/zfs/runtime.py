@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What this process keeps, in one object.
+"""The state that a process has in memory, in one object.
 
-Nearly all state is in ZFS.  A process keeps what is in progress and what it has
-learnt: the threads of each zpool, batches of channel programs, containers and
-what is reserved in them, keys and their timers, background tasks.  Each is a
-class that is created without arguments (a registry), and the runtime has one
-instance of each.
+Nearly all state is in ZFS.  A process has in memory: the threads of each zpool,
+batches of channel programs, containers with their reserved datasets, keys with
+their timers, and background tasks.  Each of these is a registry: a class that
+is created without arguments.  The runtime has one instance of each registry.
 """
 
 import asyncio
@@ -20,19 +19,20 @@ T = TypeVar("T")
 class Runtime:
     """The registries of one process.
 
-    The first is created when this module is imported, and lives as long as the
-    process.  A test that simulates a restart of qubesd puts another in its
-    place.  Any thread may call of().
+    This module creates one when it is imported, which lives as long as the
+    process.  A test that simulates a restart of qubesd replaces it.  Any
+    thread may call of().
     """
 
     def __init__(self) -> None:
+        """Create a runtime without registries."""
         self._lock = threading.Lock()
         self._registries: dict[object, object] = {}
 
     def of(self, kind: Callable[[], T]) -> T:
-        """Return the instance of a registry, created when first asked for.
+        """Return the instance of a registry, which the first call creates.
 
-        :param kind: its class
+        :param kind: the class of the registry
         """
         with contextlib.suppress(KeyError):
             return cast(T, self._registries[kind])
@@ -42,8 +42,10 @@ class Runtime:
             return cast(T, self._registries[kind])
 
     def close(self) -> None:
-        """End what the registries do in the background, where they have a
-        method close()."""
+        """End what the registries do in the background.
+
+        This calls the method close() of each registry that has one.
+        """
         for registry in list(self._registries.values()):
             close = getattr(registry, "close", None)
             if close is not None:
@@ -51,13 +53,15 @@ class Runtime:
 
 
 class Tasks(set[asyncio.Task[object]]):
-    """Tasks that run beside what began them; the runtime has one of these.
+    """Background tasks of the process; the runtime creates one instance.
 
-    The event loop alone would not keep them from being collected.
+    The event loop has weak references to tasks only, so without this, Python
+    could collect a task before it ends.  Only the thread of the event loop may
+    touch it.
     """
 
     def keep(self, task: asyncio.Task[object]) -> None:
-        """Keep a task until it has ended."""
+        """Keep a reference to a task until it has ended."""
         self.add(task)
         task.add_done_callback(self.discard)
 
@@ -71,7 +75,7 @@ def of(kind: Callable[[], T]) -> T:
 
 
 def restart() -> None:
-    """Begin with empty registries, as a new process does; for tests."""
+    """Replace the runtime by an empty one, as in a new process; for tests."""
     global _current
     _current.close()
     _current = Runtime()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a process that has a secret does about its own memory."""
+"""Protect and wipe the memory of a process that has a secret."""
 
 import contextlib
 import ctypes
@@ -13,20 +13,23 @@ _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _MCL_CURRENT_AND_FUTURE = 3  # sys/mman.h
 
 _MEMORY = "/proc/self/mem"
-#: what can be written and is no file's: heap, stack, anonymous mappings
+#: writable mappings without a file: heap, stack and anonymous mappings
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw\S+ \S+ \S+ 0 +(\[.*)?$")
-#: bytes of a secret that are looked for: the allocator overwrites some of
-#: what is freed, so a copy may be there in part
+#: bytes; a secret is searched for in pieces of this size, because the allocator
+#: overwrites parts of freed memory
 _PIECE = 8
 _CHUNK = 1 << 16  # bytes
 
 
 class Unprotected(Exception):
-    """The kernel refused a protection; the text names it and the reason."""
+    """The kernel refused a protection; the message has call and reason."""
 
 
 def wipe(secret: bytearray | bytes) -> None:
-    """Overwrite it in memory; bytes too, which nothing may use any more."""
+    """Overwrite a secret in memory.
+
+    :param secret: bytes are overwritten as well, and must not be used again
+    """
     if isinstance(secret, bytearray):
         secret[:] = bytes(len(secret))
     elif secret:
@@ -35,12 +38,14 @@ def wipe(secret: bytearray | bytes) -> None:
 
 
 def wipe_copies(secret: bytes) -> None:
-    """Overwrite *secret*, and each copy and piece of one in this process.
+    """Overwrite *secret* and its copies, also partial ones, in this process.
 
-    libzfs_core copies a key into lists of names and values and frees them as
-    they are (lzc_load_key() and nvlist_free()), and the kernel does not
-    overwrite the pages of a process that ended.  They are read and written
-    through a file: an address that is none is an error there and no crash.
+    libzfs_core copies a key into nvlists and frees them without overwriting
+    them (lzc_load_key() and nvlist_free()).  The kernel does not overwrite the
+    pages of a process that ended.
+
+    The memory is read and written through a file, so that an invalid address is
+    an error and not a crash.
     """
     pieces = [
         bytearray(secret[at : at + _PIECE])
@@ -61,7 +66,7 @@ def wipe_copies(secret: bytes) -> None:
 
 
 def _chunks() -> Iterator[int]:
-    """Addresses of all that may hold a copy, _CHUNK apart."""
+    """Yield the addresses of all memory that may contain a copy, by _CHUNK."""
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
         matches = [_MAPPING.match(line.rstrip("\n")) for line in file]
     for match in filter(None, matches):
@@ -90,14 +95,15 @@ def _address(buffer: bytearray) -> int:
 
 
 def protect_memory() -> None:
-    """Keep this process' memory out of swap, core dumps and other processes.
+    """Keep the memory of this process out of swap and core dumps.
 
-    Call it before the process reads a secret.
+    No other process without privileges can read it either.  Call this before
+    the process reads a secret.
 
     :raises Unprotected: if the kernel refuses one of these
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # without CAP_SYS_RESOURCE the limit stays, and mlockall() may still do
+    # without CAP_SYS_RESOURCE this fails, but mlockall() may still succeed
     with contextlib.suppress(OSError, ValueError):
         unlimited = resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (unlimited, unlimited))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Block devices as the kernel reports them, without opening them."""
+"""Read about block devices in sysfs and /proc, without opening them."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def entry(folder: Path, name: str) -> str:
-    """Return the content of a file in sysfs; "" if it does not exist."""
+    """Return the content of a file in sysfs; "" if it cannot be read."""
     try:
         return (folder / name).read_text().strip()
     except OSError:
@@ -16,21 +16,21 @@ def entry(folder: Path, name: str) -> str:
 
 
 def partitions(disk: Path) -> list[Path]:
-    """Return the sysfs folders of a disk's partitions."""
+    """Return the sysfs folders of the partitions of a disk."""
     return sorted(file.parent for file in disk.glob("*/partition"))
 
 
 def holders(device: Path) -> Iterator[str]:
-    """Yield the names of the devices that are on top of a device.
+    """Yield the names of the devices that are made of a device, such as dm.
 
-    :param device: its sysfs folder
+    :param device: sysfs folder
     """
     for holder in sorted(device.glob("holders/*")):
         yield entry(holder, "dm/name") or holder.name
 
 
 def attached() -> Iterator[tuple[str, str]]:
-    """Yield Xen's backend and number of each device that a domain has."""
+    """Yield Xen's backend and "major:minor" of each device of a qube."""
     for backend in Path("/sys/bus/xen-backend/devices").glob("vbd-*"):
         major, _, minor = entry(backend, "physical_device").partition(":")
         number = f"{int(major or '0', 16)}:{int(minor or '0', 16)}"
@@ -38,12 +38,13 @@ def attached() -> Iterator[tuple[str, str]]:
 
 
 def mounted_at(number: int, mountinfo: str) -> str | None:
-    """Return where a device is mounted; None if it is not.
+    """Return the first mount point of a device; None if it is not mounted.
 
-    btrfs has a number of its own there; then the source decides.
+    btrfs has device numbers of its own in mountinfo, so the source of each
+    mount is compared as well.
 
     :param number: st_rdev
-    :param mountinfo: the text of /proc/self/mountinfo
+    :param mountinfo: content of /proc/self/mountinfo
     """
     own = f"{os.major(number)}:{os.minor(number)}"
     for line in mountinfo.splitlines():
@@ -55,11 +56,11 @@ def mounted_at(number: int, mountinfo: str) -> str | None:
 
 
 def uses(number: int, device: Path, disk: Path) -> Iterator[str]:
-    """Yield the uses of a device, as texts that follow its name.
+    """Yield descriptions of the uses of a device, to follow its name.
 
     :param number: st_rdev
-    :param device: its sysfs folder
-    :param disk: the sysfs folder of its disk, which may be the same
+    :param device: sysfs folder of the device
+    :param disk: sysfs folder of its disk, which may be the same
     """
     mountinfo = Path("/proc/self/mountinfo").read_text(errors="replace")
     place = mounted_at(number, mountinfo)
@@ -73,8 +74,8 @@ def uses(number: int, device: Path, disk: Path) -> Iterator[str]:
     for loop in Path("/sys/block").glob("loop*"):
         if _is_device(entry(loop, "loop/backing_file"), number):
             yield f"is in use by /dev/{loop.name}"
-    # Xen's backend does not open exclusively, and its use of a disk does not
-    # show in the disk's partitions
+    # Xen's backend does not open a device exclusively, and the partitions of a
+    # disk do not show that it uses the disk
     numbers = [entry(folder, "dev") for folder in (device, disk)]
     for backend, used in attached():
         if used in numbers:
@@ -82,7 +83,7 @@ def uses(number: int, device: Path, disk: Path) -> Iterator[str]:
 
 
 def _unescape(field: str) -> str:
-    r"""Return a field of /proc/mounts or /proc/swaps; it has \\040 for a blank."""
+    r"""Return a field of mountinfo or swaps without escapes such as \\040."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 

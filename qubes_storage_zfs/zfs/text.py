@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Text that comes from a disk: bytes to str and back, and what may be shown.
+"""Convert text from a disk to str and back, and make it printable.
 
-A name or a property value on a disk may be any bytes.  Inside the process it
-is a str that from_disk() made; to_disk() gives the same bytes back.  Such a
-str must not be printed, logged or encoded in any other way: terminals obey
-control characters, and a lone surrogate cannot be encoded.  printable() is
-the one place where it becomes text for a person.
+A name or a property value on a disk may contain any bytes.  from_disk() makes
+a str of it, and to_disk() returns the same bytes.  Such a str must not be
+printed, logged or encoded in another way, because terminals obey control
+characters, and a lone surrogate cannot be encoded.  Only printable() makes text
+for a message of it.
 """
 
 import logging
 
-#: more of one value is not shown: a property value may have 8 KiB
+#: characters of one value in a message, at most; a property may have 8 KiB
 SHOWN = 200
 
 
@@ -27,10 +27,10 @@ def to_disk(text: str) -> bytes:
 def printable(text: str, limit: int | None = None) -> str:
     """Return *text* as one line without control characters.
 
-    Whatever a terminal could act upon, line ends and tabs included, becomes
-    an escape sequence as in Python; so does a byte that is not UTF-8.
+    Each character that a terminal could obey, also a line end or a tab, becomes
+    an escape sequence as in Python.  So does each byte that is not UTF-8.
 
-    :param limit: characters after which the rest is cut off
+    :param limit: number of characters after which the line is cut off
     """
     line = "".join(map(_shown, text))
     if limit is not None and len(line) > limit:
@@ -43,7 +43,7 @@ def _shown(char: str) -> str:
         return char
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:
-        # what from_disk() made of a byte that is not UTF-8
+        # from_disk() made this of a byte that is not UTF-8
         code -= 0xDC00
     if code <= 0xFF:
         return f"\\x{code:02x}"
@@ -51,6 +51,6 @@ def _shown(char: str) -> str:
 
 
 def printable_record(record: logging.LogRecord) -> bool:
-    """Make the message of *record* printable; a filter for a logger."""
+    """Make the message of *record* printable; this is a filter for a logger."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True

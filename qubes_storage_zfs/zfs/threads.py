@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Threads for each zpool, so that one that is silent delays no other.
+"""Threads for each zpool, so that a silent zpool delays no other.
 
-A call into the kernel about a zpool whose disk does not answer lasts until the
-disk answers, and cannot be cancelled.  So each zpool has threads of its own,
-created when they are first needed.
+If a disk does not answer, a call into the kernel about its zpool does not
+return before the disk answers, and cannot be cancelled.  So each zpool has
+threads of its own, which are created when they are first needed.
 """
 
 import concurrent.futures
@@ -19,49 +19,55 @@ T = TypeVar("T")
 
 #: the subject of work that concerns no zpool
 NO_ZPOOL = ""
-#: threads of a zpool, at most
+#: threads for changes, and for calls that touch nodes, of a zpool, at most
 WORKERS = 16
-#: threads for programs that only read.  Such a program runs in its caller's
-#: thread, and the kernel does not interrupt it: leave a processor for the
-#: event loop
+#: threads for read-only programs of a zpool, at most.  The kernel runs such a
+#: program in the calling thread without interrupting it, so one processor is
+#: left for the event loop
 READERS = max(2, min(4, (os.cpu_count() or 1) - 1))
-#: seconds that ask() waits for an answer
+#: seconds that ask() blocks at most
 DEADLINE = 0.2
 
 _ZPOOL = re.compile(r"[A-Za-z+][A-Za-z0-9_.+-]*\Z")
 
 
 class Questions:
-    """Questions to one zpool that a caller waits for synchronously.
+    """Runs functions about one zpool, for callers that block.
 
-    Threads creates it.  It has one thread, so one question runs at a time.
+    Threads creates it, and it lives as long as the process.  It has one thread,
+    so it runs one function at a time.  Any thread may use it.
     """
 
     def __init__(self, zpool: str, name: str) -> None:
+        """Create it without a thread.
+
+        :param name: of the thread
+        """
         self._zpool = zpool
         self._thread = concurrent.futures.ThreadPoolExecutor(1, name)
-        #: whether the question that was not answered in time is done
+        #: whether the function that missed its deadline has ended
         self._overdue_done: Callable[[], bool] = lambda: True
 
     @property
     def responds(self) -> bool:
-        """Whether no question is overdue."""
+        """Whether no function is overdue."""
         return self._overdue_done()
 
     def ask(self, function: Callable[..., T], *args: object) -> T:
         """Run *function* in the thread and wait for its result.
 
-        A question that is overdue continues in its thread.  Until it ends, no
-        other question is put to the zpool, and this raises at once.
+        A function that is overdue continues in its thread.  Until it ends, this
+        runs no other function and raises at once.
 
-        :raises SilentZpool: if it takes longer than :py:data:`DEADLINE`
+        :raises SilentZpool: if it takes longer than :py:data:`DEADLINE` seconds
         """
         if not self.responds:
             raise errors.SilentZpool(self._zpool)
         future = self._thread.submit(function, *args)
         concurrent.futures.wait([future], DEADLINE)
         if not future.done():
-            # a question that waits behind another thread's is withdrawn
+            # a function that another thread's has kept from starting is
+            # cancelled
             if not future.cancel():
                 self._overdue_done = future.done
             raise errors.SilentZpool(self._zpool)
@@ -69,18 +75,20 @@ class Questions:
 
 
 class Threads:
-    """The threads that work for one zpool, as long as the process lives.
+    """The threads of one zpool.
 
-    for_zpool_of() creates them, in any thread.
+    AllThreads creates it, and it lives as long as the process.  Any thread may
+    use it.
 
     :ivar workers: for calls that change something or touch a device node
-    :ivar readers: for programs that only read
-    :ivar questions: for synchronous properties of the API
-    :ivar listings: for a list of all volumes, which takes longer than the
-        deadline in a large pool; no property waits for it
+    :ivar readers: for read-only programs
+    :ivar questions: for synchronous properties of the storage API
+    :ivar listings: for lists of all volumes, which take longer than the
+        deadline in a large pool; a property does not wait behind one
     """
 
     def __init__(self, zpool: str) -> None:
+        """Create the threads of *zpool*, none of which runs yet."""
         self.zpool = zpool
         name = f"zfs {zpool}".rstrip()
         pool = concurrent.futures.ThreadPoolExecutor
@@ -91,29 +99,33 @@ class Threads:
 
     @property
     def responds(self) -> bool:
-        """Whether no question of a property is overdue."""
+        """Whether no function of a synchronous property is overdue."""
         return self.questions.responds
 
 
 class AllThreads:
-    """The threads of all zpools; the runtime has one of these."""
+    """The threads of all zpools.
+
+    The runtime creates one instance.  Any thread may use it.
+    """
 
     def __init__(self) -> None:
+        """Create the registry without threads."""
         self._by_zpool: dict[str, Threads] = {}
 
     def of_zpool(self, zpool: str) -> Threads:
-        """Return the threads of a zpool, created when first asked for."""
+        """Return the threads of a zpool, which the first call creates."""
         with contextlib.suppress(KeyError):
             return self._by_zpool[zpool]
-        # two threads that come here at once get the same
+        # two threads that are here at the same time get the same object
         return self._by_zpool.setdefault(zpool, Threads(zpool))
 
 
 def for_zpool_of(subject: str) -> Threads:
     """Return the threads of the zpool that *subject* is in.
 
-    :param subject: a dataset, a snapshot or a zpool, or what both() returns;
-        for any other text, the threads of no zpool are returned
+    :param subject: a dataset, a snapshot, a zpool or the result of both(); any
+        other text gets the threads of NO_ZPOOL
     """
     zpool = subject.partition("/")[0].partition("@")[0]
     if not _ZPOOL.match(zpool):
@@ -122,9 +134,9 @@ def for_zpool_of(subject: str) -> Threads:
 
 
 def both(source: str, target: str) -> str:
-    """Return a subject for work that may wait for two zpools.
+    """Return a subject for work that may wait for the zpools of two datasets.
 
-    Its threads are those of neither zpool alone.
+    It has threads of its own, which are not those of either zpool.
     """
     zpools = (dataset.partition("/")[0] for dataset in (source, target))
     return "+".join(zpools)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Channel programs: their texts, their arguments, and running them.
+"""Build the texts of channel programs, encode their arguments and run them.
 
 A program that changes something waits for a transaction group, and each call
-of ZFS has its price.  So several programs can run as one, see batch.py.
+into the kernel takes time.  So several programs can run as one, see batch.py.
 """
 
 import errno
@@ -17,15 +17,22 @@ from .reply import Reply
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: what a channel program takes
+#: arguments of a channel program
 Data = Mapping[str, object]
 
-MEMORY_LIMIT = 100 << 20  # bytes; the most ZFS allows, allocated as needed
-INSTRUCTION_LIMIT = 100_000_000  # the most ZFS allows
+#: bytes; the maximum that ZFS allows, which it allocates as needed
+MEMORY_LIMIT = 100 << 20
+#: Lua instructions; the maximum that ZFS allows
+INSTRUCTION_LIMIT = 100_000_000
 
 
 def encode(value: object) -> object:
-    """Return *value* as a program takes it: str as bytes, int as int64."""
+    """Return *value* as libzfs_core takes it: str as bytes, int as int64.
+
+    A list becomes a table with the keys "1", "2" and so on.
+
+    :raises TypeError: if a program cannot take the value
+    """
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, str):
@@ -43,7 +50,7 @@ def encode(value: object) -> object:
 
 
 def decode(value: object) -> object:
-    """Return what a program returned, with bytes as str."""
+    """Return the result of a program with bytes as str."""
     if isinstance(value, bytes):
         return text.from_disk(value)
     if isinstance(value, dict):
@@ -52,9 +59,9 @@ def decode(value: object) -> object:
 
 
 def _texts(*folders: str) -> dict[str, bytes]:
-    """Return the texts of the Lua files in a folder below programs/.
+    """Return the texts of the Lua files in a folder of this package, by name.
 
-    They are constant: names of datasets are arguments.
+    The texts are constant, because names of datasets are arguments.
     """
     folder = importlib.resources.files(__package__).joinpath(*folders)
     return {
@@ -64,12 +71,12 @@ def _texts(*folders: str) -> dict[str, bytes]:
     }
 
 
-#: the channel programs by name; all of one version, even if the package is
-#: upgraded while qubesd runs
+#: the channel programs by name; read when this module is imported, so that all
+#: are of one version even if the package is upgraded while qubesd runs
 TEXTS = _texts("programs")
-#: what the programs share, by name
+#: the files that all programs share, by name
 LIBRARY = _texts("programs", "lib")
-#: in this order: each file uses only those before it
+#: the order of these files; each uses only those before it
 _ORDER = (
     "properties",
     "names",
@@ -82,13 +89,14 @@ _ORDER = (
     "pruning",
     "promotion",
 )
-#: series of OpenZFS whose code was read for lib/atomicity.lua
+#: series of OpenZFS whose source was read for lib/atomicity.lua
 VERIFIED = ((2, 3), (2, 4))
 
-#: Runs one of several programs, so that an error ends this program alone.
-#: OpenZFS's Lua has no pcall() (lbaselib.c), but coroutine.resume() returns the
-#: error of the coroutine (lcorolib.c).  If a limit or a signal ends a program,
-#: ZFS ends the following ones at its next check (zcp_lua_counthook()).
+#: Lua function that runs one of several programs.  An error ends that program
+#: alone: OpenZFS's Lua has no pcall() (lbaselib.c), but coroutine.resume()
+#: returns the error of the coroutine (lcorolib.c).  If a limit or a signal ends
+#: a program, ZFS ends the following ones at its next check
+#: (zcp_lua_counthook()).
 _PROTECT = b"""
 local function run_protected(program)
     local ended, result = coroutine.resume(coroutine.create(program))
@@ -102,9 +110,10 @@ end
 
 @functools.lru_cache(maxsize=64)
 def whole_text(names: tuple[str, ...], atomic: bool) -> bytes:
-    """Return one program that runs those with these names, in this order.
+    """Return the text of a program that runs the named ones, in this order.
 
-    :param atomic: rely on what lib/atomicity.lua says of OpenZFS
+    :param atomic: whether lib/atomicity.lua may rely on how this version of
+        OpenZFS counts instructions
     """
     lines = [b"local atomic = %s\n" % str(atomic).lower().encode()]
     lines += [LIBRARY[name] for name in _ORDER]
@@ -122,21 +131,23 @@ def whole_text(names: tuple[str, ...], atomic: bool) -> bytes:
     return b"".join([*lines, b"return results\n"])
 
 
-#: called with what a program returned
+#: a function that is called with the reply of a program
 Note = Callable[[Reply], object]
 
 
 def ignore(_: Reply) -> None:
-    """Do nothing with what a program returned."""
+    """Do nothing with the reply of a program."""
 
 
 @dataclass(frozen=True)
 class Program:
     """A channel program with its arguments.
 
-    :ivar name: of its file, without ".lua"
-    :ivar dataset: which a failure is about; the program runs in its zpool
-    :ivar note: called with the result, even if no task waits for it any more
+    :ivar name: file of the program, without ".lua"
+    :ivar dataset: subject of a failure; the program runs in its zpool
+    :ivar arguments: the table argv of the program
+    :ivar note: called with the reply, in the thread that ran the program, even
+        if no task waits for the reply any more
     """
 
     name: str
@@ -145,23 +156,24 @@ class Program:
     note: Note = ignore
 
 
-#: what a program returned, or the failure of that program alone
+#: the reply of a program, or the failure of that program alone
 Result = Reply | errors.ZfsError
 
 
 def run(programs: Sequence[Program], sync: bool) -> list[Result]:
     """Run programs as one, in this thread.
 
-    :param sync: they change something
-    :return: for each program its result, or a ZfsError if that program
-        refused or failed
+    :param programs: at least one; all are in one zpool
+    :param sync: whether they change something
+    :return: for each program its reply, or a ZfsError if that program refused
+        or failed
     :raises ZfsError: if ZFS did not run them to the end
     """
     call = "channel_program" if sync else "channel_program_nosync"
     for program in programs:
         lzc.check_name(program.dataset, call)
     dataset = programs[0].dataset
-    # only changes can be cut; what reads needs no look at the version
+    # read-only programs make no changes, so they need not be atomic
     atomic = sync and (lzc.version_numbers() or ())[:2] in VERIFIED
     answer = lzc.call(
         call,
@@ -181,16 +193,17 @@ def run(programs: Sequence[Program], sync: bool) -> list[Result]:
 
 def _result(program: Program, reply: Reply, call: str) -> Result:
     if reply.has("failed"):
-        # as lzc.call() does for a program that runs alone
-        why = reply.text("failed")
-        LOG.error("%s of %s: %s", call, program.dataset, why)
+        # lzc.call() logs this for a program that runs alone
+        error = reply.text("failed")
+        LOG.error("%s of %s: %s", call, program.dataset, error)
         return errors.from_errno(errno.ECHRNG, program.dataset, call)
     if reply.has("errno"):
         dataset = reply.text("dataset") or program.dataset
         code, step = reply.at("errno").as_number(), reply.text("step") or call
         if code == errno.EAGAIN:
-            # one change that cannot follow another in the same program; a
-            # suspended zpool runs none
+            # EAGAIN: a change cannot follow another one in the same program.
+            # It does not mean that the zpool is suspended, as elsewhere: such
+            # a zpool runs no program
             return errors.ZfsError(dataset, code, step)
         return errors.from_errno(code, dataset, step)
     program.note(reply)
@@ -200,15 +213,15 @@ def _result(program: Program, reply: Reply, call: str) -> Result:
 async def run_in_thread(
     programs: Sequence[Program], sync: bool
 ) -> list[Result]:
-    """Call run() in a thread of the programs' zpool."""
+    """Call run() in a thread of the zpool of the programs."""
     dataset = programs[0].dataset
     return await lzc.in_thread(dataset, run, programs, sync, reads=not sync)
 
 
 def returned(result: Result) -> Reply:
-    """Return *result* unless it is a failure.
+    """Return the reply; raise the failure if *result* is one.
 
-    :raises ZfsError: if it is
+    :raises ZfsError: the failure
     """
     if isinstance(result, errors.ZfsError):
         raise result
