@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""A root shell in the test guest, to look around in it.
+"""Open a root shell in the test guest.
 
 shell.py            at the guest's console; the guest ends with the shell
-shell.py --ssh      by ssh, so that there can be more than one
+shell.py --ssh      by ssh, so that several shells are possible
 """
 
 import argparse
@@ -21,20 +21,20 @@ from pathlib import Path
 import vm
 
 FOLDER = "/root/src"
-#: the guest works on a copy, for the project is read-only in it
+#: the guest works on a copy, because it sees the project read-only
 PREPARE = f"cp -a /src {FOLDER}"
 HINT = "try: cd src && python3 -m pytest -k revert tests/zfs"
 
 
 def at_the_console(work: Path) -> None:
-    """The terminal is the guest's until the shell ends."""
+    """Connect the terminal to the guest's console until the shell ends."""
     if not sys.stdin.isatty():
         raise vm.Failed("this wants a terminal")
     size = shutil.get_terminal_size()
     shell = (
         f"{PREPARE}; stty rows {size.lines} cols {size.columns} </dev/ttyS0;"
         f" export TERM={shlex.quote(os.environ.get('TERM', 'linux'))};"
-        # what was typed before there was a shell is not for it
+        # discard what was typed before the shell started
         " python3 -c 'import os, termios as t;"
         ' t.tcflush(os.open("/dev/ttyS0", os.O_RDWR), t.TCIFLUSH)\';'
         f" echo {shlex.quote(HINT)} >/dev/ttyS0;"
@@ -51,7 +51,7 @@ def at_the_console(work: Path) -> None:
 
 
 def by_ssh(work: Path) -> None:
-    """Until the first session ends; its command is printed for others."""
+    """Run a shell by ssh; print its command, which works until it ends."""
     key, number = work / "key", str(free_port())
     run = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
     subprocess.run(run, check=True)

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""The test guest: a QEMU machine with the real zfs module in it.
+"""Run the test guest: a QEMU machine with the real zfs module.
 
-    vm.py image                 build the guest's image, or say where it is
+    vm.py image                 print the folder of the guest's image; build it
+                                if it does not exist
     vm.py run -- COMMAND        boot, run COMMAND in a shell there, power off
     vm.py up | exec -- COMMAND | down
-                                the same guest, kept running between commands
+                                the same guest, which runs between commands
 
-ZFS_SUITE=2.3|2.4 chooses the guest.  The project is at /src in it (read
-only), checkouts that variables name (CHECKOUTS) beside it, and what a command
-leaves in /out is in $VM_OUT afterwards.  VM_KERNEL_WORDS are added to the
-kernel's command line, such as init_on_free=1.
+ZFS_SUITE=2.3|2.4 chooses the guest.  In it, the project is at /src (read-only),
+and the checkouts that variables name (CHECKOUTS) are beside it.  Files in /out
+are in $VM_OUT afterwards.  VM_KERNEL_WORDS is added to the kernel's command
+line, for example init_on_free=1.
 """
 
 import argparse
@@ -37,7 +38,7 @@ CACHE = (
 )
 SUITE = os.environ.get("ZFS_SUITE", "2.3")
 
-#: variables that may name a checkout, and where it is in the guest
+#: variables that may name a checkout -> its folder in the guest
 CHECKOUTS = {
     "QUBES_CORE_ADMIN": "core-admin",
     "QUBES_CORE_ADMIN_CLIENT": "core-admin-client",
@@ -53,21 +54,21 @@ MEMORY_MIB = 3072
 BOOT_LIMIT = 300
 SILENCE_LIMIT = int(os.environ.get("VM_SILENCE_LIMIT", "600"))
 KVM_PROBE_LIMIT = 30
-#: "work": a clock that counts the guest's instructions, so that times in the
-#: guest do not depend on what else the host does
+#: "work": a clock that counts the instructions of the guest, so that times in
+#: the guest do not depend on the load of the host
 CLOCK = os.environ.get("VM_CLOCK", "wall")
-#: where it is emulated: with two, locks and wake-ups between them cost what
-#: the second one gives (20 tests took 118 s in one guest with two, 115 s in
-#: each of two side by side with one each)
+#: processors of an emulated guest.  With two, locks and wake-ups between them
+#: cost as much as the second one gains: 20 tests took 118 s in a guest with two
+#: processors, and 115 s in each of two guests with one
 PROCESSORS = os.environ.get("VM_PROCESSORS", "1")
-#: for the kernel where it is emulated.  QEMU translates code anew wherever it
-#: lies at another virtual address: with them, and page tables of four levels
-#: (la57=off), starting a process takes 20 ms, without 70.
+#: kernel parameters of an emulated guest.  QEMU translates code again for each
+#: virtual address at which it is mapped.  With these, and page tables of four
+#: levels (la57=off), starting a process takes 20 ms; without them, 70 ms
 EMULATED = "norandmaps nokaslr mitigations=off"
-#: more words for the kernel, of whoever runs this
+#: more kernel parameters, from the environment
 MORE_WORDS = os.environ.get("VM_KERNEL_WORDS", "")
-#: cx16=off: QEMU 7.2 can leave rubbish in the flags after a cmpxchg16b, and
-#: an interrupt right there ends in a panic (the kernel's allocator uses it)
+#: cx16=off: after a cmpxchg16b, which the kernel's allocator uses, QEMU 7.2 can
+#: leave wrong flags, and an interrupt at that moment causes a panic
 EMULATED_CPU = "max,la57=off,cx16=off"
 
 
@@ -76,14 +77,14 @@ ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 class Failed(Exception):
-    """Something a person must be told in a sentence."""
+    """A failure to report to the user; the message is a sentence."""
 
 
 class Panicked(Failed):
-    """The guest's kernel did, before anything was asked of it."""
+    """The kernel of the guest panicked before it ran a command."""
 
 
-#: put before a command: the kernel kills it when its parent process ends
+#: prefix of a command that the kernel kills when its parent process ends
 TIED = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -95,19 +96,19 @@ def leave(number: int, _frame: object) -> None:
 def on_end(handler: Callable[[int, Any], Any] = leave) -> None:
     """Call *handler* for each signal that would end this process.
 
-    QEMU has a session of its own and does not get the terminal's signals: the
-    code that started it ends it and removes its folder.
+    QEMU has a session of its own, so it does not get the terminal's signals.
+    The code that started it ends it and removes its folder.
     """
     for number in ENDING:
-        # nohup ignores one of them
+        # nohup makes a process ignore SIGHUP
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
-    # a parent process may have left them blocked
+    # the parent process may have blocked them
     unblock()
 
 
 def unblock() -> None:
-    """Let the signals through that end this process."""
+    """Unblock the signals that end this process."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
@@ -119,7 +120,7 @@ def say(text: str) -> None:
 
 
 def image() -> Path:
-    """The folder of the suite's image, built first if need be."""
+    """Return the folder of the suite's image; build it if it does not exist."""
     CACHE.mkdir(parents=True, exist_ok=True)
     place = image_place()
     with open(CACHE / f"zfs-{SUITE}.lock", "w", encoding="ascii") as lock:
@@ -130,14 +131,14 @@ def image() -> Path:
 
 
 def image_place() -> Path:
-    """The folder that the suite's image is in once it is built."""
+    """Return the folder of the suite's image, which may not exist yet."""
     recipe = hashlib.sha256(SUITE.encode())
     for name in ("image.sh", "guest-init"):
         recipe.update((HERE / name).read_bytes())
     return CACHE / f"zfs-{SUITE}-{recipe.hexdigest()[:12]}"
 
 
-#: what mmdebstrap says while most of the time passes
+#: message of mmdebstrap during the longest step -> text to show
 _MEANING = {
     "I: installing remaining packages inside the chroot...": (
         "installing packages; zfs is being compiled"
@@ -146,7 +147,7 @@ _MEANING = {
 
 
 def build(place: Path) -> None:
-    """Only a whole image gets the name that image() looks for."""
+    """Build an image; only a complete one gets the name *place*."""
     say(
         f"building the guest image for OpenZFS {SUITE}"
         " (once; 5 to 15 minutes, most of it DKMS compiling zfs)"
@@ -156,8 +157,8 @@ def build(place: Path) -> None:
     partial = place.with_name(place.name + ".partial")
     log = CACHE / f"zfs-{SUITE}-build.log"
     recipe = ["bash", str(HERE / "image.sh"), SUITE, str(partial)]
-    # else a build that is killed leaves its mounts on the host; a container
-    # without the right to mount has none
+    # Without a mount namespace, a build that is killed leaves its mounts on the
+    # host.  A container may lack the right to create one
     apart = ["unshare", "--mount"]
     attempt = [*sudo(), *apart, "true"]
     if not subprocess.run(attempt, capture_output=True, check=False).returncode:
@@ -197,9 +198,9 @@ def build(place: Path) -> None:
 def begun(
     command: Sequence[str], out: IO[bytes]
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start the recipe, with signals blocked until unblock() is called.
+    """Start a command, with signals blocked until unblock() is called.
 
-    One that came while Popen returns would leave the recipe running.
+    A signal that arrives while Popen returns would leave the command running.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
@@ -222,7 +223,7 @@ def killed(process: "subprocess.Popen[bytes]", place: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # the processes can be root's
+        # the processes may belong to root
         group = f"-{process.pid}"
         subprocess.run([*sudo(), "kill", "-KILL", "--", group], check=False)
         process.wait()
@@ -250,10 +251,10 @@ def remove_tree(place: Path) -> None:
 
 
 def accelerator(place: Path) -> list[str]:
-    """KVM if a kernel really boots with it, else emulation.
+    """Return QEMU's options for KVM if a kernel boots with it, else emulation.
 
-    An accelerator that opens /dev/kvm and then hangs is known, so it is
-    probed, and the answer kept until the host boots again.
+    On some hosts /dev/kvm can be opened, but a guest then hangs.  So this boots
+    a kernel once, and stores the result until the host boots again.
     """
     if CLOCK == "work":
         counted = ["-accel", "tcg,thread=single", "-icount", "shift=0"]
@@ -282,7 +283,7 @@ def accelerator(place: Path) -> list[str]:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
-            # without a root file system a live kernel panics and leaves
+            # without a root file system, a working kernel panics and exits
             try:
                 status = poll(process, KVM_PROBE_LIMIT)
             finally:
@@ -305,13 +306,16 @@ def qemu(
     devices: Sequence[str] = ("-net", "none"),
     console: str | None = None,
 ) -> list[str]:
-    """The command line; *work* holds sockets, disks and the console's log.
+    """Return the command line of QEMU.
 
-    :param root: QEMU's options for the root disk; None: the image, with what
-        is written to it forgotten
-    :param disks: sizes of the empty disks
-    :param devices: QEMU's options for more of them
-    :param console: where it goes, as QEMU says it; None: to the log
+    :param place: folder of the image
+    :param work: folder for sockets, disks and the log of the console
+    :param shared: folder that is /out in the guest
+    :param root: QEMU's options for the root disk; None: the image, whose
+        changes are discarded
+    :param disks: sizes of the empty disks in MiB
+    :param devices: QEMU's options for more devices
+    :param console: QEMU's option for the console; None: to the log
     """
     console = console or f"file:{work / 'console'}"
     if root is None:
@@ -387,7 +391,10 @@ def connect(
 
 
 def lines_of(port: socket.socket, limit: float | None) -> Iterator[str]:
-    """What the guest writes, by lines, until *limit* seconds of silence."""
+    """Yield the lines that the guest writes.
+
+    :raises Failed: if the guest writes nothing for *limit* seconds, or ends
+    """
     port.settimeout(limit)
     rest = b""
     while True:
@@ -403,7 +410,7 @@ def lines_of(port: socket.socket, limit: float | None) -> Iterator[str]:
 
 
 def synchronise(port: socket.socket) -> None:
-    """Read past what an earlier, interrupted command still had to say."""
+    """Skip the remaining output of an earlier, interrupted command."""
     token = f"token-{time.monotonic_ns()}"
     port.sendall(f"echo {token}\n".encode())
     seen = False
@@ -422,9 +429,9 @@ def wait_for_boot(port: socket.socket) -> None:
 def execute(
     port: socket.socket, command: str, limit: float | None = SILENCE_LIMIT
 ) -> int:
-    """Run *command* in the guest, its output here; its exit status.
+    """Run *command* in the guest, print its output and return its status.
 
-    :param limit: seconds that it may be silent; None: for ever
+    :param limit: seconds that it may be silent; None: no limit
     """
     if "\n" in command:
         raise Failed("a command is one line")
@@ -445,11 +452,11 @@ def out_folder() -> Path:
 def start(
     work: Path, **options: Any
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    """Boot a guest; gives its process and the port that takes commands.
+    """Boot a guest; return its process and the port that takes commands.
 
-    One that panics while it boots is booted once more: emulated processors
-    can trip over code that the kernel changes beneath them (seen once in
-    dozens of boots, in its clock's), and nothing was asked of it yet.
+    A guest that panics while it boots is booted once more, because it has run
+    no command yet.  An emulated processor can fail on code that the kernel
+    changes while it runs (seen once in dozens of boots, in code of the clock).
     """
     place = image()
     try:
@@ -462,9 +469,10 @@ def start(
 def boot(
     place: Path, work: Path, stays: bool = False, **options: Any
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    """*options* are those of qemu(); with a console QEMU gets the terminal.
+    """Boot a guest once; see start().
 
-    :param stays: QEMU outlives this process
+    :param stays: whether QEMU outlives this process
+    :param options: those of qemu(); with a console, QEMU gets the terminal
     """
     begin = time.monotonic()
     command = qemu(place, work, out_folder(), **options)
@@ -497,7 +505,7 @@ def boot(
 
 @contextlib.contextmanager
 def guest(work: Path, **options: Any) -> Iterator[socket.socket]:
-    """A guest that ends with the block; *options* are those of boot()."""
+    """Boot a guest that ends with the context; *options* as for boot()."""
     process, port = start(work, **options)
     try:
         yield port
@@ -518,7 +526,7 @@ def run(command: str) -> int:
                 ) from exc
 
 
-# --- a guest that stays -----------------------------------------------------
+# --- a guest that runs between commands --------------------------------------
 
 
 def standing() -> Path:
