@@ -203,7 +203,7 @@ class Key:
 
     def _due(self) -> float:
         """Return the time at which the key is unloaded if it is not used."""
-        reserved_for = OPEN_LIMIT if self.store.in_hand else 0.0
+        reserved_for = OPEN_LIMIT if self.store.reserved else 0.0
         due = self._last_use + max(self.timeout, reserved_for)
         return max(due, self._not_before)
 

@@ -186,7 +186,7 @@ class Preparation:
         try:
             current = await reset.start_disposable(content, False, batch)
             dataset = content.where.generation(current)
-            with content.store.held(dataset):
+            with content.store.reserve(dataset):
                 await devices.wait_for_link(dataset)
         except (ZfsError, OSError, StoragePoolException, Failure):
             if self._lifecycle.owns(await content.state(batch=batch)):

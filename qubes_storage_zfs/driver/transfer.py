@@ -171,7 +171,7 @@ class Imports:
     def release(self) -> None:
         """Leave the device to the operation that removes the volume."""
         if self._dataset is not None:
-            self._content.store.release(self._dataset)
+            self._content.store.unreserve(self._dataset)
         self._dataset = None
 
     async def drop_abandoned(self) -> None:

@@ -74,14 +74,14 @@ class Container:
         self._others = others
         self.qubes_root = qubes_root
         #: exports, imports and generations in the making: no garbage
-        self.in_hand: set[str] = set()
+        self.reserved: set[str] = set()
         #: those of them that export() gave away
         self.exports: set[str] = set()
         #: qubes' datasets that this process created, until a volume is in one
         self.created: set[str] = set()
         #: per volume, the highest generation number given out here
-        self._given: dict[VolumeName, int] = {}
-        self._swept = False
+        self._last_number: dict[VolumeName, int] = {}
+        self._is_first_use_done = False
         #: a volume beside which there may be garbage; see _collect_unsure()
         self._unsure: VolumeName | None = None
         self.thresholds = Thresholds(dataset.partition("/")[0])
@@ -125,7 +125,7 @@ class Container:
 
     # --- making and keeping
 
-    def take(self, name: VolumeName, numbers: Sequence[int], first: int) -> int:
+    def reserve_generation(self, name: VolumeName, numbers: Sequence[int], first: int) -> int:
         """A generation number nobody has; it is in hand from now on.
 
         None is given twice in a process.  Before 2.4 ZFS takes away the node
@@ -133,9 +133,9 @@ class Container:
         zvol made by that name meanwhile gets none, then or ever
         (zvol_os_create_minor() and zvol_remove_minors_impl()).
         """
-        number = max(first - 1, self._given.get(name, -1), *numbers) + 1
-        self._given[name] = number
-        self.in_hand.add(name.generation(number))
+        number = max(first - 1, self._last_number.get(name, -1), *numbers) + 1
+        self._last_number[name] = number
+        self.reserved.add(name.generation(number))
         return number
 
     async def measure_beside(self, name: VolumeName) -> bool:
@@ -147,14 +147,14 @@ class Container:
             return False
         try:
             state = await self.state(name, StateQuery(counted=True))
-            dataset = name.generation(self.take(name, state.numbers, 1))
+            dataset = name.generation(self.reserve_generation(name, state.numbers, 1))
         except errors.ZfsError:
             return False
         try:
             await lzc.create_volume(dataset, *_PROBE, holder_mark())
         except errors.ZfsError as exc:
             LOG.debug("%s cannot be measured: %s", self.qubes_root, exc)
-            self.release(dataset)
+            self.unreserve(dataset)
             return False
         try:
             await self.thresholds.measure(dataset)
@@ -162,19 +162,19 @@ class Container:
             await self.discard(dataset)
         return self.thresholds.measured
 
-    def release(self, dataset: str) -> None:
+    def unreserve(self, dataset: str) -> None:
         """It is in nobody's hand here any more."""
-        self.in_hand.discard(dataset)
+        self.reserved.discard(dataset)
         self.exports.discard(dataset)
 
     @contextlib.contextmanager
-    def held(self, dataset: str) -> Iterator[str]:
+    def reserve(self, dataset: str) -> Iterator[str]:
         """It is in hand within this: no garbage, and its key is not idle."""
-        self.in_hand.add(dataset)
+        self.reserved.add(dataset)
         try:
             yield dataset
         finally:
-            self.release(dataset)
+            self.unreserve(dataset)
 
     async def discard(self, dataset: str) -> None:
         """Destroy what was in hand; what is busy is left to the janitor."""
@@ -189,7 +189,7 @@ class Container:
         except errors.ZfsError as exc:
             LOG.warning("%s stays for now: %s", dataset, exc)
         finally:
-            self.release(dataset)
+            self.unreserve(dataset)
 
     # --- the janitor
 
@@ -198,21 +198,21 @@ class Container:
 
         :return: whether ZFS could be asked
         """
-        if self._swept:
+        if self._is_first_use_done:
             await self._collect_unsure()
             return True
-        self._swept = True
+        self._is_first_use_done = True
         try:
             # what anybody wrote before counts as written from here on
             await lzc.sync(self.qubes_root)
             await self.sweep()
         except errors.ZfsError as exc:
-            self._swept = False
+            self._is_first_use_done = False
             LOG.debug("garbage in %s not looked for: %s", self.qubes_root, exc)
         except BaseException:
-            self._swept = False
+            self._is_first_use_done = False
             raise
-        return self._swept
+        return self._is_first_use_done
 
     async def _collect_unsure(self) -> None:
         """Collect what may be garbage, once this process can measure.
@@ -254,7 +254,7 @@ class Container:
             self.qubes_root,
             self.thresholds.limits,
             replace(found, datasets=garbage),
-            self.in_hand,
+            self.reserved,
         )
         if done.gone:
             names = ", ".join(sorted(done.gone))
@@ -267,7 +267,7 @@ class Container:
         limits = self.thresholds.limits
         return await pool_programs.garbage(self.qubes_root, limits, qube)
 
-    async def in_hand_elsewhere(self) -> list[str]:
+    async def reserved_elsewhere(self) -> list[str]:
         """What other processes that live made for exports and imports.
 
         :raises ZfsError: if ZFS cannot be asked
@@ -298,7 +298,7 @@ class Container:
             LOG.warning("%s stays until %s lets go of it", exc.dataset, holders)
 
     def _is_garbage(self, item: Unnamed, living: holder.Living) -> bool:
-        if item.name in self.in_hand:
+        if item.name in self.reserved:
             return False
         mark = item.holder
         return mark is None or not living.is_another(mark)
@@ -308,7 +308,7 @@ class Container:
 
         :param mark: of the process that made its current generation
         """
-        busy = any(name.number_of(each) is not None for each in self.in_hand)
+        busy = any(name.number_of(each) is not None for each in self.reserved)
         return not busy and not holder.Living().is_another(mark)
 
     async def sweep_again(self, datasets: Iterable[str]) -> None:

@@ -77,7 +77,7 @@ class Generations:
             tells from somebody else's by their number
         """
         for attempt in range(1, TRIES + 1):
-            number = self.store.take(self.where, state.numbers, first)
+            number = self.store.reserve_generation(self.where, state.numbers, first)
             dataset = self.where.generation(number)
             try:
                 if not state.qube:
@@ -89,7 +89,7 @@ class Generations:
                 await make(number, dataset)
                 return number, dataset
             except (Exists, NotFound):
-                self.store.release(dataset)
+                self.store.unreserve(dataset)
                 if attempt == TRIES:
                     raise
                 state = await self.state(StateQuery(counted=True), batch)
@@ -162,7 +162,7 @@ class Generations:
         except BaseException:
             await self._discard_unless_current(number, dataset, batch)
             raise
-        self.store.release(dataset)
+        self.store.unreserve(dataset)
         await self._tidy(left)
 
     async def _discard_unless_current(
@@ -173,10 +173,10 @@ class Generations:
             state = await self.state(StateQuery(counted=True), batch)
         except BaseException:
             # the janitor will know
-            self.store.release(dataset)
+            self.store.unreserve(dataset)
             raise
         if state.current == number or number not in state.numbers:
-            self.store.release(dataset)
+            self.store.unreserve(dataset)
         else:
             await self.store.discard(dataset)
 
@@ -205,7 +205,7 @@ class Generations:
                 left = await self._move_pointer(number, how, snapshot, batch)
 
         number, dataset = await self.build(make, state, first=1, batch=batch)
-        self.store.release(dataset)
+        self.store.unreserve(dataset)
         await self._tidy(left)
         return number
 
@@ -272,7 +272,7 @@ class Generations:
         :param discarded: only if the content of the current one is discarded
         """
         where = self.where
-        busy = [x for x in self.store.in_hand if where.number_of(x) is not None]
+        busy = [x for x in self.store.reserved if where.number_of(x) is not None]
         origins: list[str] = []
         again = False
 

@@ -87,7 +87,7 @@ async def _reserved(mates: Sequence[Pool]) -> list[str]:
     texts = []
     for pool in mates:
         store = Container.at(pool.dataset, pool.qubes_root)
-        for dataset in await store.in_hand_elsewhere():
+        for dataset in await store.reserved_elsewhere():
             texts.append(f"an export or import has {dataset} in hand")
     return texts
 

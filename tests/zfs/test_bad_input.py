@@ -165,7 +165,7 @@ def nothing_touched(world):
     yield
     assert world.on_disk() == before
     assert world.lab.content(world.volume) == b"data"
-    assert world.volume.store.in_hand == set()
+    assert world.volume.store.reserved == set()
 
 
 @fuzzed(vid=TEXT, save=st.booleans())

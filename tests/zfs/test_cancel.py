@@ -87,9 +87,9 @@ class Private:
         assert content == (outcome[0] if outcome else b"")
         await end(self.volume)
 
-    def in_hand(self):
+    def reserved(self):
         start = self.volume.where.dataset + "/"
-        return [n for n in self.volume.store.in_hand if n.startswith(start)]
+        return [n for n in self.volume.store.reserved if n.startswith(start)]
 
 
 class Create(Private):
@@ -367,7 +367,7 @@ def test_cancelled_at_every_wait(stage, monkeypatch, patience, kind, visible):
         for cut, (one, whole, outcome) in zip(cuts, done, strict=True):
             where = f"{one.volume.vid}, {cut.way} at wait {cut.at}"
             assert outcome in (before, after), where
-            assert one.in_hand() == [], where
+            assert one.reserved() == [], where
             # how often a verb waits for its device is udev's to say
             assert whole == (cut.waits < cut.at), where
             struck[cut.way] += not whole

@@ -139,7 +139,7 @@ def test_what_is_kept_for_another_pools_clones_goes_with_all_but_one(
     if how == "discard":
         other.run(store.discard(clone))
     else:
-        store.release(clone)
+        store.unreserve(clone)
         assert other.sweep_until(lambda: not lab.datasets("volume"))
     assert lab.datasets() == ["vm"]
     assert f"vm/target/private.{made[1][0]}" in other.datasets("volume")

@@ -61,7 +61,7 @@ def tidy(lab):
     """Afterwards: nothing in hand, and no garbage but what is swept."""
     yield lab
     store = lab.pool.store
-    assert store.in_hand == set() and store.exports == set()
+    assert store.reserved == set() and store.exports == set()
     volumes = lab.pool.list_volumes()
     lab.run(_remove_all(volumes))
     assert lab.sweep_until(lambda: lab.datasets() == ["vm"]), lab.datasets()

@@ -188,7 +188,7 @@ def test_marks_of_a_process_do_not_travel(away, second):
     mark, source = own(name, naming.HOLDER)
     assert (mark, source) == (alive, "received")
     store = Container.at(copy, f"{copy}/vm")
-    assert away.run(store.in_hand_elsewhere()) == []
+    assert away.run(store.reserved_elsewhere()) == []
     away.run(store.sweep())
     left = sh("zfs", "list", "-Hro", "name", copy)
     assert name not in left.split("\n")
