@@ -16,7 +16,7 @@ from ..zfs.batch import Batch
 from ..zfs.text import printable
 from . import holder, naming, policy, pool_programs, programs
 from .naming import VolumeName
-from .pool_programs import Garbage, Unnamed
+from .pool_programs import Candidates, Candidate
 from .state import NOTHING_MORE, StateQuery, VolumeState
 from .thresholds import Thresholds
 
@@ -125,7 +125,9 @@ class Container:
 
     # --- making and keeping
 
-    def reserve_generation(self, name: VolumeName, numbers: Sequence[int], first: int) -> int:
+    def reserve_generation(
+        self, name: VolumeName, numbers: Sequence[int], first: int
+    ) -> int:
         """A generation number nobody has; it is in hand from now on.
 
         None is given twice in a process.  Before 2.4 ZFS takes away the node
@@ -147,7 +149,9 @@ class Container:
             return False
         try:
             state = await self.state(name, StateQuery(counted=True))
-            dataset = name.generation(self.reserve_generation(name, state.numbers, 1))
+            dataset = name.generation(
+                self.reserve_generation(name, state.numbers, 1)
+            )
         except errors.ZfsError:
             return False
         try:
@@ -183,7 +187,7 @@ class Container:
                 dataset,
                 lambda: programs.discard(dataset),
             )
-            await self.sweep_again(left)
+            await self.collect_near(left)
         except errors.NotFound:
             pass
         except errors.ZfsError as exc:
@@ -205,7 +209,7 @@ class Container:
         try:
             # what anybody wrote before counts as written from here on
             await lzc.sync(self.qubes_root)
-            await self.sweep()
+            await self.collect_garbage()
         except errors.ZfsError as exc:
             self._is_first_use_done = False
             LOG.debug("garbage in %s not looked for: %s", self.qubes_root, exc)
@@ -226,43 +230,45 @@ class Container:
                 self._unsure
             ):
                 self._unsure = None
-                await self.sweep()
+                await self.collect_garbage()
         except errors.ZfsError as exc:
             LOG.debug("garbage in %s not looked for: %s", self.qubes_root, exc)
 
-    async def sweep(self, qube: str | None = None) -> list[str]:
+    async def collect_garbage(self, qube: str | None = None) -> list[str]:
         """Destroy what no pointer names, no revision needs and nobody holds.
 
         :param qube: dataset of one qube; None: all of them
         :return: garbage that stays because somebody has it open
         :raises ZfsError: if ZFS cannot be asked
         """
-        found = await self._unnamed(qube)
-        if found.unsure is not None:
-            name = naming.volume_of(self.qubes_root, found.unsure)
+        candidates = await self._candidates(qube)
+        if candidates.unsure is not None:
+            name = naming.volume_of(self.qubes_root, candidates.unsure)
             if await self.measure_beside(name):
-                found = await self._unnamed(qube)
+                candidates = await self._candidates(qube)
             else:
                 self._unsure = name
         living = holder.Living()
-        garbage = [x for x in found.datasets if self._is_garbage(x, living)]
-        if not garbage and not found.empty:
+        garbage = [
+            x for x in candidates.datasets if self._is_garbage(x, living)
+        ]
+        if not garbage and not candidates.empty:
             return []
         for item in garbage:
             await lzc.destroy_bookmarks(item.bookmarks)
-        done = await pool_programs.sweep(
+        collected = await pool_programs.collect(
             self.qubes_root,
             self.thresholds.limits,
-            replace(found, datasets=garbage),
+            replace(candidates, datasets=garbage),
             self.reserved,
         )
-        if done.gone:
-            names = ", ".join(sorted(done.gone))
+        if collected.destroyed:
+            names = ", ".join(sorted(collected.destroyed))
             LOG.warning("garbage destroyed: %s", printable(names))
-        await self.sweep_again(done.left)
-        return list(done.busy)
+        await self.collect_near(collected.elsewhere)
+        return list(collected.busy)
 
-    async def _unnamed(self, qube: str | None = None) -> Garbage:
+    async def _candidates(self, qube: str | None = None) -> Candidates:
         """What no pointer names."""
         limits = self.thresholds.limits
         return await pool_programs.garbage(self.qubes_root, limits, qube)
@@ -272,22 +278,22 @@ class Container:
 
         :raises ZfsError: if ZFS cannot be asked
         """
-        found = await self._unnamed()
+        candidates = await self._candidates()
         living = holder.Living()
         return [
             item.name
-            for item in found.datasets
+            for item in candidates.datasets
             if not self._is_garbage(item, living)
         ]
 
-    async def sweep_patiently(self, qube: str) -> None:
+    async def collect_patiently(self, qube: str) -> None:
         """Sweep one qube again while udev is still probing what is to go.
 
         What somebody really holds stays, and is named in the log.
         """
 
         async def once() -> None:
-            busy = await self.sweep(qube)
+            busy = await self.collect_garbage(qube)
             if busy:
                 raise errors.Busy(busy[0], call="destroy")
 
@@ -297,7 +303,7 @@ class Container:
             holders = ", ".join(exc.holders) or "nobody that can be seen"
             LOG.warning("%s stays until %s lets go of it", exc.dataset, holders)
 
-    def _is_garbage(self, item: Unnamed, living: holder.Living) -> bool:
+    def _is_garbage(self, item: Candidate, living: holder.Living) -> bool:
         if item.name in self.reserved:
             return False
         mark = item.holder
@@ -311,10 +317,10 @@ class Container:
         busy = any(name.number_of(each) is not None for each in self.reserved)
         return not busy and not holder.Living().is_another(mark)
 
-    async def sweep_again(self, datasets: Iterable[str]) -> None:
+    async def collect_near(self, datasets: Iterable[str]) -> None:
         """Sweep where these are, whosever they were: they may be garbage."""
         qubes = {dataset.rpartition("/")[0] for dataset in datasets}
         for container in self._others:
             for qube in qubes:
                 if qube.startswith(container.qubes_root + "/"):
-                    await container.sweep_patiently(qube)
+                    await container.collect_patiently(qube)

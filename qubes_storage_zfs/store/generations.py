@@ -15,7 +15,7 @@ from ..zfs.errors import Busy, Exists, NotFound, ZfsError
 from . import holder, programs
 from .container import LOG, Container, holder_mark
 from .naming import VolumeName
-from .programs import How, Left
+from .programs import How, Unchecked
 from .state import NOTHING_MORE, MadeFrom, StateQuery, VolumeState
 
 #: how often a lost race for a name or an origin is run again
@@ -77,7 +77,9 @@ class Generations:
             tells from somebody else's by their number
         """
         for attempt in range(1, TRIES + 1):
-            number = self.store.reserve_generation(self.where, state.numbers, first)
+            number = self.store.reserve_generation(
+                self.where, state.numbers, first
+            )
             dataset = self.where.generation(number)
             try:
                 if not state.qube:
@@ -143,7 +145,7 @@ class Generations:
 
     async def _move_pointer(
         self, number: int, how: How, origin: str | None, batch: Batch | None
-    ) -> Left:
+    ) -> Unchecked:
         dataset = self.where.dataset
         created = dataset in self.store.created
         left = await programs.adopt(
@@ -163,7 +165,7 @@ class Generations:
             await self._discard_unless_current(number, dataset, batch)
             raise
         self.store.unreserve(dataset)
-        await self._tidy(left)
+        await self._collect_near(left)
 
     async def _discard_unless_current(
         self, number: int, dataset: str, batch: Batch | None
@@ -197,7 +199,7 @@ class Generations:
             await self.adopt(number, how, batch)
             return number
 
-        left: Left = ()
+        left: Unchecked = ()
 
         async def make(number: int, _: str) -> None:
             nonlocal left
@@ -206,7 +208,7 @@ class Generations:
 
         number, dataset = await self.build(make, state, first=1, batch=batch)
         self.store.unreserve(dataset)
-        await self._tidy(left)
+        await self._collect_near(left)
         return number
 
     # --- committing
@@ -220,7 +222,7 @@ class Generations:
         if left is None:
             await self.store.measure_beside(self.where)
             left = await programs.commit(self._volume, keep, True, batch)
-        await self._tidy(left or ())
+        await self._collect_near(left or ())
 
     async def reset(
         self, made_from: MadeFrom, batch: Batch | None = None
@@ -243,12 +245,12 @@ class Generations:
 
         await devices.retry_busy(self.where.dataset, once, devices.PROBE_LIMIT)
 
-    async def _tidy(self, left: Left) -> None:
+    async def _collect_near(self, left: Unchecked) -> None:
         """What a change left goes now: else it would take its space until
         the next removal or start of qubesd.  Mostly udev had it open."""
         if left:
             try:
-                await self.store.sweep_again(left)
+                await self.store.collect_near(left)
             except ZfsError as exc:
                 LOG.debug("%s not tidied: %s", self.where.dataset, exc)
 
@@ -272,7 +274,9 @@ class Generations:
         :param discarded: only if the content of the current one is discarded
         """
         where = self.where
-        busy = [x for x in self.store.reserved if where.number_of(x) is not None]
+        busy = [
+            x for x in self.store.reserved if where.number_of(x) is not None
+        ]
         origins: list[str] = []
         again = False
 
@@ -298,5 +302,5 @@ class Generations:
             busy_left = True
         if busy_left:
             # no pointer names it any more: if it stays, the janitor has it
-            await self.store.sweep_patiently(where.dataset)
-        await self.store.sweep_again(origins)
+            await self.store.collect_patiently(where.dataset)
+        await self.store.collect_near(origins)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..zfs import channel
 from ..zfs.reply import Reply
 from . import naming
-from .programs import OURS, Left, limit_arguments, rules
+from .programs import OURS, Unchecked, limit_arguments, rules
 from .state import Limits, Wrong
 
 # --- which pool a container belongs to
@@ -78,7 +78,7 @@ async def claim(dataset: str, pool: str, release: bool) -> str | None:
 
 @dataclass(frozen=True)
 class Checked:
-    """What policy.lua found.
+    """What policy.lua garbage.
 
     :ivar missing: the container or the qubes root, if it does not exist
     :ivar owner: the pool whose name is on the container, as the disk has it
@@ -162,7 +162,7 @@ async def marks(zpool: str) -> list[Marked]:
 
 
 @dataclass(frozen=True)
-class Unnamed:
+class Candidate:
     """A generation that no pointer names.
 
     :ivar holder: mark of the process that made it; None: it has none
@@ -176,20 +176,22 @@ class Unnamed:
 
 
 @dataclass(frozen=True)
-class Garbage:
-    """What garbage.lua found.
+class Candidates:
+    """What garbage.lua garbage.
 
     :ivar unsure: a generation that may be garbage, once thresholds.py has
         measured
     :ivar empty: datasets of qubes that hold nothing
     """
 
-    datasets: Sequence[Unnamed]
+    datasets: Sequence[Candidate]
     unsure: str | None
     empty: Sequence[str]
 
 
-async def garbage(qubes_root: str, limits: Limits, qube: str | None) -> Garbage:
+async def garbage(
+    qubes_root: str, limits: Limits, qube: str | None
+) -> Candidates:
     """Look for what no pointer names.
 
     :param qube: dataset of one qube; None: all of them
@@ -202,9 +204,9 @@ async def garbage(qubes_root: str, limits: Limits, qube: str | None) -> Garbage:
     if qube is not None:
         arguments["qube"] = qube
     reply = await channel.read("garbage", qubes_root, arguments)
-    return Garbage(
+    return Candidates(
         [
-            Unnamed(
+            Candidate(
                 item.at("name").as_text(),
                 item.at("guid").as_number(),
                 item.text("holder"),
@@ -218,37 +220,40 @@ async def garbage(qubes_root: str, limits: Limits, qube: str | None) -> Garbage:
 
 
 @dataclass(frozen=True)
-class Swept:
+class Collected:
     """What collect.lua did.
 
-    :ivar gone: the generations that were destroyed
+    :ivar destroyed: the generations that were destroyed
     :ivar busy: garbage that a process has open
-    :ivar left: datasets elsewhere, to be looked at for garbage
+    :ivar elsewhere: datasets below other qubes roots that may be garbage
     """
 
-    gone: Sequence[str]
+    destroyed: Sequence[str]
     busy: Sequence[str]
-    left: Left
+    elsewhere: Unchecked
 
 
-async def sweep(
-    qubes_root: str, limits: Limits, found: Garbage, reserved: Iterable[str]
-) -> Swept:
+async def collect(
+    qubes_root: str,
+    limits: Limits,
+    candidates: Candidates,
+    reserved: Iterable[str],
+) -> Collected:
     """Destroy garbage.
 
     :param reserved: datasets that are in use here, and so are no garbage
     """
-    items = [{"name": x.name, "guid": x.guid} for x in found.datasets]
+    items = [{"name": x.name, "guid": x.guid} for x in candidates.datasets]
     arguments = {
         "qubes_root": qubes_root,
         **OURS,
         **limit_arguments(limits),
         "datasets": items,
-        "empty": list(found.empty),
+        "empty": list(candidates.empty),
         "reserved": {name: True for name in reserved},
     }
     reply = await channel.change("collect", qubes_root, arguments)
-    return Swept(
+    return Collected(
         reply.at("destroyed").texts(),
         reply.at("busy").texts(),
         reply.at("candidates").texts(),

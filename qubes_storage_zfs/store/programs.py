@@ -20,7 +20,7 @@ from .pointer import VolumeSpec
 from .state import Limits, MadeFrom, StateQuery, VolumeState
 
 #: datasets that a change left, to be looked at for garbage
-Left = Sequence[str]
+Unchecked = Sequence[str]
 
 #: what marks a pointer, and a dataset of this driver
 OURS: Mapping[str, object] = {"prefix": naming.POINTER, "holder": naming.HOLDER}
@@ -180,7 +180,7 @@ async def adopt(
     created: bool,
     origin: str | None = None,
     batch: Batch | None = None,
-) -> Left:
+) -> Unchecked:
     """Move the pointer of a volume to a generation.
 
     :param number: of the generation
@@ -210,7 +210,7 @@ async def commit(
     keep: int,
     unmeasured: bool = False,
     batch: Batch | None = None,
-) -> Left | None:
+) -> Unchecked | None:
     """Commit what changed, and prune.
 
     :param keep: old revisions to keep; -1: no revisions at all
@@ -276,7 +276,7 @@ class Forgotten:
     busy: str | None
     unfreed: str | None
     bookmarks: Sequence[str]
-    origins: Left
+    origins: Unchecked
 
 
 async def forget(
@@ -309,7 +309,7 @@ async def forget(
     )
 
 
-async def discard(dataset: str) -> Left:
+async def discard(dataset: str) -> Unchecked:
     """Destroy a generation that has no pointer."""
     reply = await channel.change("discard", dataset, {"dataset": dataset})
     return reply.texts()

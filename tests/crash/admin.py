@@ -38,7 +38,7 @@ class Admin(World):
     async def sweep(self) -> None:
         """The janitor, until only what somebody reads is left."""
         for _ in range(40):
-            if not set(await self.pool.store.sweep()) - self.held:
+            if not set(await self.pool.store.collect_garbage()) - self.held:
                 return
             await asyncio.sleep(0.1)
 

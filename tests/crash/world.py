@@ -194,7 +194,7 @@ class World:
         await afterwards()
         # the thread that makes links may have something open for a moment
         for _ in range(100):
-            if not await self.pool.store.sweep():
+            if not await self.pool.store.collect_garbage():
                 break
             await asyncio.sleep(0.02)
         self.unlock()

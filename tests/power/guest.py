@@ -76,7 +76,7 @@ class House:
         await afterwards()
         for _ in range(40):
             # udev may be probing one of them
-            if not await self.pool.store.sweep():
+            if not await self.pool.store.collect_garbage():
                 return
             await asyncio.sleep(0.25)
 

@@ -159,7 +159,7 @@ class Lab:
         udev may probe a zvol meanwhile, which keeps it.
         """
         for _ in range(20):
-            self.run(self.pool.store.sweep())
+            self.run(self.pool.store.collect_garbage())
             if gone():
                 return True
             time.sleep(0.25)

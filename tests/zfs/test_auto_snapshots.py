@@ -152,7 +152,7 @@ def test_what_was_kept_for_them_goes_after_their_pruning(lab):
     # none of them is a volume any more, and no name of one is found
     assert lab.pool.list_volumes() == []
     holds("hold", lab, take)
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     take.all_there()
     holds("release", lab, take)
     take.prune()

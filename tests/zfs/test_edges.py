@@ -659,7 +659,7 @@ def test_second_set_of_objects_shares_the_janitor(lab):
         {"name": "private", "rw": True, "save_on_stop": True, "size": MIB},
     )
     exported = lab.run(copy.export())
-    lab.run(second.store.sweep())
+    lab.run(second.store.collect_garbage())
     assert read(exported) == b"data"
     lab.run(copy.export_end(exported))
     write(path, b"new")
@@ -685,7 +685,7 @@ def test_what_another_process_holds_is_left_alone(lab):
         text=True,
     ) as process:
         assert process.stdout.readline() == "made\n"
-        lab.run(lab.pool.store.sweep())
+        lab.run(lab.pool.store.collect_garbage())
         assert clone in sh("zfs", "list", "-Ho", "name")
         process.stdin.close()
     assert lab.sweep_until(

@@ -49,7 +49,7 @@ def test_what_may_have_content_stays(lab, tmp_path, how):
             file.write(bytes(range(256)) * 1024)
         if how != "mounted":
             sh("zfs", "inherit", "mountpoint", dataset)
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     lab.run(volume.remove())
     assert f"vm/{name}" in lab.datasets()
     sh("zfs", "destroy", "-r", dataset)
@@ -64,7 +64,7 @@ def test_a_small_file_stays_with_canmount_off(lab, tmp_path):
     # with its mount point, the pool would be refused
     sh("zfs", "inherit", "mountpoint", dataset)
     sh("zfs", "set", "canmount=off", dataset)
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     # as if it were a qube of that name
     lab.run(lab.private("theirs").remove())
     assert "vm/theirs" in lab.datasets()

@@ -60,7 +60,7 @@ def test_strangers_beside_ours_stay(lab, caplog):
     assert lab.content(volume) == b"two"
     assert [each.vid for each in lab.pool.list_volumes()] == ["work/private"]
     time.sleep(1)
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     for each in f"{qube}/my volume", f"{lab.pool.qubes_root}/my qube":
         assert sh("zfs", "list", "-Ho", "name", each) == each
     assert program(FIND, strange)

@@ -336,7 +336,7 @@ def test_what_others_put_beside_our_volumes_is_not_touched(lab):
     sh("zfs", "create", "-s", "-V", "1M", f"{qubes_root}/work/other")
     write(lab.run(devices.wait_for_link(f"{qubes_root}/work/other")), b"mine")
     sh("zfs", "create", f"{qubes_root}/work/notes")
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     lab.run(volume.remove())
     left = lab.datasets("volume,filesystem")
     assert {"vm/work/recovery", "vm/work/other", "vm/work/notes"} < set(left)

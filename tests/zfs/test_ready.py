@@ -258,7 +258,7 @@ def test_somebody_elses_snapshot_is_not_gone_back_to(lab, qube):
     assert read(volatile.path) == b""
     lab.stop(volatile)
     sh("zfs", "destroy", snapshot)
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     assert len([name for name in lab.datasets("volume") if "app" in name]) == 2
 
 

@@ -164,7 +164,7 @@ def test_a_replica_without_properties_says_so(away, second):
             there.run(what)
     before = there.datasets()
     there.run(volume.stop())
-    there.run(there.pool.store.sweep())
+    there.run(there.pool.store.collect_garbage())
     assert there.datasets() == before
     # its mark alone says nothing about its volumes
     sh("zfs", "inherit", naming.OWNER, away.container)
@@ -189,7 +189,7 @@ def test_marks_of_a_process_do_not_travel(away, second):
     assert (mark, source) == (alive, "received")
     store = Container.at(copy, f"{copy}/vm")
     assert away.run(store.reserved_elsewhere()) == []
-    away.run(store.sweep())
+    away.run(store.collect_garbage())
     left = sh("zfs", "list", "-Hro", "name", copy)
     assert name not in left.split("\n")
     assert f"{copy}/vm/work/private" in left
@@ -203,5 +203,5 @@ def test_an_unmarked_clone_of_what_is_not_ours_stays(lab):
     clone = f"{lab.pool.qubes_root}/copy/private.1"
     sh("zfs", "clone", f"{volume.dataset}@r2", clone)
     lab.restart()
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     assert clone.removeprefix(f"{lab.container}/") in lab.datasets()

@@ -151,7 +151,7 @@ def test_what_others_made_of_it_is_left_alone(lab, kind):
     left = lab.datasets("snapshot")
     origin = sh("zfs", "get", "-Ho", "value", "origin", clone.dataset)
     assert origin == f"{dataset}@r2" and removed_usage(lab) > 0.9 * MIB
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     assert lab.datasets("snapshot") == left
     sh(*end, *([f"{dataset}@r2"] if kind == "hold" else []))
     assert lab.sweep_until(lambda: volumes(lab) == ["clone/private.1"])
@@ -164,7 +164,7 @@ def test_a_clone_that_is_not_ours_is_left_alone(lab):
     lab.run(source.remove())
     assert "f1/private" in volumes(lab) and removed_usage(lab) > 0.9 * MIB
     sh(*end)
-    lab.run(lab.pool.store.sweep())
+    lab.run(lab.pool.store.collect_garbage())
     assert lab.sweep_until(lambda: lab.datasets() == ["vm"])
 
 
