@@ -212,8 +212,8 @@ class Content:
         is_writable = bool(self.volume.rw)
         query = replace(query, checked=True, writable=is_writable)
         state = await self.state(query, batch)
-        if state.wrong is not None:
-            raise policy.NotAllowed(self.pool.qubes_root, state.wrong)
+        if state.violation is not None:
+            raise policy.NotAllowed(self.pool.qubes_root, state.violation)
         if state.read_only_by is not None:
             raise ReadOnlyDataset(state.read_only_by)
         return state

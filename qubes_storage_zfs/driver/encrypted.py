@@ -351,7 +351,7 @@ class ZfsEncryptedPool(ZfsPool):
                 options.parse_iterations(
                     self._options["pbkdf2iters"] or DEFAULT_ITERATIONS
                 ),
-                {**policy.ROOT_SETTINGS, naming.OWNER: self.name},
+                {**policy.ROOT_SETTINGS, naming.CLAIM: self.name},
                 self._prompt(CREATE_BY_HAND),
             )
         except BaseException:
@@ -374,12 +374,12 @@ class ZfsEncryptedPool(ZfsPool):
             raise Refused(
                 messages.FOREIGN_ROOT, dataset=container_state.foreign
             )
-        if container_state.owner is None:
+        if container_state.claimed_by is None:
             await commands.set_properties(
                 self.container, policy.TAKEN_OVER_SETTINGS
             )
         # before the key is loaded, because the kernel then creates device nodes
-        is_claimed = container_state.owner is not None
+        is_claimed = container_state.claimed_by is not None
         await policy.check(self.place, must_be_claimed=is_claimed)
         try:
             await keys.load(self.container, self._prompt(LOAD_BY_HAND))

@@ -221,10 +221,10 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
                 raise policy.NotThere(
                     messages.CONTAINER_MISSING, dataset=self.container
                 )
-            if state.owner is None:
+            if state.claimed_by is None:
                 raise policy.unmarked(self.name, self.container, state.bare)
-            if state.owner != self.name:
-                raise policy.claimed(self.container, state.owner)
+            if state.claimed_by != self.name:
+                raise policy.claimed(self.container, state.claimed_by)
 
     # --- volumes
 
@@ -539,7 +539,7 @@ class ZfsZvolPool(ZfsPool):
     async def _create_zpool(self, disks: list[probe.Device]) -> None:
         """Create the zpool and the qubes root, or neither."""
         compression = self._options.text("compression") or "lz4"
-        properties = {**policy.ZPOOL_ROOT_SETTINGS, naming.OWNER: self.name}
+        properties = {**policy.ZPOOL_ROOT_SETTINGS, naming.CLAIM: self.name}
         await newzpool.create(self.name, disks, compression, properties)
         try:
             await lzc.create_filesystem(self.qubes_root, policy.ROOT_SETTINGS)

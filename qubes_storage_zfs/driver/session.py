@@ -147,8 +147,9 @@ class Session:
                 ),
                 batch=batch,
             )
-            if state.owner != volume.pool.name or not self._lifecycle.owns(
-                state
+            if (
+                state.claimed_by != volume.pool.name
+                or not self._lifecycle.owns(state)
             ):
                 return _Outcome.NOTHING, None
             if state.unsure and await content.store.measure_beside(

@@ -131,7 +131,7 @@ class _Planner:
         if container is None or not container.is_filesystem:
             plan.refuse(messages.ADOPT_NO_FILESYSTEM, dataset=pool.container)
             return plan
-        claim = container.own.get(naming.OWNER)
+        claim = container.own.get(naming.CLAIM)
         if claim not in (None, pool.pool):
             plan.refuse(
                 messages.ADOPT_CLAIMED, dataset=pool.container, pool=claim
@@ -145,7 +145,7 @@ class _Planner:
             plan.change(
                 pool.container,
                 f"it becomes the container of the pool {pool.pool}",
-                [set_property(pool.container, naming.OWNER, pool.pool)],
+                [set_property(pool.container, naming.CLAIM, pool.pool)],
             )
         return plan
 

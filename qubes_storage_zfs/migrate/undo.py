@@ -41,11 +41,11 @@ def plan_undo(
     plan.refused.extend(map(str, records.unexpected(disk)))
     if plan.refused or container is None:
         return plan
-    if naming.OWNER in container.own:
+    if naming.CLAIM in container.own:
         plan.change(
             pool.container,
             f"it is no container of {pool.pool} any more",
-            [inherit(pool.container, naming.OWNER)],
+            [inherit(pool.container, naming.CLAIM)],
         )
     if not disk.old_exists:
         plan.steps.append(CreateRoot(pool.old, "is made again"))

@@ -7,7 +7,7 @@ from ..zfs import commands, importexport, keys, lzc
 from ..zfs.errors import Busy, Exists, NotFound
 from . import messages, naming, policy, pool_programs
 from .policy import ROOT_SETTINGS
-from .pool_programs import Found
+from .pool_programs import ContainerState
 
 
 async def adopt(
@@ -24,7 +24,7 @@ async def adopt(
     check_claimable(name, container, state)
     if state.bare:
         raise policy.Refused(messages.CONTAINER_BARE, dataset=container)
-    if state.qubes_root and state.owner is None:
+    if state.qubes_root and state.claimed_by is None:
         raise policy.Refused(messages.HOME_EXISTS, dataset=qubes_root)
     if state.qubes_root:
         await policy.check(policy.Place(name, container, qubes_root, False))
@@ -32,10 +32,10 @@ async def adopt(
     async with contextlib.AsyncExitStack() as undo:
         if not state.exists:
             await lzc.create_filesystem(
-                container, {**ROOT_SETTINGS, naming.OWNER: name}
+                container, {**ROOT_SETTINGS, naming.CLAIM: name}
             )
             undo.push_async_callback(_destroy, container)
-        elif state.owner is None:
+        elif state.claimed_by is None:
             await claim(container, name)
             undo.push_async_callback(claim, container, name, True)
         if not state.qubes_root:
@@ -73,19 +73,19 @@ async def claim(container: str, name: str, release: bool = False) -> None:
         raise policy.claimed(container, other_pool)
 
 
-def check_claimable(name: str, container: str, state: Found) -> None:
+def check_claimable(name: str, container: str, state: ContainerState) -> None:
     """Refuse a dataset that cannot be the container of the pool *name*.
 
     :raises policy.Refused: with the reason
     """
-    owner, above = state.owner, state.owner_above
+    claimed_by, above = state.claimed_by, state.claimed_above
     if not state.parent:
         raise policy.Refused(messages.NO_PARENT, dataset=container)
     if state.exists and state.type != "filesystem":
         raise policy.Refused(
             messages.NOT_A_FILESYSTEM, dataset=container, type=state.type
         )
-    if owner is not None and owner != name:
-        raise policy.claimed(container, owner)
+    if claimed_by is not None and claimed_by != name:
+        raise policy.claimed(container, claimed_by)
     if above and f"{container}/".startswith(f"{above}/vm/"):
         raise policy.Refused(messages.IN_ANOTHER_POOL, dataset=container)

@@ -14,7 +14,7 @@ from . import messages
 #: user properties of ours
 PREFIX = "qubes-storage-zfs:"
 #: on the container: the Qubes pool it belongs to
-OWNER = PREFIX + "pool"
+CLAIM = PREFIX + "pool"
 #: on a qube's dataset, with a volume's name behind it: which generation of
 #: the volume is current
 POINTER = PREFIX + "current."

@@ -18,8 +18,8 @@ from ..zfs import importexport, lzc
 from ..zfs.errors import NoPassphrase, ZfsError
 from ..zfs.text import printable
 from . import messages, naming, pool_programs
-from .pool_programs import Checked
-from .state import Wrong
+from .pool_programs import PolicyResult
+from .state import Violation
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,17 @@ class NotAllowed(Refused):
     :ivar name: the property
     """
 
-    def __init__(self, qubes_root: str, wrong: Wrong) -> None:
+    def __init__(self, qubes_root: str, violation: Violation) -> None:
         # ZFS itself bounds the length of names
-        self.dataset = printable(wrong.dataset, naming.NAME_MAX)
-        self.name = shown(wrong.property)
+        self.dataset = printable(violation.dataset, naming.NAME_MAX)
+        self.name = shown(violation.property)
         super().__init__(
             messages.DISK_CHANGED,
             dataset=self.dataset,
             property=self.name,
-            value=shown(wrong.value),
-            wanted=wrong.wanted,
-            remedy=_remedy(qubes_root, wrong),
+            value=shown(violation.value),
+            wanted=violation.required,
+            remedy=_remedy(qubes_root, violation),
         )
 
 
@@ -134,16 +134,16 @@ def shown(text: str | None) -> str:
     return printable(text, SHOWN_IN_SENTENCE)
 
 
-def claimed(container: str, owner: str) -> NotThere:
+def claimed(container: str, claimed_by: str) -> NotThere:
     """Return the refusal of a container that another pool's name is on.
 
-    :param owner: that name, as the disk has it
+    :param claimed_by: that name, as the disk has it
     """
     return NotThere(
         messages.CONTAINER_CLAIMED,
         dataset=container,
-        owner=shown(owner),
-        property=naming.OWNER,
+        owner=shown(claimed_by),
+        property=naming.CLAIM,
     )
 
 
@@ -153,16 +153,16 @@ def unmarked(pool: str, dataset: str, bare: bool) -> NotThere:
     :param bare: it was received without its properties
     """
     template = messages.CONTAINER_BARE if bare else messages.CONTAINER_UNMARKED
-    return NotThere(template, dataset=dataset, pool=pool, property=naming.OWNER)
+    return NotThere(template, dataset=dataset, pool=pool, property=naming.CLAIM)
 
 
-def _remedy(qubes_root: str, wrong: Wrong) -> str:
+def _remedy(qubes_root: str, violation: Violation) -> str:
     """Return what an administrator does who changed the property."""
-    dataset, name = wrong.dataset, wrong.property
+    dataset, name = violation.dataset, violation.property
     if name not in (*SAFE, "mountpoint", "keylocation"):
         return messages.DISK_REMEDY_MOVE
-    at = wrong.source or ""
-    verb = f"set {name}={wrong.wanted} {qubes_root}"
+    at = violation.source or ""
+    verb = f"set {name}={violation.required} {qubes_root}"
     if dataset != qubes_root:
         place = at if at.startswith(f"{qubes_root}/") else dataset
         if at == qubes_root or not _is_plain(place):
@@ -223,23 +223,23 @@ async def check(place: Place, must_be_claimed: bool = True) -> None:
         place.container, place.qubes_root, rules, root_rules, LIMIT
     )
     _check_identity(place, answer, must_be_claimed)
-    wrong = answer.wrong
-    if wrong is not None and wrong.property == "keyformat":
-        raise NoPassphrase(place.container, shown(wrong.value))
-    if wrong is not None:
-        raise NotAllowed(place.qubes_root, wrong)
+    violation = answer.violation
+    if violation is not None and violation.property == "keyformat":
+        raise NoPassphrase(place.container, shown(violation.value))
+    if violation is not None:
+        raise NotAllowed(place.qubes_root, violation)
 
 
 def _check_identity(
-    place: Place, answer: Checked, must_be_claimed: bool
+    place: Place, answer: PolicyResult, must_be_claimed: bool
 ) -> None:
-    missing, owner = answer.missing, answer.owner
+    missing, claimed_by = answer.missing, answer.claimed_by
     if missing == place.container:
         raise NotThere(messages.CONTAINER_MISSING, dataset=missing)
-    if owner is None and must_be_claimed:
+    if claimed_by is None and must_be_claimed:
         raise unmarked(place.pool, place.container, answer.bare)
-    if owner is not None and owner != place.pool:
-        raise claimed(place.container, owner)
+    if claimed_by is not None and claimed_by != place.pool:
+        raise claimed(place.container, claimed_by)
     if missing:
         raise NotThere(messages.CONTAINER_MISSING, dataset=place.qubes_root)
 

@@ -11,21 +11,21 @@ from ..zfs import channel
 from ..zfs.reply import Reply
 from . import naming
 from .programs import OURS, Unchecked, limit_arguments, rules
-from .state import Limits, Wrong
+from .state import Limits, Violation
 
 # --- which pool a container belongs to
 
 
 @dataclass(frozen=True)
-class Found:
+class ContainerState:
     """What is where a container is or will be; see container.lua.
 
     :ivar parent: whether the dataset above exists
     :ivar exists: whether the container exists
     :ivar qubes_root: whether the qubes root exists
     :ivar type: of the container, as ZFS spells it
-    :ivar owner: the pool whose name is on it, as the disk has it
-    :ivar owner_above: a dataset above it that some pool has claimed
+    :ivar claimed_by: the pool whose name is on it, as the disk has it
+    :ivar claimed_above: a dataset above it that some pool has claimed
     :ivar foreign: a dataset in the qubes root that is not this driver's
     :ivar bare: whether it was received without its properties
     """
@@ -34,22 +34,22 @@ class Found:
     exists: bool
     qubes_root: bool
     type: str | None
-    owner: str | None
-    owner_above: str | None
+    claimed_by: str | None
+    claimed_above: str | None
     foreign: str | None
     bare: bool
 
 
-async def container(dataset: str, qubes_root: str) -> Found:
+async def container(dataset: str, qubes_root: str) -> ContainerState:
     """Look what is where a container is or will be."""
     arguments = {
         "container": dataset,
         "qubes_root": qubes_root,
-        "claim": naming.OWNER,
+        "claim": naming.CLAIM,
         "prefix": naming.PREFIX,
     }
     reply = await channel.read("container", dataset, arguments)
-    return Found(
+    return ContainerState(
         reply.flag("parent"),
         reply.flag("exists"),
         reply.flag("qubes_root"),
@@ -68,7 +68,7 @@ async def claim(dataset: str, pool: str, release: bool) -> str | None:
     """
     arguments = {
         "container": dataset,
-        "claim": naming.OWNER,
+        "claim": naming.CLAIM,
         "pool": pool,
         "release": release,
     }
@@ -77,19 +77,19 @@ async def claim(dataset: str, pool: str, release: bool) -> str | None:
 
 
 @dataclass(frozen=True)
-class Checked:
+class PolicyResult:
     """What policy.lua garbage.
 
     :ivar missing: the container or the qubes root, if it does not exist
-    :ivar owner: the pool whose name is on the container, as the disk has it
+    :ivar claimed_by: the pool whose name is on the container, as the disk has it
     :ivar bare: whether the container was received without its properties
-    :ivar wrong: the first property that is not allowed
+    :ivar violation: the first property that is not allowed
     """
 
     missing: str | None
-    owner: str | None
+    claimed_by: str | None
     bare: bool
-    wrong: Wrong | None
+    violation: Violation | None
 
 
 async def check_policy(
@@ -98,7 +98,7 @@ async def check_policy(
     allowed: Mapping[str, str],
     allowed_root: Mapping[str, str],
     limit: int,
-) -> Checked:
+) -> PolicyResult:
     """Compare everything in a container with what is allowed.
 
     :param allowed: properties of the qubes root and all below, name -> value
@@ -108,32 +108,32 @@ async def check_policy(
     arguments = {
         "container": dataset,
         "qubes_root": qubes_root,
-        "claim": naming.OWNER,
+        "claim": naming.CLAIM,
         "prefix": naming.PREFIX,
         "limit": limit,
         "rules": rules(allowed),
         "root_rules": rules(allowed_root),
     }
     reply = await channel.read("policy", dataset, arguments)
-    return Checked(
+    return PolicyResult(
         reply.text("missing"),
         reply.text("claimed_by"),
         reply.flag("bare"),
-        Wrong.from_reply(reply),
+        Violation.from_reply(reply),
     )
 
 
 @dataclass(frozen=True)
-class Marked:
+class ClaimedDataset:
     """A dataset that is marked as the container of a pool.
 
-    :ivar owner: the pool's name, as the disk has it: any bytes
+    :ivar claimed_by: the pool's name, as the disk has it: any bytes
     :ivar root: the dataset whose key encrypts it; None: it is not encrypted
     :ivar loaded: whether that key is loaded
     """
 
     dataset: str
-    owner: str
+    claimed_by: str
     root: str | None
     loaded: bool
 
@@ -143,12 +143,12 @@ class Marked:
         return self.root == self.dataset
 
 
-async def marks(zpool: str) -> list[Marked]:
+async def marks(zpool: str) -> list[ClaimedDataset]:
     """Return the datasets of a zpool that are marked as containers."""
-    arguments = {"zpool": zpool, "claim": naming.OWNER}
+    arguments = {"zpool": zpool, "claim": naming.CLAIM}
     reply = await channel.read("marks", zpool, arguments)
     return [
-        Marked(
+        ClaimedDataset(
             item.at("dataset").as_text(),
             item.at("claimed_by").as_text(),
             item.text("root"),
@@ -285,7 +285,7 @@ async def discarded(
     arguments = {
         "container": container,
         "qubes_root": qubes_root,
-        "claim": naming.OWNER,
+        "claim": naming.CLAIM,
         "pool": pool,
         **OURS,
     }

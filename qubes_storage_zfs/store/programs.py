@@ -108,7 +108,7 @@ class Asked:
         query = self.query
         arguments: dict[str, object] = {
             "container": self.container,
-            "claim": naming.OWNER,
+            "claim": naming.CLAIM,
             "prefix": naming.PREFIX,
             **_volume(self.name, self.limits),
             "native": list(query.want),

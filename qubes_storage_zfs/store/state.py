@@ -76,7 +76,7 @@ class StateQuery:
     :ivar tuned: what its qube's features set on the current one
     :ivar writable: what keeps it from being written to
     :ivar made_from: whether a disposable volume can be used again
-    :ivar checked: whether its properties are allowed (VolumeState.wrong)
+    :ivar checked: whether its properties are allowed (VolumeState.violation)
     """
 
     want: Sequence[str] = ()
@@ -93,7 +93,7 @@ NOTHING_MORE = StateQuery()
 
 
 @dataclass(frozen=True)
-class Wrong:
+class Violation:
     """A property of a dataset with a value that is not allowed.
 
     Names and values are as they are on the disk.
@@ -105,10 +105,10 @@ class Wrong:
     property: str
     value: str | None
     source: str | None
-    wanted: str
+    required: str
 
     @classmethod
-    def from_reply(cls, reply: Reply) -> "Wrong | None":
+    def from_reply(cls, reply: Reply) -> "Violation | None":
         """Return what a program reports as wrong; None if it reports nothing.
 
         :raises BadReply: if *reply* is neither
@@ -116,9 +116,9 @@ class Wrong:
         dataset, name = reply.text("dataset"), reply.text("property")
         if dataset is None or name is None:
             return None
-        wanted = reply.at("required").as_text()
+        required = reply.at("required").as_text()
         source, value = reply.text("source"), reply.text("value")
-        return cls(dataset, name, value, source, wanted)
+        return cls(dataset, name, value, source, required)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class VolumeState:
     #: False if the container itself is missing
     container: bool
     #: not reported with dates
-    owner: str | None
+    claimed_by: str | None
     #: whether the qube's dataset exists; and whether ZFS would mount it
     qube: bool
     mountable: bool
@@ -166,7 +166,7 @@ class VolumeState:
     #: what its qube's features set on the current generation, if asked for
     tuned: str | None = None
     #: a property that is not allowed, if asked for; see policy.NotAllowed
-    wrong: Wrong | None = None
+    violation: Violation | None = None
     #: the dataset where readonly=on is set, if asked for and it is
     read_only_by: str | None = None
     #: native properties of the current generation, as asked for
@@ -180,7 +180,7 @@ class VolumeState:
         fresh, revisions = reply.at("up_to_date"), reply.at("revisions").items()
         return cls(
             container=not reply.flag("missing"),
-            owner=reply.text("claimed_by"),
+            claimed_by=reply.text("claimed_by"),
             qube=reply.flag("qube"),
             mountable=reply.flag("mountable", default=True),
             numbers=reply.at("numbers").numbers(),
@@ -199,7 +199,7 @@ class VolumeState:
             begun_from=reply.text("copied_from"),
             begun=reply.number("copy"),
             tuned=reply.text("tuned"),
-            wrong=Wrong.from_reply(reply.at("wrong")),
+            violation=Violation.from_reply(reply.at("wrong")),
             read_only_by=reply.text("read_only_by"),
             properties=reply.at("properties").number_by_name(),
         )

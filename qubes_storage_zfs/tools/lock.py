@@ -9,7 +9,7 @@ from functools import partial
 
 from ..store import messages
 from ..store.messages import reason
-from ..store.pool_programs import Marked
+from ..store.pool_programs import ClaimedDataset
 from ..zfs import keys
 from ..zfs.errors import Locked, NotFound, PoolAbsent, ZfsError
 from ..zfs.text import SHOWN, printable
@@ -90,11 +90,13 @@ async def _lock_ours(pool: Pool) -> None:
     await _lock(pool.name, pool.dataset)
 
 
-async def _lock_strange(mark: Marked) -> None:
+async def _lock_strange(mark: ClaimedDataset) -> None:
     """Lock a dataset that is marked as a pool's that qubesd lacks."""
     place = printable(mark.dataset, SHOWN)
     if is_supported(mark.dataset):
-        await _lock(f"{printable(mark.owner, SHOWN)} ({place})", mark.dataset)
+        await _lock(
+            f"{printable(mark.claimed_by, SHOWN)} ({place})", mark.dataset
+        )
     elif mark.loaded:
         raise Failed(messages.STAYS_UNLOCKED, dataset=place)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..store import messages, naming, policy, pool_programs
-from ..store.pool_programs import Marked
+from ..store.pool_programs import ClaimedDataset
 from ..zfs import commands, importexport, keys
 from ..zfs.errors import SilentZpool, ZfsError
 from ..zfs.text import SHOWN, printable
@@ -25,12 +25,12 @@ from .common import (
 )
 
 
-def claimed_pool(mark: Marked) -> Pool:
+def claimed_pool(mark: ClaimedDataset) -> Pool:
     """Return the pool that a dataset claims to be of; no configuration
     confirms it."""
-    is_ours = mark.dataset.endswith(f"/encryption/{mark.owner}")
+    is_ours = mark.dataset.endswith(f"/encryption/{mark.claimed_by}")
     driver = ENCRYPTED if is_ours and mark.is_root else DRIVERS[0]
-    return Pool(mark.owner, driver, mark.dataset, is_configured=False)
+    return Pool(mark.claimed_by, driver, mark.dataset, is_configured=False)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Survey:
     """
 
     pools: Sequence[Pool]
-    marks: Sequence[Marked]
+    marks: Sequence[ClaimedDataset]
     unread: Sequence[str]
 
     def named(self, name: str) -> Pool:
@@ -68,11 +68,11 @@ class Survey:
     def other_claim(self, pool: Pool) -> str | None:
         """Return the name on the dataset of *pool* if it is another pool's."""
         for mark in self.marks:
-            if mark.dataset == pool.dataset and mark.owner != pool.name:
-                return mark.owner
+            if mark.dataset == pool.dataset and mark.claimed_by != pool.name:
+                return mark.claimed_by
         return None
 
-    def strange_roots(self) -> list[Marked]:
+    def strange_roots(self) -> list[ClaimedDataset]:
         """Return the marked encryption roots of pools that qubesd lacks."""
         places = {pool.dataset for pool in self.pools if pool.is_configured}
         return [
@@ -93,7 +93,7 @@ async def survey(app: App) -> Survey:
 
 async def survey_disks(ours: Sequence[Pool]) -> Survey:
     """Return *ours*, which are configured, and the pools that disks claim."""
-    marks: list[Marked] = []
+    marks: list[ClaimedDataset] = []
     unread = []
     for zpool in importexport.imported():
         if not is_supported(zpool):
@@ -115,7 +115,7 @@ def _order(pool: Pool) -> tuple[str, str]:
     return pool.name, pool.dataset
 
 
-async def _marks(zpool: str) -> list[Marked]:
+async def _marks(zpool: str) -> list[ClaimedDataset]:
     """Return the marks in a zpool.
 
     :raises ZfsError: if ZFS cannot be asked, or does not answer
@@ -162,7 +162,7 @@ async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:
             messages.CONTAINER_CLAIMED,
             dataset=pool.dataset,
             owner=printable(claim, SHOWN),
-            property=naming.OWNER,
+            property=naming.CLAIM,
         )
     if not (await keys.state(pool.dataset)).exists:
         raise Failed(messages.DATASET_ABSENT, dataset=pool.dataset)

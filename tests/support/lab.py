@@ -206,7 +206,7 @@ def create_encrypted(container, name):
         "pbkdf2iters": 100_000,
         "pbkdf2salt": 1,
     }
-    properties = {**ROOT_SETTINGS, naming.OWNER: name, **made_from}
+    properties = {**ROOT_SETTINGS, naming.CLAIM: name, **made_from}
     with known_key() as key:
         lzc.create_root(container, properties, key)
 

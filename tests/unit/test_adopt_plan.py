@@ -191,7 +191,7 @@ def test_what_was_done_is_not_planned_again():
     plan = plan_of(there, known())
     assert [step.dataset for step in plan.steps] == [f"{C}/vm/work", C]
     there["moved"]["1"]["own"] = {naming.ADOPTED: "{}"}
-    there["container"]["own"][naming.OWNER] = "vault"
+    there["container"]["own"][naming.CLAIM] = "vault"
     assert plan_of(there, known()).steps == []
 
 
@@ -294,7 +294,7 @@ def test_no_strange_name_is_worked_with():
 
 def test_another_pools_container_is_refused():
     there = found()
-    there["container"]["own"] = {naming.OWNER: "other"}
+    there["container"]["own"] = {naming.CLAIM: "other"}
     with pytest.raises(Refused, match="tank/q belongs to the pool other"):
         plan_of(there, known())
     with pytest.raises(Refused, match="its driver is lvm_thin"):
@@ -356,7 +356,7 @@ def adopted():
     record = json.dumps({"was": "zfs", "old": "", "set": {}})
     there["container"]["own"] = {
         naming.ADOPTED: record,
-        naming.OWNER: "vault",
+        naming.CLAIM: "vault",
     }
     return there, record
 
@@ -385,7 +385,7 @@ def test_undoing_is_the_reverse():
     shown = [text for step in plan.steps for text in step.details()]
     assert "set readonly=on" in shown
     assert f"rename {C}/vm/work/private@r2 to @qubes-clean-abc" in shown
-    assert f"inherit {naming.OWNER} of {C}" in shown
+    assert f"inherit {naming.CLAIM} of {C}" in shown
     gone = [c.name for c in changes if c.dataset == f"{C}/vm/work"]
     assert gone == sorted(adopted()[0]["moved"]["1"]["own"])
 

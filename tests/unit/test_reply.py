@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_storage_zfs.store.state import Revision, VolumeState, Wrong
+from qubes_storage_zfs.store.state import Revision, VolumeState, Violation
 from qubes_storage_zfs.zfs.reply import BadReply, Reply
 
 VALUES = st.recursive(
@@ -46,7 +46,7 @@ def test_any_value_is_read_or_refused(value):
     for read in (
         VolumeState.from_reply,
         Revision.from_reply,
-        Wrong.from_reply,
+        Violation.from_reply,
         Reply.texts,
         Reply.text_by_name,
         Reply.number_by_name,

@@ -173,7 +173,9 @@ def test_a_name_means_the_configured_pool(monkeypatch):
 
 
 def test_a_mark_is_a_claim():
-    mark = pools_of.Marked("x/encryption/p", "p", "x/encryption/p", True)
+    mark = pools_of.ClaimedDataset(
+        "x/encryption/p", "p", "x/encryption/p", True
+    )
     claimed = pools_of.claimed_pool(mark)
     assert claimed == Pool(
         "p", "zfs_encrypted", "x/encryption/p", is_configured=False
@@ -183,7 +185,7 @@ def test_a_mark_is_a_claim():
     ours = Pool("p", "zfs_encrypted", "x/encryption/p")
     assert survey(ours, marks=[mark]).strange_roots() == []
     assert survey(claimed, marks=[mark, plain]).strange_roots() == [mark]
-    other = dataclasses.replace(mark, owner="q")
+    other = dataclasses.replace(mark, claimed_by="q")
     assert survey(ours, marks=[mark]).other_claim(ours) is None
     assert survey(ours, marks=[other]).other_claim(ours) == "q"
 
@@ -217,7 +219,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
         ]
 
     async def nothing(ours):
-        marks = [pools_of.Marked("x/y", "b", "x/y", True)]
+        marks = [pools_of.ClaimedDataset("x/y", "b", "x/y", True)]
         return pools_of.Survey(ours, marks, ["the zpool c cannot be read"])
 
     monkeypatch.setattr(lock.keys, "unload", unload)
@@ -249,8 +251,8 @@ def test_a_zpool_that_is_exported_meanwhile_ends_nothing(monkeypatch, capsys):
 
     async def two(ours):
         marks = [
-            pools_of.Marked("x/y", "gone", "x/y", True),
-            pools_of.Marked("z/y", "here", "z/y", True),
+            pools_of.ClaimedDataset("x/y", "gone", "x/y", True),
+            pools_of.ClaimedDataset("z/y", "here", "z/y", True),
         ]
         return pools_of.Survey(ours, marks, [])
 
@@ -325,7 +327,7 @@ def test_refusals_of_an_encrypted_pool(monkeypatch):
 
 
 def test_refusals_of_locking(monkeypatch, capsys):
-    marks = [pools_of.Marked("x y/z", "gone", "x y/z", True)]
+    marks = [pools_of.ClaimedDataset("x y/z", "gone", "x y/z", True)]
 
     async def look(ours):
         return pools_of.Survey(ours, marks, [])

@@ -590,7 +590,7 @@ def test_refused_before_anything_is_touched(small, capsys, how, why):
     elif how == "snapshots of scratch":
         sh("zfs", "snapshot", f"{small.container}/lost/volatile@x")
     elif how == "claimed":
-        sh("zfs", "set", f"{naming.OWNER}=another", small.container)
+        sh("zfs", "set", f"{naming.CLAIM}=another", small.container)
     else:
         text = small.xml.read_text()
         text = {
@@ -675,7 +675,7 @@ def older(zpool, tmp_path, monkeypatch, request):
     container = f"{above}/encryption/{POOL}"
     sh("zfs", "create", above)
     create_encrypted(container, POOL)
-    for name in [naming.OWNER, *ROOT_SETTINGS]:
+    for name in [naming.CLAIM, *ROOT_SETTINGS]:
         sh("zfs", "inherit", name, container)
     old = container
     if request.param != "encrypted":

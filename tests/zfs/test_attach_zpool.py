@@ -51,7 +51,7 @@ def test_a_zpool_of_the_same_name_is_not_used(stick, disks):
     export_zpool("stick")
     disks.take_away("a")
     disks.zpool("b")
-    mark = f"{naming.OWNER}={stick.name}"
+    mark = f"{naming.CLAIM}={stick.name}"
     sh("zfs", "create", "-p", stick.pool.qubes_root)
     sh("zfs", "set", mark, stick.container)
     stick.restart()

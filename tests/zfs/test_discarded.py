@@ -212,9 +212,9 @@ def test_who_must_not_decide(labs, app):
     lab.run(discarded.collect(lab.pool, app))
     lab.run(discarded.collect(lab.pool, None))
     app.vmm.offline_mode = False
-    sh("zfs", "set", f"{naming.OWNER}=another", lab.container)
+    sh("zfs", "set", f"{naming.CLAIM}=another", lab.container)
     lab.run(discarded.collect(lab.pool, app))
-    sh("zfs", "set", f"{naming.OWNER}={lab.name}", lab.container)
+    sh("zfs", "set", f"{naming.CLAIM}={lab.name}", lab.container)
     app.domains.append(stranger)
     lab.run(discarded.collect(lab.pool, app))
     assert lab.datasets() == before

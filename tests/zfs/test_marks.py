@@ -35,7 +35,7 @@ def is_locked(lab, dataset):
 
 
 def mark(dataset, value):
-    name = naming.OWNER.encode()
+    name = naming.CLAIM.encode()
     subprocess.run(["zfs", "set", name + b"=" + value, dataset], check=True)
 
 

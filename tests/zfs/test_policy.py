@@ -181,7 +181,7 @@ def test_words_from_the_disk_are_shown_escaped_and_short(lab):
     said = refused(lab, lab.again(volume).start())
     assert f"{FLAG}=true\\x0a\\x1b[2Jx\\x09yyy" in said
     sh("zfs", "inherit", FLAG, place(lab, "work/private"))
-    mark = f"{naming.OWNER}=other\n\x1b[2J" + "z" * 4000
+    mark = f"{naming.CLAIM}=other\n\x1b[2J" + "z" * 4000
     sh("zfs", "set", mark, lab.container)
     said = refused(lab, lab.again(volume).start())
     assert "belongs to the pool other\\x0a\\x1b[2Jzzz" in said

@@ -111,14 +111,14 @@ def check_it_works(lab, volumes):
     assert lab.pool.list_volumes() == []
     assert not [x for x in lab.datasets() if "app" in x or "tmpl" in x]
     lab.run(lab.pool.destroy())
-    assert own(lab.container, naming.OWNER) == ("-", "-")
+    assert own(lab.container, naming.CLAIM) == ("-", "-")
 
 
 def test_a_pool_moves_to_another_zpool(away, second):
     volumes = lived_in(away)
     send(away, "-R")
     take_the_place(away)
-    assert own(away.container, naming.OWNER)[1] == "received"
+    assert own(away.container, naming.CLAIM)[1] == "received"
     check_it_works(away, volumes)
 
 
@@ -167,7 +167,7 @@ def test_a_replica_without_properties_says_so(away, second):
     there.run(there.pool.store.collect_garbage())
     assert there.datasets() == before
     # its mark alone says nothing about its volumes
-    sh("zfs", "inherit", naming.OWNER, away.container)
+    sh("zfs", "inherit", naming.CLAIM, away.container)
     with pytest.raises(StoragePoolException, match="zfs set"):
         lab.run(lab.again(volume).verify())
 
