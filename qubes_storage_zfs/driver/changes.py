@@ -10,7 +10,7 @@ import qubes.storage
 
 from ..store import messages, naming
 from ..store.messages import Refused
-from ..store.programs import How
+from ..store.programs import MoveOptions
 from ..store.state import StateQuery, VolumeState
 from ..zfs import commands
 from . import reset, transfer
@@ -56,7 +56,7 @@ class Changes:
             state = await content.state_to_open(StateQuery(revisions=True))
         if state.blank and not volume.is_running():
             # qubesd was killed after this, before it wrote qubes.xml
-            await content.generations.forget()
+            await content.generations.remove()
             state = await content.state(StateQuery(counted=True))
         elif state.current is not None:
             # qubesd now stops and removes what it could not create
@@ -64,7 +64,7 @@ class Changes:
             dataset = content.where.dataset
             raise Refused(messages.VOLUME_EXISTS, dataset=dataset)
         keep = volume.revisions_to_keep
-        number = await reset.start_blank(content, state, How(keep=keep))
+        number = await reset.start_blank(content, state, MoveOptions(keep=keep))
         self._lifecycle.fire(Event.CREATED)
         operation.note(f"create made generation {number}")
 
@@ -89,8 +89,10 @@ class Changes:
         state = await content.state_to_open(StateQuery(revisions=True))
         content.must_exist(state)
         revision, snapshot = _older_revision(state, revision)
-        number = await content.generations.adopt_clone(
-            lambda: contextlib.nullcontext(snapshot), state, How(promote=True)
+        number = await content.generations.make_clone_current(
+            lambda: contextlib.nullcontext(snapshot),
+            state,
+            MoveOptions(promote=True),
         )
         await content.read_size()
         operation.note(f"revert to {revision} made generation {number}")

@@ -277,7 +277,7 @@ class Content:
         if self.volume.snapshots_disabled:
             if self.volume.is_running():
                 raise Refused(messages.SNAPSHOTS_DISABLED)
-            async with self.generations.frozen(batch) as snapshot:
+            async with self.generations.temporary_snapshot(batch) as snapshot:
                 yield snapshot
             return
         yield state.committed or await self._newest_revision(batch)

@@ -123,5 +123,5 @@ async def _destroy(pool: Pool, vid: str, mark: str) -> None:
     where = naming.volume_name(pool.qubes_root, vid)
     if pool.store.may_collect(where, mark):
         generations = Generations(where, pool.store, pool.zpool)
-        await generations.forget(discarded=True)
+        await generations.remove(only_disposable=True)
         LOG.info("%s in %s is destroyed: no qube has it", vid, pool.name)

@@ -180,4 +180,4 @@ class Lifecycle:
         if self.phase is Phase.FOREIGN:
             return False
         saves = bool(self._volume.save_on_stop)
-        return state.current is None or saves or state.scratch
+        return state.current is None or saves or state.is_disposable

@@ -495,7 +495,7 @@ class ZfsZvolPool(ZfsPool):
             self._check_version()
             if container is not None:
                 self.zpool_must_be_imported()
-                await claim.adopt(
+                await claim.set_up(
                     self.name,
                     self.container,
                     self.qubes_root,

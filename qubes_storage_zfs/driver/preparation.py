@@ -157,7 +157,7 @@ class Preparation:
     async def _discard_for(self, successor: admin.Volume, batch: Batch) -> None:
         key = successor.pool.name, successor.vid
         if key != (self._volume.pool.name, self._volume.vid):
-            await self._content.generations.forget(True, batch)
+            await self._content.generations.remove(True, batch)
 
     async def _can_be_prepared(self, batch: Batch) -> bool:
         """Whether the key is loaded (the user is not asked for it), and what is
@@ -179,7 +179,7 @@ class Preparation:
             await content.generations.reset(content.made_from, batch)
         except (Busy, NotFound) as exc:
             LOG.info("%s is destroyed: %s", self._volume.vid, exc)
-            await content.generations.forget(batch=batch)
+            await content.generations.remove(batch=batch)
 
     async def _make_next(self, operation: Operation, batch: Batch) -> None:
         content, commits = self._content, self.commits_of_source()
@@ -190,7 +190,7 @@ class Preparation:
                 await devices.wait_for_link(dataset)
         except (ZfsError, OSError, StoragePoolException, Failure):
             if self._lifecycle.owns(await content.state(batch=batch)):
-                await content.generations.forget(batch=batch)
+                await content.generations.remove(batch=batch)
             raise
         self._lifecycle.fire(Event.PREPARED)
         operation.note(f"prepared generation {current}")
@@ -228,4 +228,4 @@ class Preparation:
     async def _discard_if_prepared(self, batch: Batch) -> None:
         if self._lifecycle.phase is Phase.PREPARED:
             self._lifecycle.fire(Event.DISCARDED)
-            await self._content.generations.forget(batch=batch)
+            await self._content.generations.remove(batch=batch)

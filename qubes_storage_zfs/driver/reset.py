@@ -11,7 +11,7 @@ import logging
 
 from ..store import messages, naming
 from ..store.messages import Refused
-from ..store.programs import How
+from ..store.programs import MoveOptions
 from ..store.state import StateQuery, VolumeState
 from ..zfs import commands, devices, lzc
 from ..zfs.batch import Batch
@@ -53,7 +53,10 @@ async def tune(content: Content, number: int, tuned: str | None) -> int:
 
 
 async def start_blank(
-    content: Content, state: VolumeState, how: How, batch: Batch | None = None
+    content: Content,
+    state: VolumeState,
+    how: MoveOptions,
+    batch: Batch | None = None,
 ) -> int:
     """Create an empty generation, and make it the current one.
 
@@ -61,7 +64,7 @@ async def start_blank(
     :return: number of the generation
     """
     number, _ = await content.make_blank(content.size, state, False, batch)
-    await content.generations.adopt(number, how, batch)
+    await content.generations.make_current(number, how, batch)
     content.size = content.rounded(content.size)
     return await tune(content, number, None)
 
@@ -69,8 +72,8 @@ async def start_blank(
 def _is_reset(state: VolumeState, revision: str) -> bool:
     """Return whether a saved volume is reset to *revision* and unmodified."""
     newest = state.revisions[-1].number if state.revisions else None
-    matches = state.begun_from == revision and state.begun is not None
-    return matches and state.begun == newest and not state.dirty
+    matches = state.copied_from == revision and state.copy is not None
+    return matches and state.copy == newest and not state.dirty
 
 
 async def start_reset(
@@ -99,7 +102,7 @@ async def start_reset(
     if _is_reset(state, revision):
         return await tune(content, current, state.tuned), False
     volume = content.volume
-    how = How(keep=volume.revisions_to_keep, begun_from=revision)
+    how = MoveOptions(keep=volume.revisions_to_keep, copied_from=revision)
     if revision == features.BLANK:
         return await start_blank(content, state, how, batch), True
     snapshots = {item.id: item.snapshot for item in state.revisions}
@@ -110,7 +113,7 @@ async def start_reset(
             qube=volume.qube,
             volume=volume.name,
         )
-    number = await content.generations.adopt_clone(
+    number = await content.generations.make_clone_current(
         lambda: contextlib.nullcontext(snapshots[revision]),
         state,
         how,
@@ -136,17 +139,17 @@ async def start_disposable(
     state = await content.state_to_open(
         StateQuery(counted=True, tuned=True, made_from=made_from), batch=batch
     )
-    if state.usable and state.current is not None:
+    if state.is_resettable and state.current is not None:
         try:
-            if not is_prepared or state.touched:
+            if not is_prepared or state.is_modified:
                 await content.generations.reset(made_from, batch)
             return await tune(content, state.current, state.tuned)
         except (Busy, NotFound) as exc:
             LOG.info("%s is made again: %s", volume.vid, exc)
             state = await content.state(StateQuery(counted=True), batch=batch)
-    how = How(scratch=True, size=made_from.size)
+    how = MoveOptions(is_disposable=True, size=made_from.size)
     if source is not None:
-        number = await content.generations.adopt_clone(
+        number = await content.generations.make_clone_current(
             lambda: source.committed(batch), state, how, batch
         )
         return await tune(content, number, None)

@@ -171,7 +171,7 @@ class Session:
         if preparation.is_kept_for_forensics():
             return _Outcome.NOTHING, current
         if not preparation.has_next_start():
-            await content.generations.forget(batch=batch)
+            await content.generations.remove(batch=batch)
             return _Outcome.DESTROYED, current
         # a commit of the source may have missed that this volume is prepared
         if not is_needed and commits == preparation.commits_of_source():
@@ -181,12 +181,12 @@ class Session:
     def _is_unfinished(self, state: VolumeState) -> bool:
         """Return whether ZFS reports a change that a stop() must handle."""
         if not self._volume.save_on_stop:
-            return state.touched or not state.usable
+            return state.is_modified or not state.is_resettable
         keep = self._volume.revisions_to_keep
         pinned = self._content.generations.pinned
         older = [x for x in state.revisions[:-1] if x.number != pinned]
         surplus = len(older) > keep
-        return state.frozen or surplus or (keep >= 0 and state.dirty)
+        return state.is_unfinished or surplus or (keep >= 0 and state.dirty)
 
     async def _commit(self, current: int, batch: Batch) -> None:
         """Commit a generation after flushing its device.
@@ -212,7 +212,7 @@ class Session:
             is_own = self._lifecycle.owns(state)
             self._lifecycle.fire(Event.REMOVE)
             if state.qube and is_own:
-                await self._content.generations.forget(batch=batch)
+                await self._content.generations.remove(batch=batch)
                 operation.note("remove destroyed all generations")
         await self._preparation.note_commit()
         self._volume.pool.unlist(self._volume.vid)

@@ -14,7 +14,7 @@ import qubes.utils
 
 from ..store import messages
 from ..store.messages import Refused
-from ..store.programs import How
+from ..store.programs import MoveOptions
 from ..store.state import StateQuery, VolumeState
 from ..zfs import copy, devices
 from ..zfs.errors import Unwritten
@@ -140,11 +140,11 @@ class Imports:
             await content.store.discard(dataset)
             raise
         try:
-            await content.generations.adopt(
+            await content.generations.make_current(
                 number,
-                How(
+                MoveOptions(
                     keep=content.volume.revisions_to_keep,
-                    touched=self._may_finish_another(),
+                    refuse_unwritten=self._may_finish_another(),
                 ),
             )
         except Unwritten as exc:
@@ -203,8 +203,10 @@ async def import_volume(content: Content, source: qubes.storage.Volume) -> int:
     state = await content.state_to_open(StateQuery(counted=True))
     content.must_exist(state)
     if await is_clonable(content, source):
-        number = await content.generations.adopt_clone(
-            source.committed, state, How(keep=content.volume.revisions_to_keep)
+        number = await content.generations.make_clone_current(
+            source.committed,
+            state,
+            MoveOptions(keep=content.volume.revisions_to_keep),
         )
     else:
         number = await _copy(content, source, state)
@@ -266,7 +268,7 @@ async def _copy(
             await content.store.discard(dataset)
             raise
         keep = content.volume.revisions_to_keep
-        await content.generations.adopt(number, How(keep=keep))
+        await content.generations.make_current(number, MoveOptions(keep=keep))
         return number
     finally:
         await qubes.utils.coro_maybe(source.export_end(path))

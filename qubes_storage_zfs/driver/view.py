@@ -233,4 +233,4 @@ class VolumeView:
         state = self._read_or_none(
             StateQuery(made_from=MadeFrom(source=self._content.source))
         )
-        return state is not None and state.fresh is False
+        return state is not None and state.is_up_to_date is False

@@ -17,7 +17,7 @@ SETTINGS = tuple(policy.ROOT_SETTINGS)
 ZVOL_SETTINGS = (*policy.SAFE, "readonly")
 #: bytes; the most that ZFS itself writes to a volume when its zpool is imported
 #: (doc/design.md).  Only what a plan says and refuses depends on it
-UNTOUCHED = 8192
+UNMODIFIED = 8192
 
 
 @dataclass(frozen=True)

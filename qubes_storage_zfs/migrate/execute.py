@@ -21,7 +21,7 @@ async def read_disk(pool: MigratingPool) -> Disk:
     :raises ZfsError: if ZFS cannot be asked
     """
     await lzc.sync(pool.container)
-    reply = await pool_programs.adoptable(
+    reply = await pool_programs.migratable(
         pool.container, pool.qubes_root, pool.old, SETTINGS, ZVOL_SETTINGS
     )
     return Disk.parse(reply)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..store import messages, naming, policy
-from .disk import UNTOUCHED, Dataset, Disk, Snapshot
+from .disk import UNMODIFIED, Dataset, Disk, Snapshot
 from .pools import ConfiguredVolume, MigratingPool, Origin
 from .records import (
     MADE,
@@ -346,7 +346,7 @@ class _Planner:
                 continue
             committed, _ = committed_snapshots(zvols[name])
             older = len(committed) - 1
-            is_dirty = committed and committed[-1].written_after > UNTOUCHED
+            is_dirty = committed and committed[-1].written_after > UNMODIFIED
             texts.append(
                 f"{name} is taken over"
                 + (f" with {older} older revisions" if older > 0 else "")

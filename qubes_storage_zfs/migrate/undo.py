@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ..store import messages, naming
 from . import records
-from .disk import UNTOUCHED, Dataset, Disk
+from .disk import UNMODIFIED, Dataset, Disk
 from .pools import MigratingPool, Origin
 from .records import MADE, DiskRecord, Settings, VolumeRecord
 from .steps import (
@@ -128,7 +128,7 @@ def _change_since(
         return "lost a revision"
     if migrated:
         newest = max(migrated, key=lambda s: int(s.name[1:]))
-        if newest.written_after > record.written + UNTOUCHED:
+        if newest.written_after > record.written + UNMODIFIED:
             return "was written to"
     return ""
 

@@ -10,7 +10,7 @@ from .policy import ROOT_SETTINGS
 from .pool_programs import ContainerState
 
 
-async def adopt(
+async def set_up(
     name: str, container: str, qubes_root: str, compression: str | None
 ) -> None:
     """Make *container* the one of the pool *name*; all of it or nothing.

@@ -96,8 +96,10 @@ class Container:
 
     # --- reading
 
-    def _asked(self, name: VolumeName, query: StateQuery) -> programs.Asked:
-        return programs.Asked(
+    def _query(
+        self, name: VolumeName, query: StateQuery
+    ) -> programs.VolumeQuery:
+        return programs.VolumeQuery(
             self.dataset,
             self.qubes_root,
             name,
@@ -109,7 +111,7 @@ class Container:
     async def state(
         self,
         name: VolumeName,
-        asked: StateQuery = NOTHING_MORE,
+        query: StateQuery = NOTHING_MORE,
         batch: Batch | None = None,
     ) -> VolumeState:
         """Ask ZFS about a volume.
@@ -117,11 +119,11 @@ class Container:
         :param batch: ask together with the tasks of this batch
         :raises ZfsError: NoModule or PoolAbsent, mostly
         """
-        return await programs.state(self._asked(name, asked), batch)
+        return await programs.state(self._query(name, query), batch)
 
-    def state_now(self, name: VolumeName, asked: StateQuery) -> VolumeState:
+    def state_now(self, name: VolumeName, query: StateQuery) -> VolumeState:
         """As state(), for a synchronous property of the API."""
-        return programs.state_now(self._asked(name, asked))
+        return programs.state_now(self._query(name, query))
 
     # --- making and keeping
 

@@ -15,7 +15,7 @@ from ..zfs.errors import Busy, Exists, NotFound, ZfsError
 from . import holder, programs
 from .container import LOG, Container, holder_mark
 from .naming import VolumeName
-from .programs import How, Unchecked
+from .programs import MoveOptions, Unchecked
 from .state import NOTHING_MORE, MadeFrom, StateQuery, VolumeState
 
 #: how often a lost race for a name or an origin is run again
@@ -27,27 +27,27 @@ Origin = Callable[[], AbstractAsyncContextManager[str]]
 class Generations:
     """The zvols of one volume.
 
-    :ivar where: its names
-    :ivar store: the container it is in
+    :ivar name: its names
+    :ivar container: the container it is in
     :ivar pinned: the number of a revision that is not to be pruned
     """
 
     def __init__(
         self,
-        where: VolumeName,
-        store: Container,
+        name: VolumeName,
+        container: Container,
         zpool: str,
         pinned: int | None = None,
     ) -> None:
-        self.where = where
-        self.store = store
+        self.name = name
+        self.container = container
         self.zpool = zpool
         self.pinned = pinned
 
     @property
     def _volume(self) -> programs.Volume:
-        limits = self.store.thresholds.limits
-        return programs.Volume(self.where, limits, self.pinned)
+        limits = self.container.thresholds.limits
+        return programs.Volume(self.name, limits, self.pinned)
 
     async def state(
         self, query: StateQuery = NOTHING_MORE, batch: Batch | None = None
@@ -57,7 +57,7 @@ class Generations:
         :param batch: ask together with the tasks of this batch
         :raises ZfsError: if ZFS cannot be asked
         """
-        return await self.store.state(self.where, query, batch)
+        return await self.container.state(self.name, query, batch)
 
     # --- making
 
@@ -77,26 +77,26 @@ class Generations:
             tells from somebody else's by their number
         """
         for attempt in range(1, TRIES + 1):
-            number = self.store.reserve_generation(
-                self.where, state.numbers, first
+            number = self.container.reserve_generation(
+                self.name, state.numbers, first
             )
-            dataset = self.where.generation(number)
+            dataset = self.name.generation(number)
             try:
                 if not state.qube:
                     with contextlib.suppress(Exists):
                         await lzc.create_filesystem(
-                            self.where.dataset, {}, state.mountable
+                            self.name.dataset, {}, state.mountable
                         )
-                        self.store.created.add(self.where.dataset)
+                        self.container.created.add(self.name.dataset)
                 await make(number, dataset)
                 return number, dataset
             except (Exists, NotFound):
-                self.store.unreserve(dataset)
+                self.container.unreserve(dataset)
                 if attempt == TRIES:
                     raise
                 state = await self.state(StateQuery(counted=True), batch)
             except BaseException:
-                self.store.created.discard(self.where.dataset)
+                self.container.created.discard(self.name.dataset)
                 await self._discard_unless_current(number, dataset, batch)
                 raise
         raise AssertionError("unreachable")
@@ -112,13 +112,13 @@ class Generations:
         """An empty generation of *size* bytes, in hand.
 
         :param lasting: it is in hand for long, and bears its mark from the
-            beginning; else adopt() sets that, a transaction group less
+            beginning; else make_current() sets that, a transaction group less
         """
 
         async def make(_: int, dataset: str) -> None:
             mark = holder_mark() if lasting else {}
             await lzc.create_volume(dataset, size, blocksize, mark)
-            await self.store.thresholds.measure(dataset)
+            await self.container.thresholds.measure(dataset)
 
         return await self.build(make, state, batch=batch)
 
@@ -144,27 +144,31 @@ class Generations:
     # --- moving the pointer
 
     async def _move_pointer(
-        self, number: int, how: How, origin: str | None, batch: Batch | None
+        self,
+        number: int,
+        how: MoveOptions,
+        origin: str | None,
+        batch: Batch | None,
     ) -> Unchecked:
-        dataset = self.where.dataset
-        created = dataset in self.store.created
-        left = await programs.adopt(
+        dataset = self.name.dataset
+        created = dataset in self.container.created
+        left = await programs.make_current(
             self._volume, number, how, holder.mark(), created, origin, batch
         )
-        self.store.created.discard(dataset)
+        self.container.created.discard(dataset)
         return left
 
-    async def adopt(
-        self, number: int, how: How, batch: Batch | None = None
+    async def make_current(
+        self, number: int, how: MoveOptions, batch: Batch | None = None
     ) -> None:
         """Generation *number*, which is in hand, becomes the current one."""
-        dataset = self.where.generation(number)
+        dataset = self.name.generation(number)
         try:
             left = await self._move_pointer(number, how, None, batch)
         except BaseException:
             await self._discard_unless_current(number, dataset, batch)
             raise
-        self.store.unreserve(dataset)
+        self.container.unreserve(dataset)
         await self._collect_near(left)
 
     async def _discard_unless_current(
@@ -175,18 +179,18 @@ class Generations:
             state = await self.state(StateQuery(counted=True), batch)
         except BaseException:
             # the janitor will know
-            self.store.unreserve(dataset)
+            self.container.unreserve(dataset)
             raise
         if state.current == number or number not in state.numbers:
-            self.store.unreserve(dataset)
+            self.container.unreserve(dataset)
         else:
-            await self.store.discard(dataset)
+            await self.container.discard(dataset)
 
-    async def adopt_clone(
+    async def make_clone_current(
         self,
         origin: Origin,
         state: VolumeState,
-        how: How,
+        how: MoveOptions,
         batch: Batch | None = None,
     ) -> int:
         """A clone of a snapshot becomes the current generation; its number.
@@ -196,7 +200,7 @@ class Generations:
         """
         if not await channel.clones_in_programs(self.zpool):
             number, _ = await self.clone(origin, state, False, batch)
-            await self.adopt(number, how, batch)
+            await self.make_current(number, how, batch)
             return number
 
         left: Unchecked = ()
@@ -207,7 +211,7 @@ class Generations:
                 left = await self._move_pointer(number, how, snapshot, batch)
 
         number, dataset = await self.build(make, state, first=1, batch=batch)
-        self.store.unreserve(dataset)
+        self.container.unreserve(dataset)
         await self._collect_near(left)
         return number
 
@@ -220,14 +224,14 @@ class Generations:
         """
         left = await programs.commit(self._volume, keep, batch=batch)
         if left is None:
-            await self.store.measure_beside(self.where)
+            await self.container.measure_beside(self.name)
             left = await programs.commit(self._volume, keep, True, batch)
         await self._collect_near(left or ())
 
     async def reset(
         self, made_from: MadeFrom, batch: Batch | None = None
     ) -> None:
-        """The current generation becomes again what adopt() made it.
+        """The current generation becomes again what make_current() made it.
 
         :param made_from: what would be made now
         :raises Busy: if somebody has it open
@@ -243,57 +247,61 @@ class Generations:
                     raise
                 await programs.reset(self._volume, made_from, batch)
 
-        await devices.retry_busy(self.where.dataset, once, devices.PROBE_LIMIT)
+        await devices.retry_busy(self.name.dataset, once, devices.PROBE_LIMIT)
 
     async def _collect_near(self, left: Unchecked) -> None:
         """What a change left goes now: else it would take its space until
         the next removal or start of qubesd.  Mostly udev had it open."""
         if left:
             try:
-                await self.store.collect_near(left)
+                await self.container.collect_near(left)
             except ZfsError as exc:
-                LOG.debug("%s not tidied: %s", self.where.dataset, exc)
+                LOG.debug("%s not tidied: %s", self.name.dataset, exc)
 
     @contextlib.asynccontextmanager
-    async def frozen(self, batch: Batch | None = None) -> AsyncIterator[str]:
+    async def temporary_snapshot(
+        self, batch: Batch | None = None
+    ) -> AsyncIterator[str]:
         """A passing snapshot of a volume that keeps no revisions."""
         made: list[str] = []
         try:
-            yield await programs.freeze(self._volume, made.append, batch)
+            yield await programs.take_temporary(
+                self._volume, made.append, batch
+            )
         finally:
             for snapshot in made:
-                await programs.thaw(self._volume, snapshot, batch)
+                await programs.drop_temporary(self._volume, snapshot, batch)
 
     # --- going
 
-    async def forget(
-        self, discarded: bool = False, batch: Batch | None = None
+    async def remove(
+        self, only_disposable: bool = False, batch: Batch | None = None
     ) -> None:
         """Pointer, revisions and generations go, as far as they can.
 
-        :param discarded: only if the content of the current one is discarded
+        :param only_disposable: only if the content of the current one is discarded
         """
-        where = self.where
+        where = self.name
         busy = [
-            x for x in self.store.reserved if where.number_of(x) is not None
+            x for x in self.container.reserved if where.number_of(x) is not None
         ]
         origins: list[str] = []
-        again = False
+        retry = False
 
         async def once() -> bool:
-            nonlocal again
-            gone = await programs.forget(
-                self._volume, busy, discarded, again, batch
+            nonlocal retry
+            removed = await programs.remove(
+                self._volume, busy, only_disposable, retry, batch
             )
-            again = True
-            origins.extend(gone.origins)
-            if gone.bookmarks:
+            retry = True
+            origins.extend(removed.origins)
+            if removed.bookmarks:
                 # ZFS would refuse the rollback, and promote with them
-                await lzc.destroy_bookmarks(gone.bookmarks)
+                await lzc.destroy_bookmarks(removed.bookmarks)
                 return await once()
-            if gone.unfreed is not None:
-                raise Busy(gone.unfreed, call="rollback")
-            return gone.busy is not None
+            if removed.unfreed is not None:
+                raise Busy(removed.unfreed, call="rollback")
+            return removed.busy is not None
 
         try:
             busy_left = await devices.retry_busy(where.dataset, once)
@@ -302,5 +310,5 @@ class Generations:
             busy_left = True
         if busy_left:
             # no pointer names it any more: if it stays, the janitor has it
-            await self.store.collect_patiently(where.dataset)
-        await self.store.collect_near(origins)
+            await self.container.collect_patiently(where.dataset)
+        await self.container.collect_near(origins)

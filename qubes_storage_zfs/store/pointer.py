@@ -4,9 +4,9 @@
 This is the only module in Python that knows the grammar; ``lib/pointer.lua``
 knows it for the channel programs::
 
-    pointer  = generation [ disposable | begun ]
+    pointer    = generation [ disposable | copy ]
     disposable = " scratch" [ " " size [ "/" blocksize ] ]
-    begun    = " from " source [ " r" revision ]
+    copy       = " from " source [ " r" revision ]
 """
 
 import re
@@ -61,25 +61,25 @@ class Pointer:
     :ivar is_disposable: its content is discarded at stop
     :ivar spec: what a disposable one was created for; None in a pointer of an
         earlier version
-    :ivar begun_from: what it is a fresh copy of, if the volume begins anew at
+    :ivar copied_from: what it is a fresh copy of, if the volume begins anew at
         each start: the id of a revision, or "blank"
-    :ivar begun: number of the revision that is no more than that copy
+    :ivar copy: number of the revision that is no more than that copy
     """
 
     generation: int
     is_disposable: bool = False
     spec: VolumeSpec | None = None
-    begun_from: str | None = None
-    begun: int | None = None
+    copied_from: str | None = None
+    copy: int | None = None
 
     def __str__(self) -> str:
         text = str(self.generation)
         if self.is_disposable:
             text += " scratch"
             text += "" if self.spec is None else f" {self.spec}"
-        elif self.begun_from is not None:
-            text += f" from {self.begun_from}"
-            text += "" if self.begun is None else f" r{self.begun}"
+        elif self.copied_from is not None:
+            text += f" from {self.copied_from}"
+            text += "" if self.copy is None else f" r{self.copy}"
         return text
 
     @classmethod
@@ -91,11 +91,11 @@ class Pointer:
         match = _POINTER.match(text)
         if match is None:
             raise BadPointer(f"{text!r} is no pointer to a generation")
-        number, scratch, spec, begun_from, begun = match.groups()
+        number, disposable, spec, copied_from, copy = match.groups()
         return cls(
             int(number),
-            scratch is not None,
+            disposable is not None,
             None if spec is None else VolumeSpec.parse(spec),
-            begun_from,
-            None if begun is None else int(begun),
+            copied_from,
+            None if copy is None else int(copy),
         )

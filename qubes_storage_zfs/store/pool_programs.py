@@ -340,7 +340,7 @@ async def space(qubes_root: str) -> dict[str, int]:
 # --- taking over a pool of another driver
 
 
-async def adoptable(
+async def migratable(
     dataset: str,
     qubes_root: str,
     old: str,

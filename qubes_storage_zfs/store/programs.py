@@ -30,7 +30,7 @@ def limit_arguments(limits: Limits) -> dict[str, object]:
     """Return *limits* as the programs take them."""
     blank = {} if limits.blank is None else {"blank": limits.blank}
     return {
-        "unmodified": limits.untouched,
+        "unmodified": limits.unmodified,
         "doubtful": limits.doubtful,
         "largest": limits.largest,
         **blank,
@@ -90,7 +90,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Asked:
+class VolumeQuery:
     """A question about a volume in a container.
 
     :ivar rules: properties that are allowed, name -> value
@@ -111,7 +111,7 @@ class Asked:
             "claim": naming.CLAIM,
             "prefix": naming.PREFIX,
             **_volume(self.name, self.limits),
-            "native": list(query.want),
+            "native": list(query.native),
             "revisions": query.revisions,
             "dates": query.dates,
             "counted": query.counted,
@@ -125,36 +125,36 @@ class Asked:
         return arguments
 
 
-async def state(asked: Asked, batch: Batch | None = None) -> VolumeState:
+async def state(query: VolumeQuery, batch: Batch | None = None) -> VolumeState:
     """Ask ZFS about a volume."""
-    arguments = asked.arguments
-    reply = await channel.read("state", asked.qubes_root, arguments, batch)
+    arguments = query.arguments
+    reply = await channel.read("state", query.qubes_root, arguments, batch)
     return VolumeState.from_reply(reply)
 
 
-def state_now(asked: Asked) -> VolumeState:
+def state_now(query: VolumeQuery) -> VolumeState:
     """As state(), for a synchronous property of the API."""
-    reply = channel.ask("state", asked.qubes_root, asked.arguments)
+    reply = channel.ask("state", query.qubes_root, query.arguments)
     return VolumeState.from_reply(reply)
 
 
 @dataclass(frozen=True)
-class How:
+class MoveOptions:
     """How a generation becomes the current one; see make_current.lua.
 
-    :ivar scratch: its content is discarded at stop
+    :ivar is_disposable: its content is discarded at stop
     :ivar size: what a disposable one was created for
     :ivar keep: old revisions to keep, -1: no revisions; None: prune nothing
-    :ivar begun_from: what it is a fresh copy of
-    :ivar touched: refuse one that was never written to
+    :ivar copied_from: what it is a fresh copy of
+    :ivar refuse_unwritten: refuse one that was never written to
     :ivar promote: take over the revisions of the volume's own origin
     """
 
-    scratch: bool = False
+    is_disposable: bool = False
     size: VolumeSpec | None = None
     keep: int | None = None
-    begun_from: str | None = None
-    touched: bool = False
+    copied_from: str | None = None
+    refuse_unwritten: bool = False
     promote: bool = False
 
     @property
@@ -162,20 +162,20 @@ class How:
         optional = {
             "size": None if self.size is None else str(self.size),
             "keep": self.keep,
-            "copied_from": self.begun_from,
+            "copied_from": self.copied_from,
         }
         return {
-            "disposable": self.scratch,
-            "refuse_unwritten": self.touched,
+            "disposable": self.is_disposable,
+            "refuse_unwritten": self.refuse_unwritten,
             "promote": self.promote,
             **{key: x for key, x in optional.items() if x is not None},
         }
 
 
-async def adopt(
+async def make_current(
     volume: Volume,
     number: int,
-    how: How,
+    how: MoveOptions,
     mark: str,
     created: bool,
     origin: str | None = None,
@@ -235,7 +235,7 @@ async def reset(
     await channel.change("reset", dataset, arguments, batch=batch)
 
 
-async def freeze(
+async def take_temporary(
     volume: Volume, made: Callable[[str], object], batch: Batch | None = None
 ) -> str:
     """Take a passing snapshot of a volume without revisions; its name.
@@ -253,10 +253,10 @@ async def freeze(
     return reply.as_text()
 
 
-async def thaw(
+async def drop_temporary(
     volume: Volume, snapshot: str, batch: Batch | None = None
 ) -> None:
-    """Drop what freeze() made."""
+    """Drop what take_temporary() made."""
     arguments = {**volume.arguments, "snapshot": snapshot}
     await channel.change(
         "drop_temporary", volume.name.dataset, arguments, batch=batch
@@ -264,7 +264,7 @@ async def thaw(
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class Removed:
     """What is left of a removed volume.
 
     :ivar busy: a generation that a process has open
@@ -279,29 +279,29 @@ class Forgotten:
     origins: Unchecked
 
 
-async def forget(
+async def remove(
     volume: Volume,
     busy: Iterable[str],
-    discarded: bool,
-    again: bool,
+    only_disposable: bool,
+    retry: bool,
     batch: Batch | None = None,
-) -> Forgotten:
+) -> Removed:
     """Remove a volume: pointer, revisions and generations.
 
     :param busy: generations that an export uses, which are left alone
-    :param discarded: leave alone a volume whose content is kept
-    :param again: the pointer was dropped before
+    :param only_disposable: leave alone a volume whose content is kept
+    :param retry: the pointer was dropped before
     """
     arguments = {
         **volume.arguments,
         **OURS,
         "busy": {name: True for name in busy},
-        "only_disposable": discarded,
-        "retry": again,
+        "only_disposable": only_disposable,
+        "retry": retry,
     }
     dataset = volume.name.dataset
     reply = await channel.change("remove", dataset, arguments, batch=batch)
-    return Forgotten(
+    return Removed(
         reply.text("busy"),
         reply.text("unfreed"),
         reply.at("bookmarks").texts(),

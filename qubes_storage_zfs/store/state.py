@@ -14,15 +14,15 @@ from .pointer import VolumeSpec
 class Limits:
     """Which bytes count as written; see thresholds.py.
 
-    :ivar untouched: the most bytes that count as not written
+    :ivar unmodified: the most bytes that count as not written
     :ivar doubtful: what is between this and *largest* is unsure until it was
         measured
-    :ivar largest: what *untouched* may be at most
+    :ivar largest: what *unmodified* may be at most
     :ivar blank: logical bytes of a blank zvol; None: not measured, so nothing
         counts as blank
     """
 
-    untouched: int
+    unmodified: int
     doubtful: int
     largest: int
     blank: int | None = None
@@ -69,7 +69,7 @@ class MadeFrom(NamedTuple):
 class StateQuery:
     """What to ask about a volume, besides what is always reported.
 
-    :ivar want: native properties of its current generation, which are numbers
+    :ivar native: native properties of its current generation, which are numbers
     :ivar revisions: what was committed, and what follows from it
     :ivar dates: when that was, instead of what follows
     :ivar counted: the numbers of its generations, if one is to be made
@@ -79,7 +79,7 @@ class StateQuery:
     :ivar checked: whether its properties are allowed (VolumeState.violation)
     """
 
-    want: Sequence[str] = ()
+    native: Sequence[str] = ()
     revisions: bool = False
     dates: bool = False
     counted: bool = False
@@ -139,13 +139,13 @@ class VolumeState:
     #: number of the current generation; None if there is no such volume
     current: int | None
     #: whether the content of the current generation is discarded at stop
-    scratch: bool = False
+    is_disposable: bool = False
     #: whether it can be rolled back to what would be made now
-    usable: bool = False
+    is_resettable: bool = False
     #: whether it must be; what was written lately may not count yet
-    touched: bool = False
+    is_modified: bool = False
     #: whether it is a clone of the source's committed state, if there is one
-    fresh: bool | None = None
+    is_up_to_date: bool | None = None
     #: the snapshot that is the committed state
     committed: str | None = None
     #: oldest first; the last is the committed state
@@ -158,11 +158,11 @@ class VolumeState:
     #: whether it is dirty only until this process has measured a blank volume
     unsure: bool = False
     #: whether what only an export or clone needed was left by a crash
-    frozen: bool = False
+    is_unfinished: bool = False
     #: what it was reset to when a qube started, and the number of the
     #: revision that is no more than that; with revisions
-    begun_from: str | None = None
-    begun: int | None = None
+    copied_from: str | None = None
+    copy: int | None = None
     #: what its qube's features set on the current generation, if asked for
     tuned: str | None = None
     #: a property that is not allowed, if asked for; see policy.NotAllowed
@@ -177,7 +177,10 @@ class VolumeState:
     @classmethod
     def from_reply(cls, reply: Reply) -> "VolumeState":
         """:raises BadReply: if *reply* is not what state.lua returns"""
-        fresh, revisions = reply.at("up_to_date"), reply.at("revisions").items()
+        up_to_date, revisions = (
+            reply.at("up_to_date"),
+            reply.at("revisions").items(),
+        )
         return cls(
             container=not reply.flag("missing"),
             claimed_by=reply.text("claimed_by"),
@@ -186,18 +189,20 @@ class VolumeState:
             numbers=reply.at("numbers").numbers(),
             bare=reply.flag("bare"),
             current=reply.number("current"),
-            scratch=reply.flag("disposable"),
-            usable=reply.flag("resettable"),
+            is_disposable=reply.flag("disposable"),
+            is_resettable=reply.flag("resettable"),
             committed=reply.text("committed"),
-            touched=reply.flag("modified"),
-            fresh=None if fresh.is_none() else fresh.as_flag(),
+            is_modified=reply.flag("modified"),
+            is_up_to_date=(
+                None if up_to_date.is_none() else up_to_date.as_flag()
+            ),
             revisions=[Revision.from_reply(item) for item in revisions],
             blank=reply.flag("blank"),
             dirty=reply.flag("dirty"),
             unsure=reply.flag("unsure"),
-            frozen=reply.flag("unfinished"),
-            begun_from=reply.text("copied_from"),
-            begun=reply.number("copy"),
+            is_unfinished=reply.flag("unfinished"),
+            copied_from=reply.text("copied_from"),
+            copy=reply.number("copy"),
             tuned=reply.text("tuned"),
             violation=Violation.from_reply(reply.at("wrong")),
             read_only_by=reply.text("read_only_by"),

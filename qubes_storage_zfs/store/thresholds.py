@@ -69,8 +69,8 @@ class Thresholds:
         blank = self._known()
         if blank is None:
             return Limits(UNMEASURED, DOUBTFUL, LARGEST)
-        untouched = min(blank.referenced // _SHARE, LARGEST)
-        return Limits(untouched, DOUBTFUL, LARGEST, blank.logical)
+        unmodified = min(blank.referenced // _SHARE, LARGEST)
+        return Limits(unmodified, DOUBTFUL, LARGEST, blank.logical)
 
     async def measure(self, dataset: str) -> None:
         """Measure a zvol that was just made, unless that was done before.

@@ -115,7 +115,7 @@ def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
     monkeypatch.setattr(lzc, "destroy_bookmarks", destroy_bookmarks)
     where = naming.volume_name("z/p/vm", VID)
     store = Container("z/p", "z/p/vm")
-    asyncio.run(Generations(where, store, "z").forget())
+    asyncio.run(Generations(where, store, "z").remove())
     assert told == [False, True, True] and not answers
 
 

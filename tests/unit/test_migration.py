@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qubes_storage_zfs.migrate import records, steps
 from qubes_storage_zfs.migrate.disk import (
     SETTINGS,
-    UNTOUCHED,
+    UNMODIFIED,
     Dataset,
     Disk,
     Snapshot,
@@ -146,7 +146,7 @@ snapshots = st.lists(
         st.sampled_from(["qubes-clean", "qubes:start", "daily"]),
         st.integers(1, 9),
         st.booleans(),
-        st.integers(0, 2 * UNTOUCHED),
+        st.integers(0, 2 * UNMODIFIED),
     ),
     max_size=5,
 ).map(

@@ -16,8 +16,8 @@ POINTERS = (
     | st.builds(
         Pointer,
         NUMBERS,
-        begun_from=SOURCES,
-        begun=st.none() | NUMBERS,
+        copied_from=SOURCES,
+        copy=st.none() | NUMBERS,
     )
 )
 #: texts that are almost pointers
@@ -33,9 +33,9 @@ ALMOST = st.lists(
     "text, pointer",
     [
         ("0", Pointer(0)),
-        ("5 from r3 r8", Pointer(5, begun_from="r3", begun=8)),
-        ("5 from blank r1", Pointer(5, begun_from="blank", begun=1)),
-        ("7 from r3", Pointer(7, begun_from="r3")),
+        ("5 from r3 r8", Pointer(5, copied_from="r3", copy=8)),
+        ("5 from blank r1", Pointer(5, copied_from="blank", copy=1)),
+        ("7 from r3", Pointer(7, copied_from="r3")),
         ("0 scratch", Pointer(0, True)),
         ("0 scratch 4194304", Pointer(0, True, VolumeSpec(4194304))),
         (

@@ -43,7 +43,7 @@ def test_what_was_measured_is_capped(measured, referenced, untouched):
     found, disk = measured
     disk["referenced"] = referenced
     asyncio.run(found.measure("tank/v"))
-    assert found.limits.untouched == untouched
+    assert found.limits.unmodified == untouched
     assert found.limits.blank == 6144
 
 

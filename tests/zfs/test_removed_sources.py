@@ -293,11 +293,11 @@ def test_a_removal_that_is_tried_again_spares_a_new_volume(lab):
     """It is tried again while a process holds open what it rolls back."""
     volume = lab.private(content=b"new")
     lab.run(
-        programs.forget(
+        programs.remove(
             programs.Volume(volume.where, volume.store.thresholds.limits),
             busy=(),
-            discarded=False,
-            again=True,
+            only_disposable=False,
+            retry=True,
         )
     )
     assert lab.content(volume) == b"new"

@@ -106,7 +106,7 @@ def recover(lab, volume):
 
 def revisions(lab, volume):
     state = lab.run(volume.generations.state(StateQuery(revisions=True)))
-    assert not state.dirty and not state.frozen
+    assert not state.dirty and not state.is_unfinished
     return [revision.id for revision in state.revisions]
 
 
