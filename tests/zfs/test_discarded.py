@@ -10,7 +10,7 @@ from qubes_storage_zfs.driver import discarded, events
 from qubes_storage_zfs.store import holder, naming
 
 from ..support.lab import Lab
-from ..support.zpools import MIB, sh
+from ..support.zpools import MIB, sh, value
 
 pytestmark = pytest.mark.side_b
 
@@ -102,11 +102,12 @@ def test_another_template_in_the_same_pool(labs, app):
     before = used_once(app, lab, old).dataset
     app.give(lab.clone_of(new, "w1"))
     change(lab, app, "w1")
-    # no start is needed for the former template's space to be free
+    # the next start is prepared from the new template already
+    current = app.vm("w1").volumes["root"]
+    assert "/vm/new/root@" in value(current.dataset, "origin")
     app.domains.remove(app.vm("old"))
     lab.run(old.remove())
     assert not any("vm/old" in x for x in lab.datasets())
-    current = app.vm("w1").volumes["root"]
     lab.start(current)
     assert not current.is_outdated() and current.dataset != before
     lab.stop(current)
