@@ -1,20 +1,21 @@
-# Everything a developer runs.  `make demo` and `make test` need nothing
-# installed but make and git, and root or sudo.
+# All commands for a developer.  `make demo` and `make test` need make, git and
+# either root or sudo; they install everything else.
 
 SHELL = /bin/bash
 ARGS ?=
 export ZFS_SUITE ?= 2.3
 
-# ends with make, however make ends
+# ends a command when make ends, also if make is killed
 TIED = setpriv --pdeathsig TERM
 VM = $(TIED) python3 tests/vm/vm.py
-# in the guest: a copy of the tree in memory
+# in the guest: change to a copy of the tree in memory
 GUEST = mkdir -p /root/src && \
     tar -c -C /src --exclude=./.?* --exclude=./build . | tar -x -C /root/src && \
     cd /root/src &&
 
-# make joins these into the one line that the guest takes. Bytecode is kept,
-# because the tests start qvm-zfs and keyholders hundreds of times.
+# make joins these lines into one, because the guest takes one line.  Python
+# writes bytecode, because the tests start qvm-zfs and keyholders hundreds of
+# times.
 ZFS_TEST = $(GUEST) unset PYTHONDONTWRITEBYTECODE && \
     export ZFS_TESTS_REQUIRED=1 \
     $(if $(QUBES_CORE_ADMIN),QUBES_CORE_ADMIN=/core-admin) \
@@ -22,11 +23,11 @@ ZFS_TEST = $(GUEST) unset PYTHONDONTWRITEBYTECODE && \
     $(if $(QUBES_LINUX_UTILS),QUBES_LINUX_UTILS=/linux-utils) && \
     exec python3 -m pytest -v -p no:cacheprovider --durations=15 tests/zfs $(ARGS)
 
-# power cuts, and what seeds them (a new number each time if not given)
+# number of power cuts, and seed of the random numbers (default: a new one)
 CUTS ?= 100
 SEED ?=
 
-# what the long model test does, and what seeds it
+# examples and steps of the long model test, and seed of its random numbers
 MODEL_EXAMPLES ?= 50
 MODEL_STEPS ?= 40
 MODEL_SEED ?= $(shell echo $$RANDOM)
@@ -36,20 +37,21 @@ MODEL_TEST = $(GUEST) export ZFS_TESTS_REQUIRED=1 \
     MODEL_SEED=$(MODEL_SEED) && exec python3 -m pytest -v -s \
     -p no:cacheprovider tests/zfs/test_model.py $(ARGS)
 
-# a python in the guest that finds qubes, the real one if it is given
+# Python in the guest with the module qubes: from $(QUBES_CORE_ADMIN), or the
+# stand-in
 GUEST_PYTHON = $(GUEST) PYTHONPATH=$(if \
     $(QUBES_CORE_ADMIN),/core-admin:/core-admin/test-packages:)tests/host \
     exec python3 -u
 
-# the checkouts that a dom0 in the guest is made of
+# variables that name the checkouts for a dom0 in the guest
 DOM0 = QUBES_CORE_ADMIN QUBES_CORE_ADMIN_CLIENT QUBES_CORE_QREXEC
 QUBESD_TEST = $(GUEST) tests/qubesd/install.sh && export QUBESD_TESTS=1 && \
     exec python3 -m pytest -s -p no:cacheprovider --durations=10 \
     tests/qubesd $(ARGS)
 
-# rounds of the benchmarks, each with all verbs of all contenders
+# rounds of the benchmarks, each with all operations of all drivers
 ROUNDS ?= 5
-# beside which a qube is measured, each with ten revisions
+# number of other volumes in the pool, each with ten revisions
 VOLUMES ?= 2000
 BENCH_DISKS = 2048 2048 2048 2048 2048 2048 2048 2048 2048
 BENCH_VM = VM_DISKS="$(BENCH_DISKS)" VM_OUT=build/bench $(VM)
@@ -58,24 +60,24 @@ SMOKE = ( $(BENCH) --rounds 0 ) && \
     ( $(BENCH).scale --volumes 20 --revisions 2 ) && \
     ( $(BENCH).bulk --size 128 --rounds 1 )
 
-# what is installed, with what, and where to
+# the Python for builds, and the folders to install to
 PYTHON ?= python3
 DESTDIR ?=
 UNITDIR ?= /usr/lib/systemd/system
 MODULESLOADDIR ?= /usr/lib/modules-load.d
 MANDIR ?= /usr/share/man
 COMPLETIONS = /usr/share/bash-completion/completions
-# where the sources and packages that are made go
+# folder for the source tarball and the packages
 DIST ?= dist
 
 NAME = qubes-storage-zfs
 RELEASE = $(NAME)-$(shell cat version)
-# the same sources make the same wheel: the time of their commit, which
-# "make dist" gives to the files of a tarball
+# builds are reproducible: all files get the time of the commit, which the files
+# of a tarball by "make dist" have
 SOURCES_TIME = $(shell if [ -e .git ]; then git log -1 --format=%ct; \
     else stat -c %Y version; fi)
 
-# commands on qubes are in section 1 of the manual, all else in 7
+# section 1 of the manual has the commands, section 7 the rest
 PAGES = $(basename $(notdir $(wildcard doc/manpages/*.rst)))
 MANUAL = $(patsubst %,build/man1/%.1,$(filter qvm-%,$(PAGES))) \
     $(patsubst %,build/man7/%.7,$(filter-out qvm-%,$(PAGES)))
@@ -112,7 +114,7 @@ help:
 prepare:
 	@tests/vm/prepare
 
-# for all that .ci/run does
+# for everything that .ci/run does
 prepare-ci:
 	@tests/vm/prepare power rpm
 
@@ -122,7 +124,7 @@ vm-image: prepare
 vm: vm-image
 	@$(TIED) python3 tests/vm/shell.py $(if $(SSH),--ssh)
 
-# what the tests need is fetched as well, so that they too work offline then
+# also fetches what the tests need, so that they work offline afterwards
 demo: vm-image
 	@tests/vm/venv >/dev/null
 	@$(VM) run -- '$(GUEST) exec python3 -u -m demo'
@@ -160,7 +162,7 @@ test-power: vm-image
 	@tests/vm/prepare power
 	@$(TIED) python3 -m tests.power --cuts $(CUTS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-# a disk for each contender, and a clock that counts work
+# with one disk for each driver, and a clock that counts instructions
 bench: vm-image
 	@VM_CLOCK=work $(BENCH_VM) run -- \
 	    '$(BENCH) --clock work --rounds $(ROUNDS)'
@@ -188,7 +190,7 @@ build/man1/%.1: doc/manpages/%.rst
 build/man7/%.7: doc/manpages/%.rst
 	@$(RST2MAN) $< $@
 
-# a module that is gone from the sources must not come from an older build
+# remove older builds, which may have modules that no longer exist
 build: $(MANUAL)
 	@rm -rf build/lib build/bdist.* build/wheel *.egg-info
 	@umask 022 && \
@@ -198,8 +200,9 @@ build: $(MANUAL)
 
 install: install-dom0 install-askpassword
 
-# The package manager knows the files: without RECORD, pip leaves them alone.
-# Bytecode is left to rpm.  Root's Python imports nothing of a user's.
+# Without RECORD, pip does not change these files, which belong to the package
+# manager.  rpm compiles the bytecode.  With -I, root's Python imports nothing from
+# a user.
 install-dom0: build
 	@$(PYTHON) -m pip install -q --disable-pip-version-check --no-cache-dir \
 	    --no-index --no-deps --no-compile --no-warn-script-location \
@@ -217,11 +220,11 @@ install-dom0: build
 	@for page in $(MANUAL); do install -D -m 0644 -t \
 	    $(DESTDIR)$(MANDIR)/$$(basename $$(dirname $$page)) $$page; done
 
-# the prompt, which the GUI domain needs as well
+# the service that asks for a passphrase, for dom0 and the GUI domain
 install-askpassword:
 	@install -D -m 0755 -t $(DESTDIR)/etc/qubes-rpc dom0/qubes-rpc/*
 
-# the files as they are, not yet committed ones too, whatever the umask
+# the files as they are, also uncommitted ones, with modes that no umask changes
 dist:
 	@mkdir -p $(DIST)
 	@set -o pipefail && \
@@ -236,8 +239,8 @@ dist:
 rpm: dist
 	@rpm_spec/build $(DIST)/$(RELEASE).tar.gz $(DIST)
 
-# Built from a copy, because debhelper writes into debian/.  With -d, because the
-# package needs no compiler, which dpkg-buildpackage would ask for.
+# This builds from a copy, because debhelper writes to debian/.  -d skips the check
+# for a compiler, which the package does not need.
 deb: dist
 	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
 	    tar -xzf $(DIST)/$(RELEASE).tar.gz -C "$$work" && \

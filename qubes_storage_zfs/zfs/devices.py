@@ -360,8 +360,8 @@ def write_out(
     :raises OSError: if the data could not be written
     """
     part = ctypes.c_int64(offset), ctypes.c_int64(length)
-    how = ctypes.c_uint(_SYNC_AND_WAIT if wait else _SYNC_WRITE)
-    if _libc.sync_file_range(fd, *part, how):
+    flags = ctypes.c_uint(_SYNC_AND_WAIT if wait else _SYNC_WRITE)
+    if _libc.sync_file_range(fd, *part, flags):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

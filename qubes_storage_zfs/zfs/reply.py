@@ -16,8 +16,8 @@ class BadReply(ZfsError):
     """A channel program returned a value of a type that its header excludes."""
 
 
-def _bad(why: str, value: object) -> BadReply:
-    return BadReply("a channel program", errno.EBADMSG, f"{why}: {value!r}")
+def _bad(problem: str, value: object) -> BadReply:
+    return BadReply("a channel program", errno.EBADMSG, f"{problem}: {value!r}")
 
 
 class Reply:

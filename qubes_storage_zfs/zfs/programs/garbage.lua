@@ -69,15 +69,15 @@ local function examine(qube)
         local current = current_number(qube, argv.prefix .. volume)
         if number ~= current and is_volume_name(volume) then
             local mark, received = own_property(child, argv.holder)
-            local kept = has_snapshots(child)
-            if not kept and is_ours(child, number, mark)
-                or kept and mark ~= nil and sole_clone(child) ~= nil then
+            local has_any = has_snapshots(child)
+            if not has_any and is_ours(child, number, mark)
+                or has_any and mark ~= nil and sole_clone(child) ~= nil then
                 out.datasets[#out.datasets + 1] = {
                     name = child,
                     guid = (zfs.get_prop(child, "guid")),
                     -- the process that the mark names did not receive it
                     holder = received and "received" or mark,
-                    bookmarks = kept and bookmarks_of(child) or {},
+                    bookmarks = has_any and bookmarks_of(child) or {},
                 }
             end
         end

@@ -66,12 +66,12 @@ if pointed then
 end
 local changes = {}
 local busy = argv.busy or {}
-local mine = {}
+local removable = {}
 for _, number in ipairs(generations_at_first(qube, volume)) do
     local ds = generation_name(qube, volume, number)
     if not busy[ds] and zfs.exists(ds) and (number == current
         or own_property(ds, argv.holder) ~= nil) then
-        mine[#mine + 1] = ds
+        removable[#removable + 1] = ds
         -- a disposable generation has its baseline snapshot alone
         if not disposable or number ~= current then
             for _, snapshot in ipairs(snapshots_of_ours(ds)) do
@@ -93,7 +93,7 @@ end
 local again = true
 while again do
     again = false
-    for _, ds in ipairs(mine) do
+    for _, ds in ipairs(removable) do
         if zfs.exists(ds) then
             local origin = (zfs.get_prop(ds, "origin"))
             if destroy_unneeded(ds) == 0 then
@@ -103,7 +103,7 @@ while again do
         end
     end
 end
-for _, ds in ipairs(mine) do
+for _, ds in ipairs(removable) do
     if zfs.exists(ds) then
         local bookmarks = bookmarks_of(ds)
         for _, bookmark in ipairs(bookmarks) do

@@ -18,13 +18,13 @@ end
 for _, ds in ipairs(children(argv.qube)) do
     local volume, number = parse_generation(ds)
     local current = current_number(argv.qube, argv.prefix .. volume)
-    local kind, what = "revisions", "used"
+    local kind, property = "revisions", "used"
     if number == current then
-        what = "usedbysnapshots"
+        property = "usedbysnapshots"
     elseif own_property(ds, argv.holder) ~= nil and has_snapshots(ds)
         and (current == nil or not has_permanent_snapshots(ds)) then
         kind = "removed"
     end
-    out[kind] = out[kind] + (zfs.get_prop(ds, what))
+    out[kind] = out[kind] + (zfs.get_prop(ds, property))
 end
 return out

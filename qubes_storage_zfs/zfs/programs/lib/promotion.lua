@@ -43,15 +43,15 @@ local function sole_clone(ds)
     if last == nil or (zfs.get_prop(last, "userrefs")) ~= 0 then
         return nil
     end
-    local only = nil
+    local sole = nil
     for clone in zfs.list.clones(last) do
-        if only ~= nil then
+        if sole ~= nil then
             return nil
         end
-        only = clone
+        sole = clone
     end
-    if only ~= nil and is_of_volume(only) then
-        return only, last
+    if sole ~= nil and is_of_volume(sole) then
+        return sole, last
     end
     return nil
 end
