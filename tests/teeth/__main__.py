@@ -29,6 +29,8 @@ def tests_of(tree: Path, tests: list[str]) -> tuple[int, str]:
         cwd=tree,
         capture_output=True,
         text=True,
+        # a test of odd names prints bytes that are not UTF-8
+        errors="replace",
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.strip()]
