@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs in the guest, with a zpool of its own in memory."""
+"""Run the crash tests in the guest, on a zpool of their own in memory."""
 
 import argparse
 import os
@@ -18,63 +18,65 @@ SIZE = 1 << 30  # bytes
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.crash", description=__doc__)
-    parser.add_argument("--depth", type=int, default=3, help="verbs in a row")
+    parser.add_argument(
+        "--depth", type=int, default=3, help="operations in a row"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
         default=1e9,
-        help="for each world, from when it is set up",
+        help="after this time a world starts no other sequence",
     )
     parser.add_argument(
         "--worlds",
         type=int,
         choices=range(1, len(WORLDS) + 1),
         default=len(WORLDS),
-        help="tried side by side",
+        help="how many worlds try sequences at the same time",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--part",
         type=_part,
         default=(1, 1),
-        help="1/2 and 2/2: half of that order each, for two guests",
+        help="1/2 or 2/2: half of the sequences, for two guests",
     )
     parser.add_argument(
         "--skip",
         type=int,
         default=0,
-        help="so many of that order or part, which an earlier run began",
+        help="leave out so many first sequences, which an earlier run did",
     )
-    parser.add_argument("--only", help="one sequence, verbs with commas")
+    parser.add_argument("--only", help="one sequence, operations with commas")
     parser.add_argument(
         "--encrypted", action="store_true", help="the driver zfs_encrypted"
     )
-    given = parser.parse_args()
-    todo = [item for item in sequences() if len(item) <= given.depth]
-    if given.only:
-        todo = [tuple(given.only.split(","))]
+    options = parser.parse_args()
+    todo = [item for item in sequences() if len(item) <= options.depth]
+    if options.only:
+        todo = [tuple(options.only.split(","))]
     with tempfile.TemporaryDirectory() as folder:
         disk = Path(folder) / "disk"
         create_zpool(ZPOOL, disk, SIZE, sectors())
-        begin = time.monotonic()
+        start = time.monotonic()
         with Links():
             tally = run(
                 folder,
                 ZPOOL,
                 todo,
-                worlds=given.worlds,
-                seconds=given.seconds,
-                seed=given.seed,
-                part=given.part,
-                skip=given.skip,
-                encrypted=given.encrypted,
+                worlds=options.worlds,
+                seconds=options.seconds,
+                seed=options.seed,
+                part=options.part,
+                skip=options.skip,
+                encrypted=options.encrypted,
             )
-        print(f"seed {given.seed}, {time.monotonic() - begin:.0f} s: {tally}")
+        print(f"seed {options.seed}, {time.monotonic() - start:.0f} s: {tally}")
         print("calls:", dict(tally.calls))
         for violation in tally.violations:
             print(violation)
         sys.stdout.flush()
-        # what a violation left open would hold up an export for ever
+        # an open device that a violation left would block the export
         os._exit(1 if tally.violations or not tally.points else 0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What an admin does to a World by hand, between a person's steps."""
+"""Commands of an administrator on the datasets of a World."""
 
 import asyncio
 from dataclasses import replace
@@ -12,16 +12,16 @@ from .world import SNAPSHOT_OF_ADMIN, Model, World
 
 
 class Admin(World):
-    """The half of Life that knows zfs(8) and zpool(8).
+    """A World with an administrator, who runs zfs(8) and zpool(8).
 
-    :ivar full: whether the zpool has next to no space left
+    :ivar full: whether the zpool has almost no space left
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.filler = self.container.split("/")[0] + "/filler"
         self.full = False
-        #: volumes that were just changed: all that they may be now
+        #: volumes changed by the newest step -> their allowed states
         self._may_be: dict[str, tuple[Model, ...]] = {}
 
     def _tag(self, vid: str) -> str:
@@ -29,27 +29,28 @@ class Admin(World):
         raise NotImplementedError
 
     def disturb(self) -> None:
-        """Datasets of an admin's own among ours."""
+        """Create datasets of an administrator among those of the pool."""
         foreign = f"{self.container}/foreign"
         sh("zfs", "create", "-o", "canmount=off", foreign)
         sh("zfs", "create", "-s", "-V", "1M", f"{foreign}/vol.1")
         self.foreign = self.foreign_guids(self.dump())
 
     async def sweep(self) -> None:
-        """The janitor, until only what somebody reads is left."""
+        """Collect garbage until all that is left is open or imported."""
         for _ in range(40):
-            if not set(await self.pool.store.collect_garbage()) - self.held:
+            if not set(await self.pool.store.collect_garbage()) - self.in_use:
                 return
             await asyncio.sleep(0.1)
 
     def fill(self, slack: int) -> None:
-        """Leave *slack* bytes to all."""
+        """Leave *slack* bytes of free space in the zpool."""
         free = int(sh("zfs", "get", "-Hpo", "value", "available", self.filler))
         reservation = f"reservation={max(0, free - slack)}"
         sh("zfs", "set", reservation, self.filler)
         self.full = True
 
     def relieve(self) -> None:
+        """Give the zpool its free space back."""
         if self.full:
             sh("zfs", "set", "reservation=none", self.filler)
             self.full = False
@@ -59,7 +60,7 @@ class Admin(World):
         return where.generation(int(self.pointer(self.dump(), vid)))
 
     def snapshot(self, vid: str) -> None:
-        """By hand, unless there is one."""
+        """Take the snapshot of an administrator, unless it exists."""
         snapshot = f"{self._current(vid)}@{SNAPSHOT_OF_ADMIN}"
         sh("zfs", "snapshot", snapshot, check=False)
         self.foreign = self.foreign_guids(self.dump())
@@ -72,29 +73,30 @@ class Admin(World):
         ]
 
     async def drop_snapshots(self) -> None:
-        """By hand, those that nothing was cloned from."""
+        """Destroy the administrator's snapshots that have no clone."""
         for name in self.snapshots_by_hand():
             sh("zfs", "destroy", name, check=False)
         self.foreign = self.foreign_guids(self.dump())
         await self.sweep()
 
     async def destroy_revision(self, vid: str, index: int) -> None:
-        """By hand; ZFS refuses while something is cloned from it."""
+        """Destroy a revision with zfs(8), which refuses if it has a clone."""
         now = self.model[vid]
-        found = {}
+        revisions = {}
         where = naming.volume_name(self.pool.qubes_root, vid)
         for number, item in self.generations(self.dump(), vid).items():
             for short, snapshot in item["snapshots"].items():
                 if short != SNAPSHOT_OF_ADMIN and not snapshot["leaving"]:
                     name = f"{where.generation(number)}@{short}"
-                    found[naming.revision_number(short)] = name
-        name = found[sorted(found)[index]]
+                    revisions[naming.revision_number(short)] = name
+        name = revisions[sorted(revisions)[index]]
         if attempt("zfs", "destroy", name).returncode == 0:
             states = now.states[:index] + now.states[index + 1 :]
             self._may_be[vid] = (replace(now, states=states),)
             await self.sweep()
 
     def rename(self) -> None:
+        """Rename the administrator's datasets."""
         old = next(name for name in self.foreign if "@" not in name)
         old = "/".join(old.split("/")[:3])
         self.tags += 1
@@ -106,6 +108,7 @@ class Admin(World):
         }
 
     def reimport(self) -> None:
+        """Export and import the zpool, and load the key."""
         zpool = self.container.split("/")[0]
         export_zpool(zpool)
         sh("zpool", "import", "-d", "/tmp", zpool)

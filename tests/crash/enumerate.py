@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Stop the world at every point of every sequence of verbs."""
+"""Stop the world at each point of each sequence of operations."""
 
 import asyncio
 import contextlib
@@ -22,22 +22,22 @@ from qubes_storage_zfs.driver.phases import Event
 
 from ..support.background import abandoned, afterwards, be_patient
 from .gate import Door, Dump, Stopped, Violated, names
+from .operations import RULES, at_rest
 from .same import Shape, shape
-from .verbs import RULES, at_rest
 from .world import World
 
 LOG = logging.getLogger(__name__)
-#: seconds
-TELL_EVERY = 20
-#: of one recovery; it takes fewer than ten
+#: seconds between two lines of progress
+REPORT_EVERY = 20
+#: changing calls in one recovery, at most; a recovery needs fewer than ten
 MOST_CALLS = 30
-#: revisions_to_keep of each world; a process each
+#: revisions_to_keep of each world; each world has a process of its own
 WORLDS = (2, 2, 0, 2, -1, 1)
 Sequence = tuple[str, ...]
 
 
 def sequences() -> Iterator[Sequence]:
-    """Every verb, every two, and every three of the central ones."""
+    """Yield each operation, each pair, and each triple of central operations."""
     central = [name for name, rule in RULES.items() if rule.central]
     yield from ((name,) for name in RULES)
     yield from itertools.product(RULES, repeat=2)
@@ -46,22 +46,25 @@ def sequences() -> Iterator[Sequence]:
 
 @dataclass
 class Tally:
-    """What was tried.
+    """The numbers of what one or all processes tried.
 
     :ivar done: sequences by their length
-    :ivar impossible: sequences that make no sense
-    :ivar known: sequences whose last verb was tried in such a world
-    :ivar left: different worlds that a stop left behind
-    :ivar twice: points at which their recovery was stopped
+    :ivar impossible: sequences with an operation that a rule forbids there
+    :ivar repeated: sequences whose last operation was tried in an equal world
+    :ivar points: points at which an operation was stopped
+    :ivar inside_calls: points of these in the middle of a call
+    :ivar outcomes: different worlds that a stop left
+    :ivar second_stops: points at which a recovery of these was stopped
+    :ivar calls: calls that changed something, by name
     """
 
     done: Counter[int] = field(default_factory=Counter)
     impossible: int = 0
-    known: int = 0
+    repeated: int = 0
     points: int = 0
-    inside: int = 0
-    left: int = 0
-    twice: int = 0
+    inside_calls: int = 0
+    outcomes: int = 0
+    second_stops: int = 0
     calls: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
@@ -79,24 +82,24 @@ class Tally:
             for length, count in sorted(self.done.items())
         )
         return (
-            f"sequences of verbs: {lengths} ({self.known} lead to worlds that"
-            f" were tried already, {self.impossible} make no sense); points at"
-            f" which the world was stopped: {self.points}, {self.inside} of them"
-            f" in the middle of a call; {self.left} different worlds"
-            f" after it, stopped again at {self.twice} points of their"
-            f" recovery; violations: {len(self.violations)}"
+            f"sequences of operations: {lengths} ({self.repeated} led to worlds"
+            f" that were tried already, {self.impossible} were impossible);"
+            f" points: {self.points}, {self.inside_calls} of them in the middle"
+            f" of a call; different worlds left: {self.outcomes}; second"
+            f" stops: {self.second_stops}; violations: {len(self.violations)}"
         )
 
 
 @dataclass
-class Known:
-    """What no world needs to try again; all processes share it.
+class Memo:
+    """Results that no world needs to compute again; all processes share them.
 
-    :ivar tried: worlds, with the verb that was stopped in them, and in which
-        sequence; see same.py
-    :ivar leads: what a verb makes of a world; None: it is impossible there
-    :ivar recovered: stopped worlds, the next call of their recovery to stop
-        before (before the first it is the same world), and how many it makes
+    :ivar tried: (operation, world it was stopped in) -> the sequence that
+        led there first; see same.py for when two worlds are equal
+    :ivar leads: (world, operation) -> the world after it; None: impossible
+    :ivar recovered: stopped world -> the number of the call in its recovery
+        to stop before next, and how many calls the recovery makes. A stop
+        before call 0 would leave the same world.
     """
 
     tried: MutableMapping[tuple[str, Shape], Sequence]
@@ -108,39 +111,39 @@ class Enumerator:
     """One world, and the sequences tried in it one after the other."""
 
     def __init__(
-        self, world: World, known: Known, tell: Callable[[Tally], None]
+        self, world: World, memo: Memo, report: Callable[[Tally], None]
     ) -> None:
         self.world = world
-        self.known = known
-        self.tell = tell
+        self.memo = memo
+        self.report = report
         self.tally = Tally()
-        #: whether the last stop was in the middle of a call
+        #: whether the newest stop was in the middle of a call
         self.inside = False
-        #: whether the world is where the last verb of the sequence begins
-        self.ready = False
+        #: whether the world is in the state before the last operation
+        self.at_last_operation = False
 
     async def try_all(self, sequence: Sequence) -> None:
-        """All points of a sequence's last verb."""
+        """Stop the last operation of a sequence at each of its points."""
         world, tally = self.world, self.tally
         rest = await self._rest()
         try:
-            before = self._foreseen(rest, sequence)
+            before = self._predict(rest, sequence)
         except KeyError:
             before = await self._lead(rest, sequence)
         if before is None:
             tally.impossible += 1
             return
         tried = (sequence[-1], before)
-        if self.known.tried.setdefault(tried, sequence) != sequence:
-            tally.known += 1
+        if self.memo.tried.setdefault(tried, sequence) != sequence:
+            tally.repeated += 1
             return
-        # qubes that survive make two cases of each stop
+        # if a qube runs, it survives the stop or not: two cases
         deaths = (True, False) if world.running else (True,)
-        left, place, ended = 0, 0, False
-        self.ready = True
-        while not ended:
+        left, place, finished = 0, 0, False
+        self.at_last_operation = True
+        while not finished:
             for machine in deaths:
-                ended = await self._stop_at(sequence, left, place, machine)
+                finished = await self._stop_at(sequence, left, place, machine)
             if self.inside or not place:
                 place += 1
             else:
@@ -150,24 +153,26 @@ class Enumerator:
     async def _stop_at(
         self, sequence: Sequence, left: int, place: int, machine: bool
     ) -> bool:
-        """Stop at one point, as often as it takes to stop the recovery from
-        it at every point, too; whether the verb ended before its stop."""
+        """Stop at one point; return whether the operation finished before.
+
+        Repeat this until the recovery was stopped at each of its points too.
+        """
         again, tries = True, 0
         while again:
             tries += 1
             if tries > MOST_CALLS:
                 raise Violated("the same stop leaves another world each time")
-            if not self.ready:
+            if not self.at_last_operation:
                 before = await self._lead(await self._rest(), sequence)
                 if before is None:
                     raise Violated(f"{sequence} cannot be repeated")
-            self.ready = False
-            ended = await self._stop(sequence[-1], left, place, machine)
+            self.at_last_operation = False
+            finished = await self._stop(sequence[-1], left, place, machine)
             again = await self._recover(machine)
-            self.tell(self.tally)
+            self.report(self.tally)
         self.tally.points += 1
-        self.tally.inside += self.inside
-        return ended
+        self.tally.inside_calls += self.inside
+        return finished
 
     async def _rest(self) -> Shape:
         world = self.world
@@ -175,49 +180,53 @@ class Enumerator:
         world.log = ["at rest"]
         return shape(world, await at_rest(world))
 
-    def _foreseen(self, here: Shape, sequence: Sequence) -> Shape | None:
-        """The world that a sequence's last verb meets; None if a verb is
-        impossible.
+    def _predict(self, here: Shape, sequence: Sequence) -> Shape | None:
+        """Return the world before the last operation of a sequence.
 
-        :raises KeyError: if nobody was there yet
+        None: an operation of the sequence is impossible.
+
+        :raises KeyError: if no world tried this yet
         """
-        known = self.known
+        memo = self.memo
         for name in sequence[:-1]:
-            there = known.leads[here, name]
+            there = memo.leads[here, name]
             if there is None:
                 return None
             here = there
         last = sequence[-1]
-        if known.leads.get((here, last), here) is None:
+        if memo.leads.get((here, last), here) is None:
             return None
-        if (last, here) not in known.tried:
+        if (last, here) not in memo.tried:
             raise KeyError(last, here)
         return here
 
     async def _lead(self, here: Shape, sequence: Sequence) -> Shape | None:
-        """Do all verbs but the last; None if any is impossible."""
+        """Do all operations but the last; return the world after them.
+
+        None: an operation of the sequence is impossible.
+        """
         world = self.world
         for name in sequence[:-1]:
             if not RULES[name].when(world):
-                self.known.leads[here, name] = None
+                self.memo.leads[here, name] = None
                 return None
             world.log.append(name)
-            await RULES[name].verb(world)
+            await RULES[name].operation(world)
             there = shape(world, await world.check())
-            self.known.leads[here, name] = there
+            self.memo.leads[here, name] = there
             here = there
         if not RULES[sequence[-1]].when(world):
-            self.known.leads[here, sequence[-1]] = None
+            self.memo.leads[here, sequence[-1]] = None
             return None
         return here
 
     async def _stop(
         self, name: str, left: int, place: int, machine: bool
     ) -> bool:
-        """Let a verb run into its stop; whether it ended before.
+        """Stop an operation; return whether it finished before the stop.
 
-        :param left: changing calls that it may still do
-        :param place: in the middle of the one after these; see Gate
+        :param left: how many changing calls the gate lets through
+        :param place: where to stop in the call after these; see Gate
         """
         world = self.world
         how = "machine" if machine else "qubesd"
@@ -225,21 +234,23 @@ class Enumerator:
         world.log.append(f"{name}, {how} stops {where}")
         world.gate.open(left, place)
         with contextlib.suppress(Stopped):
-            await RULES[name].verb(world)
+            await RULES[name].operation(world)
             await afterwards()
-        # it may be what nobody waited for that ran into the stop
-        ended = not world.gate.dead
+        # a task in the background may be what ran into the stop
+        finished = not world.gate.dead
         await abandoned()
         self.inside = place > 0 and world.gate.left == left
         self.tally.calls.update(world.gate.passed)
         world.gate.open()
         world.lose_memory(machine)
-        return ended
+        return finished
 
     async def _recover(self, machine: bool) -> bool:
-        """Recover from a stop, maybe after a stop of that recovery; whether
-        there is a later point of it to stop at."""
-        world, recovered = self.world, self.known.recovered
+        """Recover; return whether the recovery has a later point to stop at.
+
+        In a world that was recovered before, stop the recovery first.
+        """
+        world, recovered = self.world, self.memo.recovered
         after = shape(world, world.dump())
         if after not in recovered:
             dump = await self._recover_whole()
@@ -248,7 +259,7 @@ class Enumerator:
             await world.recover()
             if names(world.dump()) != names(dump):
                 raise Violated("a second recovery changes something")
-            self.tally.left += 1
+            self.tally.outcomes += 1
             again = 0
         else:
             again, calls = recovered[after]
@@ -259,13 +270,13 @@ class Enumerator:
         return again + 1 < calls
 
     async def _stop_again(self, again: int, machine: bool) -> None:
-        """Stop in the recovery, unless it is over before."""
+        """Stop the recovery before a call, unless it finishes earlier."""
         world = self.world
         world.log.append(f"stops again before call {again}")
         world.gate.open(again)
         with contextlib.suppress(Stopped):
             await world.recover()
-        self.tally.twice += world.gate.dead
+        self.tally.second_stops += world.gate.dead
         await abandoned()
         world.gate.open()
         world.lose_memory(machine)
@@ -275,10 +286,10 @@ class Enumerator:
         return await self.world.check(stopped=True)
 
 
-def _say_nothing_of_stops(
+def _ignore_stops(
     loop: asyncio.AbstractEventLoop, context: dict[str, Any]
 ) -> None:
-    """A task that nobody waits for ran into one, as it was to."""
+    """Report no background task that ran into a stop, as intended."""
     if not isinstance(context.get("exception"), Stopped):
         loop.default_exception_handler(context)
 
@@ -303,24 +314,24 @@ def _record_phases() -> "deque[str]":
     return events
 
 
-async def _live(
+async def _try_in_world(
     zpool: str,
     number: int,
     todo: "Queue[Sequence]",
-    known: Known,
-    tell: Callable[[Tally], None],
+    memo: Memo,
+    report: Callable[[Tally], None],
     seconds: float,
     encrypted: bool,
 ) -> None:
-    """One world: take sequences until there are none, or it lived so long."""
-    asyncio.get_running_loop().set_exception_handler(_say_nothing_of_stops)
+    """Try sequences in one world until none is left or *seconds* passed."""
+    asyncio.get_running_loop().set_exception_handler(_ignore_stops)
     with Door() as door:
         world = World(door, zpool, number, WORLDS[number], encrypted)
         await world.set_up()
         await at_rest(world)
         world.disturb()
         events = _record_phases()
-        enumerator = Enumerator(world, known, tell)
+        enumerator = Enumerator(world, memo, report)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
@@ -338,7 +349,7 @@ async def _live(
                 )
                 return
             finally:
-                tell(enumerator.tally)
+                report(enumerator.tally)
 
 
 def _process(
@@ -346,7 +357,7 @@ def _process(
     zpool: str,
     number: int,
     todo: "Queue[Sequence]",
-    known: Known,
+    memo: Memo,
     tallies: MutableMapping[int, Tally],
     seconds: float,
     encrypted: bool,
@@ -354,10 +365,12 @@ def _process(
     qubes.storage.VOLUME_STATE_DIR = folder
     be_patient()
 
-    def tell(tally: Tally) -> None:
+    def report(tally: Tally) -> None:
         tallies[number] = tally
 
-    asyncio.run(_live(zpool, number, todo, known, tell, seconds, encrypted))
+    asyncio.run(
+        _try_in_world(zpool, number, todo, memo, report, seconds, encrypted)
+    )
 
 
 def run(
@@ -372,15 +385,15 @@ def run(
     skip: int,
     encrypted: bool,
 ) -> Tally:
-    """Try *todo*, in an order given by *seed* from the second verb on.
+    """Try the sequences *todo*: single operations first, then as *seed* says.
 
     :param folder: for the state files of running qubes
-    :param worlds: how many of WORLDS to try them in, side by side
-    :param seconds: no world that is so old begins another
-    :param part: of how many equal parts of that order to try which; (1, 1)
-        is all
-    :param skip: so many at its beginning are left out
-    :param encrypted: in pools of that driver
+    :param worlds: how many of WORLDS try them at the same time
+    :param seconds: after this time a world starts no other sequence
+    :param part: (number, parts): which of so many equal parts of that order
+        to try; (1, 1) tries all
+    :param skip: how many sequences to leave out at the start of the part
+    :param encrypted: whether the pools are of the driver zfs_encrypted
     """
     order = list(todo)
     random.Random(seed).shuffle(order)
@@ -392,26 +405,26 @@ def run(
         queue = manager.Queue()
         for sequence in order:
             queue.put(sequence)
-        known = Known(manager.dict(), manager.dict(), manager.dict())
+        memo = Memo(manager.dict(), manager.dict(), manager.dict())
         tallies = manager.dict()
-        shared = (queue, known, tallies, seconds, encrypted)
+        shared = (queue, memo, tallies, seconds, encrypted)
         total = len(order)
         processes = min(worlds, total)
         with ProcessPoolExecutor(processes, context) as pool:
-            waiting = {
+            running = {
                 pool.submit(_process, folder, zpool, world, *shared)
                 for world in range(processes)
             }
-            while waiting:
-                over, waiting = wait(waiting, TELL_EVERY, FIRST_EXCEPTION)
-                for future in over:
+            while running:
+                finished, running = wait(running, REPORT_EVERY, FIRST_EXCEPTION)
+                for future in finished:
                     future.result()
                 tally = sum(tallies.values(), Tally())
-                begun = total - queue.qsize()
-                print(f"{begun} of {total} begun; {tally}", flush=True)
+                started = total - queue.qsize()
+                print(f"{started} of {total} started; {tally}", flush=True)
                 if tally.violations:
-                    # the others end with the sequence they are at
-                    total = begun
+                    # each other process finishes its sequence, then stops
+                    total = started
                     with contextlib.suppress(Empty):
                         while True:
                             queue.get_nowait()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A World whose steps are chosen one at a time, among an admin's own.
+"""A World for tests that choose one step at a time.
 
-Each step says what its volume may be afterwards, check() looks at ZFS.  When
-the zpool is full a verb may be refused; then the volume is as it was.
+Steps of an administrator come in between.  Each step records the states that
+its volume may have afterwards, and check() compares them with ZFS.  If the
+zpool is full, an operation may be refused; the volume is then unchanged.
 """
 
 import os
@@ -24,14 +25,14 @@ from .gate import Dump, Violated
 from .world import MIB, SNAPSHOT_OF_ADMIN, VOLUMES, Model
 
 Call = Callable[[], Awaitable[object]]
-KEPT = tuple(vid for vid, kept in VOLUMES.items() if kept)
+KEPT = tuple(vid for vid, is_kept in VOLUMES.items() if is_kept)
 
 
 @dataclass
 class Export:
-    """An export that somebody reads.
+    """An export that a process reads.
 
-    :ivar orphan: qubesd was started anew since, and does not know of it
+    :ivar orphan: whether qubesd restarted since and has no record of it
     """
 
     volume: ZfsVolume
@@ -42,11 +43,11 @@ class Export:
 
 
 class Life(Admin):
-    """What a person, qubesd and an admin do to a World, one by one.
+    """The steps of a user, of qubesd and of an administrator in a World.
 
-    :ivar exports: what is read, over any number of steps
-    :ivar imports: what is being imported, and by whom never ended
-    :ivar refused: how many verbs met that
+    :ivar exports: exports that are open; each may stay open for many steps
+    :ivar imports: vid -> zvol of an import that was never finished
+    :ivar refused: how many operations were refused because the zpool was full
     """
 
     def __init__(self, *args: Any) -> None:
@@ -56,6 +57,7 @@ class Life(Admin):
         self.refused = 0
 
     async def begin(self) -> None:
+        """Create the template and the qube, and run the qube once."""
         await self.set_up()
         for vid in "tmpl/root", "app/private":
             await self.create(vid)
@@ -69,7 +71,7 @@ class Life(Admin):
         self.disturb()
         await self.check()
 
-    # --- what is legal
+    # --- what is allowed
 
     def exists(self, vid: str) -> bool:
         return self.model[vid].current is not None
@@ -86,9 +88,9 @@ class Life(Admin):
         return list(self._may_be.get(vid, [self.model[vid]]))
 
     async def check(self, stopped: bool = False) -> Dump:
-        """The promises, and the public face of what was just changed."""
-        self.held = {devices.dataset_of(item.path) for item in self.exports}
-        self.held |= set(self.imports.values())
+        """Check the promises, and what changed volumes report to qubesd."""
+        self.in_use = {devices.dataset_of(item.path) for item in self.exports}
+        self.in_use |= set(self.imports.values())
         dump = await super().check(stopped)
         for item in self.exports:
             # from the disk, not from the page cache
@@ -117,7 +119,7 @@ class Life(Admin):
             raise Violated(f"{vid} is dirty: {not dirty}, and {now}")
 
     def _bases(self, vid: str) -> list[Model]:
-        """Return what new content may come after, see before_import()."""
+        """Return the models that new content may follow; see before_import()."""
         now, unsure = self.model[vid], False
         if now.keep >= 0 and now.current == now.committed:
             dump = self.dump()
@@ -127,7 +129,7 @@ class Life(Admin):
             unsure = bool(current["written"]) or by_admin
         return now.before_import(unsure)
 
-    # --- verbs
+    # --- operations
 
     async def attempt(
         self,
@@ -136,10 +138,10 @@ class Life(Admin):
         *after: Model,
         refused: tuple[Model, ...] = (),
     ) -> bool:
-        """One call of the driver; whether it succeeded.
+        """Call the driver; return whether the call succeeded.
 
-        :param after: what the volume may be when it did
-        :param refused: what it may be, besides as before, when it did not
+        :param after: allowed models of the volume after success
+        :param refused: allowed models after a refusal, besides the old one
         """
         before = self.model[vid]
         try:
@@ -159,14 +161,14 @@ class Life(Admin):
         return await self.attempt(vid, volume.create, after)
 
     async def start(self, qube: str) -> None:
-        """If one volume does not start, qubesd stops them all."""
-        (kept,) = (vid for vid in self.of(qube) if vid in KEPT)
-        now = self.model[kept]
+        """Start a qube; if one volume does not start, stop all, as qubesd does."""
+        (kept_vid,) = (vid for vid in self.vids_of(qube) if vid in KEPT)
+        now = self.model[kept_vid]
         root = self.model["tmpl/root"].committed if qube == "app" else None
-        self.imports.pop(kept, None)
-        self._may_be[kept] = (now,)
+        self.imports.pop(kept_vid, None)
+        self._may_be[kept_vid] = (now,)
         try:
-            for vid in self.of(qube):
+            for vid in self.vids_of(qube):
                 await self.pool.unlock()
                 await self.volumes[vid].start()
         except StoragePoolException:
@@ -174,16 +176,16 @@ class Life(Admin):
                 raise
             self.refused += 1
             self.relieve()
-            for vid in self.of(qube):
+            for vid in self.vids_of(qube):
                 await self.volumes[vid].stop()
-            self._may_be[kept] = (now.stopped(),)
+            self._may_be[kept_vid] = (now.stopped(),)
             return
         self.volatile = ""
         self.mark_running(qube, root)
 
     async def use(self, qube: str) -> None:
-        """The qube writes to its volumes."""
-        for vid in self.of(qube):
+        """Write to the volumes of a qube, as the qube does."""
+        for vid in self.vids_of(qube):
             if vid in KEPT:
                 await self.modify(vid)
             elif vid.endswith("volatile"):
@@ -191,18 +193,21 @@ class Life(Admin):
                 await self.write(vid, self.volatile)
 
     async def stop(self, qube: str) -> None:
-        """A full zpool may keep it from being committed, not from ending."""
-        (kept,) = (vid for vid in self.of(qube) if vid in KEPT)
-        now = self.model[kept]
+        """Stop a qube; a full zpool may prevent the commit, not the stop."""
+        (kept_vid,) = (vid for vid in self.vids_of(qube) if vid in KEPT)
+        now = self.model[kept_vid]
         del self.running[qube]
-        for vid in self.of(qube):
+        for vid in self.vids_of(qube):
             await self.volumes[vid].stop()
         self.mark_halted(qube)
-        late = (now,) if self.full else ()
-        self._may_be[kept] = (now.stopped(), *late)
+        uncommitted = (now,) if self.full else ()
+        self._may_be[kept_vid] = (now.stopped(), *uncommitted)
 
     async def import_data(self, vid: str, size: int, end: bool | None) -> None:
-        """:param end: how it ends; None: it does not"""
+        """Import new content.
+
+        :param end: its success; None: the import is never finished
+        """
         volume, now = self.volumes[vid], self.model[vid]
         self.imports.pop(vid, None)
         content = Content(self.new_tag(vid), size)
@@ -243,7 +248,7 @@ class Life(Admin):
         await self.attempt(target, lambda: volume.import_volume(origin), *after)
 
     async def revert(self, vid: str, index: int) -> None:
-        """To the revision that is the *index*-th, oldest first."""
+        """Revert to the revision with this index; 0 is the oldest."""
         now, volume = self.model[vid], self.volumes[vid]
         self.imports.pop(vid, None)
         revision = list(volume.revisions)[index]
@@ -268,7 +273,7 @@ class Life(Admin):
                 for base in bases
             ]
             for base in bases:
-                # committed before it shrinks, or resized and not committed
+                # committed, but not shrunk; or resized, but not committed
                 was = base.pruned()
                 partly += [was, was.showing(content)]
         await self.attempt(
@@ -281,7 +286,7 @@ class Life(Admin):
         self.imports.pop(vid, None)
         if await self.attempt(vid, self.volumes[vid].remove, now.removed()):
             self.removed |= going
-        for other in self.of(qube):
+        for other in self.vids_of(qube):
             if other != vid:
                 await self.volumes[other].remove()
 
@@ -306,7 +311,7 @@ class Life(Admin):
             await item.volume.export_end(item.path)
 
     async def refuse(self, vid: str) -> None:
-        """What must not be done while a qube runs, or over what is there."""
+        """Try operations that the driver must refuse now."""
         volume, now = self.volumes[vid], self.model[vid]
         size = now.current.size
         calls: list[Call] = [lambda: volume.revert("r999999")]
@@ -322,12 +327,13 @@ class Life(Admin):
                 await call()
             except StoragePoolException:
                 continue
-            raise Violated(f"{vid}: a verb that is impossible succeeded")
+            raise Violated(f"{vid}: an impossible operation succeeded")
         self._may_be[vid] = (now,)
 
-    # --- qubesd ends and begins
+    # --- qubesd stops and starts
 
     async def restart(self) -> None:
+        """Restart qubesd; running qubes and readers of exports go on."""
         self.imports = {}
         for item in self.exports:
             item.orphan = True
@@ -335,8 +341,8 @@ class Life(Admin):
         self.lose_memory(False)
         for vid, now in self.model.items():
             if vid.split("/")[0] not in self.running:
-                late = (now,) if self.full else ()
-                self._may_be[vid] = (now.stopped(), *late)
+                uncommitted = (now,) if self.full else ()
+                self._may_be[vid] = (now.stopped(), *uncommitted)
         for vid, volume in self.volumes.items():
             if vid.split("/")[0] not in self.running:
                 await volume.stop()
@@ -344,7 +350,7 @@ class Life(Admin):
         await self.sweep()
 
     def end(self) -> None:
-        """Whatever happened: nothing stays open, nothing stays."""
+        """Close and destroy everything, whatever happened before."""
         for item in self.exports:
             item.reader.close()
         self.relieve()

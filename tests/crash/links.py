@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Stands in for udev while thousands of zvols come and go.
+"""Stand in for udev while thousands of zvols appear and disappear.
 
-udev forks for each event, which under emulation is most of the time that a
-crash point takes.  A thread makes the same links from the kernel's own
-events; what the driver does (wait for the link, ask the node for its name) is
-as ever.  That it works with udev itself is tested everywhere else.
+udev forks for each event.  Under emulation this takes most of the time of a
+crash point.  Here a thread makes the same links from the kernel's events.  The
+driver still waits for the link and asks the node for its name.  All other
+tests use udev itself.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ KERNEL_EVENTS = 1
 
 
 class Links:
-    """The links below /dev/zvol, made by a thread.  A context manager."""
+    """Make the links below /dev/zvol in a thread.  A context manager."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What no volume needs is not there for one clone alone."""
+"""Check that no generation is kept for one clone alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from .gate import Dump, Violated
 def check_needed(
     dump: Dump, qubes_root: str, pointers: Mapping[str, Any]
 ) -> None:
-    """Look at each generation that is not current.
+    """Check each generation that is not current.
 
     :param pointers: vid -> value of the volume's pointer; None: no such volume
-    :raises Violated: if the only clone of one could be promoted
+    :raises Violated: if a generation has one clone, which could be promoted
     """
     zvols = {
         f"{qubes_root}/{vid}": pointer
@@ -28,10 +28,10 @@ def check_needed(
             continue
         clones = [
             clone
-            for clone, each in dump.items()
-            if (each.get("origin") or "").startswith(f"{name}@")
+            for clone, entry in dump.items()
+            if (entry.get("origin") or "").startswith(f"{name}@")
         ]
-        leaving = [each["leaving"] for each in item["snapshots"].values()]
+        leaving = [entry["leaving"] for entry in item["snapshots"].values()]
         if leaving == [True] and len(clones) == 1:
             if clones[0].partition(".")[0] in zvols:
                 raise Violated(f"{name} is kept for {clones[0]} alone")

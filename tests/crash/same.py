@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""When two worlds are the same but for names that are only counted up.
+"""Recognise worlds that differ only in GUIDs, tags and rising numbers.
 
-The driver keeps its state in what ZFS has, and none of it depends on what a
-volume contains.  So a verb that was stopped at all points of one world needs
-no second time in one that is the same; nor does a recovery.
+The driver keeps its state in ZFS, and no decision depends on the content of a
+volume.  So an operation that was stopped at all points of one world is not
+stopped again in an equal one.  The same holds for a recovery.
 """
 
 import re
@@ -12,14 +12,16 @@ from typing import Any
 from qubes_storage_zfs.store import naming
 
 from .gate import Dump
-from .world import BEGINNING, SNAPSHOT_OF_ADMIN, UNTOUCHED, VOLUMES, World
+from .world import BASELINE, SNAPSHOT_OF_ADMIN, UNTOUCHED, VOLUMES, World
 
 Shape = tuple[Any, ...]
 
 
 def shape(world: World, dump: Dump) -> Shape:
-    """All that the driver can see of a world, with numbers of generations
-    and revisions, and guids, replaced by their order."""
+    """Return everything that the driver can see of a world.
+
+    The order of generations and revisions replaces their numbers and GUIDs.
+    """
     places = _places(world, dump)
     qubes = {vid.split("/")[0] for vid in VOLUMES}
     return (
@@ -41,7 +43,7 @@ def shape(world: World, dump: Dump) -> Shape:
 
 
 def _places(world: World, dump: Dump) -> dict[str, Shape]:
-    """Of each generation and snapshot: its volume, and which of them."""
+    """Map generations and snapshots to their volume and their rank in it."""
     places: dict[str, Shape] = {}
     for vid in VOLUMES:
         where = naming.volume_name(world.pool.qubes_root, vid)
@@ -49,14 +51,14 @@ def _places(world: World, dump: Dump) -> dict[str, Shape]:
         revisions = []
         for rank, number in enumerate(numbers):
             name = where.generation(number)
-            # the janitor tells number 0 from the others
+            # garbage collection treats number 0 differently
             places[name] = (vid, rank, "later" if number else "first")
             for short in dump[name]["snapshots"]:
                 if re.fullmatch(r"r\d+", short):
-                    found = naming.revision_number(short)
-                    revisions.append((found, rank, f"{name}@{short}"))
+                    revision = naming.revision_number(short)
+                    revisions.append((revision, rank, f"{name}@{short}"))
                 else:
-                    kinds = {SNAPSHOT_OF_ADMIN: "admin", BEGINNING: "beginning"}
+                    kinds = {SNAPSHOT_OF_ADMIN: "admin", BASELINE: "beginning"}
                     kind = kinds.get(short, "other")
                     places[f"{name}@{short}"] = (vid, rank, kind)
         for order, (_, rank, snapshot) in enumerate(sorted(revisions)):
@@ -65,19 +67,19 @@ def _places(world: World, dump: Dump) -> dict[str, Shape]:
 
 
 def _own(world: World, dump: Dump, qube: str) -> Shape:
-    """The pointers of a qube, to the order of generations, and its marks."""
+    """Return the local properties of a qube, its pointers by rank."""
     own: list[Shape] = []
     dataset = f"{world.pool.qubes_root}/{qube}"
     for name, value in sorted(dump[dataset]["own"].items()):
         if name.startswith(naming.POINTER):
-            number, _, more = value.partition(" ")
+            number, _, details = value.partition(" ")
             vid = f"{qube}/{name.removeprefix(naming.POINTER)}"
             numbers = sorted(world.generations(dump, vid))
             present = int(number) in numbers
             rank = numbers.index(int(number)) if present else None
-            # of what is blank at each start, and was written to since
-            scratch = more if more.startswith("scratch") else ""
-            own.append((name, rank, scratch))
+            # a disposable volume that is blank at each start
+            disposable = details if details.startswith("scratch") else ""
+            own.append((name, rank, disposable))
         else:
             own.append((name,))
     return tuple(own)

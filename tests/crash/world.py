@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A small world of qubes in a container of its own, which can be stopped."""
+"""A few qubes in a container of their own, which can be stopped."""
 
 import asyncio
 import contextlib
@@ -27,16 +27,16 @@ from .gate import Door, Dump, Gate, Violated
 from .needed import check_needed
 
 MIB = 1 << 20
-TAG_AT = (0, MIB)  # bytes; where a volume's tag stands
-#: bytes; what a clone's first opening writes, less than any write of data
+TAG_AT = (0, MIB)  # offsets of the tag in a volume, in bytes
+#: bytes; opening a clone first writes less than this, and any data more
 UNTOUCHED = 8192
 SNAPSHOT_OF_ADMIN = "admin"
-#: the snapshot that a volume which nobody keeps is taken back to
-BEGINNING = "s1"
+#: the baseline snapshot that a disposable volume is reset to
+BASELINE = "s1"
 
 Model = VolumeModel[Content]
 
-#: vid -> whether it is saved on stop
+#: vid -> whether the volume is saved on stop
 VOLUMES = {
     "tmpl/root": True,
     "app/root": False,
@@ -48,11 +48,17 @@ VOLUMES = {
 
 
 class World:
-    """Template tmpl, its qube app, a standalone src, room for new.
+    """The qubes of one container: a template, its app qube, and two others.
 
-    :ivar model: what the volumes that are kept must hold
-    :ivar running: qubes that run, with what the root showed at their start
-    :ivar log: what happened, for the report of a violation
+    The template is tmpl, its qube app and a standalone src; sequences create
+    and remove new.  A test creates a World for its whole run.
+
+    :ivar model: vid of a kept volume -> what the volume must contain
+    :ivar running: running qube -> content of its root at its start
+    :ivar contents: GUID of a snapshot -> its content
+    :ivar removed: GUIDs of snapshots whose volumes were removed
+    :ivar foreign: datasets and snapshots of the administrator -> their GUIDs
+    :ivar log: the steps so far, for the report of a violation
     """
 
     def __init__(
@@ -71,8 +77,8 @@ class World:
         self.keep = keep
         self.model = {
             vid: VolumeModel(keep if vid == "app/private" else 2)
-            for vid, kept in VOLUMES.items()
-            if kept
+            for vid, is_kept in VOLUMES.items()
+            if is_kept
         }
         self.running: dict[str, Content | None] = {}
         self.sizes = {vid: 4 * MIB for vid in VOLUMES}
@@ -81,13 +87,13 @@ class World:
         self.foreign: dict[str, int] = {}
         self.log: list[str] = []
         self.tags = 0
-        #: the step under way: its volume, and what that holds after it
+        #: the step in progress: its volume, and the model of it afterwards
         self.pending: tuple[str, Model] | None = None
         #: snapshots of a volume that is being removed
         self.going: set[int] = set()
         self.volatile = ""
-        #: generations that are in somebody's hand, and so no garbage
-        self.held: set[str] = set()
+        #: generations that an export or import uses, so not garbage
+        self.in_use: set[str] = set()
         self.build()
 
     async def set_up(self) -> None:
@@ -101,14 +107,16 @@ class World:
     # --- the key
 
     def lock(self) -> None:
-        """Forget the key, unless something uses it: the machine stopped, or
-        an admin does so."""
+        """Unload the key, unless it is in use.
+
+        A stop of the machine or an administrator does this.
+        """
         if self.encrypted:
             with contextlib.suppress(Busy, Locked):
                 self.door._call("unload_key", self._root, self._root.encode())
 
     def unlock(self) -> None:
-        """By an admin's hand; no prompt."""
+        """Load the key as an administrator does, without a prompt."""
         if self.encrypted:
             with known_key() as key, contextlib.suppress(Exists):
                 root = self._root
@@ -121,12 +129,12 @@ class World:
     # --- qubesd's part
 
     def build(self) -> None:
-        """Pool and volumes, from what qubes.xml would say."""
+        """Create pool and volumes, as qubesd does from qubes.xml."""
         name = f"w{self.number}"
         self.pool: ZfsPool
         if self.encrypted:
-            # never forgotten by itself: what is compared must not hang on
-            # how long it took
+            # never unload the key by itself: a result that is compared must
+            # not depend on the time that passed
             self.pool = ZfsEncryptedPool(
                 name=name,
                 zpool_name=self.container,
@@ -138,7 +146,7 @@ class World:
                 name=name, container=self.container, revisions_to_keep="2"
             )
         self.volumes: dict[str, ZfsVolume] = {}
-        for vid, kept in VOLUMES.items():
+        for vid, is_kept in VOLUMES.items():
             qube, name = vid.split("/")
             config: dict[str, Any] = {
                 "name": name,
@@ -147,7 +155,7 @@ class World:
                 "rw": True,
                 "size": str(self.sizes[vid]),
             }
-            if kept:
+            if is_kept:
                 config |= {
                     "save_on_stop": True,
                     "revisions_to_keep": str(self.model[vid].keep),
@@ -161,21 +169,21 @@ class World:
                 SimpleNamespace(name=qube, app=None), config
             )
 
-    def of(self, qube: str) -> list[str]:
+    def vids_of(self, qube: str) -> list[str]:
         return [vid for vid in VOLUMES if vid.startswith(qube + "/")]
 
     def mark_running(self, qube: str, root: Content | None) -> None:
         self.running[qube] = root
-        for vid in self.of(qube):
+        for vid in self.vids_of(qube):
             Path(self.volumes[vid].state_file).touch()
 
     def mark_halted(self, qube: str) -> None:
         self.running.pop(qube, None)
-        for vid in self.of(qube):
+        for vid in self.vids_of(qube):
             Path(self.volumes[vid].state_file).unlink(missing_ok=True)
 
     def lose_memory(self, machine: bool) -> None:
-        """qubesd died, or with it the whole machine."""
+        """Discard the Python state: qubesd died, or the whole machine did."""
         for vid, volume in self.volumes.items():
             self.sizes[vid] = volume.content.size
         runtime.of(Containers).leave(self.pool.container, self.pool.qubes_root)
@@ -186,30 +194,30 @@ class World:
         self.build()
 
     async def recover(self) -> None:
-        """What qubesd does at its start, and one look by the janitor."""
+        """Recover as qubesd does at its start, and collect garbage once."""
         for vid, volume in self.volumes.items():
             if vid.split("/")[0] not in self.running:
                 await volume.stop()
                 Path(volume.state_file).unlink(missing_ok=True)
         await afterwards()
-        # the thread that makes links may have something open for a moment
+        # the thread that makes links may keep a zvol open for a moment
         for _ in range(100):
             if not await self.pool.store.collect_garbage():
                 break
             await asyncio.sleep(0.02)
         self.unlock()
         if self.encrypted:
-            # what could not be told without the key goes with the next use
+            # garbage that only the key reveals is collected at the next use
             await self.pool.first_use()
 
-    # --- looking
+    # --- contents on disk
 
     def new_tag(self, vid: str) -> str:
         self.tags += 1
         return f"{self.number}/{vid}/{self.tags}"
 
     async def modify(self, vid: str) -> None:
-        """Write as a running qube does to a volume that is saved on stop."""
+        """Write to a kept volume, as a running qube does."""
         tag, now = self.new_tag(vid), self.model[vid]
         await self.write(vid, tag)
         self.model[vid] = now.showing(replace(now.current, tag=tag))
@@ -239,7 +247,7 @@ class World:
         return Content(tag, file.seek(0, os.SEEK_END))
 
     def dump(self, qube: str | None = None) -> Dump:
-        """What there is: all, or all of a qube's."""
+        """Dump the container, or the datasets of one qube."""
         below = qube and f"{self.pool.qubes_root}/{qube}"
         qubes_root = self.pool.qubes_root
         return self.door.dump(self.container, below, qubes_root.count("/") + 2)
@@ -255,20 +263,20 @@ class World:
         return dump.get(where.dataset, {}).get("own", {}).get(where.pointer)
 
     async def read_revision(self, snapshot: str) -> Content:
-        """By a clone of the test's own, outside of where volumes are."""
-        look = f"{self.container}/look"
-        sh("zfs", "clone", snapshot, look)
+        """Read a snapshot through a clone outside of the qubes root."""
+        clone = f"{self.container}/clone"
+        sh("zfs", "clone", snapshot, clone)
         try:
-            return await self.read(await devices.wait_for_link(look))
+            return await self.read(await devices.wait_for_link(clone))
         finally:
             for _ in range(50):
-                # udev may be looking at it
-                if attempt("zfs", "destroy", look).returncode == 0:
+                # udev may be probing the clone
+                if attempt("zfs", "destroy", clone).returncode == 0:
                     break
                 await asyncio.sleep(0.1)
 
     async def observe(self, dump: Dump, vid: str) -> Model:
-        """What ZFS and the device say of a volume that is kept."""
+        """Return the model that ZFS and the device of a kept volume show."""
         keep = self.model[vid].keep
         pointer = self.pointer(dump, vid)
         if pointer is None:
@@ -294,7 +302,7 @@ class World:
                 states[number] = snapshot["guid"]
                 names[number] = f"{where.generation(generation)}@{name}"
                 if snapshot["guid"] in self.removed:
-                    raise Violated(f"{vid}: {name} is of a removed volume")
+                    raise Violated(f"{vid}: {name} belongs to a removed volume")
         newest = current["snapshots"].get(f"r{max(states, default=0)}")
         if newest and newest["guid"] not in self.contents:
             if current["written"] > UNTOUCHED:
@@ -302,7 +310,7 @@ class World:
             self.contents[newest["guid"]] = content
         for number, guid in states.items():
             if guid not in self.contents:
-                # of two revisions made at once this is the older
+                # two revisions were made at once; this is the older one
                 self.contents[guid] = await self.read_revision(names[number])
         return VolumeModel(
             keep,
@@ -313,7 +321,7 @@ class World:
         )
 
     def guids(self, vid: str) -> set[int]:
-        """The snapshots of ours that a volume has."""
+        """Return the GUIDs of a volume's snapshots, except the administrator's."""
         dump = self.dump(vid.split("/")[0])
         return {
             snapshot["guid"]
@@ -325,8 +333,10 @@ class World:
     # --- the promises
 
     def legal(self, vid: str, stopped: bool) -> list[Model]:
-        """What a volume may be now, whether the step under way was done or
-        not."""
+        """Return the models that a volume may match now.
+
+        :param stopped: whether the step in progress may be done or not
+        """
         legal = [self.model[vid]]
         if stopped and self.pending and self.pending[0] == vid:
             legal.append(self.pending[1])
@@ -335,27 +345,27 @@ class World:
         return legal
 
     async def check(self, stopped: bool = False) -> Dump:
-        """Everything that must hold now; the dump it was seen in.
+        """Check all promises; return the dump that they were checked in.
 
-        :param stopped: after a stop of the world and a recovery, so the step
-            that was under way may have been done or not
-        :raises Violated: if something does not hold
+        :param stopped: whether this is a recovery after a stop, so that the
+            step in progress may be done or not
+        :raises Violated: if a promise is broken
         """
         await afterwards()
         dump = self.dump()
         for vid in self.model:
             await self._check_volume(dump, vid, stopped)
         self.pending, self.going = None, set()
-        await self._check_scratch(dump)
+        await self._check_disposable(dump)
         if self.foreign != self.foreign_guids(dump):
-            raise Violated("what is not ours has changed")
+            raise Violated("a dataset of the administrator has changed")
         self._check_garbage(dump)
         pointers = {vid: self.pointer(dump, vid) for vid in VOLUMES}
         check_needed(dump, self.pool.qubes_root, pointers)
         return dump
 
     async def check_volume(self, vid: str) -> None:
-        """What must hold of one volume that no other step is changing."""
+        """Check one volume, which no other step is changing."""
         await self._check_volume(self.dump(vid.split("/")[0]), vid, False)
 
     async def _check_volume(self, dump: Dump, vid: str, stopped: bool) -> None:
@@ -367,16 +377,16 @@ class World:
         if self.pending == (vid, VolumeModel(model.keep)) == (vid, seen):
             self.removed |= self.going
 
-    async def _check_scratch(self, dump: Dump) -> None:
-        wanted = {
+    async def _check_disposable(self, dump: Dump) -> None:
+        expected = {
             "app/root": self.running.get("app"),
             "app/volatile": Content(self.volatile, 4 * MIB),
         }
-        for vid, content in wanted.items():
+        for vid, content in expected.items():
             pointer = self.pointer(dump, vid)
             if "app" not in self.running:
                 if pointer is not None:
-                    self._check_ready(dump, vid, pointer)
+                    self._check_prepared(dump, vid, pointer)
                 continue
             if pointer is None:
                 raise Violated(f"{vid} is gone under a running qube")
@@ -387,34 +397,34 @@ class World:
             if seen != content:
                 raise Violated(f"{vid} shows {seen}, not {content}")
 
-    def _check_ready(self, dump: Dump, vid: str, pointer: str) -> None:
-        """What a stop left for the next start: nothing but a beginning."""
+    def _check_prepared(self, dump: Dump, vid: str, pointer: str) -> None:
+        """Check a prepared volume: it is unmodified since its baseline."""
         number = int(pointer.split()[0])
         item = self.generations(dump, vid).get(number)
         if item is None:
             raise Violated(f"{vid} points to nothing")
-        if list(item["snapshots"]) != [BEGINNING]:
+        if list(item["snapshots"]) != [BASELINE]:
             raise Violated(f"{vid} has the snapshots {item['snapshots']}")
         if item["written"] > UNTOUCHED:
-            raise Violated(f"{vid} holds what its last session wrote")
+            raise Violated(f"{vid} has content of its last session")
         if vid == "app/root":
             source = self.generations(dump, "tmpl/root")
             names = {
                 (naming.revision_number(short), number, short)
-                for number, each in source.items()
-                for short, snapshot in each["snapshots"].items()
+                for number, entry in source.items()
+                for short, snapshot in entry["snapshots"].items()
                 if short[0] == "r" and not snapshot["leaving"]
             }
             where = naming.volume_name(self.pool.qubes_root, "tmpl/root")
             _, number, short = max(names)
             if item["origin"] != f"{where.generation(number)}@{short}":
                 raise Violated(
-                    f"{vid} is ready ({pointer}), but a clone of the past:"
+                    f"{vid} is prepared ({pointer}) from an old revision:"
                     f" {item['origin']}, not {where.generation(number)}@{short}"
                 )
 
     def _check_garbage(self, dump: Dump) -> None:
-        """Nothing is there without a reason."""
+        """Check that each dataset and snapshot has a reason to exist."""
         origins = {item.get("origin") for item in dump.values()}
         for qube in {vid.split("/")[0] for vid in VOLUMES}:
             dataset = f"{self.pool.qubes_root}/{qube}"
@@ -426,7 +436,7 @@ class World:
             where = naming.volume_name(self.pool.qubes_root, vid)
             for number, item in self.generations(dump, vid).items():
                 name = where.generation(number)
-                reasons = name in self.held or (
+                reasons = name in self.in_use or (
                     pointer and int(pointer.split()[0]) == number
                 )
                 for short, snapshot in item["snapshots"].items():
@@ -439,14 +449,14 @@ class World:
                     else:
                         raise Violated(f"{name}@{short} is garbage")
                     if short[0] == "r" and not (pointer or snapshot["leaving"]):
-                        raise Violated(f"{name}@{short} can be reached")
+                        raise Violated(f"{name}@{short} outlives its volume")
                 if not reasons:
                     raise Violated(f"{name} is garbage: {item}")
 
-    # --- what is not ours
+    # --- datasets of the administrator
 
     def disturb(self) -> None:
-        """An admin's datasets and snapshots among ours."""
+        """Create datasets and snapshots of an administrator in the container."""
         foreign = f"{self.container}/foreign"
         sh("zfs", "create", "-o", "canmount=off", foreign)
         sh("zfs", "create", "-s", "-V", "1M", f"{foreign}/vol.1")
@@ -458,13 +468,16 @@ class World:
         self.foreign = self.foreign_guids(self.dump())
 
     def foreign_guids(self, dump: Dump) -> dict[str, int]:
-        """By guid: an admin's snapshot moves with a promotion, in principle;
-        that it does not is checked by its dataset's name."""
-        found = {}
+        """Return the administrator's datasets and snapshots, with their GUIDs.
+
+        A promotion can move a snapshot to another dataset. The name of the
+        dataset then differs, so a comparison finds this too.
+        """
+        guids = {}
         for name, item in dump.items():
             if "/foreign" in name:
-                found[name] = item["guid"]
+                guids[name] = item["guid"]
             for short, snapshot in item["snapshots"].items():
                 if short in (SNAPSHOT_OF_ADMIN, "keep"):
-                    found[f"{name}@{short}"] = snapshot["guid"]
-        return found
+                    guids[f"{name}@{short}"] = snapshot["guid"]
+        return guids

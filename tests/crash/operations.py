@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a person does to the qubes of a World, verb by verb.
+"""Operations that a user does with the qubes of a World.
 
-A verb is made of steps, each one call of the driver; a step knows what the
-volume must hold before and after it.
+An operation consists of steps. Each step is one call of the driver, and
+records what the volume must contain after it.
 """
 
 import types
@@ -13,7 +13,7 @@ from ..support.model import Content
 from .gate import Dump, Violated
 from .world import MIB, Model, World
 
-Verb = Callable[[World], Awaitable[None]]
+Operation = Callable[[World], Awaitable[None]]
 
 
 async def _step(
@@ -22,6 +22,7 @@ async def _step(
     after: Model,
     call: Callable[[], Awaitable[object]],
 ) -> None:
+    """Do one step; a stop in it leaves the volume as before or as *after*."""
     world.pending = (vid, after)
     await call()
     world.model[vid] = after
@@ -29,27 +30,27 @@ async def _step(
 
 
 async def _session(world: World, vid: str) -> None:
-    await _begin(world, vid)
+    await _start_volume(world, vid)
     await world.modify(vid)
-    await _end(world, vid)
+    await _stop_volume(world, vid)
 
 
-async def _begin(world: World, vid: str) -> None:
+async def _start_volume(world: World, vid: str) -> None:
     await _step(world, vid, world.model[vid], world.volumes[vid].start)
 
 
-async def _end(world: World, vid: str) -> None:
+async def _stop_volume(world: World, vid: str) -> None:
     volume, now = world.volumes[vid], world.model[vid]
     await _step(world, vid, now.stopped(), volume.stop)
 
 
-async def _make(world: World, vid: str) -> None:
+async def _create_volume(world: World, vid: str) -> None:
     volume = world.volumes[vid]
     created = world.model[vid].created(Content("", volume.content.size))
     await _step(world, vid, created, volume.create)
 
 
-async def _drop(world: World, vid: str) -> None:
+async def _remove_volume(world: World, vid: str) -> None:
     world.going = world.guids(vid)
     after = world.model[vid].removed()
     await _step(world, vid, after, world.volumes[vid].remove)
@@ -57,12 +58,12 @@ async def _drop(world: World, vid: str) -> None:
 
 
 async def create(world: World) -> None:
-    await _make(world, "new/private")
+    await _create_volume(world, "new/private")
 
 
 async def clone(world: World) -> None:
-    """As qvm-clone does it."""
-    await _make(world, "new/private")
+    """Create a volume and import another one, as qvm-clone does."""
+    await _create_volume(world, "new/private")
     await _copy(world, "app/private", "new/private")
 
 
@@ -79,7 +80,7 @@ async def import_volume(world: World) -> None:
 
 async def start(world: World) -> None:
     await world.volumes["app/root"].start()
-    await _begin(world, "app/private")
+    await _start_volume(world, "app/private")
     await world.volumes["app/volatile"].start()
     world.mark_running("app", world.model["tmpl/root"].committed)
     await world.modify("app/private")
@@ -88,16 +89,16 @@ async def start(world: World) -> None:
 
 
 async def stop(world: World) -> None:
-    # the domain is gone; its volumes' state files are until the end
+    # the domain is gone, but its volumes' state files exist until the end
     del world.running["app"]
     await world.volumes["app/root"].stop()
-    await _end(world, "app/private")
+    await _stop_volume(world, "app/private")
     await world.volumes["app/volatile"].stop()
     world.mark_halted("app")
 
 
-async def begin_anew(world: World) -> None:
-    """A start of what is blank at each start; nothing is written."""
+async def start_blank(world: World) -> None:
+    """Start and stop a volume that is reset to blank at each start."""
     vid = "app/private"
     volume, now = world.volumes[vid], world.model[vid]
     qube = types.SimpleNamespace(features={"zfs.reset-on-start": "private"})
@@ -158,37 +159,40 @@ async def export(world: World) -> None:
 
 
 async def update(world: World) -> None:
-    """The template runs, is changed, and stops."""
-    await _begin(world, "tmpl/root")
+    """Start the template, write to it and stop it."""
+    await _start_volume(world, "tmpl/root")
     world.mark_running("tmpl", None)
     await world.modify("tmpl/root")
     del world.running["tmpl"]
-    await _end(world, "tmpl/root")
+    await _stop_volume(world, "tmpl/root")
     world.mark_halted("tmpl")
 
 
 async def remove(world: World) -> None:
     await world.volumes["app/root"].remove()
-    await _drop(world, "app/private")
+    await _remove_volume(world, "app/private")
     await world.volumes["app/volatile"].remove()
 
 
 async def upgrade(world: World) -> None:
-    """A qube is cloned, the clone is used, and the original removed."""
+    """Clone a qube, use the clone, and remove the original."""
     await clone(world)
     await _session(world, "new/private")
     await remove(world)
 
 
 async def remove_source(world: World) -> None:
-    await _drop(world, "src/private")
+    await _remove_volume(world, "src/private")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A verb, and when a person can use it."""
+    """An operation, and the worlds in which a user can do it.
 
-    verb: Verb
+    :ivar central: whether sequences of three use the operation
+    """
+
+    operation: Operation
     central: bool
     when: Callable[[World], bool]
 
@@ -202,7 +206,10 @@ def _exists(world: World, vid: str) -> bool:
 
 
 def _readable(world: World) -> bool:
-    """With snapshots disabled, what runs cannot be read."""
+    """Return whether app/private can be exported.
+
+    If snapshots are disabled, the volume of a running qube cannot.
+    """
     return _halted(world) or (
         _exists(world, "app/private") and world.model["app/private"].keep >= 0
     )
@@ -237,10 +244,10 @@ RULES = {
         lambda w: _halted(w) and not _exists(w, "new/private"),
     ),
     "import_failed": Rule(import_failed, False, _halted),
-    "begin_anew": Rule(
-        begin_anew,
+    "start_blank": Rule(
+        start_blank,
         False,
-        # what is blank already may stay as it is
+        # the driver may leave a blank volume unchanged
         lambda w: _halted(w) and w.model["app/private"].current.tag != "",
     ),
     "grow": Rule(grow, False, lambda w: _exists(w, "app/private")),
@@ -254,32 +261,35 @@ RULES = {
 
 
 async def at_rest(world: World) -> Dump:
-    """From wherever a sequence ended to where each begins, by the verbs."""
+    """Bring the world to the state that each sequence starts from.
+
+    Only operations are used, so that they are tested here as well.
+    """
     if "app" in world.running:
         await stop(world)
     if world.model["new/private"].current is not None:
         blank = world.model["new/private"]
         if blank.states == (Content("", blank.current.size),):
             # qubesd was killed before it wrote the new qube to qubes.xml;
-            # the person creates it again
-            await _make(world, "new/private")
-        await _drop(world, "new/private")
+            # the user creates it again
+            await _create_volume(world, "new/private")
+        await _remove_volume(world, "new/private")
     for vid in "tmpl/root", "src/private", "app/private":
         if world.model[vid].current is None:
             world.volumes[vid].content.size = 4 * MIB
-            await _make(world, vid)
+            await _create_volume(world, vid)
             await world.check_volume(vid)
             await _session(world, vid)
             await world.check_volume(vid)
     if not world.model["app/private"].current.tag:
         await _session(world, "app/private")
         await world.check_volume("app/private")
-    wanted = min(2, 1 + max(world.keep, 0))
-    while len(world.model["app/private"].states) < wanted > 1:
+    state_count = min(2, 1 + max(world.keep, 0))
+    while len(world.model["app/private"].states) < state_count > 1:
         await _session(world, "app/private")
         await world.check_volume("app/private")
     if len(world.model["app/private"].states) > 1 + max(world.keep, 0):
-        # a revert prunes nothing, and reverts in a row would add up
+        # a revert prunes nothing, so revisions of several reverts add up
         await _session(world, "app/private")
         await world.check_volume("app/private")
     if _size(world) != 4 * MIB:
