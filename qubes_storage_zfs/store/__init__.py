@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is on disk: names, state and changes; no qubes, no libzfs_core."""
+"""The format on disk: names, states and changes of volumes and pools."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A dataset becomes a pool's container: checked, claimed, released."""
+"""Check a dataset, claim it as a pool's container, and release it."""
 
 import contextlib
 
@@ -13,12 +13,15 @@ from .pool_programs import ContainerState
 async def set_up(
     name: str, container: str, qubes_root: str, compression: str | None
 ) -> None:
-    """Make *container* the one of the pool *name*; all of it or nothing.
+    """Make *container* the container of the pool *name*.
 
-    :param qubes_root: the dataset below which the qubes' datasets will be
-    :param compression: set on *qubes_root*; None: as the container has it
-    :raises policy.Refused: if it cannot be this pool's
-    :raises ZfsError: if ZFS refuses
+    Create the container and the qubes root if they are missing.  If a step
+    fails, undo the earlier ones.
+
+    :param qubes_root: the qubes root in *container*
+    :param compression: value to set on *qubes_root*; None: set none
+    :raises policy.Refused: if the dataset cannot be this pool's container
+    :raises ZfsError: if ZFS refuses a step
     """
     state = await pool_programs.container(container, qubes_root)
     check_claimable(name, container, state)
@@ -47,7 +50,7 @@ async def set_up(
 
 
 async def _make_missing_nodes(qubes_root: str) -> None:
-    """Have ZFS make the nodes that an import by ``qvm-zfs attach`` left out."""
+    """Have ZFS create the nodes that are missing after ``qvm-zfs attach``."""
     if not (await keys.state(qubes_root)).locked:
         await importexport.create_nodes(qubes_root, only_if_missing=True)
 
@@ -58,15 +61,17 @@ async def _destroy(dataset: str) -> None:
 
 
 async def destroy_empty(dataset: str) -> None:
-    """Take away a dataset made a moment ago, unless it has children now."""
+    """Destroy a dataset that was just created, unless it has children."""
     with contextlib.suppress(NotFound, Busy, Exists):
         await lzc.destroy(dataset)
 
 
 async def claim(container: str, name: str, release: bool = False) -> None:
-    """Mark *container* as the pool *name*'s; or, to release it, as nobody's.
+    """Claim *container* for the pool *name*, or release it.
 
-    :raises policy.Refused: if it is another pool's
+    :param release: remove the pool's mark instead of setting it
+    :raises policy.Refused: if another pool has claimed it
+    :raises ZfsError: if ZFS refuses
     """
     other_pool = await pool_programs.claim(container, name, release)
     if other_pool is not None:
@@ -76,6 +81,7 @@ async def claim(container: str, name: str, release: bool = False) -> None:
 def check_claimable(name: str, container: str, state: ContainerState) -> None:
     """Refuse a dataset that cannot be the container of the pool *name*.
 
+    :param state: what is at the place of *container*
     :raises policy.Refused: with the reason
     """
     claimed_by, above = state.claimed_by, state.claimed_above

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A container: the dataset a pool's volumes are in, and its janitor.
+"""A pool's container: its volumes, and the garbage among their datasets.
 
-There is one Container for a dataset in a process, however many Pool objects
-speak of it (a backup builds a second set of them in qubesd).  What it holds
-in memory is only which datasets are in hand here; all else is read from ZFS.
+A process has one Container for each dataset, even if several Pool objects refer
+to it: a backup creates a second set of Pool objects in qubesd.  A Container
+keeps in memory what ZFS does not know, such as which datasets this process has
+reserved.  It reads everything else from ZFS.
 """
 
 import contextlib
@@ -16,82 +17,96 @@ from ..zfs.batch import Batch
 from ..zfs.text import printable
 from . import holder, naming, policy, pool_programs, programs
 from .naming import VolumeName
-from .pool_programs import Candidates, Candidate
+from .pool_programs import Candidate, Candidates
 from .state import NOTHING_MORE, StateQuery, VolumeState
 from .thresholds import Thresholds
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-
-#: bytes, and bytes of a block: a zvol that is made to be measured
+#: size and block size, in bytes, of the zvol that is created to be measured
 _PROBE = (1 << 20, 16384)
 
 
 def holder_mark() -> dict[str, str]:
-    """Return the property that says which process made a dataset."""
+    """Return the holder mark of this process, as a property to set."""
     return {naming.HOLDER: holder.mark()}
 
 
 class Containers:
-    """The containers of a process: one for each dataset.
+    """The containers of a process: one Container for each dataset.
 
-    The runtime has one instance.
+    zfs.runtime creates one instance, which exists as long as the process does.
+    Only the thread of the event loop uses it.
     """
 
     def __init__(self) -> None:
+        """Start without a container."""
         self._by_place: dict[tuple[str, str], Container] = {}
 
     def __iter__(self) -> Iterator["Container"]:
+        """Iterate over a copy, so that containers can be added meanwhile."""
         return iter(list(self._by_place.values()))
 
     def at(self, dataset: str, qubes_root: str) -> "Container":
-        """Return the one Container for *dataset*.
+        """Return the Container for *dataset*; create it on the first call.
 
-        :param qubes_root: the dataset below which the qubes' datasets are
+        :param qubes_root: the qubes root in *dataset*
         """
         place = (dataset, qubes_root)
         if place not in self._by_place:
             self._by_place[place] = Container(dataset, qubes_root, self)
         return self._by_place[place]
 
-    def leave(self, dataset: str, qubes_root: str) -> None:
-        """Drop the Container for *dataset*, with what it has in memory."""
+    def drop(self, dataset: str, qubes_root: str) -> None:
+        """Drop the Container for *dataset*, with everything in its memory."""
         self._by_place.pop((dataset, qubes_root), None)
 
 
 class Container:
-    """The volumes below one dataset.
+    """The container of a pool: the volumes in it, and their garbage.
 
-    :ivar dataset: the container itself, marked with its pool's name
-    :ivar qubes_root: the dataset below which the qubes' datasets are
-    :ivar thresholds: what counts as written there
+    Containers.at() creates it.  It exists until Containers.drop() or the end of
+    the process.  Only the thread of the event loop uses it.  Its sets change
+    between two awaits, so tasks need no lock.
+
+    :ivar dataset: the container
+    :ivar qubes_root: the qubes root in it
+    :ivar thresholds: how many bytes count as written there
+    :ivar reserved: datasets that this process works on: exports, imports and
+        new generations.  They are not garbage
+    :ivar exports: the reserved datasets that export() returned to a caller
+    :ivar created: qubes' datasets that this process created, until a volume
+        exists in them
+    :ivar is_compared: whether the driver has looked for disposable volumes of
+        qubes that no longer exist
+    :ivar first_check: the check of the policy at the first use
     """
 
     def __init__(
         self, dataset: str, qubes_root: str, others: Iterable["Container"] = ()
     ) -> None:
+        """Start with no dataset reserved.
+
+        :param others: all containers of the process, including this one
+        """
         self.dataset = dataset
         self._others = others
         self.qubes_root = qubes_root
-        #: exports, imports and generations in the making: no garbage
         self.reserved: set[str] = set()
-        #: those of them that export() gave away
         self.exports: set[str] = set()
-        #: qubes' datasets that this process created, until a volume is in one
         self.created: set[str] = set()
-        #: per volume, the highest generation number given out here
+        #: the highest number that this process used for each volume
         self._last_number: dict[VolumeName, int] = {}
         self._is_first_use_done = False
-        #: a volume beside which there may be garbage; see _collect_unsure()
+        #: a volume that may have garbage; see _collect_unsure()
         self._unsure: VolumeName | None = None
         self.thresholds = Thresholds(dataset.partition("/")[0])
-        #: whether discarded content that no qube has was looked for
         self.is_compared = False
         self.first_check = policy.FirstUse()
 
     @classmethod
     def at(cls, dataset: str, qubes_root: str) -> "Container":
-        """The one Container of this process for *dataset*."""
+        """Return the Container of this process for *dataset*."""
         return runtime.of(Containers).at(dataset, qubes_root)
 
     # --- reading
@@ -114,28 +129,32 @@ class Container:
         query: StateQuery = NOTHING_MORE,
         batch: Batch | None = None,
     ) -> VolumeState:
-        """Ask ZFS about a volume.
+        """Return the state of a volume, as ZFS reports it.
 
-        :param batch: ask together with the tasks of this batch
-        :raises ZfsError: NoModule or PoolAbsent, mostly
+        :param query: what to report besides the basic state
+        :param batch: the batch that the channel program joins
+        :raises ZfsError: if ZFS cannot be asked: usually NoModule or PoolAbsent
         """
         return await programs.state(self._query(name, query), batch)
 
     def state_now(self, name: VolumeName, query: StateQuery) -> VolumeState:
-        """As state(), for a synchronous property of the API."""
+        """Return the same as state(), for a synchronous property of the API."""
         return programs.state_now(self._query(name, query))
 
-    # --- making and keeping
+    # --- reserved datasets
 
     def reserve_generation(
         self, name: VolumeName, numbers: Sequence[int], first: int
     ) -> int:
-        """A generation number nobody has; it is in hand from now on.
+        """Return an unused generation number; reserve its dataset.
 
-        None is given twice in a process.  Before 2.4 ZFS takes away the node
-        of a destroyed zvol later, behind all others that it waits for, and a
-        zvol made by that name meanwhile gets none, then or ever
+        A process uses no number twice for a volume.  OpenZFS before 2.4 removes
+        the node of a destroyed zvol later, after other nodes that it waits for.
+        A zvol that is created with the same name meanwhile never gets a node
         (zvol_os_create_minor() and zvol_remove_minors_impl()).
+
+        :param numbers: of the generations that exist
+        :param first: the lowest number to return
         """
         number = max(first - 1, self._last_number.get(name, -1), *numbers) + 1
         self._last_number[name] = number
@@ -143,9 +162,12 @@ class Container:
         return number
 
     async def measure_beside(self, name: VolumeName) -> bool:
-        """Measure a zvol that is made for it, and destroyed again.
+        """Measure a blank zvol, which is created for that and then destroyed.
 
-        :return: whether that is newly known; not where the pool is locked
+        In a locked pool no zvol can be created, so nothing is measured.
+
+        :param name: the volume among whose generations the zvol is created
+        :return: whether this call has measured; False also if another has
         """
         if self.thresholds.measured:
             return False
@@ -169,13 +191,16 @@ class Container:
         return self.thresholds.measured
 
     def unreserve(self, dataset: str) -> None:
-        """It is in nobody's hand here any more."""
+        """Stop reserving *dataset*, if it is reserved."""
         self.reserved.discard(dataset)
         self.exports.discard(dataset)
 
     @contextlib.contextmanager
     def reserve(self, dataset: str) -> Iterator[str]:
-        """It is in hand within this: no garbage, and its key is not idle."""
+        """Reserve *dataset* inside this context.
+
+        It is not garbage then, and its key does not count as idle.
+        """
         self.reserved.add(dataset)
         try:
             yield dataset
@@ -183,7 +208,10 @@ class Container:
             self.unreserve(dataset)
 
     async def discard(self, dataset: str) -> None:
-        """Destroy what was in hand; what is busy is left to the janitor."""
+        """Destroy a reserved generation that has no pointer.
+
+        If that fails, the failure is logged, and the generation is garbage.
+        """
         try:
             left = await devices.retry_busy(
                 dataset,
@@ -197,10 +225,12 @@ class Container:
         finally:
             self.unreserve(dataset)
 
-    # --- the janitor
+    # --- garbage
 
     async def first_use(self) -> bool:
-        """Collect what an earlier process left; once, and never in the way.
+        """Collect the garbage of earlier processes, once.
+
+        If ZFS cannot be asked, that is logged and the next call tries again.
 
         :return: whether ZFS could be asked
         """
@@ -209,7 +239,7 @@ class Container:
             return True
         self._is_first_use_done = True
         try:
-            # what anybody wrote before counts as written from here on
+            # "written" counts data of finished transaction groups only
             await lzc.sync(self.qubes_root)
             await self.collect_garbage()
         except errors.ZfsError as exc:
@@ -221,9 +251,10 @@ class Container:
         return self._is_first_use_done
 
     async def _collect_unsure(self) -> None:
-        """Collect what may be garbage, once this process can measure.
+        """Collect garbage again as soon as this process can measure.
 
-        In a locked pool it cannot: no zvol can be created there.
+        In a locked pool no zvol can be created, so collect_garbage() could not
+        decide about the generations of one volume.
         """
         if self._unsure is None:
             return
@@ -237,10 +268,13 @@ class Container:
             LOG.debug("garbage in %s not looked for: %s", self.qubes_root, exc)
 
     async def collect_garbage(self, qube: str | None = None) -> list[str]:
-        """Destroy what no pointer names, no revision needs and nobody holds.
+        """Destroy the generations that are garbage, and empty qubes' datasets.
 
-        :param qube: dataset of one qube; None: all of them
-        :return: garbage that stays because somebody has it open
+        No pointer names them, no revision needs them, and no process that
+        lives has reserved them.
+
+        :param qube: dataset of the only qube to check; None: all qubes
+        :return: garbage that remains because a process has it open
         :raises ZfsError: if ZFS cannot be asked
         """
         candidates = await self._candidates(qube)
@@ -271,12 +305,14 @@ class Container:
         return list(collected.busy)
 
     async def _candidates(self, qube: str | None = None) -> Candidates:
-        """What no pointer names."""
+        """Return the generations that no pointer needs."""
         limits = self.thresholds.limits
         return await pool_programs.garbage(self.qubes_root, limits, qube)
 
     async def reserved_elsewhere(self) -> list[str]:
-        """What other processes that live made for exports and imports.
+        """Return the datasets that other living processes have reserved.
+
+        They are the zvols of exports and imports of those processes.
 
         :raises ZfsError: if ZFS cannot be asked
         """
@@ -289,9 +325,12 @@ class Container:
         ]
 
     async def collect_patiently(self, qube: str) -> None:
-        """Sweep one qube again while udev is still probing what is to go.
+        """Collect the garbage of one qube; retry while udev probes it.
 
-        What somebody really holds stays, and is named in the log.
+        Garbage that a process keeps open remains, and is named in the log.
+
+        :param qube: the dataset of the qube
+        :raises ZfsError: if ZFS cannot be asked
         """
 
         async def once() -> None:
@@ -306,21 +345,29 @@ class Container:
             LOG.warning("%s stays until %s lets go of it", exc.dataset, holders)
 
     def _is_garbage(self, item: Candidate, living: holder.Living) -> bool:
+        """Return whether no living process has reserved the generation."""
         if item.name in self.reserved:
             return False
         mark = item.holder
         return mark is None or not living.is_another(mark)
 
     def may_collect(self, name: VolumeName, mark: str) -> bool:
-        """Whether no process is at work on a volume that no qube has.
+        """Return whether no process works on a volume that no qube has.
 
-        :param mark: of the process that made its current generation
+        :param mark: the holder mark of its current generation
         """
-        busy = any(name.number_of(each) is not None for each in self.reserved)
-        return not busy and not holder.Living().is_another(mark)
+        is_reserved = any(
+            name.number_of(dataset) is not None for dataset in self.reserved
+        )
+        return not is_reserved and not holder.Living().is_another(mark)
 
     async def collect_near(self, datasets: Iterable[str]) -> None:
-        """Sweep where these are, whosever they were: they may be garbage."""
+        """Collect the garbage of the qubes that *datasets* belong to.
+
+        Datasets outside the containers of this process are left alone.
+
+        :raises ZfsError: if ZFS cannot be asked
+        """
         qubes = {dataset.rpartition("/")[0] for dataset in datasets}
         for container in self._others:
             for qube in qubes:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Dates of revisions, in the order of their numbers whatever the clock did.
+"""Dates of revisions that never decrease, even if dom0's clock was set back.
 
 core-admin sorts revisions by date (ListSnapshots in qubes/api/admin.py), and
-'qvm-volume revert' without a revision takes the last.  dom0's clock may have
-gone back between two revisions, and what ZFS wrote down is read from a disk.
+'qvm-volume revert' without a revision takes the last one.  So the dates must
+have the order of the numbers.  dom0's clock may have been set back between two
+revisions, and a disk from another machine may have any date.
 """
 
 from collections.abc import Iterable
@@ -13,14 +14,14 @@ LAST = 253402300799
 
 
 def rising(creations: Iterable[int]) -> list[int]:
-    """Return the times of revisions, oldest revision first, none earlier than
-    the one before.
+    """Return the dates of revisions, changed so that none decreases.
 
-    A time that is earlier becomes one second more than the one before: a clock
-    that was reset is behind more often than ahead.  Equal times stay, because
-    core-admin's sort keeps the order that it is given.
+    A date before its predecessor becomes one second later than the predecessor,
+    because a wrong clock is slow more often than fast.  Equal dates are kept:
+    core-admin's sort is stable.  No date is later than LAST.
 
-    :param creations: seconds since the epoch, as ZFS reports them
+    :param creations: seconds since the epoch as ZFS reports them, oldest
+        revision first
     """
     rising_dates: list[int] = []
     for creation in creations:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The generations of one volume: made, pointed to, committed, forgotten.
+"""The generations of one volume: create, make current, commit, reset, remove.
 
-What the verbs of a volume are made of.  Every function here is one change on
-disk, or one that a crash turns into garbage for the janitor.
+The operations of the driver consist of these methods.  Each makes one atomic
+change on disk; if a crash comes between two changes, it leaves garbage.
 """
 
 import contextlib
@@ -18,18 +18,25 @@ from .naming import VolumeName
 from .programs import MoveOptions, Unchecked
 from .state import NOTHING_MORE, MadeFrom, StateQuery, VolumeState
 
-#: how often a lost race for a name or an origin is run again
+#: attempts to create a generation, if another process takes the name or
+#: destroys the origin
 TRIES = 5
 
 Origin = Callable[[], AbstractAsyncContextManager[str]]
 
 
 class Generations:
-    """The zvols of one volume.
+    """The generations of one volume.
 
-    :ivar name: its names
-    :ivar container: the container it is in
-    :ivar pinned: the number of a revision that is not to be pruned
+    driver/content.py creates one for each volume object, and it exists as long
+    as that object.  It has no state of its own: the disk and the Container have
+    all of it.  The lock of the volume, in driver/volume.py, serialises the
+    operations that call it.
+
+    :ivar name: the name of the volume
+    :ivar container: the container that the volume is in
+    :ivar zpool: the zpool that the container is in
+    :ivar pinned: the number of a revision that commit() does not prune
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class Generations:
         zpool: str,
         pinned: int | None = None,
     ) -> None:
+        """Refer to the generations of the volume *name*."""
         self.name = name
         self.container = container
         self.zpool = zpool
@@ -52,14 +60,15 @@ class Generations:
     async def state(
         self, query: StateQuery = NOTHING_MORE, batch: Batch | None = None
     ) -> VolumeState:
-        """Ask ZFS about the volume.
+        """Return the state of the volume, as ZFS reports it.
 
-        :param batch: ask together with the tasks of this batch
+        :param query: what to report besides the basic state
+        :param batch: the batch that the channel program joins
         :raises ZfsError: if ZFS cannot be asked
         """
         return await self.container.state(self.name, query, batch)
 
-    # --- making
+    # --- new generations
 
     async def build(
         self,
@@ -68,13 +77,15 @@ class Generations:
         first: int = 0,
         batch: Batch | None = None,
     ) -> tuple[int, str]:
-        """Make a new generation; it stays in hand.  Number and dataset.
+        """Create a generation, which remains reserved.
 
-        :param state: of the volume, with the numbers of its generations
-        :param make: given number and dataset; run again if a name or an
-            origin went away under it
-        :param first: the lowest number; 1 for clones, which the janitor
-            tells from somebody else's by their number
+        :param make: creates the zvol, from number and dataset; runs again if
+            the name was taken or the origin was destroyed meanwhile
+        :param state: of the volume, with ``numbers``
+        :param first: the lowest number; 1 for clones, because a clone without
+            a number belongs to an administrator
+        :return: its number and its dataset
+        :raises ZfsError: if ZFS refuses
         """
         for attempt in range(1, TRIES + 1):
             number = self.container.reserve_generation(
@@ -109,10 +120,17 @@ class Generations:
         lasting: bool,
         batch: Batch | None = None,
     ) -> tuple[int, str]:
-        """An empty generation of *size* bytes, in hand.
+        """Create a blank generation, which remains reserved.
 
-        :param lasting: it is in hand for long, and bears its mark from the
-            beginning; else make_current() sets that, a transaction group less
+        :param size: bytes
+        :param blocksize: bytes
+        :param state: of the volume, with ``numbers``
+        :param lasting: whether it remains reserved for longer than the call of
+            make_current(), as an import does; it then gets its holder mark now.
+            Otherwise make_current() sets the mark, which saves a transaction
+            group
+        :return: its number and its dataset
+        :raises ZfsError: if ZFS refuses
         """
 
         async def make(_: int, dataset: str) -> None:
@@ -129,9 +147,13 @@ class Generations:
         lasting: bool,
         batch: Batch | None = None,
     ) -> tuple[int, str]:
-        """A generation that is a clone of a snapshot, in hand.
+        """Clone a snapshot as a generation, which remains reserved.
 
+        :param origin: returns a context manager that gives the snapshot
+        :param state: of the volume, with ``numbers``
         :param lasting: as for blank()
+        :return: its number and its dataset
+        :raises ZfsError: if ZFS refuses
         """
 
         async def make(_: int, dataset: str) -> None:
@@ -161,7 +183,10 @@ class Generations:
     async def make_current(
         self, number: int, how: MoveOptions, batch: Batch | None = None
     ) -> None:
-        """Generation *number*, which is in hand, becomes the current one."""
+        """Make the reserved generation *number* the current one.
+
+        :raises ZfsError: if ZFS refuses; the generation is then destroyed
+        """
         dataset = self.name.generation(number)
         try:
             left = await self._move_pointer(number, how, None, batch)
@@ -174,11 +199,14 @@ class Generations:
     async def _discard_unless_current(
         self, number: int, dataset: str, batch: Batch | None
     ) -> None:
-        """A cancelled program may have run to its end all the same."""
+        """Destroy a generation after a failure, unless it is the current one.
+
+        A channel program may have finished although its caller was cancelled.
+        """
         try:
             state = await self.state(StateQuery(counted=True), batch)
         except BaseException:
-            # the janitor will know
+            # garbage collection decides later
             self.container.unreserve(dataset)
             raise
         if state.current == number or number not in state.numbers:
@@ -193,10 +221,15 @@ class Generations:
         how: MoveOptions,
         batch: Batch | None = None,
     ) -> int:
-        """A clone of a snapshot becomes the current generation; its number.
+        """Clone a snapshot and make the clone the current generation.
 
-        OpenZFS 2.4 clones within the program that moves the pointer; before
-        2.4 the clone is a transaction group of its own.
+        OpenZFS 2.4 clones in the program that moves the pointer.  Older
+        versions need a transaction group more for the clone.
+
+        :param origin: returns a context manager that gives the snapshot
+        :param state: of the volume, with ``numbers``
+        :return: the number of the generation
+        :raises ZfsError: if ZFS refuses
         """
         if not await channel.clones_in_programs(self.zpool):
             number, _ = await self.clone(origin, state, False, batch)
@@ -218,9 +251,12 @@ class Generations:
     # --- committing
 
     async def commit(self, keep: int, batch: Batch | None = None) -> None:
-        """What changed becomes a revision; older ones are pruned.
+        """Commit the current content as a revision, and prune old revisions.
 
-        What is in doubt until this process has measured, it measures first.
+        If it is uncertain whether the volume is modified, measure first.
+
+        :param keep: revisions to keep; -1: make none
+        :raises ZfsError: if ZFS refuses
         """
         left = await programs.commit(self._volume, keep, batch=batch)
         if left is None:
@@ -231,18 +267,20 @@ class Generations:
     async def reset(
         self, made_from: MadeFrom, batch: Batch | None = None
     ) -> None:
-        """The current generation becomes again what make_current() made it.
+        """Roll the current generation back to its baseline snapshot.
 
-        :param made_from: what would be made now
-        :raises Busy: if somebody has it open
-        :raises NotFound: if it is none that can be that
+        :param made_from: what the volume would be made from now
+        :raises Busy: if a process has the generation open
+        :raises NotFound: if the generation cannot be reset
+        :raises ZfsError: if ZFS refuses
         """
 
         async def once() -> None:
             try:
                 await programs.reset(self._volume, made_from, batch)
             except Exists as exc:
-                # bookmarks newer than its beginning: of content that goes
+                # ZFS refuses the rollback if a bookmark is newer than the
+                # baseline snapshot; such a bookmark is of discarded content
                 if not await lzc.destroy_bookmarks_of(exc.dataset):
                     raise
                 await programs.reset(self._volume, made_from, batch)
@@ -250,8 +288,10 @@ class Generations:
         await devices.retry_busy(self.name.dataset, once, devices.PROBE_LIMIT)
 
     async def _collect_near(self, left: Unchecked) -> None:
-        """What a change left goes now: else it would take its space until
-        the next removal or start of qubesd.  Mostly udev had it open."""
+        """Collect what a change could not destroy, usually because of udev.
+
+        Otherwise it would use space until the next removal or start of qubesd.
+        """
         if left:
             try:
                 await self.container.collect_near(left)
@@ -262,7 +302,10 @@ class Generations:
     async def temporary_snapshot(
         self, batch: Batch | None = None
     ) -> AsyncIterator[str]:
-        """A passing snapshot of a volume that keeps no revisions."""
+        """Take a snapshot of a volume without revisions; drop it on exit.
+
+        :raises ZfsError: if ZFS refuses
+        """
         made: list[str] = []
         try:
             yield await programs.take_temporary(
@@ -272,14 +315,18 @@ class Generations:
             for snapshot in made:
                 await programs.drop_temporary(self._volume, snapshot, batch)
 
-    # --- going
+    # --- removal
 
     async def remove(
         self, only_disposable: bool = False, batch: Batch | None = None
     ) -> None:
-        """Pointer, revisions and generations go, as far as they can.
+        """Remove the volume: its pointer, its revisions and its generations.
 
-        :param only_disposable: only if the content of the current one is discarded
+        A generation that a process has open remains as garbage.  So does one
+        that an export uses, until the export ends.
+
+        :param only_disposable: do nothing unless the volume is disposable
+        :raises ZfsError: if ZFS refuses
         """
         where = self.name
         busy = [
@@ -296,7 +343,7 @@ class Generations:
             retry = True
             origins.extend(removed.origins)
             if removed.bookmarks:
-                # ZFS would refuse the rollback, and promote with them
+                # ZFS refuses to roll back or promote a dataset with these
                 await lzc.destroy_bookmarks(removed.bookmarks)
                 return await once()
             if removed.unfreed is not None:
@@ -309,6 +356,6 @@ class Generations:
             LOG.warning("space of %s is not freed yet: %s", where.dataset, exc)
             busy_left = True
         if busy_left:
-            # no pointer names it any more: if it stays, the janitor has it
+            # no pointer names it now, so it is garbage
             await self.container.collect_patiently(where.dataset)
         await self.container.collect_near(origins)

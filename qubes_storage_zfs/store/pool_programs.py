@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Channel programs about a container and all that is in it.
+"""Channel programs for a container and everything in it.
 
-As programs.py, which has those about one volume.
+The conventions are those of programs.py, which has the programs for one volume.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,20 +13,20 @@ from . import naming
 from .programs import OURS, Unchecked, limit_arguments, rules
 from .state import Limits, Violation
 
-# --- which pool a container belongs to
+# --- the claim of a container
 
 
 @dataclass(frozen=True)
 class ContainerState:
-    """What is where a container is or will be; see container.lua.
+    """What is at the place of a container; see container.lua.
 
-    :ivar parent: whether the dataset above exists
+    :ivar parent: whether the dataset above the container exists
     :ivar exists: whether the container exists
     :ivar qubes_root: whether the qubes root exists
-    :ivar type: of the container, as ZFS spells it
-    :ivar claimed_by: the pool whose name is on it, as the disk has it
-    :ivar claimed_above: a dataset above it that some pool has claimed
-    :ivar foreign: a dataset in the qubes root that is not this driver's
+    :ivar type: the type of the container, as ZFS spells it
+    :ivar claimed_by: the pool that has claimed it, as the disk has it: any bytes
+    :ivar claimed_above: a dataset above it that a pool has claimed
+    :ivar foreign: a child of the qubes root that this driver did not create
     :ivar bare: whether it was received without its properties
     """
 
@@ -41,7 +41,7 @@ class ContainerState:
 
 
 async def container(dataset: str, qubes_root: str) -> ContainerState:
-    """Look what is where a container is or will be."""
+    """Return what is at the place of a container."""
     arguments = {
         "container": dataset,
         "qubes_root": qubes_root,
@@ -62,9 +62,10 @@ async def container(dataset: str, qubes_root: str) -> ContainerState:
 
 
 async def claim(dataset: str, pool: str, release: bool) -> str | None:
-    """Mark a container as the pool's, or remove the mark.
+    """Claim a container for a pool, or release it.
 
-    :return: the pool that has it, if that is another; then nothing changed
+    :return: another pool that has claimed it, and then nothing was changed;
+        else None
     """
     arguments = {
         "container": dataset,
@@ -78,10 +79,10 @@ async def claim(dataset: str, pool: str, release: bool) -> str | None:
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """What policy.lua garbage.
+    """The result of check_policy().
 
     :ivar missing: the container or the qubes root, if it does not exist
-    :ivar claimed_by: the pool whose name is on the container, as the disk has it
+    :ivar claimed_by: the pool that has claimed it, as the disk has it: any bytes
     :ivar bare: whether the container was received without its properties
     :ivar violation: the first property that is not allowed
     """
@@ -99,11 +100,11 @@ async def check_policy(
     allowed_root: Mapping[str, str],
     limit: int,
 ) -> PolicyResult:
-    """Compare everything in a container with what is allowed.
+    """Compare everything in a container with the required properties.
 
-    :param allowed: properties of the qubes root and all below, name -> value
-    :param allowed_root: of the qubes root besides
-    :param limit: number of datasets
+    :param allowed: for the qubes root and everything below, name -> value
+    :param allowed_root: for the qubes root in addition
+    :param limit: the number of datasets that a pool may have
     """
     arguments = {
         "container": dataset,
@@ -125,10 +126,10 @@ async def check_policy(
 
 @dataclass(frozen=True)
 class ClaimedDataset:
-    """A dataset that is marked as the container of a pool.
+    """A dataset that a pool has claimed as its container.
 
     :ivar claimed_by: the pool's name, as the disk has it: any bytes
-    :ivar root: the dataset whose key encrypts it; None: it is not encrypted
+    :ivar root: its encryption root; None: it is not encrypted
     :ivar loaded: whether that key is loaded
     """
 
@@ -139,12 +140,12 @@ class ClaimedDataset:
 
     @property
     def is_root(self) -> bool:
-        """Whether the dataset has a key of its own."""
+        """Whether the dataset is an encryption root."""
         return self.root == self.dataset
 
 
 async def marks(zpool: str) -> list[ClaimedDataset]:
-    """Return the datasets of a zpool that are marked as containers."""
+    """Return the datasets of a zpool that pools have claimed."""
     arguments = {"zpool": zpool, "claim": naming.CLAIM}
     reply = await channel.read("marks", zpool, arguments)
     return [
@@ -163,10 +164,11 @@ async def marks(zpool: str) -> list[ClaimedDataset]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A generation that no pointer names.
+    """A generation that no pointer needs.
 
-    :ivar holder: mark of the process that made it; None: it has none
-    :ivar bookmarks: names of those that must go before it
+    :ivar guid: its GUID: it is destroyed only if it is still the same zvol
+    :ivar holder: its holder mark; None: it has none
+    :ivar bookmarks: bookmarks that must be destroyed first
     """
 
     name: str
@@ -177,11 +179,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What garbage.lua garbage.
+    """What may be garbage, as garbage.lua reports it.
 
-    :ivar unsure: a generation that may be garbage, once thresholds.py has
-        measured
-    :ivar empty: datasets of qubes that hold nothing
+    :ivar datasets: generations that no pointer needs
+    :ivar unsure: a generation that thresholds.py must measure for first; None:
+        there is none
+    :ivar empty: qubes' datasets that are empty
     """
 
     datasets: Sequence[Candidate]
@@ -192,9 +195,9 @@ class Candidates:
 async def garbage(
     qubes_root: str, limits: Limits, qube: str | None
 ) -> Candidates:
-    """Look for what no pointer names.
+    """Return what may be garbage.
 
-    :param qube: dataset of one qube; None: all of them
+    :param qube: dataset of the only qube to check; None: all qubes
     """
     arguments: dict[str, object] = {
         "qubes_root": qubes_root,
@@ -221,9 +224,9 @@ async def garbage(
 
 @dataclass(frozen=True)
 class Collected:
-    """What collect.lua did.
+    """The result of collect().
 
-    :ivar destroyed: the generations that were destroyed
+    :ivar destroyed: the generations that it destroyed
     :ivar busy: garbage that a process has open
     :ivar elsewhere: datasets below other qubes roots that may be garbage
     """
@@ -241,7 +244,8 @@ async def collect(
 ) -> Collected:
     """Destroy garbage.
 
-    :param reserved: datasets that are in use here, and so are no garbage
+    :param candidates: the garbage, as garbage() returned it
+    :param reserved: datasets that this process has reserved
     """
     items = [{"name": x.name, "guid": x.guid} for x in candidates.datasets]
     arguments = {
@@ -263,11 +267,11 @@ async def collect(
 def list_volumes(
     qubes_root: str, note: Callable[[Mapping[str, str]], None]
 ) -> None:
-    """Ask for all volumes, vid -> pointer, without waiting for long.
+    """List all volumes, vid -> pointer; block for a limited time.
 
-    :param note: called with the answer, in another thread, even if it comes
-        too late
-    :raises SilentZpool: if it does not come in time
+    :param note: called with the answer in another thread, even if the answer
+        comes too late
+    :raises SilentZpool: if the zpool does not answer in time
     :raises ZfsError: if ZFS cannot be asked
     """
     channel.ask_for_list(
@@ -281,7 +285,7 @@ def list_volumes(
 async def discarded(
     container: str, qubes_root: str, pool: str
 ) -> dict[str, str]:
-    """Return the volumes whose content is discarded: vid -> mark."""
+    """Return the disposable volumes of a pool: vid -> holder mark."""
     arguments = {
         "container": container,
         "qubes_root": qubes_root,
@@ -302,10 +306,10 @@ async def qubes(qubes_root: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Retained:
-    """Bytes of a qube's dataset that its volumes do not need.
+    """Bytes below a qube's dataset that its current content does not need.
 
-    :ivar revisions: that revisions alone use
-    :ivar removed: that clones of removed volumes keep allocated
+    :ivar revisions: bytes that only revisions use
+    :ivar removed: bytes in generations of removed volumes, which clones need
     """
 
     revisions: int
@@ -313,7 +317,7 @@ class Retained:
 
 
 async def retained(qubes_root: str, qube: str) -> Retained:
-    """Count what a qube's revisions and removed volumes use."""
+    """Count the bytes that a qube's revisions and removed volumes use."""
     arguments = {"qubes_root": qubes_root, "qube": qube, **OURS}
     reply = await channel.read("retained", qubes_root, arguments)
     return Retained(
@@ -322,7 +326,9 @@ async def retained(qubes_root: str, qube: str) -> Retained:
 
 
 def space_now(qubes_root: str) -> dict[str, int]:
-    """Return ``used`` and ``available`` in bytes; empty if *qubes_root* is missing.
+    """Return ``used`` and ``available`` of the qubes root, in bytes.
+
+    Both are absent if the qubes root does not exist.
 
     :raises ZfsError: if ZFS cannot be asked now
     """
@@ -332,12 +338,12 @@ def space_now(qubes_root: str) -> dict[str, int]:
 
 
 async def space(qubes_root: str) -> dict[str, int]:
-    """As space_now(), waited for."""
+    """Return the same as space_now(), without a time limit."""
     reply = await channel.read("space", qubes_root, {"qubes_root": qubes_root})
     return reply.number_by_name()
 
 
-# --- taking over a pool of another driver
+# --- migration
 
 
 async def migratable(
@@ -347,11 +353,11 @@ async def migratable(
     settings: Iterable[str],
     zvol_settings: Iterable[str],
 ) -> Reply:
-    """Look what is in the container of another driver; see migratable.lua.
+    """Return what is in a container of another layout; see migratable.lua.
 
-    :param old: where its qubes' datasets are now
-    :param settings: properties of filesystems to be reported
-    :param zvol_settings: the same of volumes
+    :param old: the dataset below which the qubes' datasets are now
+    :param settings: properties to report for filesystems
+    :param zvol_settings: properties to report for zvols
     """
     arguments = {
         "container": dataset,
@@ -365,8 +371,8 @@ async def migratable(
 
 
 async def change(dataset: str, changes: Iterable[Mapping[str, str]]) -> None:
-    """Make changes that belong together; changes.lua describes each.
+    """Make all changes in one transaction group; see changes.lua.
 
-    :param dataset: which a failure is about
+    :param dataset: the dataset that an error names
     """
     await channel.change("changes", dataset, {"changes": list(changes)})

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Channel programs about one volume, one typed function for each.
+"""Channel programs for one volume: one typed function for each program.
 
-Nothing else builds their arguments.  The header of ``zfs/programs/<name>.lua``
-says what each does; here is what a caller needs to know.  Those about all
-volumes of a container are in pool_programs.py.
+No other module builds their arguments.  The header of
+``zfs/programs/<name>.lua`` describes the program and its arguments.  The
+programs for all volumes of a container are in pool_programs.py.
 
-Every function that is a coroutine raises ZfsError if ZFS refuses or cannot be
-asked.  With a *batch*, the program runs together with those of other tasks.
+Every coroutine here raises ZfsError if ZFS refuses or cannot be asked.  Its
+parameter *batch* is the batch that the program joins, see zfs/batch.py.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,15 +19,15 @@ from .naming import VolumeName
 from .pointer import VolumeSpec
 from .state import Limits, MadeFrom, StateQuery, VolumeState
 
-#: datasets that a change left, to be looked at for garbage
+#: datasets that a change could not destroy, and that may be garbage now
 Unchecked = Sequence[str]
 
-#: what marks a pointer, and a dataset of this driver
+#: the properties that programs recognise datasets of this driver by
 OURS: Mapping[str, object] = {"prefix": naming.POINTER, "holder": naming.HOLDER}
 
 
 def limit_arguments(limits: Limits) -> dict[str, object]:
-    """Return *limits* as the programs take them."""
+    """Return *limits* as arguments of a program."""
     blank = {} if limits.blank is None else {"blank": limits.blank}
     return {
         "unmodified": limits.unmodified,
@@ -64,7 +64,7 @@ def _made_from(made_from: MadeFrom) -> dict[str, object]:
 
 
 def rules(properties: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return allowed properties, name -> value, as the programs take them."""
+    """Return required properties, name -> value, as an argument."""
     return [
         {"name": name, "value": value} for name, value in properties.items()
     ]
@@ -75,9 +75,11 @@ def rules(properties: Mapping[str, str]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume as the programs that change it take it.
+    """A volume that a program is to change.
 
-    :ivar pinned: number of a revision that is not pruned
+    Generations creates one for each call.
+
+    :ivar pinned: number of a revision that is not pruned; None: there is none
     """
 
     name: VolumeName
@@ -86,14 +88,18 @@ class Volume:
 
     @property
     def arguments(self) -> dict[str, object]:
+        """The arguments that all these programs have."""
         return _volume(self.name, self.limits, self.pinned)
 
 
 @dataclass(frozen=True)
 class VolumeQuery:
-    """A question about a volume in a container.
+    """A query for the state of a volume in a container.
 
-    :ivar rules: properties that are allowed, name -> value
+    Container creates one for each call.
+
+    :ivar container: the dataset of the container
+    :ivar rules: required properties, name -> value
     """
 
     container: str
@@ -105,6 +111,7 @@ class VolumeQuery:
 
     @property
     def arguments(self) -> dict[str, object]:
+        """The arguments of state.lua."""
         query = self.query
         arguments: dict[str, object] = {
             "container": self.container,
@@ -126,28 +133,33 @@ class VolumeQuery:
 
 
 async def state(query: VolumeQuery, batch: Batch | None = None) -> VolumeState:
-    """Ask ZFS about a volume."""
+    """Return the state of a volume, as ZFS reports it."""
     arguments = query.arguments
     reply = await channel.read("state", query.qubes_root, arguments, batch)
     return VolumeState.from_reply(reply)
 
 
 def state_now(query: VolumeQuery) -> VolumeState:
-    """As state(), for a synchronous property of the API."""
+    """Return the same as state(), for a synchronous property of the API.
+
+    :raises ZfsError: if ZFS cannot be asked, or does not answer in time
+    """
     reply = channel.ask("state", query.qubes_root, query.arguments)
     return VolumeState.from_reply(reply)
 
 
 @dataclass(frozen=True)
 class MoveOptions:
-    """How a generation becomes the current one; see make_current.lua.
+    """Options of make_current(); make_current.lua describes them.
 
-    :ivar is_disposable: its content is discarded at stop
-    :ivar size: what a disposable one was created for
-    :ivar keep: old revisions to keep, -1: no revisions; None: prune nothing
-    :ivar copied_from: what it is a fresh copy of
-    :ivar refuse_unwritten: refuse one that was never written to
-    :ivar promote: take over the revisions of the volume's own origin
+    :ivar is_disposable: the content is discarded at stop
+    :ivar size: what a disposable generation was created for
+    :ivar keep: revisions to keep; -1: make none; None: do not prune
+    :ivar copied_from: the source that the generation is a copy of, for a volume
+        that is reset at each start; see Pointer
+    :ivar refuse_unwritten: refuse a generation that was never written to
+    :ivar promote: promote the generation over its origin, if that is a
+        generation of the same volume
     """
 
     is_disposable: bool = False
@@ -159,6 +171,7 @@ class MoveOptions:
 
     @property
     def arguments(self) -> dict[str, object]:
+        """The options as arguments of make_current.lua."""
         optional = {
             "size": None if self.size is None else str(self.size),
             "keep": self.keep,
@@ -181,12 +194,13 @@ async def make_current(
     origin: str | None = None,
     batch: Batch | None = None,
 ) -> Unchecked:
-    """Move the pointer of a volume to a generation.
+    """Make a generation the current one of its volume: move the pointer.
 
-    :param number: of the generation
-    :param mark: of this process, see holder.py
-    :param created: this process created the qube's dataset a moment ago
-    :param origin: a snapshot that is cloned to make it (OpenZFS 2.4)
+    :param number: the number of the generation
+    :param mark: the holder mark of this process
+    :param created: whether this process has just created the qube's dataset
+    :param origin: the snapshot to clone as the generation (OpenZFS 2.4); None:
+        the generation exists
     """
     arguments = {
         **volume.arguments,
@@ -211,11 +225,11 @@ async def commit(
     unmeasured: bool = False,
     batch: Batch | None = None,
 ) -> Unchecked | None:
-    """Commit what changed, and prune.
+    """Commit the content of a volume, if it is modified, and prune.
 
-    :param keep: old revisions to keep; -1: no revisions at all
-    :param unmeasured: it cannot be measured: *limits* decide what is unsure
-    :return: None, if it is unsure until thresholds.py has measured
+    :param keep: revisions to keep; -1: make none
+    :param unmeasured: measuring is impossible: ``Limits.unmodified`` decides
+    :return: None if thresholds.py must measure first; nothing was changed then
     """
     arguments = {**volume.arguments, "keep": keep, "unmeasured": unmeasured}
     dataset = volume.name.dataset
@@ -226,9 +240,10 @@ async def commit(
 async def reset(
     volume: Volume, made_from: MadeFrom, batch: Batch | None = None
 ) -> None:
-    """Roll a disposable volume back to its beginning.
+    """Roll a disposable volume back to its baseline snapshot.
 
-    :param made_from: what would be made now
+    :param made_from: what the volume would be made from now
+    :raises NotFound: if the volume cannot be reset
     """
     arguments = {**volume.arguments, **_made_from(made_from)}
     dataset = volume.name.dataset
@@ -238,7 +253,7 @@ async def reset(
 async def take_temporary(
     volume: Volume, made: Callable[[str], object], batch: Batch | None = None
 ) -> str:
-    """Take a passing snapshot of a volume without revisions; its name.
+    """Take a temporary snapshot of a volume; return its name.
 
     :param made: called with the name even if the caller is cancelled
     """
@@ -256,7 +271,7 @@ async def take_temporary(
 async def drop_temporary(
     volume: Volume, snapshot: str, batch: Batch | None = None
 ) -> None:
-    """Drop what take_temporary() made."""
+    """Drop a snapshot that take_temporary() has taken."""
     arguments = {**volume.arguments, "snapshot": snapshot}
     await channel.change(
         "drop_temporary", volume.name.dataset, arguments, batch=batch
@@ -265,12 +280,13 @@ async def drop_temporary(
 
 @dataclass(frozen=True)
 class Removed:
-    """What is left of a removed volume.
+    """The result of remove().
 
-    :ivar busy: a generation that a process has open
-    :ivar unfreed: a generation that is kept and could not be rolled back
-    :ivar bookmarks: names of those that must go before the rest can
-    :ivar origins: datasets to be looked at for garbage
+    :ivar busy: a generation that a process has open; None: there is none
+    :ivar unfreed: a generation that a clone needs, and that could not be rolled
+        back because a process has it open; None: there is none
+    :ivar bookmarks: bookmarks that must be destroyed before the rest can be
+    :ivar origins: datasets that may be garbage now
     """
 
     busy: str | None
@@ -286,11 +302,12 @@ async def remove(
     retry: bool,
     batch: Batch | None = None,
 ) -> Removed:
-    """Remove a volume: pointer, revisions and generations.
+    """Remove a volume: its pointer, its revisions and its generations.
 
-    :param busy: generations that an export uses, which are left alone
-    :param only_disposable: leave alone a volume whose content is kept
-    :param retry: the pointer was dropped before
+    :param busy: generations that an export uses; they are left alone
+    :param only_disposable: do nothing unless the volume is disposable
+    :param retry: whether an earlier call removed the pointer; a volume that
+        exists is then a new one, and is left alone
     """
     arguments = {
         **volume.arguments,
@@ -317,7 +334,11 @@ async def discard(dataset: str) -> Unchecked:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a blank zvol takes, in bytes."""
+    """The space that a blank zvol uses.
+
+    :ivar logical: bytes before compression (property ``logicalreferenced``)
+    :ivar referenced: bytes on disk (property ``referenced``)
+    """
 
     logical: int
     referenced: int

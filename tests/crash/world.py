@@ -186,7 +186,7 @@ class World:
         """Discard the Python state: qubesd died, or the whole machine did."""
         for vid, volume in self.volumes.items():
             self.sizes[vid] = volume.content.size
-        runtime.of(Containers).leave(self.pool.container, self.pool.qubes_root)
+        runtime.of(Containers).drop(self.pool.container, self.pool.qubes_root)
         if machine:
             for qube in list(self.running):
                 self.mark_halted(qube)
