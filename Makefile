@@ -66,6 +66,7 @@ DESTDIR ?=
 UNITDIR ?= /usr/lib/systemd/system
 MODULESLOADDIR ?= /usr/lib/modules-load.d
 MANDIR ?= /usr/share/man
+DOCDIR ?= /usr/share/doc/$(NAME)
 COMPLETIONS = /usr/share/bash-completion/completions
 # folder for the source tarball and the packages
 DIST ?= dist
@@ -84,13 +85,13 @@ MANUAL = $(patsubst %,build/man1/%.1,$(filter qvm-%,$(PAGES))) \
 RST2MAN = mkdir -p $(@D) && \
     $(PYTHON) -m docutils --writer=manpage --halt=warning
 
-.PHONY: help demo test lint unit zfs-test test-crash test-power test-model \
+.PHONY: help demo test lint docs unit zfs-test test-crash test-power test-model \
     test-teeth test-rpm test-qubesd dom0-given bench bench-scale bench-bulk bench-smoke prepare prepare-ci vm-image vm \
-    build install install-dom0 install-askpassword dist rpm deb clean
+    build install install-dom0 install-doc install-askpassword dist rpm deb clean
 
 help:
 	@echo 'make demo    the story of a qube on ZFS, told in a VM'
-	@echo 'make test    lint, unit tests, then the tests on real ZFS in a VM'
+	@echo 'make test    lint, docs, unit tests, then the tests on real ZFS in a VM'
 	@echo '             ARGS="-k revert" selects, ZFS_SUITE=2.4 chooses OpenZFS'
 	@echo 'make test-crash    qubesd stopped at every point; ARGS="--depth 1"'
 	@echo 'make test-teeth    do the tests notice deliberate faults'
@@ -104,7 +105,8 @@ help:
 	@echo 'make bench-bulk    copies between zpools, beside dd'
 	@echo '                   bench-smoke: only whether all of these run'
 	@echo 'make vm      a root shell in the VM; SSH=1: by ssh'
-	@echo 'make lint | unit | zfs-test    the parts of it'
+	@echo 'make lint | docs | unit | zfs-test    the parts of it'
+	@echo 'make docs    the documentation as a site, in build/html'
 	@echo 'make test-rpm      the packages built, installed and removed again'
 	@echo 'make rpm           the packages, in dist (tests/vm/prepare rpm first)'
 	@echo 'make deb           the prompt for a GUI domain with Debian, in dist'
@@ -129,10 +131,18 @@ demo: vm-image
 	@tests/vm/venv >/dev/null
 	@$(VM) run -- '$(GUEST) exec python3 -u -m demo'
 
-test: lint unit zfs-test
+test: lint docs unit zfs-test
 
 lint: prepare
 	@tests/lint
+
+# Every build is a whole one, because Sphinx warns of a page once only.
+docs: prepare
+	@rm -rf build/html build/doctrees && mkdir -p build/site
+	@bin=$$(tests/vm/venv)/bin && \
+	    $$bin/python -m sphinx -q -W --keep-going -j auto -c doc \
+	    -d build/doctrees -b html build/site build/html && \
+	    $$bin/python -m tests.books.site build/html
 
 unit: prepare
 	@$$(tests/vm/venv)/bin/python -m pytest -q -p no:cacheprovider \
@@ -198,7 +208,7 @@ build: $(MANUAL)
 	    $(PYTHON) -m pip wheel -q --disable-pip-version-check --no-cache-dir \
 	    --no-index --no-deps --no-build-isolation -w build/wheel .
 
-install: install-dom0 install-askpassword
+install: install-dom0 install-doc install-askpassword
 
 # Without RECORD, pip does not change these files, which belong to the package
 # manager.  rpm compiles the bytecode.  With -I, root's Python imports nothing from
@@ -219,6 +229,10 @@ install-dom0: build
 	@install -D -m 0644 -t $(DESTDIR)$(COMPLETIONS) dom0/bash-completion/*
 	@for page in $(MANUAL); do install -D -m 0644 -t \
 	    $(DESTDIR)$(MANDIR)/$$(basename $$(dirname $$page)) $$page; done
+
+# the pages, without the comments that are for the tests
+install-doc:
+	@umask 022 && $(PYTHON) doc/plain.py $(DESTDIR)$(DOCDIR)
 
 # the service that asks for a passphrase, for dom0 and the GUI domain
 install-askpassword:

@@ -32,22 +32,22 @@ class Lifecycle:
     Only fire() changes the phase, by this table.  ``=`` marks an event that does
     not change the phase, a dot an event that is not legal.
 
-    ============= ======= ======== ========== ========= ========
-    event         UNKNOWN HALTED   TO_PREPARE PREPARING PREPARED
-    ============= ======= ======== ========== ========= ========
-    CREATED       HALTED  =        .          .         .
-    FOUND_FOREIGN FOREIGN FOREIGN  .          .         .
-    START         =       =        HALTED     .         HALTED
-    STARTED       IN_USE  IN_USE   IN_USE     .         .
-    STOP          =       =        HALTED     .         HALTED
-    STOPPED       HALTED  =        =          .         .
-    GIVE_UP       ABANDONED .      .          .         .
-    PREPARE       TO_PREPARE TO_PREPARE = TO_PREPARE TO_PREPARE
-    PREPARING     .       .        PREPARING  .         .
-    PREPARED      .       PREPARED =          PREPARED  .
-    DISCARDED     .       .        .          HALTED    HALTED
-    REMOVE        REMOVED REMOVED  REMOVED    .         REMOVED
-    ============= ======= ======== ========== ========= ========
+    ============= ========== ========== ========== ========== ==========
+    event         UNKNOWN    HALTED     TO_PREPARE PREPARING  PREPARED
+    ============= ========== ========== ========== ========== ==========
+    CREATED       HALTED     =          .          .          .
+    FOUND_FOREIGN FOREIGN    FOREIGN    .          .          .
+    START         =          =          HALTED     .          HALTED
+    STARTED       IN_USE     IN_USE     IN_USE     .          .
+    STOP          =          =          HALTED     .          HALTED
+    STOPPED       HALTED     =          =          .          .
+    GIVE_UP       ABANDONED  .          .          .          .
+    PREPARE       TO_PREPARE TO_PREPARE =          TO_PREPARE TO_PREPARE
+    PREPARING     .          .          PREPARING  .          .
+    PREPARED      .          PREPARED   =          PREPARED   .
+    DISCARDED     .          .          .          HALTED     HALTED
+    REMOVE        REMOVED    REMOVED    REMOVED    .          REMOVED
+    ============= ========== ========== ========== ========== ==========
 
     ============= ========= ========== ======= =======
     event         IN_USE    ABANDONED  FOREIGN REMOVED

@@ -35,7 +35,8 @@ def test_every_book_is_linked_from_the_readme():
     """A decision from the design, which has the list of all."""
     linked = linked_from(ROOT / "README.md")
     decisions = linked_from(ROOT / "doc/design.md")
-    for path in ROOT.glob("doc/**/*.*"):
+    manual = ROOT.glob("doc/**/*.rst")
+    for path in [*ROOT.glob("doc/**/*.md"), *manual]:
         known = decisions if path.parent.name == "decisions" else linked
         assert path.resolve() in known, path
 
