@@ -66,7 +66,7 @@ class Changes:
         keep = volume.revisions_to_keep
         number = await reset.start_blank(content, state, MoveOptions(keep=keep))
         self._lifecycle.fire(Event.CREATED)
-        operation.note(f"create made generation {number}")
+        operation.note(f"created generation {number}")
 
     # --- other content
 
@@ -95,7 +95,7 @@ class Changes:
             MoveOptions(promote=True),
         )
         await content.read_size()
-        operation.note(f"revert to {revision} made generation {number}")
+        operation.note(f"revert to {revision} created generation {number}")
         await self._preparation.note_commit()
 
     async def import_volume(
@@ -110,14 +110,14 @@ class Changes:
             raise Refused(messages.SNAPSHOTS_DISABLED)
         await self._start_replacement()
         number = await transfer.import_volume(self._content, source)
-        operation.note(f"import of {source.vid} made generation {number}")
+        operation.note(f"import of {source.vid} created generation {number}")
         await self._preparation.note_commit()
 
     async def finish_import(self, operation: Operation, success: bool) -> None:
         """End an import of data; see Imports.finish()."""
         number = await self._imports.finish(success)
         if number is not None:
-            operation.note(f"import_data_end adopted generation {number}")
+            operation.note(f"import_data_end committed generation {number}")
             await self._preparation.note_commit()
 
     # --- another size

@@ -98,7 +98,11 @@ async def collect(
     except (NoModule, PoolAbsent):
         pass
     except (ZfsError, naming.BadName) as exc:
-        LOG.warning("pool %s: discarded volumes may stay: %s", pool.name, exc)
+        LOG.warning(
+            "pool %s: cannot collect volumes that no qube has: %s",
+            pool.name,
+            exc,
+        )
 
 
 def _is_unused(
@@ -124,4 +128,6 @@ async def _destroy(pool: Pool, vid: str, mark: str) -> None:
     if pool.store.may_collect(where, mark):
         generations = Generations(where, pool.store, pool.zpool)
         await generations.remove(only_disposable=True)
-        LOG.info("%s in %s is destroyed: no qube has it", vid, pool.name)
+        LOG.info(
+            "destroyed %s in pool %s, because no qube has it", vid, pool.name
+        )

@@ -27,13 +27,13 @@ LOG = logging.getLogger("qubes.storage.zfs")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 CREATE_BY_HAND = (
-    "create the encrypted dataset in a terminal of dom0, with 'sudo zfs create"
-    " -o encryption=aes-256-gcm -o keyformat=passphrase -o mountpoint=none"
-    " {dataset}', and add the pool again"
+    "create the encrypted dataset in a dom0 terminal with 'sudo zfs create -o"
+    " encryption=aes-256-gcm -o keyformat=passphrase -o mountpoint=none"
+    " {dataset}', then add the pool again"
 )
 LOAD_BY_HAND = (
-    "load its key in a terminal of dom0, with 'sudo zfs load-key {dataset}',"
-    " and add the pool again"
+    "load its key in a dom0 terminal with 'sudo zfs load-key {dataset}', then"
+    " add the pool again"
 )
 
 
@@ -281,12 +281,15 @@ class ZfsEncryptedPool(ZfsPool):
             OLDEST_OPENZFS
         """
         if self._options["zpool_name"] is None:
-            raise Refused("give zpool_name=<zpool or dataset> to put it in")
+            raise Refused(
+                "the option zpool_name is missing; add it with"
+                " '-o zpool_name=<zpool or dataset>'"
+            )
         options.check(self._options)
         if not _NAME.match(self.name):
             raise Refused(
-                f"{self.name!r} cannot name an encrypted pool: letters,"
-                " digits and - _ . only, 64 at most"
+                f"{self.name!r} is not a valid name for an encrypted pool; use"
+                " at most 64 letters, digits, - _ and ."
             )
         naming.dataset_name(self.container)
         self._check_ask_domain()
@@ -306,7 +309,7 @@ class ZfsEncryptedPool(ZfsPool):
         if qube is None:
             raise options.BadOption(
                 f"ask_password_domain names the qube {name}, which does not"
-                " exist; create it first, or choose another"
+                " exist; create it first, or choose another qube"
             )
         if prompts.is_remote(qube):
             raise options.BadOption(
@@ -316,7 +319,7 @@ class ZfsEncryptedPool(ZfsPool):
         if getattr(qube, "auto_cleanup", False):
             raise options.BadOption(
                 f"ask_password_domain names the qube {name}, which Qubes"
-                " removes when it stops; choose one that stays"
+                " removes when it stops; choose a qube that is not disposable"
             )
         self.note_ask_domain(None)
 
@@ -401,8 +404,13 @@ class ZfsEncryptedPool(ZfsPool):
         except Locked:
             pass
         except Busy as exc:
-            holders = "; ".join(exc.holders) or "something"
-            LOG.warning("%s stays unlocked: %s", self.container, holders)
+            holders = "; ".join(exc.holders) or "an unknown process"
+            LOG.warning(
+                "%s is still unlocked, because it is in use (%s); run 'sudo zfs"
+                " unload-key' when it is no longer in use",
+                self.container,
+                holders,
+            )
         self.key.retire()
 
 

@@ -24,8 +24,8 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 
 OUTSIDE = (
-    "qube %s: %s of it is written to the pool %s, which is not encrypted by"
-    " the key of its other volumes; see encryption.md in the package's"
+    "qube %s: its volume %s is written to the pool %s, which the key of its"
+    " other volumes does not encrypt; see encryption.md in the package's"
     " documentation"
 )
 
@@ -100,7 +100,11 @@ async def start_failed(qube: Qube) -> None:
     try:
         await qube.storage.stop()
     except qubes.exc.QubesException as exc:
-        LOG.warning("qube %s: %s", qube.name, exc)
+        LOG.warning(
+            "qube %s: cannot stop its volumes after a failed start: %s",
+            qube.name,
+            exc,
+        )
     stopped(qube)
 
 
@@ -221,7 +225,6 @@ def _check_revision(volume: Volume, revision: str) -> None:
     revisions = volume.view.committed_ids()
     if revisions and revision not in revisions:
         raise BadOption(
-            f"{volume.name} has no revision {revision}; it has"
-            f" {', '.join(revisions)}, the last of which is the state it was left"
-            " in"
+            f"{volume.name} has no revision {revision}; choose one of"
+            f" {', '.join(revisions)} (the last one is its present state)"
         )

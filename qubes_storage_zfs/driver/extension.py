@@ -21,7 +21,10 @@ LOG = logging.getLogger("qubes.storage.zfs")
 try:
     from . import events
 except Exception:  # qubesd exits on any exception here
-    LOG.exception("qubes-storage-zfs is broken; qubesd goes on without it")
+    LOG.exception(
+        "cannot load the extension of qubes-storage-zfs, so qubesd continues"
+        " without it; reinstall the package, then restart qubesd"
+    )
     events = None  # type: ignore[assignment]
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -42,7 +45,7 @@ def _on(
         def report(event: str, error: Exception) -> None:
             if may_refuse and isinstance(error, qubes.exc.QubesException):
                 raise error
-            LOG.error("event %s", event, exc_info=error)
+            LOG.error("a handler of %s failed", event, exc_info=error)
 
         @functools.wraps(function)
         def handle(self: Any, qube: Any, event: str, **kwargs: object) -> None:

@@ -70,20 +70,22 @@ def check(
             _check_volume(volume, volumes)
             if volumes is not None and not volumes[volume].save_on_stop:
                 raise BadOption(
-                    f"the volume {volume} is as new at every start anyway"
+                    f"the volume {volume} is reset at each start anyway; name a"
+                    " volume that saves its changes"
                 )
         return
     volume, dot, name = feature.removeprefix(PREFIX).rpartition(".")
     if name == DEDUP:
         raise BadOption(
-            "dedup is an option of the pool: it slows down the whole zpool; add"
-            f" a pool with 'qvm-pool add -o dedup={options.DEDUP_ON}'"
+            "dedup is an option of the pool, because it slows down the whole"
+            " zpool; add a pool with"
+            f" 'qvm-pool add -o dedup={options.DEDUP_ON}'"
         )
     if name not in PROPERTIES:
         raise BadOption(
-            f"{feature} is nothing that a qube can have; there are"
-            f" {', '.join(PREFIX + name for name in (*PROPERTIES, RESET))}, and"
-            " the former for one volume, such as zfs.private.compression"
+            f"there is no feature {feature}; use one of"
+            f" {', '.join(PREFIX + name for name in (*PROPERTIES, RESET))}, or"
+            " zfs.VOLUME.PROPERTY for one volume"
         )
     if dot:
         _check_volume(volume, volumes)
@@ -116,12 +118,15 @@ def parse_reset(value: str) -> dict[str, str]:
         except naming.BadName as exc:
             raise BadOption(str(exc)) from exc
         if not volume or volume in revisions:
-            raise BadOption(f"{value!r} does not name each volume once")
+            raise BadOption(
+                f"{value!r} names no volume or a volume twice; name each"
+                " volume once"
+            )
         revisions[volume] = revision or BLANK
     if not revisions:
         raise BadOption(
-            "it must name volumes, such as private, or private=r3 for a"
-            " revision of it"
+            "it must name volumes, such as 'private', or 'private=r3' to reset"
+            " to a revision"
         )
     return revisions
 
@@ -160,8 +165,8 @@ def zfs_properties(qube: Qube | None, volume: str) -> dict[str, str | int]:
         return properties
     if _value(qube, f"{PREFIX}{volume}.{DEDUP}", PREFIX + DEDUP) is not None:
         LOG.warning(
-            "qube %s: the feature %s%s is ignored; dedup is an option of the"
-            " pool",
+            "qube %s: the feature %s%s is ignored, because dedup is an option"
+            " of the pool",
             qube.name,
             PREFIX,
             DEDUP,

@@ -192,7 +192,7 @@ class Key:
                 await self._check()
             except ZfsError as exc:
                 # if the zpool was exported, its keys were unloaded
-                LOG.debug("key of %s: %s", self.root, exc)
+                LOG.debug("cannot query the key of %s: %s", self.root, exc)
                 self._loaded = False
                 self._announce(None)
             wait = CHECK_INTERVAL

@@ -102,10 +102,16 @@ class Lifecycle:
         """
         phase = TRANSITIONS[self.phase].get(event)
         if phase is None:
-            defect = f"{self._volume.vid}: {event.name} while {self.phase.name}"
+            defect = (
+                f"{self._volume.vid}: event {event.name} in phase"
+                f" {self.phase.name}"
+            )
             if self.strict:
                 raise IllegalEvent(defect)
-            LOG.error("defect, please report it: %s", defect)
+            LOG.error(
+                "defect in qubes-storage-zfs, report it to its maintainers: %s",
+                defect,
+            )
             phase, self.generation = Phase.UNKNOWN, None
         self.phase = phase
         if not phase.may_have_generation:
@@ -157,7 +163,7 @@ class Lifecycle:
             self.fire(Event.GIVE_UP)
             LOG.warning(
                 "the volume %s in the pool %s was not stopped within %g s after"
-                " its qube ended; start the qube and shut it down",
+                " its qube stopped; start the qube and shut it down again",
                 self._volume.vid,
                 self._volume.pool.name,
                 halting.LIMIT,

@@ -16,8 +16,8 @@ import qubes.storage
 LOG = logging.getLogger("qubes.storage.zfs")
 
 MESSAGE = (
-    "the driver {driver} in dom0 is broken ({reason}); reinstall the package"
-    " qubes-storage-zfs, then restart qubesd"
+    "the driver {driver} cannot be loaded in dom0 ({reason}); reinstall the"
+    " package qubes-storage-zfs, then restart qubesd"
 )
 
 _BASE = frozenset(
@@ -31,7 +31,7 @@ def pool_class(driver_name: str, error: Exception) -> type:
     :param driver_name: name of the driver in qubes.xml
     :param error: the exception that the import raised
     """
-    LOG.error("driver %s is broken", driver_name, exc_info=error)
+    LOG.error("cannot load the driver %s", driver_name, exc_info=error)
     reason = " ".join(f"{type(error).__name__}: {error}".split())
 
     class Placeholder(PlaceholderPool):

@@ -216,7 +216,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         :raises StoragePoolException: if the container is missing, or another
             pool owns it
         """
-        with prefixed(f"Pool {self.name} is not available"):
+        with prefixed(f"Cannot use the pool {self.name}"):
             if not state.container:
                 raise policy.NotThere(
                     messages.CONTAINER_MISSING, dataset=self.container
@@ -375,7 +375,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
 
         :raises StoragePoolException: if ZFS refuses
         """
-        with prefixed(f"Cannot give back {self.container}"):
+        with prefixed(f"Cannot release {self.container}"):
             await claim.claim(self.container, self.name, release=True)
 
 
@@ -484,7 +484,7 @@ class ZfsZvolPool(ZfsPool):
             if (container is None) == (block_devices is None):
                 raise Refused(
                     "give either container=<dataset> (in a zpool that exists)"
-                    " or block_devices=<devices> (to make a zpool of)"
+                    " or block_devices=<devices> (to create a zpool on)"
                 )
             options.check(self._options)
             if container is not None:
@@ -513,7 +513,7 @@ class ZfsZvolPool(ZfsPool):
         if numbers is not None and numbers < OLDEST_OPENZFS:
             LOG.warning(
                 "pool %s: OpenZFS %s is older than 2.3.3, the oldest version"
-                " this driver is tested with",
+                " this driver is tested with; update OpenZFS in dom0",
                 self.name,
                 lzc.module_version(),
             )
@@ -526,8 +526,8 @@ class ZfsZvolPool(ZfsPool):
         """
         if commands.zpool_imported(self.name):
             raise Refused(
-                f"there is a zpool {self.name} already; to put qubes on it,"
-                f" add the pool with container={self.name}",
+                f"a zpool {self.name} already exists; to put qubes on it, add"
+                f" the pool with container={self.name}",
             )
         async with probe.checked(devices) as disks:
             try:
@@ -552,7 +552,7 @@ class ZfsZvolPool(ZfsPool):
         try:
             await probe.make_empty_again(devices)
         except ZfsError as exc:
-            LOG.error("pool %s: %s", self.name, exc)
+            LOG.error("pool %s: cannot clear a device: %s", self.name, exc)
 
 
 def _parse_devices(text: str) -> list[str]:

@@ -178,7 +178,11 @@ class Preparation:
         try:
             await content.generations.reset(content.made_from, batch)
         except (Busy, NotFound) as exc:
-            LOG.info("%s is destroyed: %s", self._volume.vid, exc)
+            LOG.info(
+                "%s is destroyed, because it cannot be reset: %s",
+                self._volume.vid,
+                exc,
+            )
             await content.generations.remove(batch=batch)
 
     async def _make_next(self, operation: Operation, batch: Batch) -> None:

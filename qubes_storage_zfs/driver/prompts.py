@@ -31,24 +31,27 @@ LIMIT = 120
 #: further seconds after which the service is killed
 GRACE = 5
 
-CANCELLED = "the passphrase prompt was cancelled"
-SILENT = "nobody answered the passphrase prompt in {domain} for {limit} seconds"
-NOT_RUNNING = (
-    "the passphrase is to be asked for in {domain}, which is not running;"
-    " start it, or {instead}"
+CANCELLED = "the passphrase prompt was cancelled; try again"
+SILENT = (
+    "the passphrase prompt in {domain} was not answered within {limit}"
+    " seconds; try again"
 )
-NOBODY = "nobody can be asked for the passphrase in {domain}; {instead}"
+NOT_RUNNING = (
+    "the passphrase prompt is shown in {domain}, which is not running; start"
+    " it, or {instead}"
+)
+NOBODY = "the passphrase prompt cannot be shown in {domain}; {instead}"
 ASK_DOMAIN_MISSING = (
     "the qube {domain}, which ask_password_domain names, does not exist;"
     " {instead}"
 )
 ASK_DOMAIN_REPLACED = (
     "the qube {domain} is not the one that ask_password_domain named when the"
-    " pool was added, so it is not asked; {instead}, or see encryption.md in"
-    " the package's documentation"
+    " pool was added, so no prompt is shown there; {instead}, or see"
+    " encryption.md in the package's documentation"
 )
 #: the advice if no prompt can be shown
-UNLOCK_BY_HAND = "run 'sudo qvm-zfs unlock {pool}' in a terminal of dom0"
+UNLOCK_BY_HAND = "run 'sudo qvm-zfs unlock {pool}' in a dom0 terminal"
 
 #: exit status of the service -> message
 _STATUS_MESSAGES = {1: CANCELLED, 4: SILENT}
@@ -117,7 +120,7 @@ class Asker:
         except qubes.exc.QubesVMNotRunningError as exc:
             raise NoPrompt(self._message(NOT_RUNNING, domain)) from exc
         except (qubes.exc.QubesException, OSError) as exc:
-            LOG.warning("pool %s: %s", self.pool, exc)
+            LOG.warning("pool %s: cannot call %s: %s", self.pool, SERVICE, exc)
             raise NoPrompt(self._message(NOBODY, domain)) from exc
         try:
             status = await self._wait_for_status(process)
@@ -130,7 +133,7 @@ class Asker:
                 raise PromptFailed(
                     self._message(_STATUS_MESSAGES[status], domain)
                 )
-            LOG.warning("%s ended with status %d", SERVICE, status)
+            LOG.warning("%s exited with status %d", SERVICE, status)
             raise NoPrompt(self._message(NOBODY, domain))
 
     async def _wait_for_status(

@@ -145,7 +145,11 @@ async def start_disposable(
                 await content.generations.reset(made_from, batch)
             return await tune(content, state.current, state.tuned)
         except (Busy, NotFound) as exc:
-            LOG.info("%s is made again: %s", volume.vid, exc)
+            LOG.info(
+                "%s is created again, because it cannot be reset: %s",
+                volume.vid,
+                exc,
+            )
             state = await content.state(StateQuery(counted=True), batch=batch)
     how = MoveOptions(is_disposable=True, size=made_from.size)
     if source is not None:

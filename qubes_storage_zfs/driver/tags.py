@@ -45,7 +45,7 @@ def update(qube: Qube) -> None:
     needed = _needed(qube)
     for tag in sorted(qube.tags):
         if tag.startswith(PREFIX) and tag not in needed:
-            LOG.info("qube %s: tag %s is dropped", qube.name, tag)
+            LOG.info("qube %s: the tag %s is removed", qube.name, tag)
             qube.tags.discard(tag)
     for tag in sorted(needed):
         qube.tags.add(tag)

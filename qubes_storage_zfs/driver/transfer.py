@@ -49,7 +49,7 @@ class Exports:
             await content.store.discard(dataset)
             raise
         content.store.exports.add(dataset)
-        operation.note(f"export made generation {number}")
+        operation.note(f"export created generation {number}")
         return path
 
     async def finish(self, operation: Operation, path: str) -> None:
@@ -103,7 +103,7 @@ class Imports:
         except BaseException:
             await self._drop()
             raise
-        operation.note(f"import_data made generation {number}")
+        operation.note(f"import_data created generation {number}")
         return path
 
     async def finish(self, success: bool) -> int | None:

@@ -340,7 +340,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         :raises StoragePoolException: if it cannot be created
         :raises NotImplementedError: for a disposable volume
         """
-        self._must_save("keeps nothing that could be exported")
+        self._must_save("cannot be exported")
         await halting.wait_for_stop(self)
         with self._reported("export") as operation:
             return await self.exports.start(operation)
@@ -362,7 +362,7 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
             to such a device
         :raises NotImplementedError: for a disposable volume
         """
-        self._must_save("keeps nothing, so nothing can be imported")
+        self._must_save("cannot take an import")
         await halting.wait_for_stop(self)
         async with self.operation("import into") as operation:
             self.lifecycle.must_be_halted()
@@ -401,4 +401,6 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         :raises NotImplementedError: if it is not
         """
         if not self.save_on_stop:
-            raise NotImplementedError(f"{self.vid} {reason}")
+            raise NotImplementedError(
+                f"{self.vid} {reason}, because its content is discarded at stop"
+            )

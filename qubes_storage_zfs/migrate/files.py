@@ -72,7 +72,11 @@ def create_beside(path: Path, data: bytes, like: os.stat_result) -> Path:
                 _create(folder, name, data, like)
                 os.fsync(folder)
                 return path.with_name(name)
-    raise FileExistsError(errno.EEXIST, "100 files have such names", str(path))
+    raise FileExistsError(
+        errno.EEXIST,
+        "100 such files exist already; delete some of them",
+        str(path),
+    )
 
 
 def replace(

@@ -45,13 +45,13 @@ _OUR_GENERATION = re.compile(r"\.[1-9][0-9]*\Z")
 _NEARLY_EMPTY = 131072
 
 SETTING_CHANGES = (
-    "{property}={value} of {dataset}, if adopting is undone: it is {new} from"
-    " now on"
+    "{property}={value} of {dataset} becomes {new}, and an undo does not"
+    " restore it"
 )
 VOLUME_MISSING = "the volume {volume} of {qube} is not on disk: {vid}"
-UNKNOWN_STAYS = "qubesd does not know {dataset}; it stays beside"
-TEMPORARY_STAYS = "{dataset} holds what upstream's driver left"
-STRANGERS_STAY = "qubesd knows nothing that is in {dataset}"
+UNKNOWN_STAYS = "qubesd does not know {dataset}, which is left as it is"
+TEMPORARY_STAYS = "{dataset} has leftovers of upstream's driver"
+STRANGERS_STAY = "qubesd has no volume in {dataset}"
 
 
 def plan_migration(
@@ -144,7 +144,7 @@ class _Planner:
         if claim is None:
             plan.change(
                 pool.container,
-                f"it becomes the container of the pool {pool.pool}",
+                f"becomes the container of the pool {pool.pool}",
                 [set_property(pool.container, naming.CLAIM, pool.pool)],
             )
         return plan
@@ -172,7 +172,7 @@ class _Planner:
             plan.record = DiskRecord(pool.origin, pool.inside, restorable)
             plan.change(
                 pool.container,
-                "what it was is written down",
+                "gets a record of its present state",
                 [
                     set_property(
                         pool.container, naming.ADOPTED, str(plan.record)
@@ -180,9 +180,9 @@ class _Planner:
                 ],
             )
         if qubes_root is None:
-            plan.steps.append(CreateRoot(pool.qubes_root, "is made"))
+            plan.steps.append(CreateRoot(pool.qubes_root, "is created"))
         elif changed:
-            text = "dom0 will not look into what is below"
+            text = "gets the properties that keep dom0 from reading volumes"
             plan.steps.append(SetProperties(pool.qubes_root, text, changed))
 
     def _restorable(
@@ -230,7 +230,7 @@ class _Planner:
             return
         changes = list(self._changes_of_qube(qube, dataset))
         if dataset.name != new:
-            plan.steps.append(RenameDataset(old, f"becomes {new}", new))
+            plan.steps.append(RenameDataset(old, f"is renamed to {new}", new))
         plan.change(new, self._summary(qube, dataset), changes)
 
     def _leave_missing(self, qube: str, zvols: Mapping[str, Dataset]) -> None:
@@ -342,15 +342,16 @@ class _Planner:
             if name not in zvols or not zvols[name].is_volume:
                 continue
             if not volume.is_persistent(self._pool.origin):
-                texts.append(f"{name} goes, as at each start")
+                texts.append(f"{name} is discarded, as at each start")
                 continue
             committed, _ = committed_snapshots(zvols[name])
             older = len(committed) - 1
             is_dirty = committed and committed[-1].written_after > UNMODIFIED
+            revisions = "revision" if older == 1 else "revisions"
             texts.append(
-                f"{name} is taken over"
-                + (f" with {older} older revisions" if older > 0 else "")
-                + (", not yet committed" if is_dirty else "")
+                f"{name} is migrated"
+                + (f" with {older} older {revisions}" if older > 0 else "")
+                + (", with uncommitted changes" if is_dirty else "")
             )
         return "; ".join(texts) or "has no volume on disk"
 

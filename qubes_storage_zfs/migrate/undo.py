@@ -44,11 +44,11 @@ def plan_undo(
     if naming.CLAIM in container.own:
         plan.change(
             pool.container,
-            f"it is no container of {pool.pool} any more",
+            f"is no longer the container of the pool {pool.pool}",
             [inherit(pool.container, naming.CLAIM)],
         )
     if not disk.old_exists:
-        plan.steps.append(CreateRoot(pool.old, "is made again"))
+        plan.steps.append(CreateRoot(pool.old, "is created again"))
     old_names = {dataset.name for dataset in disk.old}
     configured = set(qubes)
     for dataset in disk.moved:
@@ -61,7 +61,7 @@ def plan_undo(
     _undo_root(plan, pool, disk.qubes_root, record.settings)
     plan.change(
         pool.container,
-        "nothing is left of the adoption",
+        "loses the record of the migration",
         [inherit(pool.container, naming.ADOPTED)],
     )
     return plan
@@ -106,7 +106,9 @@ def _undo_qube(
     if dataset.name != old:
         if old in old_names:
             plan.refuse(messages.UNDO_OLD_EXISTS, dataset=old)
-        plan.steps.append(RenameDataset(dataset.name, f"becomes {old}", old))
+        plan.steps.append(
+            RenameDataset(dataset.name, f"is renamed to {old}", old)
+        )
 
 
 def _change_since(
@@ -161,13 +163,15 @@ def _undo_root(
     if qubes_root is None:
         return
     if pool.origin is Origin.UPSTREAM:
-        text = "is destroyed, with nothing in it"
+        text = "is destroyed, because it is empty"
         plan.change(pool.qubes_root, text, [destroy(pool.qubes_root)])
         return
     restored = {name: v for name, v in before.items() if v is not None}
     if restored:
         plan.steps.append(
-            SetProperties(pool.qubes_root, "has its settings again", restored)
+            SetProperties(
+                pool.qubes_root, "gets its earlier properties again", restored
+            )
         )
     inherited = [
         name
@@ -178,6 +182,6 @@ def _undo_root(
         inherited.append(naming.BLANK)
     plan.change(
         pool.qubes_root,
-        "inherits again what it inherited",
+        "inherits the same properties as before",
         [inherit(pool.qubes_root, name) for name in inherited],
     )

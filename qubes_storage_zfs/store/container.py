@@ -181,7 +181,9 @@ class Container:
         try:
             await lzc.create_volume(dataset, *_PROBE, holder_mark())
         except errors.ZfsError as exc:
-            LOG.debug("%s cannot be measured: %s", self.qubes_root, exc)
+            LOG.debug(
+                "cannot measure empty zvols in %s: %s", self.qubes_root, exc
+            )
             self.unreserve(dataset)
             return False
         try:
@@ -221,7 +223,9 @@ class Container:
         except errors.NotFound:
             pass
         except errors.ZfsError as exc:
-            LOG.warning("%s stays for now: %s", dataset, exc)
+            LOG.warning(
+                "cannot destroy %s now, it is collected later: %s", dataset, exc
+            )
         finally:
             self.unreserve(dataset)
 
@@ -244,7 +248,7 @@ class Container:
             await self.collect_garbage()
         except errors.ZfsError as exc:
             self._is_first_use_done = False
-            LOG.debug("garbage in %s not looked for: %s", self.qubes_root, exc)
+            LOG.debug("cannot look for garbage in %s: %s", self.qubes_root, exc)
         except BaseException:
             self._is_first_use_done = False
             raise
@@ -265,7 +269,7 @@ class Container:
                 self._unsure = None
                 await self.collect_garbage()
         except errors.ZfsError as exc:
-            LOG.debug("garbage in %s not looked for: %s", self.qubes_root, exc)
+            LOG.debug("cannot look for garbage in %s: %s", self.qubes_root, exc)
 
     async def collect_garbage(self, qube: str | None = None) -> list[str]:
         """Destroy the generations that are garbage, and empty qubes' datasets.
@@ -300,7 +304,7 @@ class Container:
         )
         if collected.destroyed:
             names = ", ".join(sorted(collected.destroyed))
-            LOG.warning("garbage destroyed: %s", printable(names))
+            LOG.warning("destroyed garbage: %s", printable(names))
         await self.collect_near(collected.elsewhere)
         return list(collected.busy)
 
@@ -341,8 +345,13 @@ class Container:
         try:
             await devices.retry_busy(qube, once)
         except errors.Busy as exc:
-            holders = ", ".join(exc.holders) or "nobody that can be seen"
-            LOG.warning("%s stays until %s lets go of it", exc.dataset, holders)
+            holders = ", ".join(exc.holders) or "an unknown process"
+            LOG.warning(
+                "cannot destroy %s now, it is collected later: it is in use by"
+                " %s",
+                exc.dataset,
+                holders,
+            )
 
     def _is_garbage(self, item: Candidate, living: holder.Living) -> bool:
         """Return whether no living process has reserved the generation."""

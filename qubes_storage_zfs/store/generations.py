@@ -296,7 +296,9 @@ class Generations:
             try:
                 await self.container.collect_near(left)
             except ZfsError as exc:
-                LOG.debug("%s not tidied: %s", self.name.dataset, exc)
+                LOG.debug(
+                    "cannot collect garbage of %s: %s", self.name.dataset, exc
+                )
 
     @contextlib.asynccontextmanager
     async def temporary_snapshot(
@@ -353,7 +355,11 @@ class Generations:
         try:
             busy_left = await devices.retry_busy(where.dataset, once)
         except Busy as exc:
-            LOG.warning("space of %s is not freed yet: %s", where.dataset, exc)
+            LOG.warning(
+                "cannot free the space of %s now, it is freed later: %s",
+                where.dataset,
+                exc,
+            )
             busy_left = True
         if busy_left:
             # no pointer names it now, so it is garbage

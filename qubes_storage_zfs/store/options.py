@@ -56,7 +56,9 @@ def parse_revisions(value: object) -> int:
     """:raises BadOption: unless it is a whole number from -1 on"""
     number = _whole(value, -1, 10000)
     if number is None:
-        raise _bad("revisions_to_keep", "a number from -1 on", value)
+        raise _bad(
+            "revisions_to_keep", "a whole number from -1 to 10000", value
+        )
     return number
 
 
@@ -67,7 +69,7 @@ def parse_timeout(value: object) -> int:
     """
     number = _whole(value, -1, 1 << 31)
     if number is None:
-        allowed = "a number of seconds, 0 for at once or -1 for never"
+        allowed = "a number of seconds, 0 (at once) or -1 (never)"
         raise _bad("unload_timeout", allowed, value)
     return number
 
@@ -183,5 +185,5 @@ class Values(dict[str, object]):
         try:
             return cast(T, PARSERS[name](self[name]))
         except BadOption as exc:
-            LOG.warning("%s", exc)
+            LOG.warning("%s; the default %s is used", exc, default)
             return default

@@ -48,7 +48,7 @@ class VolumeSpec:
         """
         match = _SPEC.match(text)
         if match is None:
-            raise BadPointer(f"{text!r} is no size of a volume")
+            raise BadPointer(f"{text!r} is not the size of a volume")
         size, block = match.groups()
         return cls(int(size), None if block is None else int(block))
 
@@ -90,7 +90,7 @@ class Pointer:
         """
         match = _POINTER.match(text)
         if match is None:
-            raise BadPointer(f"{text!r} is no pointer to a generation")
+            raise BadPointer(f"{text!r} is not a pointer to a generation")
         number, disposable, spec, copied_from, copy = match.groups()
         return cls(
             int(number),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qvm-zfs, one verb a file.
+"""The command qvm-zfs, one subcommand per file.
 
-A process of its own, beside qubesd: it speaks to ZFS as the driver does and
-to qubesd, if that runs, by qubesadmin.  It never imports ``qubes``.
+qvm-zfs is a process of its own.  It calls ZFS through the same modules as the
+driver, and qubesd, if it runs, through qubesadmin.  It never imports ``qubes``.
 """

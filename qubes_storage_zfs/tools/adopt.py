@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Take over, in place, a pool of upstream's zfs driver or an older layout.
+"""Migrate a pool of upstream's zfs driver, or of an older layout, in place.
 
-Without --apply nothing is changed: what would be done is printed.  It is done
-while qubesd is stopped, is to be repeated if it was cut short, and can be
-undone until a qube of the pool is started.
+Without --apply, adopt only prints the changes.  With --apply it makes them,
+which needs qubesd to be stopped.  Repeat the command if it was interrupted.
+--undo restores the earlier state until a qube of the pool is started.
 """
 
 import argparse
@@ -30,28 +30,44 @@ from .qubes_xml import QubesXml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pool", metavar="POOL")
+    """Add the arguments of the subcommand."""
     parser.add_argument(
-        "--undo", action="store_true", help="make it as it was before"
+        "pool",
+        metavar="POOL",
+        help="pool of upstream's driver zfs, or of an older version of this"
+        " driver",
+    )
+    parser.add_argument(
+        "--undo",
+        action="store_true",
+        help="undo the migration: restore names, properties and qubes.xml"
+        " (default: migrate); refused once a volume was changed",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--dry-run",
         action="store_true",
-        help="only say what would be done (the default)",
+        help="print the changes and change nothing (the default)",
     )
-    how.add_argument("--apply", action="store_true", help="do it")
+    how.add_argument(
+        "--apply",
+        action="store_true",
+        help="make the changes (default: only print them); refused while"
+        " qubesd runs or a volume is in use",
+    )
     parser.add_argument(
         "--qubes-xml",
         type=Path,
         default=QUBES_XML,
         metavar="FILE",
-        help="where qubesd keeps what it knows (default: %(default)s)",
+        help="the configuration of qubesd, which is read and, with --apply,"
+        " rewritten; the earlier version is kept beside it (default:"
+        " %(default)s)",
     )
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return its exit status."""
+    """Run the subcommand; return its exit status."""
     try:
         await (_undo if arguments.undo else _adopt)(arguments)
     except Refused as exc:
@@ -63,24 +79,24 @@ async def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Situation:
-    """A pool as qubes.xml and the disk have it.
+    """A pool in qubes.xml and on the disk.
 
-    :ivar record: the text of the record on the container; None if there is none
-    :ivar is_ours: whether qubes.xml has it as a pool of this driver
+    :ivar record: text of the record on the container; None if it has none
+    :ivar is_migrated: whether it is a pool of this driver in qubes.xml
     """
 
     xml: QubesXml
     pool: MigratingPool
     disk: Disk
     record: str | None
-    is_ours: bool
+    is_migrated: bool
 
 
 async def _read(arguments: argparse.Namespace) -> _Situation:
     """Read qubes.xml and the disk.
 
-    :raises Refused: if that must not be done now, or the pool is of no kind
-        that can be migrated
+    :raises Refused: if qubesd runs and ``--apply`` is set, or if a pool of this
+        kind cannot be migrated
     """
     if arguments.apply and qubes_xml.qubesd_runs():
         raise Refused(messages.QUBESD_RUNS)
@@ -95,29 +111,30 @@ async def _read(arguments: argparse.Namespace) -> _Situation:
     has_old_vids = any(
         volume.vid.startswith(pool.container + "/") for volume in volumes
     )
-    is_ours = attributes.get("driver") == pool.driver and not has_old_vids
-    return _Situation(xml, pool, disk, own.get(naming.ADOPTED), is_ours)
+    is_migrated = attributes.get("driver") == pool.driver and not has_old_vids
+    return _Situation(xml, pool, disk, own.get(naming.ADOPTED), is_migrated)
 
 
 async def _read_disk(pool: MigratingPool) -> Disk:
-    async with slow(f"Looking at {pool.container}"):
+    """Return the datasets of the pool."""
+    async with slow(f"Reading {pool.container}"):
         return await execute.read_disk(pool)
 
 
-# --- adopting
+# --- migrating
 
 
 async def _adopt(arguments: argparse.Namespace) -> None:
-    """Adopt the pool, or print how.
+    """Migrate the pool, or print the plan.
 
-    :raises Refused: if that is not possible
+    :raises Refused: if the pool cannot be migrated
     """
     now = await _read(arguments)
     xml, pool = now.xml, now.pool
-    if now.is_ours:
+    if now.is_migrated:
         if now.record is None:
             raise Refused(messages.ADOPT_OURS, pool=pool.pool)
-        say(f"{pool.pool} is adopted already.")
+        say(f"{pool.pool} is already migrated")
         return
     mark = holder_mark()[naming.HOLDER]
     volumes = xml.volumes(pool.pool)
@@ -130,15 +147,15 @@ async def _adopt(arguments: argparse.Namespace) -> None:
     saved.save(record)
     await _carry_out(plan)
     await _must_be_allowed(pool)
-    _say_done(arguments, xml.write(), "adopted")
+    _print_done(arguments, xml.write(), "migrated")
 
 
 def _dom0_record(now: _Situation, settings: Settings | None) -> Dom0Record:
-    """Return what dom0 has to record for an undo.
+    """Return the record that dom0 keeps for an undo.
 
-    :param settings: of the qubes root; None: an earlier run, which was cut
-        short, recorded them
-    :raises Refused: if a record that exists is of another adoption
+    :param settings: earlier settings of the qubes root; None: an interrupted
+        run has already recorded them
+    :raises Refused: if an existing record is of another migration
     """
     pool, record = now.pool, None
     imported = importexport.guid(pool.zpool)
@@ -161,9 +178,9 @@ def _dom0_record(now: _Situation, settings: Settings | None) -> Dom0Record:
 
 
 async def _must_be_allowed(migrated: MigratingPool) -> None:
-    """Check the datasets as the driver will at the first use.
+    """Check the datasets as the driver does at the first use.
 
-    :raises Refused: if a property is not allowed; qubes.xml is as it was
+    :raises Refused: if a property is not allowed; qubes.xml is unchanged then
     """
     pool = Pool(migrated.pool, migrated.driver, migrated.container)
     try:
@@ -178,40 +195,40 @@ async def _must_be_allowed(migrated: MigratingPool) -> None:
 
 
 async def _undo(arguments: argparse.Namespace) -> None:
-    """Undo the adoption, or print how.
+    """Undo the migration, or print the plan.
 
-    :raises Refused: if that is not possible
+    :raises Refused: if the migration cannot be undone
     """
     now = await _read(arguments)
     if now.record is None:
-        _undo_nothing(arguments, now)
+        _finish_undo(arguments, now)
         return
-    plan, disk = await _undone(now, now.record)
+    plan, disk = await _plan_undo(now, now.record)
     if not await _may_apply(arguments, plan, disk, now.xml):
         return
     backup = now.xml.write()
     await _carry_out(plan)
     saved.delete(arguments.pool)
-    _say_done(arguments, backup, "as it was")
+    _print_done(arguments, backup, "as before the migration")
 
 
-def _undo_nothing(arguments: argparse.Namespace, now: _Situation) -> None:
-    """Finish an undo that was cut short after it removed the disk's record.
+def _finish_undo(arguments: argparse.Namespace, now: _Situation) -> None:
+    """Finish an undo that was interrupted after it removed the disk's record.
 
-    :raises Refused: if the pool was not adopted
+    :raises Refused: if the pool was not migrated
     """
-    if now.is_ours or saved.load(arguments.pool) is None:
+    if now.is_migrated or saved.load(arguments.pool) is None:
         raise Refused(messages.NOT_ADOPTED, pool=arguments.pool)
     if arguments.apply:
         saved.delete(arguments.pool)
-    say(f"{arguments.pool} is as it was.")
+    say(f"{arguments.pool} is as before the migration")
 
 
-async def _undone(now: _Situation, text: str) -> tuple[Plan, Disk]:
-    """Return the plan to undo it, and the disk; change qubes.xml in memory.
+async def _plan_undo(now: _Situation, text: str) -> tuple[Plan, Disk]:
+    """Return the plan of the undo, and the disk; change qubes.xml in memory.
 
     :param text: the record on the container
-    :raises Refused: if it cannot be undone
+    :raises Refused: if the migration cannot be undone
     """
     xml, name = now.xml, now.pool.pool
     on_disk = records.disk_record(now.pool.container, text)
@@ -242,22 +259,22 @@ async def _undone(now: _Situation, text: str) -> tuple[Plan, Disk]:
 async def _may_apply(
     arguments: argparse.Namespace, plan: Plan, disk: Disk, xml: QubesXml
 ) -> bool:
-    """Print the plan; return whether it is to be carried out.
+    """Print the plan; return whether ``--apply`` is set.
 
-    :raises Refused: if it is, and a volume is in use
+    :raises Refused: if it is set, and a volume is in use
     """
-    async with slow("Looking who uses its volumes"):
+    async with slow("Checking whether its volumes are in use"):
         obstacles = [text async for text in _in_use(disk)]
     if obstacles and arguments.apply:
         raise Refused(*obstacles)
     _show(plan, xml, obstacles)
     if not arguments.apply:
-        _say_how(arguments)
+        _print_commands(arguments)
     return bool(arguments.apply)
 
 
 async def _in_use(disk: Disk) -> AsyncIterator[str]:
-    """Yield a sentence for each zvol that is open."""
+    """Yield a message for each zvol that is open."""
     for name in disk.volumes:
         if await lzc.in_thread(name, devices.holders, name):
             holders = await devices.persistent_holders(name)
@@ -268,11 +285,13 @@ async def _in_use(disk: Disk) -> AsyncIterator[str]:
 
 
 async def _carry_out(plan: Plan) -> None:
-    async with slow("Changing them"):
+    """Make the changes of the plan."""
+    async with slow("Changing the datasets"):
         await execute.carry_out(plan)
 
 
 def _show(plan: Plan, xml: QubesXml, obstacles: list[str]) -> None:
+    """Print the changes, the notes and the volumes that are in use."""
     for step in plan.steps:
         say(f"{step.dataset}: {step.text}")
         for text in step.details():
@@ -280,23 +299,31 @@ def _show(plan: Plan, xml: QubesXml, obstacles: list[str]) -> None:
     for text in xml.changes():
         say(f"{xml.path}: {text}")
     for text in plan.left:
-        say(f"left as it is: {text}")
+        say(f"note: {text}")
     for text in obstacles:
-        say(f"before that: {text}")
+        say(f"first: {text}")
 
 
-def _say_how(arguments: argparse.Namespace) -> None:
+def _print_commands(arguments: argparse.Namespace) -> None:
+    """Print the commands that make the changes."""
     undo = "--undo " if arguments.undo else ""
-    say("Nothing was changed. To do it, shut down the pool's qubes and run:")
+    say("nothing was changed; shut down the qubes of the pool, then run:")
     say("  sudo systemctl stop qubesd")
     say(f"  sudo qvm-zfs adopt {undo}--apply {arguments.pool}")
     say("  sudo systemctl start qubesd")
 
 
-def _say_done(
+def _print_done(
     arguments: argparse.Namespace, backup: Path | None, state: str
 ) -> None:
+    """Print the result.
+
+    :param backup: the earlier version of qubes.xml; None: it was not changed
+    :param state: the state of the pool, which follows "POOL is"
+    """
     if backup is not None:
-        say(f"{arguments.qubes_xml} was changed; as it was it is in {backup}")
-    say(f"{arguments.pool} is {state}.")
-    say("Now: sudo systemctl start qubesd")
+        say(
+            f"{arguments.qubes_xml} was changed; its earlier version is {backup}"
+        )
+    say(f"{arguments.pool} is {state}")
+    say("next: sudo systemctl start qubesd")

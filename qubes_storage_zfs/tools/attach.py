@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Import the zpool of a pool whose disk was away."""
+"""Import the zpool of a pool after its disk was connected.
+
+attach searches disks, partitions, LUKS and md devices that are not in use.  It
+imports the zpool with the GUID that qubes.xml records, and checks every dataset
+of the pool before a volume gets a device.  It mounts nothing and loads no key.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -14,41 +19,56 @@ from .common import Failed, Pool, configured, qubesd, slow
 from .output import say, warn
 
 NOT_RECORDED = (
-    "The guid of {zpool} was not noted when {pool} was added; it is told by"
-    " its name."
+    "qubes.xml does not record the GUID of {zpool} for {pool}, so the zpool was"
+    " identified by its name alone"
 )
-OTHERS = (
-    "{count} volumes in {zpool} are no qubes', and have no device in dom0;"
-    " 'sudo zfs set volmode=dev NAME' gives one to {example}."
+OTHER_VOLUME = (
+    "1 volume in {zpool} belongs to no qube and has no device in dom0:"
+    " {example}; to create its device, run 'sudo zfs set volmode=dev NAME'"
+)
+OTHER_VOLUMES = (
+    "{count} volumes in {zpool} belong to no qube and have no devices in dom0,"
+    " such as {example}; to create a device, run 'sudo zfs set volmode=dev NAME'"
 )
 
 
-class Gone(Failed):
-    """A pool is not in the zpool."""
+class PoolMissing(Failed):
+    """The pool does not exist in the zpool."""
 
 
-class Changed(Failed):
-    """A property of what is in a pool is not allowed."""
+class NotAllowed(Failed):
+    """A dataset of the pool has a property that is not allowed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("pool", metavar="POOL", nargs="?")
-    which.add_argument(
+    name = parser.add_mutually_exclusive_group(required=True)
+    name.add_argument(
+        "pool",
+        metavar="POOL",
+        nargs="?",
+        help="pool of qubesd whose zpool is imported, together with all other"
+        " pools in that zpool",
+    )
+    name.add_argument(
         "--zpool",
         metavar="NAME",
-        help="a zpool that carries no pool of qubesd yet",
+        help="import the zpool NAME, which has no pool of qubesd yet; its"
+        " volumes get no devices until 'qvm-pool add' checks the container",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="also if another system had it last and did not export it",
+        help="import the zpool although another system used it last and did"
+        " not export it (default: refuse); if the other system still writes to"
+        " it, the zpool is lost",
     )
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="also if a property is not allowed, without any device",
+        help="keep the zpool imported although a property is not allowed, so"
+        " that it can be corrected (default: export it again); the pool has no"
+        " devices and its qubes do not start",
     )
 
 
@@ -67,32 +87,36 @@ async def run(arguments: argparse.Namespace) -> int:
         if pool is not None:
             await _check_imported(pool)
             await _make_nodes([pool], only_if_missing=True)
-        say(f"{arguments.pool or zpool} is attached already.")
+        say(f"{arguments.pool or zpool} is already attached")
         return 0
     async with slow(f"Looking for {zpool}"):
         paths = await lzc.in_thread(NO_ZPOOL, importexport.block_devices)
         candidates = await importexport.search_devices(paths)
     chosen = _choose(zpool, pool, candidates)
     _must_be_importable(chosen, arguments.force)
-    # other pools in the same zpool come with it
-    mates = [
-        mate
-        for mate in pools
-        if mate.zpool == zpool and mate.guid in (None, chosen.guid)
+    # importing the zpool attaches all pools in it
+    all_pools = [
+        other
+        for other in pools
+        if other.zpool == zpool and other.guid in (None, chosen.guid)
     ]
     async with slow(f"Importing {zpool}"):
-        mates = await _import(chosen, paths, pool, mates, arguments.repair)
-    await _make_nodes(mates)
-    await _report(pool, chosen, mates)
+        usable = await _import(chosen, paths, pool, all_pools, arguments.repair)
+    await _make_nodes(usable)
+    await _report(pool, chosen, usable)
     return 0
 
 
 async def _make_nodes(
     pools: Sequence[Pool], only_if_missing: bool = False
 ) -> None:
+    """Have the devices of the volumes created.
+
+    :param only_if_missing: do nothing for a pool whose devices all exist
+    """
     async with slow("Waiting for devices"):
         for pool in pools:
-            # ZFS makes the nodes of a locked pool when its key is loaded
+            # ZFS creates the nodes of a locked pool when its key is loaded
             if not (await keys.state(pool.qubes_root)).locked:
                 await importexport.create_nodes(
                     pool.qubes_root, only_if_missing
@@ -100,9 +124,9 @@ async def _make_nodes(
 
 
 def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
-    """Check the name given for a zpool.
+    """Check the name after ``--zpool``.
 
-    :raises Failed: if it cannot be one, or qubesd has pools on it
+    :raises Failed: if it is not valid, or qubesd has pools on that zpool
     """
     try:
         naming.dataset_name(zpool)
@@ -115,7 +139,7 @@ def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
         raise Failed(
             messages.ZPOOL_HAS_POOLS,
             zpool=zpool,
-            pools=", ".join(names),
+            pools=f"the pool{'s' if len(names) > 1 else ''} {', '.join(names)}",
             pool=names[0],
         )
 
@@ -123,23 +147,32 @@ def _must_have_no_pool(zpool: str, pools: Sequence[Pool]) -> None:
 async def _check_imported(pool: Pool) -> None:
     """Check a pool whose zpool is imported.
 
-    :raises Failed: if that is another zpool, or a property is not allowed
+    :raises Failed: if it is another zpool, or a property is not allowed
     """
     imported = importexport.guid(pool.zpool)
     if pool.guid not in (None, imported):
-        raise _is_another(pool, "that is imported", str(imported))
-    async with slow(f"Looking at {pool.name}"):
+        raise _other_zpool(pool, "that is imported", str(imported))
+    async with slow(f"Checking {pool.name}"):
         await _check(pool)
 
 
 def _configured_pool(name: str, pools: Sequence[Pool]) -> Pool:
+    """Return the pool of qubesd with that name.
+
+    :raises Failed: if there is none
+    """
     for pool in pools:
         if pool.name == name:
             return pool
     raise Failed(messages.POOL_UNKNOWN, pool=name)
 
 
-def _is_another(pool: Pool, where: str, other: str) -> Failed:
+def _other_zpool(pool: Pool, where: str, other: str) -> Failed:
+    """Return the refusal of a zpool with another GUID than the pool's.
+
+    :param where: words for the place of the other zpool
+    :param other: its GUID
+    """
     return Failed(
         messages.ZPOOL_IS_ANOTHER,
         pool=pool.name,
@@ -155,19 +188,19 @@ def _choose(
 ) -> ImportableZpool:
     """Choose the zpool to import.
 
-    :param pool: the pool that is to be in it; None: no pool of qubesd
+    :param pool: the pool to attach; None: only the name decides
     :param candidates: all zpools on disks that are not imported
-    :raises Failed: unless exactly one fits, by one name
+    :raises Failed: unless exactly one matches, and has one name only
     """
     named = [item for item in candidates if item.name == zpool]
     if not named:
         raise Failed(messages.ZPOOL_NOWHERE, zpool=zpool)
     guids = ", ".join(sorted(item.guid for item in named))
     recorded = None if pool is None else pool.guid
-    right = [item for item in named if recorded in (None, item.guid)]
-    if pool is not None and not right:
-        raise _is_another(pool, "on the disks that are here", guids)
-    if len(right) > 1:
+    matching = [item for item in named if recorded in (None, item.guid)]
+    if pool is not None and not matching:
+        raise _other_zpool(pool, "on the connected disks", guids)
+    if len(matching) > 1:
         if pool is not None and recorded is None:
             raise Failed(
                 messages.ZPOOL_SEVERAL,
@@ -176,7 +209,7 @@ def _choose(
                 pool=pool.name,
             )
         raise Failed(messages.ZPOOLS_OF_A_NAME, zpool=zpool, guids=guids)
-    (chosen,) = right
+    (chosen,) = matching
     names = {item.name for item in candidates if item.guid == chosen.guid}
     if len(names) > 1:
         shown = ", ".join(map(policy.shown, sorted(names)))
@@ -185,9 +218,9 @@ def _choose(
 
 
 def _must_be_importable(chosen: ImportableZpool, force: bool) -> None:
-    """Refuse a zpool that another machine has, or whose disks are missing.
+    """Refuse a zpool that another system uses, or whose disks are missing.
 
-    :param force: take it from another machine
+    :param force: accept a zpool that another system used last
     :raises Failed: if it cannot be imported
     """
     if chosen.is_used_elsewhere and not force:
@@ -205,17 +238,17 @@ async def _import(
     chosen: ImportableZpool,
     paths: Sequence[str],
     pool: Pool | None,
-    mates: Sequence[Pool],
+    all_pools: Sequence[Pool],
     repair: bool,
 ) -> list[Pool]:
-    """Import a zpool; export it again if it is not as it must be.
+    """Import a zpool, check it, and export it again if a check fails.
 
-    No zvol in it has a device before it was checked.
+    No zvol in it gets a device before the checks.
 
-    :param mates: all pools of qubesd that may be in it
+    :param all_pools: pools of qubesd that may be in it
     :param repair: leave it imported if a property is not allowed
-    :return: those of *mates* that exist and may have devices
-    :raises Failed: if it was not imported
+    :return: those of *all_pools* that exist and may have devices
+    :raises Failed: if the zpool is not imported afterwards
     """
     async with importexport.no_new_nodes():
         try:
@@ -224,9 +257,9 @@ async def _import(
                 chosen.guid, paths, altroot, force=chosen.is_used_elsewhere
             )
             await _check_zpool(chosen)
-            return await _check_all(pool, mates, repair)
+            return await _check_all(pool, all_pools, repair)
         except BaseException as exc:
-            # by its present names: the disk may have changed it
+            # by its present names, because a disk can change the name
             for name in importexport.names_of(chosen.guid):
                 await importexport.export_zpool(name)
             if isinstance(exc, CommandFailed):
@@ -240,7 +273,7 @@ async def _import(
 async def _check_zpool(chosen: ImportableZpool) -> None:
     """Check the name and the properties of a zpool that was imported.
 
-    :raises Failed: if one of them is not right
+    :raises Failed: if the name or a property is wrong
     """
     names = importexport.names_of(chosen.guid)
     if names != [chosen.name]:
@@ -251,72 +284,76 @@ async def _check_zpool(chosen: ImportableZpool) -> None:
         )
     wrong = await importexport.wrong_zpool_property(chosen.name)
     if wrong is not None:
-        name, value, right = wrong
+        name, value, expected = wrong
         raise Failed(
             messages.ZPOOL_PROPERTY,
             zpool=chosen.name,
             property=name,
             value=policy.shown(value),
-            wanted=right,
+            wanted=expected,
         )
 
 
 async def _check_all(
-    pool: Pool | None, mates: Sequence[Pool], repair: bool
+    pool: Pool | None, all_pools: Sequence[Pool], repair: bool
 ) -> list[Pool]:
-    """Return those of *mates* that exist and may have devices.
+    """Return those of *all_pools* that exist and may have devices.
 
-    :param repair: print what is not allowed
-    :raises Gone: if *pool* does not exist
-    :raises Changed: if a property is not allowed, unless *repair*
+    :param repair: print a property that is not allowed, and continue
+    :raises PoolMissing: if *pool* does not exist
+    :raises NotAllowed: if a property is not allowed, unless *repair*
     """
     usable = []
-    for mate in mates:
+    for candidate in all_pools:
         try:
-            await _check(mate)
-        except Gone:
-            if mate is pool:
+            await _check(candidate)
+        except PoolMissing:
+            if candidate is pool:
                 raise
-        except Changed as exc:
+        except NotAllowed as exc:
             if not repair:
                 raise
-            say(f"{exc}.")
+            say(str(exc))
         else:
-            usable.append(mate)
+            usable.append(candidate)
     return usable
 
 
 async def _check(pool: Pool) -> None:
-    """Check that a pool is as it was when it was detached.
+    """Check all datasets of a pool against the table of allowed properties.
 
-    :raises Gone: if it does not exist
-    :raises Changed: if a property is not allowed
+    :raises PoolMissing: if the pool does not exist
+    :raises NotAllowed: if a property is not allowed
     """
     try:
         await policy.check(pool.place)
     except policy.NotThere as exc:
-        raise Gone(str(exc)) from exc
+        raise PoolMissing(str(exc)) from exc
     except policy.Refused as exc:
-        raise Changed(str(exc)) from exc
+        raise NotAllowed(str(exc)) from exc
     except NoPassphrase as exc:
-        raise Changed(messages.reason(exc)) from exc
+        raise NotAllowed(messages.reason(exc)) from exc
 
 
 async def _report(
-    pool: Pool | None, chosen: ImportableZpool, mates: Sequence[Pool]
+    pool: Pool | None, chosen: ImportableZpool, usable: Sequence[Pool]
 ) -> None:
+    """Print the result.
+
+    :param usable: the pools in the zpool that have devices now
+    """
     if pool is not None and pool.guid is None:
         say(NOT_RECORDED.format(zpool=chosen.name, pool=pool.name))
     if chosen.state != "ONLINE":
         broken = ", ".join(chosen.devices)
         warn(f"{chosen.name} is {chosen.state}: {broken}")
-    if pool is not None and pool not in mates:
+    if pool is not None and pool not in usable:
         say(
-            f"{chosen.name} is imported, without devices. Repair it, then run"
-            f" 'sudo qvm-zfs attach {pool.name}'."
+            f"{chosen.name} is imported without devices; correct the property,"
+            f" then run 'sudo qvm-zfs attach {pool.name}'"
         )
         return
-    qubes_roots = tuple(mate.qubes_root + "/" for mate in mates)
+    qubes_roots = tuple(other.qubes_root + "/" for other in usable)
     others = [
         name
         for name in await importexport.volumes(chosen.name)
@@ -324,12 +361,12 @@ async def _report(
     ]
     if others:
         say(
-            OTHERS.format(
+            (OTHER_VOLUMES if len(others) > 1 else OTHER_VOLUME).format(
                 count=len(others),
                 zpool=chosen.name,
                 example=policy.shown(others[0]),
             )
         )
     name = pool.name if pool is not None else chosen.name
-    also = ", ".join(mate.name for mate in mates if mate is not pool)
-    say(f"{name} is attached{', and with it ' + also if also else ''}.")
+    also = ", ".join(other.name for other in usable if other is not pool)
+    say(f"{name} is attached{', together with ' + also if also else ''}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Shared by the subcommands: configured pools, prompts on a terminal."""
+"""Code that the subcommands share: configured pools, terminal prompts."""
 
 import asyncio
 import contextlib
@@ -23,27 +23,30 @@ ENCRYPTED = "zfs_encrypted"
 DRIVERS = ("zfs_zvol", ENCRYPTED)
 #: the file that qubesd reads its pools from
 QUBES_XML = Path("/var/lib/qubes/qubes.xml")
-#: seconds after which the tool prints what it is doing
+#: seconds after which the tool prints which step it waits for
 SILENCE = 2.0
 
 _BOUNDS = f"{SHORTEST} to {LONGEST} bytes"
-#: the purpose of a prompt -> its text
+#: purpose of a prompt -> its text
 TEXTS = {
     Purpose.UNLOCK: "Passphrase of the pool {pool}: ",
-    Purpose.UNLOCK_AGAIN: "That is not it. Passphrase of the pool {pool}: ",
+    Purpose.UNLOCK_AGAIN: (
+        "The passphrase was wrong. Passphrase of the pool {pool}: "
+    ),
     Purpose.NEW: f"New passphrase of the pool {{pool}} ({_BOUNDS}): ",
-    Purpose.NEW_AGAIN: "The same once more: ",
+    Purpose.NEW_AGAIN: "Repeat the new passphrase: ",
     Purpose.NEW_DIFFERS: (
-        "The two differ. New passphrase of the pool {pool}: "
+        "The passphrases did not match. New passphrase of the pool {pool}: "
     ),
     Purpose.NEW_SHORT: (
-        f"It must have {_BOUNDS}. New passphrase of {{pool}}: "
+        f"The passphrase was not {_BOUNDS} long. New passphrase of the pool"
+        " {pool}: "
     ),
 }
 
 
 class Failed(messages.Refused):
-    """A subcommand failed; the message is shown, and nothing else."""
+    """A failure of a subcommand, of which the user sees only the message."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class Pool:
     """A pool of this driver, as qubesd or a disk describes it.
 
     :ivar dataset: its container
-    :ivar guid: of its zpool, as qubes.xml has it; None if it is not recorded
-    :ivar is_configured: whether qubesd has it; else only a disk claims it
+    :ivar guid: GUID of its zpool from qubes.xml; None if it is not recorded
+    :ivar is_configured: whether qubesd has it; else only a mark on a disk
+        names it
     """
 
     name: str
@@ -90,13 +94,13 @@ class Pool:
 
 @contextlib.asynccontextmanager
 async def slow(text: str) -> AsyncIterator[None]:
-    """Print *text* if the block takes long."""
+    """Print *text* if the context takes longer than SILENCE."""
 
-    async def say() -> None:
+    async def print_later() -> None:
         await asyncio.sleep(SILENCE)
         warn(f"{text} ...")
 
-    task = asyncio.create_task(say())
+    task = asyncio.create_task(print_later())
     try:
         yield
     finally:
@@ -104,18 +108,19 @@ async def slow(text: str) -> AsyncIterator[None]:
 
 
 def qubesd() -> App:
-    """Return qubesadmin's application object; None without qubesd."""
+    """Return qubesadmin's application object; None if qubesd does not answer."""
     try:
         app = importlib.import_module("qubesadmin").Qubes()
         list(app.pools)
-    except Exception:  # the tool works without qubesd, whatever is wrong
+    except Exception:  # no failure of qubesd or qubesadmin stops the tool
         return None
     return app
 
 
 def configured(app: App) -> list[Pool]:
-    """Return the pools that qubesd has, or will have when it runs.
+    """Return the pools of qubesd; from qubes.xml if it does not run.
 
+    :param app: the result of qubesd()
     :raises Failed: if qubes.xml exists and cannot be read
     """
     configs: list[Mapping[str, str]] = []
@@ -137,6 +142,7 @@ def configured(app: App) -> list[Pool]:
 
 
 def _pool(config: Mapping[str, str]) -> Pool:
+    """Return the pool that a configuration of qubesd describes."""
     name, driver = config["name"], config["driver"]
     if driver == ENCRYPTED:
         dataset = f"{config.get('zpool_name', name)}/encryption/{name}"
@@ -145,8 +151,8 @@ def _pool(config: Mapping[str, str]) -> Pool:
     return Pool(name, driver, dataset, config.get(naming.ZPOOL_GUID))
 
 
-def due(pool: Pool) -> float | None:
-    """Return the seconds until qubesd unloads the key; None if unknown."""
+def seconds_until_unload(pool: Pool) -> float | None:
+    """Return the seconds until qubesd unloads the key; None if not known."""
     return rundir.seconds_left(pool.name, pool.dataset)
 
 
@@ -155,10 +161,12 @@ def due(pool: Pool) -> float | None:
 
 @contextlib.contextmanager
 def terminal(pool: str) -> Iterator[keys.Prompt]:
-    """Yield a function that shows the prompts; the keyholder reads answers.
+    """Yield a function that shows the prompts; the keyholder reads the input.
 
-    Afterwards the terminal is as before, even if the keyholder was killed while
-    the terminal did not show typed text.
+    Afterwards the terminal has its earlier modes, even if the keyholder was
+    killed while the echo was off.
+
+    :param pool: name of the pool, for the prompts
     """
     before = _modes()
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Export the zpool of a pool, so that its disk can be taken away."""
+"""Export the zpool of a pool, so that its disk can be removed.
+
+detach unloads the keys of all pools in the zpool and exports the zpool.  It
+refuses, and names the uses, while anything in the zpool is in use.
+"""
 
 import argparse
 import asyncio
@@ -22,7 +26,12 @@ from .pools import survey
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    parser.add_argument("pool", metavar="POOL")
+    parser.add_argument(
+        "pool",
+        metavar="POOL",
+        help="pool whose zpool is exported, together with all other pools in"
+        " that zpool; their qubes cannot start until 'qvm-zfs attach'",
+    )
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -32,39 +41,41 @@ async def run(arguments: argparse.Namespace) -> int:
     pool = pools.named(arguments.pool)
     zpool = pool.zpool
     if importexport.guid(zpool) is None:
-        say(f"{pool.name} is detached already.")
+        say(f"{pool.name} is already detached")
         return 0
-    mates = [
-        mate
-        for mate in pools.pools
-        if mate.zpool == zpool and (mate.is_configured or mate is pool)
+    all_pools = [
+        other
+        for other in pools.pools
+        if other.zpool == zpool and (other.is_configured or other is pool)
     ]
-    async with slow(f"Looking who uses {zpool}"):
+    async with slow(f"Checking whether {zpool} is in use"):
         users = [
-            *_qubes(app, mates),
-            *await _reserved(mates),
+            *_qubes(app, all_pools),
+            *await _reserved(all_pools),
             *await _open(zpool),
         ]
     if users:
         raise Failed(messages.POOL_IN_USE, zpool=zpool, users="; ".join(users))
     async with slow(f"Checking {zpool}"):
-        await _warn_of_changes(mates)
+        await _warn_of_changes(all_pools)
     disks = await importexport.disks(zpool)
     async with slow(f"Exporting {zpool}"):
-        await _lock(mates)
+        await _lock(all_pools)
         await _export(zpool)
-    also = ", ".join(mate.name for mate in mates if mate.name != pool.name)
-    say(f"{pool.name} is detached{', and with it ' + also if also else ''}.")
+    also = ", ".join(
+        other.name for other in all_pools if other.name != pool.name
+    )
+    say(f"{pool.name} is detached{', together with ' + also if also else ''}")
     for disk in disks:
         name = disk.removeprefix("/dev/mapper/")
         if name != disk:
-            say(f"Close its device: 'sudo cryptsetup close {name}'.")
+            say(f"to close its LUKS device, run 'sudo cryptsetup close {name}'")
     return 0
 
 
-async def _warn_of_changes(mates: Sequence[Pool]) -> None:
-    """Print which pools would not be attached again as they are now."""
-    for pool in mates:
+async def _warn_of_changes(pools: Sequence[Pool]) -> None:
+    """Print a warning for each pool that attach will refuse."""
+    for pool in pools:
         try:
             await policy.check(pool.place)
         except (policy.Refused, NoPassphrase) as exc:
@@ -72,34 +83,34 @@ async def _warn_of_changes(mates: Sequence[Pool]) -> None:
             warn(messages.NOT_ATTACHED_AGAIN.format(pool=pool.name, why=why))
 
 
-def _qubes(app: App, mates: Sequence[Pool]) -> Iterator[str]:
-    """Yield the qubes that run from the pools, or are starting."""
-    names = {pool.name for pool in mates}
+def _qubes(app: App, pools: Sequence[Pool]) -> Iterator[str]:
+    """Yield a text for each qube with volumes in the pools that is not halted."""
+    names = {pool.name for pool in pools}
     for qube in app.domains if app is not None else ():
         if qube.klass == "AdminVM" or qube.is_halted():
             continue
         if any(volume.pool in names for volume in qube.volumes.values()):
-            yield f"the qube {qube.name} runs"
+            yield f"the qube {qube.name} is running"
 
 
-async def _reserved(mates: Sequence[Pool]) -> list[str]:
-    """Return exports and imports of other processes, which are qubesd's."""
+async def _reserved(pools: Sequence[Pool]) -> list[str]:
+    """Return a text for each dataset of an export or import of qubesd."""
     texts = []
-    for pool in mates:
+    for pool in pools:
         store = Container.at(pool.dataset, pool.qubes_root)
         for dataset in await store.reserved_elsewhere():
-            texts.append(f"an export or import has {dataset} in hand")
+            texts.append(f"an export or import uses {dataset}")
     return texts
 
 
 async def _open(zpool: str) -> list[str]:
-    """Return what is mounted or open, for longer than udev probes it."""
+    """Return a text for each mount, and each zvol open for longer than udev does."""
     end = asyncio.get_running_loop().time() + devices.PROBE_LIMIT
     while True:
         places = [f"{at} is mounted" for at in importexport.mounted(zpool)]
         holders = await lzc.in_thread(zpool, keys.open_zvols, zpool)
         texts = [
-            f"{dataset} is held by {', '.join(names)}"
+            f"{dataset} is in use by {', '.join(names)}"
             for dataset, names in sorted(holders.items())
         ]
         if not texts or asyncio.get_running_loop().time() > end:
@@ -107,8 +118,12 @@ async def _open(zpool: str) -> list[str]:
         await asyncio.sleep(0.25)
 
 
-async def _lock(mates: Sequence[Pool]) -> None:
-    for pool in mates:
+async def _lock(pools: Sequence[Pool]) -> None:
+    """Unload the keys of the pools.
+
+    :raises Failed: if a pool is in use
+    """
+    for pool in pools:
         if pool.is_encrypted:
             try:
                 await keys.unload(pool.dataset)
@@ -119,6 +134,10 @@ async def _lock(mates: Sequence[Pool]) -> None:
 
 
 async def _export(zpool: str) -> None:
+    """Export the zpool.
+
+    :raises Failed: with the uses that were found, if ZFS refuses
+    """
     try:
         await importexport.export_zpool(zpool)
     except CommandFailed as exc:

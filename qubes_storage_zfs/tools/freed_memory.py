@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether dom0's kernel overwrites memory that is freed (init_on_free)."""
+"""Find out whether dom0's kernel overwrites freed memory (init_on_free)."""
 
 import gzip
 import re
@@ -9,32 +9,36 @@ WORDS = Path("/proc/cmdline")
 CONFIG = Path("/proc/config.gz")
 DEFAULT_ON = b"\nCONFIG_INIT_ON_FREE_DEFAULT_ON=y\n"
 
-#: what the kernel takes for yes and no, by the first letters (kstrtobool())
+#: values that the kernel reads as yes and no (kstrtobool(): first letters)
 _YES = re.compile(r"[yYtT1]|[oO][nN]")
 _NO = re.compile(r"[nNfF0]|[oO][fF]")
 
 NOT_OVERWRITTEN = (
-    "dom0's kernel does not overwrite memory that is freed, so traces of"
-    " passphrases may stay in it after a pool is locked; add init_on_free=1 to"
-    " its command line, see install.md in the package's documentation"
+    "dom0's kernel does not overwrite freed memory, so traces of passphrases may"
+    " remain in memory after a pool is locked; add init_on_free=1 to the kernel"
+    " command line, see install.md in the package's documentation"
 )
 
 
 def overwritten() -> bool:
-    """The last word that the kernel understands counts, else its default."""
-    answer: bool | None = None
+    """Return whether the kernel overwrites freed memory.
+
+    The last init_on_free on the command line with a valid value decides; else
+    the default that the kernel was built with.
+    """
+    is_on: bool | None = None
     for word in WORDS.read_text("utf-8", "replace").split():
         name, _, value = word.replace("-", "_").partition("=")
         if name == "init_on_free":
             if _YES.match(value):
-                answer = True
+                is_on = True
             elif _NO.match(value):
-                answer = False
-    return _default() if answer is None else answer
+                is_on = False
+    return _default() if is_on is None else is_on
 
 
 def _default() -> bool:
-    """As the kernel was built; False if it does not say."""
+    """Return the default of the kernel; False if it does not show its config."""
     try:
         return DEFAULT_ON in gzip.decompress(CONFIG.read_bytes())
     except OSError:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Forget a pool's key now, or say who still holds it."""
+"""Unload the key of an encrypted pool, or of all pools.
+
+lock refuses, and names the uses, while a volume in the pool is in use.  After
+that, qubes in the pool need the passphrase to start.
+"""
 
 import argparse
 import asyncio
@@ -25,10 +29,16 @@ from .pools import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("pool", metavar="POOL", nargs="?")
-    which.add_argument(
-        "--all", action="store_true", help="the keys of all pools"
+    name = parser.add_mutually_exclusive_group(required=True)
+    name.add_argument(
+        "pool", metavar="POOL", nargs="?", help="encrypted pool to lock"
+    )
+    name.add_argument(
+        "--all",
+        action="store_true",
+        help="lock all pools of qubesd, and all encryption roots on imported"
+        " zpools that are marked as a pool's; continue after a failure, and"
+        " exit with status 1 then",
     )
 
 
@@ -42,39 +52,45 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 async def _lock_all() -> int:
-    """Lock all pools, configured or not; a failure does not end it.
+    """Lock all pools, configured or not, and continue after a failure.
 
-    Configured pools come first and side by side, so that a zpool that does not
-    answer delays no other configured pool.
+    Configured pools are locked first and at the same time, so that a zpool that
+    does not respond delays no other configured pool.
     """
-    failures, ours = [], list[Pool]()
+    failures, pools = [], list[Pool]()
     try:
-        ours = configured(qubesd())
+        pools = configured(qubesd())
     except Failed as exc:
         warn(f"qvm-zfs lock: {exc}")
         failures.append(str(exc))
-    steps = [partial(_lock_ours, pool) for pool in ours if pool.is_encrypted]
-    failures += await _side_by_side(steps)
-    pools = await survey_disks(ours)
-    for text in pools.unread:
+    steps = [
+        partial(_lock_configured, pool) for pool in pools if pool.is_encrypted
+    ]
+    failures += await _at_once(steps)
+    survey = await survey_disks(pools)
+    for text in survey.unread:
         warn(f"qvm-zfs lock: {text}")
-    failures += pools.unread
-    strange = [partial(_lock_strange, mark) for mark in pools.strange_roots()]
-    failures += await _side_by_side(strange)
-    if not steps and not strange and not failures:
+    failures += survey.unread
+    others = [
+        partial(_lock_unconfigured, mark)
+        for mark in survey.unconfigured_roots()
+    ]
+    failures += await _at_once(others)
+    if not steps and not others and not failures:
         raise Failed(messages.NO_ENCRYPTED_POOL)
     return 1 if failures else 0
 
 
-async def _side_by_side(
+async def _at_once(
     steps: Sequence[Callable[[], Awaitable[None]]],
 ) -> list[str]:
-    """Run *steps* at once; print and return the failures."""
+    """Run *steps* at the same time; print and return the failures."""
     outcomes = await asyncio.gather(*map(_outcome, steps))
     return [text for text in outcomes if text is not None]
 
 
 async def _outcome(step: Callable[[], Awaitable[None]]) -> str | None:
+    """Run a step; print and return its failure, or return None."""
     try:
         # an absent dataset has no key in memory
         with contextlib.suppress(PoolAbsent, NotFound):
@@ -85,13 +101,14 @@ async def _outcome(step: Callable[[], Awaitable[None]]) -> str | None:
     return None
 
 
-async def _lock_ours(pool: Pool) -> None:
+async def _lock_configured(pool: Pool) -> None:
+    """Lock a pool of qubesd."""
     check_zpool(pool)
     await _lock(pool.name, pool.dataset)
 
 
-async def _lock_strange(mark: ClaimedDataset) -> None:
-    """Lock a dataset that is marked as a pool's that qubesd lacks."""
+async def _lock_unconfigured(mark: ClaimedDataset) -> None:
+    """Lock a dataset that is marked as a pool's, which qubesd does not have."""
     place = printable(mark.dataset, SHOWN)
     if is_supported(mark.dataset):
         await _lock(
@@ -104,15 +121,16 @@ async def _lock_strange(mark: ClaimedDataset) -> None:
 async def _lock(name: str, dataset: str) -> None:
     """Unload the key of *dataset*.
 
-    :raises Failed: naming the pool, if its key stays loaded
+    :param name: of the pool, for the messages
+    :raises Failed: if the key is still loaded
     """
     try:
         await keys.unload(dataset)
     except Locked:
-        say(f"{name} is locked already.")
+        say(f"{name} is already locked")
     except (PoolAbsent, NotFound):
         raise
     except ZfsError as exc:
         raise Failed("{pool}: {why}", pool=name, why=reason(exc)) from exc
     else:
-        say(f"{name} is locked.")
+        say(f"{name} is locked")

@@ -5,7 +5,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from ..store.messages import reason
 from ..zfs.errors import ZfsError
@@ -13,35 +14,75 @@ from . import adopt, attach, detach, lock, passwd, status, unlock
 from .common import Failed
 from .output import Parser, warn
 
-VERBS = (status, unlock, lock, passwd, attach, detach, adopt)
+#: heading of a group in the help -> the subcommands, one module each
+COMMANDS: Mapping[str, Sequence[ModuleType]] = {
+    "state": (status,),
+    "keys of encrypted pools": (unlock, lock, passwd),
+    "disks": (attach, detach),
+    "migration": (adopt,),
+}
+
+DESCRIPTION = "Show and manage Qubes OS storage pools on ZFS. Run it in dom0."
+EPILOG = """\
+'qvm-zfs COMMAND --help' explains the options of a command.
+
+example: unlock the encrypted pool 'work', then show its state
+  sudo qvm-zfs unlock work
+  sudo qvm-zfs status work
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
+    summaries = "\n\n".join(
+        "\n".join([f"{heading}:", *map(_summary, modules)])
+        for heading, modules in COMMANDS.items()
+    )
     top = Parser(
         prog="qvm-zfs",
-        description="Qubes OS storage pools on ZFS: state, keys and disks",
+        usage="qvm-zfs [-h] COMMAND ...",
+        description=f"{DESCRIPTION}\n\n{summaries}",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for module in VERBS:
-        name = module.__name__.rpartition(".")[2]
-        help_text = (module.__doc__ or "").split("\n")[0]
-        verb = verbs.add_parser(
-            name, help=help_text, description=module.__doc__
+    subparsers = top.add_subparsers(
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+        help=argparse.SUPPRESS,
+        prog="qvm-zfs",
+    )
+    for module in sum(map(tuple, COMMANDS.values()), ()):
+        subparser = subparsers.add_parser(
+            _name(module),
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(verb)
-        verb.set_defaults(run=module.run)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
     return top
+
+
+def _name(module: ModuleType) -> str:
+    """Return the name of a module's subcommand."""
+    return module.__name__.rpartition(".")[2]
+
+
+def _summary(module: ModuleType) -> str:
+    """Return the line of a subcommand for ``--help``."""
+    first = (module.__doc__ or "").split("\n")[0].rstrip(".")
+    return f"  {_name(module):<8} {first}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
-    :return: the exit status: 0, 1 if it failed, 2 if it was misused
+    :return: the exit status: 0 after success, 1 after a failure; a wrong
+        command line exits with 2
     """
     parsed = parser().parse_args(arguments)
     if os.geteuid() != 0:
-        warn("qvm-zfs: run it as root, with sudo")
+        warn("qvm-zfs: only root can use it; run it with sudo")
         return 1
     try:
         return int(asyncio.run(parsed.run(parsed)) or 0)
@@ -49,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = reason(exc)
     except (KeyboardInterrupt, asyncio.CancelledError):
         why = "interrupted"
-    warn(f"qvm-zfs {parsed.verb}: {why}")
+    warn(f"qvm-zfs {parsed.command}: {why}")
     return 1
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The output of the tool: the only module of ``tools/`` that prints.
+"""Print the output of the tool; no other module of ``tools/`` prints.
 
-Names, marks and property values come from disks, and a terminal obeys the
-control characters in what is printed.
+Names, marks and property values come from disks, and a terminal interprets
+control characters.  So every line is escaped here.
 """
 
 import argparse
@@ -24,25 +24,26 @@ def warn(text: str) -> None:
 
 
 def ask(text: str) -> None:
-    """Print *text* on the standard error, and stay on its line."""
+    """Print a prompt on the standard error, without a newline."""
     _print(text, sys.stderr, end="")
 
 
 def say_json(value: object) -> None:
-    """Print *value* as JSON, in which all but ASCII is escaped."""
+    """Print *value* as JSON with all other characters than ASCII escaped."""
     print(json.dumps(value, indent=2))
 
 
 def _print(text: str, stream: TextIO, end: str = "\n") -> None:
+    """Print *text* escaped, also on a terminal that has not all characters."""
     line = printable(text)
     encoding = stream.encoding or "ascii"
-    # a terminal of another character set is no reason to fail
     shown = line.encode(encoding, "backslashreplace").decode(encoding)
     print(shown, file=stream, end=end, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints no control characters of the command line."""
+    """A parser whose errors show no control characters of the command line."""
 
     def error(self, message: str) -> NoReturn:
+        """Print *message* escaped, and exit with status 2."""
         super().error(printable(message))

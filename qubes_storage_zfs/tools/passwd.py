@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Change a pool's passphrase; the present one is asked for first."""
+"""Change the passphrase of an encrypted pool.
+
+passwd asks for the present passphrase, then twice for the new one.  If standard
+input is not a terminal, it reads these as three lines.  A pool that was locked
+is locked again afterwards.
+"""
 
 import argparse
 
@@ -13,6 +18,10 @@ from .pools import encrypted_pool, must_be_allowed
 
 
 def _iterations(text: str) -> int:
+    """Return the value of ``--pbkdf2iters``.
+
+    :raises argparse.ArgumentTypeError: if it is not allowed
+    """
     try:
         return parse_iterations(text)
     except BadOption as exc:
@@ -21,13 +30,19 @@ def _iterations(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    parser.add_argument("pool", metavar="POOL")
+    parser.add_argument(
+        "pool",
+        metavar="POOL",
+        help="encrypted pool whose passphrase is changed",
+    )
     parser.add_argument(
         "--pbkdf2iters",
         type=_iterations,
         default=DEFAULT_ITERATIONS,
         metavar="N",
-        help="how dear each guess is made (default: %(default)s)",
+        help="PBKDF2 iterations of the new key, 100000 to 100000000 (default:"
+        " %(default)s); more iterations slow down brute-force attacks, and"
+        " each unlocking",
     )
 
 
@@ -45,7 +60,7 @@ async def run(arguments: argparse.Namespace) -> int:
         raise Failed(
             messages.CHANGED_BUT,
             pool=pool.name,
-            holders="; ".join(exc.holders) or "something has it open",
+            holders="; ".join(exc.holders) or "an unknown process uses it",
         ) from exc
-    say(f"The passphrase of {pool.name} was changed.")
+    say(f"the passphrase of {pool.name} was changed")
     return 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The pools: those that qubesd has, and those that disks claim.
+"""Find pools: those that qubesd has, and those that marks on disks name.
 
-qubes.xml decides which dataset a pool's name means.  A mark on a disk is a
-claim: another disk can carry the same one.  So a mark counts only where no
-configured pool has the name, and only if no other dataset has the same mark.
+qubes.xml decides which dataset the name of a pool means.  A mark on a disk is
+only a claim, because another disk can have the same mark.  So a mark counts only
+if no configured pool has the name, and no other dataset has the same mark.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,9 @@ from .common import (
 
 
 def claimed_pool(mark: ClaimedDataset) -> Pool:
-    """Return the pool that a dataset claims to be of; no configuration
-    confirms it."""
-    is_ours = mark.dataset.endswith(f"/encryption/{mark.claimed_by}")
-    driver = ENCRYPTED if is_ours and mark.is_root else DRIVERS[0]
+    """Return the pool that a mark names and that qubesd does not have."""
+    has_our_path = mark.dataset.endswith(f"/encryption/{mark.claimed_by}")
+    driver = ENCRYPTED if has_our_path and mark.is_root else DRIVERS[0]
     return Pool(mark.claimed_by, driver, mark.dataset, is_configured=False)
 
 
@@ -37,10 +36,10 @@ def claimed_pool(mark: ClaimedDataset) -> Pool:
 class Survey:
     """The pools and marks at one time.
 
-    :ivar pools: the configured ones, then those that only disks claim; each
+    :ivar pools: the configured pools, then those that only marks name, both
         sorted by name
-    :ivar marks: of all imported zpools
-    :ivar unread: sentences on the zpools whose marks could not be read
+    :ivar marks: the marks in all imported zpools
+    :ivar unread: a message for each zpool whose marks could not be read
     """
 
     pools: Sequence[Pool]
@@ -50,8 +49,9 @@ class Survey:
     def named(self, name: str) -> Pool:
         """Return the pool that *name* means.
 
-        :raises Failed: if there is none, if several datasets claim the name
-            and no configured pool has it, or if its zpool is another one
+        :raises Failed: if there is none, if no configured pool has the name
+            and several datasets are marked with it, or if the zpool has
+            another GUID
         """
         claims = [pool for pool in self.pools if pool.name == name]
         chosen = [pool for pool in claims if pool.is_configured] or claims
@@ -66,14 +66,14 @@ class Survey:
         return chosen[0]
 
     def other_claim(self, pool: Pool) -> str | None:
-        """Return the name on the dataset of *pool* if it is another pool's."""
+        """Return the other pool that the mark on *pool*'s dataset names, if any."""
         for mark in self.marks:
             if mark.dataset == pool.dataset and mark.claimed_by != pool.name:
                 return mark.claimed_by
         return None
 
-    def strange_roots(self) -> list[ClaimedDataset]:
-        """Return the marked encryption roots of pools that qubesd lacks."""
+    def unconfigured_roots(self) -> list[ClaimedDataset]:
+        """Return the marked encryption roots that no pool of qubesd uses."""
         places = {pool.dataset for pool in self.pools if pool.is_configured}
         return [
             mark
@@ -91,8 +91,8 @@ async def survey(app: App) -> Survey:
     return await survey_disks(configured(app))
 
 
-async def survey_disks(ours: Sequence[Pool]) -> Survey:
-    """Return *ours*, which are configured, and the pools that disks claim."""
+async def survey_disks(configured_pools: Sequence[Pool]) -> Survey:
+    """Return the configured pools and those that only marks name."""
     marks: list[ClaimedDataset] = []
     unread = []
     for zpool in importexport.imported():
@@ -103,22 +103,26 @@ async def survey_disks(ours: Sequence[Pool]) -> Survey:
         except ZfsError as exc:
             reason = messages.reason(exc)
             unread.append(f"the zpool {zpool} cannot be read: {reason}")
-    places = {pool.dataset for pool in ours}
+    places = {pool.dataset for pool in configured_pools}
     claimed = [
         claimed_pool(mark) for mark in marks if mark.dataset not in places
     ]
-    pools = [*sorted(ours, key=_order), *sorted(claimed, key=_order)]
+    pools = [
+        *sorted(configured_pools, key=_order),
+        *sorted(claimed, key=_order),
+    ]
     return Survey(pools, marks, unread)
 
 
 def _order(pool: Pool) -> tuple[str, str]:
+    """Return the key to sort pools by."""
     return pool.name, pool.dataset
 
 
 async def _marks(zpool: str) -> list[ClaimedDataset]:
     """Return the marks in a zpool.
 
-    :raises ZfsError: if ZFS cannot be asked, or does not answer
+    :raises ZfsError: if ZFS fails, or does not respond
     """
     if not await commands.responds(zpool):
         raise SilentZpool(zpool)
@@ -126,7 +130,7 @@ async def _marks(zpool: str) -> list[ClaimedDataset]:
 
 
 def is_supported(dataset: str) -> bool:
-    """Return whether this driver can have a dataset of that name."""
+    """Return whether this driver supports the name of a dataset."""
     try:
         naming.dataset_name(dataset)
     except naming.BadName:
@@ -135,9 +139,9 @@ def is_supported(dataset: str) -> bool:
 
 
 def check_zpool(pool: Pool) -> None:
-    """Refuse a zpool that only has the right name.
+    """Check that the imported zpool is the pool's, not one of the same name.
 
-    :raises Failed: if the imported zpool has another GUID than the pool's
+    :raises Failed: if it has another GUID than qubes.xml records
     """
     try:
         policy.check_zpool(pool.place)
@@ -146,9 +150,9 @@ def check_zpool(pool: Pool) -> None:
 
 
 async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:
-    """Return the encrypted pool that *name* means, whose dataset exists.
+    """Return the encrypted pool that *name* means; its dataset exists.
 
-    :param secret: a passphrase will be asked for, so the dataset must not be
+    :param secret: the caller asks for a passphrase, so refuse a dataset that is
         marked as another pool's
     :raises Failed: if there is no such pool
     """
@@ -170,10 +174,10 @@ async def encrypted_pool(name: str, *, secret: bool = True) -> Pool:
 
 
 async def must_be_allowed(pool: Pool) -> None:
-    """Check what is on disk before the key is loaded, which makes devices.
+    """Check the datasets before the key is loaded, because that creates devices.
 
     :raises Failed: if a property is not allowed
-    :raises ZfsError: if ZFS cannot be asked, or no passphrase unlocks *pool*
+    :raises ZfsError: if ZFS fails, or the key is not a passphrase
     """
     try:
         await policy.check(pool.place, must_be_claimed=False)

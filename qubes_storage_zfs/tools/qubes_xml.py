@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qubes.xml, for changes that qubesd does not offer.
+"""Read and change qubes.xml, for changes that qubesd does not offer.
 
-No call of the Admin API gives a volume another vid or pool, or a pool another
-driver (qubes/api/admin.py), and admin.pool.Remove refuses a pool with volumes
-in it.  So the file is rewritten while qubesd is stopped: qubesd reads the file
+No call of the Admin API changes the vid or pool of a volume, or the driver of a
+pool (qubes/api/admin.py), and admin.pool.Remove refuses a pool with volumes in
+it.  So adopt rewrites the file while qubesd is stopped: qubesd reads the file
 when it starts, and overwrites it while it runs.
 """
 
@@ -20,7 +20,7 @@ from ..migrate.records import Attributes
 from ..store import messages
 from ..store.naming import ZPOOL_GUID
 
-#: where qubesd listens (qubes/api/admin.py)
+#: socket of qubesd (qubes/api/admin.py)
 SOCKET = "/var/run/qubesd.sock"
 
 
@@ -37,14 +37,16 @@ def qubesd_runs() -> bool:
 
 
 class QubesXml:
-    """The content of a qubes.xml, read once.
+    """The content of a qubes.xml, read once, when the object is created.
 
-    adopt() and undo() change it in memory; write() replaces the file.
-
-    :raises Refused: if it cannot be read
+    adopt() and undo() change the content in memory; write() replaces the file.
     """
 
     def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        :raises Refused: if it cannot be read
+        """
         self.path = path
         try:
             self._text, _ = files.read(path)
@@ -70,7 +72,7 @@ class QubesXml:
     def _elements(
         self, pool: str
     ) -> Iterator[tuple[str, str, ElementTree.Element]]:
-        """Yield qube, its class and the element of each volume in a pool."""
+        """Yield qube, class of the qube and element of each volume in a pool."""
         for qube in self._root.iterfind("./domains/domain"):
             name = qube.findtext("./properties/property[@name='name']", "")
             for volume in qube.iterfind("./volume-config/volume"):
@@ -85,7 +87,7 @@ class QubesXml:
         ]
 
     def dropped(self, place: MigratingPool) -> Mapping[str, Attributes]:
-        """Return qube -> the attributes that adopt() takes out.
+        """Return qube -> volume -> the attributes that adopt() removes.
 
         :raises Refused: if one is neither True nor False
         """
@@ -113,9 +115,9 @@ class QubesXml:
     def adopt(
         self, place: MigratingPool, zpool_guid: str | None = None
     ) -> None:
-        """Describe the pool as one of this driver, once it is migrated.
+        """Change the pool into one of this driver, in memory.
 
-        :param zpool_guid: of the pool's zpool, to be recorded; None: not known
+        :param zpool_guid: GUID of the zpool to record; None: not known
         """
         pool = self.pool(place.pool)
         pool.set("driver", place.driver)
@@ -136,10 +138,10 @@ class QubesXml:
         dropped: Mapping[str, Attributes],
         remove_guid: bool = True,
     ) -> None:
-        """Describe the pool as before.  Nothing of it comes from a disk.
+        """Change the pool back, in memory, with no value from a disk.
 
-        :param driver: the pool's, as it was
-        :param dropped: what dropped() returned before
+        :param driver: the earlier driver of the pool
+        :param dropped: the result of dropped() from before adopt()
         :param remove_guid: whether adopt() added the GUID of the zpool
         """
         pool = self.pool(place.pool)
@@ -149,7 +151,7 @@ class QubesXml:
         for qube, _, volume in self._elements(place.pool):
             vid = volume.get("vid", "")
             if vid.startswith(place.old + "/"):
-                # an earlier run was cut short after it wrote this
+                # an earlier run was interrupted after it wrote this volume
                 continue
             for key in ("vid", "source"):
                 value = volume.get(key)
@@ -171,15 +173,16 @@ class QubesXml:
             for key in sorted({*old.keys(), *new.keys()}):
                 value = new.get(key)
                 if value is None:
-                    yield f"{name}: without {key}={old.get(key)}"
+                    yield f"{name}: remove {key}={old.get(key)}"
                 elif value != old.get(key):
-                    yield f"{name}: {key}={value}"
+                    yield f"{name}: set {key}={value}"
 
     def write(self) -> Path | None:
-        """Replace the file at once.
+        """Replace the file atomically.
 
-        :return: the copy of the file from before; None if nothing changed
-        :raises Refused: if it was changed meanwhile, or cannot be written
+        :return: path of the copy of the earlier file; None if nothing changed
+        :raises Refused: if another process changed the file, or it cannot be
+            written
         """
         if ElementTree.tostring(self._root) == self._before:
             return None

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Pools: whether they can be used, their keys, and who holds these."""
+"""Show the state of each ZFS pool, its key and its uses.
+
+Below the table, status prints for each pool the reason why its qubes cannot
+start and the remedy, the volumes of an unlocked pool that are in use, and space
+that removed volumes still take.
+"""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,16 +26,24 @@ from ..zfs.errors import (
 from ..zfs.text import SHOWN, printable
 from . import freed_memory
 from . import pools as pools_of
-from .common import ENCRYPTED, App, Failed, Pool, due, qubesd
+from .common import (
+    ENCRYPTED,
+    App,
+    Failed,
+    Pool,
+    qubesd,
+    seconds_until_unload,
+)
 from .output import say, say_json, warn
 
 OUTSIDE = (
-    "{qube}: its {volume} volume is written to the pool {pool}, which its"
-    " key does not encrypt; see encryption.md in the package's documentation"
+    "{qube}: its volume {volume} is written to the pool {pool}, which the key"
+    " of its other volumes does not encrypt; see encryption.md in the package's"
+    " documentation"
 )
-#: states of a pool that ZFS can be asked about
+#: states of a pool that exists and whose zpool responds
 _PRESENT = frozenset({"available", "locked", "unlocked"})
-#: exception -> state of a pool that ZFS cannot be asked about
+#: exception -> state of a pool that ZFS cannot query
 _STATES: Mapping[type[ZfsError], str] = {
     PoolAbsent: "absent",
     NoModule: "no zfs module",
@@ -38,11 +51,12 @@ _STATES: Mapping[type[ZfsError], str] = {
     SilentZpool: "silent",
     Suspended: "suspended",
 }
-#: bytes; an empty volume takes less
-WORTH_TELLING = 1 << 20
+#: bytes of removed volumes from which on they are shown; an empty volume takes
+#: less
+SHOWN_FROM = 1 << 20
 REMOVED = (
-    "{name}: {mib} MiB of removed volumes stay allocated, because several"
-    " volumes, or something made outside of Qubes, are clones of them; see"
+    "{name}: {mib} MiB of removed volumes are still allocated, because several"
+    " volumes, or datasets that other software created, are clones of them; see"
     " tuning.md in the package's documentation"
 )
 
@@ -51,13 +65,13 @@ REMOVED = (
 class PoolStatus:
     """The status of one pool.
 
-    :ivar state: one word, or more if it cannot be used
-    :ivar notes: sentences on what prevents qubes from starting
-    :ivar holders: volume -> holders of its device, as texts
-    :ivar removed_usage: bytes of removed volumes that stay allocated; None if
-        that is not known
-    :ivar unloaded_in: seconds until qubesd unloads the key; None if no time is
-        set or known
+    :ivar state: the state, as the manual page lists them
+    :ivar notes: messages on what prevents qubes from starting
+    :ivar holders: volume -> texts on the uses of its device
+    :ivar removed_usage: bytes of removed volumes that are still allocated; None
+        if not known
+    :ivar unloaded_in: seconds until qubesd unloads the key; None if there is no
+        time limit, or it is not known
     """
 
     pool: Pool
@@ -69,14 +83,14 @@ class PoolStatus:
 
     @property
     def shown_state(self) -> str:
-        """The state as the table has it."""
+        """The state as the table shows it."""
         state = self.state
         if self.unloaded_in is not None:
-            state += f", forgotten in {self.unloaded_in:.0f} s"
+            state += f"; the key will be unloaded in {self.unloaded_in:.0f} s"
         return state if self.pool.is_configured else f"{state}, not configured"
 
     def as_json(self) -> dict[str, object]:
-        """Return the item for ``--json``."""
+        """Return the object for ``--json``."""
         return {
             "name": self.pool.name,
             "driver": self.pool.driver,
@@ -86,13 +100,13 @@ class PoolStatus:
             "notes": list(self.notes),
             "holders": {k: list(v) for k, v in self.holders.items()},
             "removed_usage": self.removed_usage,
-            "forgotten_in": self.unloaded_in,
+            "unloaded_in": self.unloaded_in,
         }
 
 
 @dataclass(frozen=True)
 class Outside:
-    """A volume outside of an encrypted pool, of a qube that has some in one."""
+    """A volume outside encrypted pools, of a qube with volumes in one."""
 
     qube: str
     volume: str
@@ -101,8 +115,18 @@ class Outside:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    parser.add_argument("pool", metavar="POOL", nargs="*", help="only these")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "pool",
+        metavar="POOL",
+        nargs="*",
+        help="pools to show (default: all pools of qubesd, and all datasets"
+        " marked as a pool's)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object for programs (default: a table)",
+    )
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -136,12 +160,12 @@ async def run(arguments: argparse.Namespace) -> int:
         warn(f"qvm-zfs status: {text}")
     missing = set(arguments.pool) - {pool.name for pool in chosen}
     for name in sorted(missing):
-        say(f"{name}: there is no such ZFS pool")
+        say(f"{name}: no such ZFS pool; 'qvm-zfs status' lists the pools")
     return 1 if missing else 0
 
 
 async def _status(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
-    """Return the status of a pool, whatever is wrong with it."""
+    """Return the status of a pool; a failure becomes its state."""
     try:
         pools_of.check_zpool(pool)
         return await _status_of_present(pool, survey)
@@ -156,7 +180,7 @@ async def _status(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
 async def _status_of_present(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
     """Return the status of a pool whose zpool is imported.
 
-    :raises ZfsError: if ZFS cannot be asked
+    :raises ZfsError: if ZFS fails, or does not respond
     """
     if not await commands.responds(pool.qubes_root):
         raise SilentZpool(pool.zpool)
@@ -180,11 +204,16 @@ async def _status_of_present(pool: Pool, survey: pools_of.Survey) -> PoolStatus:
             for dataset, names in sorted(holders.items())
         },
         await _removed_usage(pool) if state in _PRESENT else None,
-        due(pool) if state == "unlocked" and not holders else None,
+        (
+            seconds_until_unload(pool)
+            if state == "unlocked" and not holders
+            else None
+        ),
     )
 
 
 def _state(pool: Pool, key: keys.KeyState) -> str:
+    """Return the state of a pool that ZFS can query."""
     if not key.exists:
         return "missing"
     if not pool.is_encrypted:
@@ -193,7 +222,7 @@ def _state(pool: Pool, key: keys.KeyState) -> str:
 
 
 async def _obstacles(pool: Pool, key: keys.KeyState) -> list[ZfsError]:
-    """Return what prevents qubes in an available pool from starting."""
+    """Return the failures that starting a qube in the pool would have."""
     obstacles: list[ZfsError] = []
     root_key = key
     if pool.qubes_root != pool.dataset:
@@ -205,28 +234,29 @@ async def _obstacles(pool: Pool, key: keys.KeyState) -> list[ZfsError]:
 
 
 async def _removed_usage(pool: Pool) -> int | None:
-    """Return the bytes that clones keep of removed volumes, if known."""
+    """Return the bytes of removed volumes that clones keep; None if not known."""
     space = Space(pool.qubes_root)
     await space.count()
     return space.removed
 
 
 def _outside(app: App) -> Iterator[Outside]:
-    """Yield volumes outside of qubes that have one in an encrypted pool."""
-    safe = {p.name for p in app.pools.values() if p.driver == ENCRYPTED}
+    """Yield the volumes outside encrypted pools of qubes that also use one."""
+    encrypted = {p.name for p in app.pools.values() if p.driver == ENCRYPTED}
     for qube in app.domains:
         volumes = list(qube.volumes.values()) if qube.klass != "AdminVM" else []
-        if not any(volume.pool in safe for volume in volumes):
+        if not any(volume.pool in encrypted for volume in volumes):
             continue
         for volume in volumes:
-            if volume.pool in safe or not volume.rw or volume.ephemeral:
+            if volume.pool in encrypted or not volume.rw or volume.ephemeral:
                 continue
             yield Outside(qube.name, volume.name, volume.pool)
 
 
 def _show(pools: Sequence[PoolStatus], outside: Sequence[Outside]) -> None:
+    """Print the table and the notes below it."""
     if not pools:
-        say("There is no ZFS pool.")
+        say("there is no ZFS pool; 'qvm-pool add' adds one")
     rows = [("POOL", "DRIVER", "DATASET", "STATE")] + [
         (
             printable(status.pool.name, SHOWN),
@@ -250,11 +280,12 @@ def _show(pools: Sequence[PoolStatus], outside: Sequence[Outside]) -> None:
 
 
 def _show_notes(status: PoolStatus) -> None:
+    """Print the notes on one pool."""
     name = status.pool.name
     for note in status.notes:
         say(f"{name}: {note}")
     for volume, holders in status.holders.items():
-        say(f"{name}: {volume} is held by {', '.join(holders)}")
+        say(f"{name}: {volume} is in use by {', '.join(holders)}")
     usage = status.removed_usage or 0
-    if usage >= WORTH_TELLING:
+    if usage >= SHOWN_FROM:
         say(REMOVED.format(mib=usage >> 20, name=name))

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Load a pool's key; the passphrase comes from the terminal or stdin."""
+"""Load the key of an encrypted pool.
+
+On a terminal, unlock asks for the passphrase at most three times and does not
+show it.  Otherwise it reads the passphrase as one line from standard input.
+"""
 
 import argparse
 
@@ -11,7 +15,11 @@ from .pools import encrypted_pool, must_be_allowed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    parser.add_argument("pool", metavar="POOL")
+    parser.add_argument(
+        "pool",
+        metavar="POOL",
+        help="encrypted pool to unlock; its qubes then start without a prompt",
+    )
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -19,11 +27,11 @@ async def run(arguments: argparse.Namespace) -> int:
     pool = await encrypted_pool(arguments.pool)
     key = await keys.state(pool.dataset)
     if key.loaded:
-        say(f"{pool.name} is unlocked already.")
+        say(f"{pool.name} is already unlocked")
         return 0
     keys.require_passphrase(pool.dataset, key)
     await must_be_allowed(pool)
     with terminal(pool.name) as prompt:
         await keys.load(pool.dataset, prompt, typed=True)
-    say(f"{pool.name} is unlocked.")
+    say(f"{pool.name} is unlocked")
     return 0

@@ -86,7 +86,9 @@ async def run(
     path = _find(program)
     if path is None:
         raise CommandFailed(
-            command, 127, f"the program {program} is not installed"
+            command,
+            127,
+            f"the program {program} is not installed; install it in dom0",
         )
     child = asyncio.ensure_future(_execute(path, arguments))
     try:
@@ -166,7 +168,7 @@ async def create_zpool(
     :raises CommandFailed: if zpool(8) refuses
     """
     if not devices or not all(path.startswith("/") for path in devices):
-        raise ValueError("A zpool needs devices, given by absolute paths.")
+        raise ValueError("a zpool needs devices with absolute paths")
     root = {"compression": compression, **properties}
     arguments = ["create"]
     for key, value in ZPOOL_PROPERTIES.items():

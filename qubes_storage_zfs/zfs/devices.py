@@ -177,10 +177,12 @@ async def _nudge(dataset: str, opened: contextlib.ExitStack) -> None:
 
     node = await lzc.in_thread(dataset, _node_of, dataset)
     if node is not None:
-        LOG.warning("udev made no link for %s yet: asking again", dataset)
+        LOG.warning(
+            "udev made no link for %s yet; triggering it again", dataset
+        )
         await lzc.in_thread(dataset, announce, node)
         return
-    LOG.warning("%s has no device node yet: asking for one", dataset)
+    LOG.warning("%s has no device node yet; requesting one", dataset)
     with contextlib.suppress(CommandFailed):
         await commands.remake_node(dataset)
 

@@ -241,7 +241,9 @@ async def _next(
         raise errors.Silent(root, limit or 0.0) from exc
     if not line:
         raise errors.CommandFailed(
-            "keyholder", 1, "the process for the passphrase ended; try again"
+            "keyholder",
+            1,
+            "the process that reads the passphrase exited early; try again",
         )
     word, _, detail = line.decode(errors="replace").strip().partition(" ")
     return word, detail
@@ -294,7 +296,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     done, _ = await asyncio.wait([end], timeout=END_LIMIT)
     if not done:
         LOG.warning(
-            "keyholder, process %d: killed, and waits for ZFS", process.pid
+            "the keyholder (process %d) was killed, but still waits for ZFS",
+            process.pid,
         )
 
 

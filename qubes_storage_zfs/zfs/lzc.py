@@ -145,7 +145,7 @@ def call(name: str, subject: str, /, *args: object) -> Any:
         # the line where a channel program failed
         details = getattr(exc, "details", None)
         if details:
-            LOG.error("%s of %s: %r", name, subject, details)
+            LOG.error("%s of %s failed: %r", name, subject, details)
         raise errors.from_errno(exc.errno or 0, subject, name) from exc
 
 

@@ -84,7 +84,13 @@ async def _record_path(name: str, recorded: str, path: str) -> None:
     end = asyncio.get_running_loop().time() + LINK_LIMIT
     while os.path.realpath(path) != recorded:
         if asyncio.get_running_loop().time() > end:
-            LOG.warning("zpool %s: %s is not %s yet", name, path, recorded)
+            LOG.warning(
+                "zpool %s: its device path is still %s, because %s does not"
+                " lead there yet",
+                name,
+                recorded,
+                path,
+            )
             return
         await asyncio.sleep(0.1)
     await commands.run("zpool", "set", f"path={path}", name, recorded)

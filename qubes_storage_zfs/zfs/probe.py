@@ -42,7 +42,7 @@ _MEANING = {
     "zfs_member": "the label of a zpool, perhaps a destroyed one",
     "LVM2_member": "an LVM physical volume",
     "crypto_LUKS": "an encrypted LUKS volume",
-    "linux_raid_member": "a member of a RAID",
+    "linux_raid_member": "a RAID member",
     "swap": "swap space",
 }
 
@@ -74,8 +74,8 @@ class DeviceRefused(ZfsError):
         return {**super().data, "device": device, "reason": reason}
 
     def __str__(self) -> str:
-        """Return the device and the reason as a sentence."""
-        return f"{_plain(self.device)} {_plain(self.reason)}."
+        """Return the message: the device and the reason."""
+        return f"{_plain(self.device)} {_plain(self.reason)}"
 
 
 def split_devices(text: str) -> list[str]:
@@ -88,7 +88,7 @@ def split_devices(text: str) -> list[str]:
     """
     devices = [part for part in re.split(r"[,\s]+|:(?=/)", text) if part]
     if not devices:
-        raise ValueError("No block device is given; name at least one.")
+        raise ValueError("block_devices names no device; name at least one")
     return devices
 
 
@@ -122,8 +122,8 @@ class Device:
         if (now.number, now.sequence) != (self.number, self.sequence):
             raise DeviceRefused(
                 self.path,
-                "leads to another device now than when it was checked; that one"
-                " was not changed. Find out what changes the link",
+                "leads to another device than when it was checked, so nothing"
+                " was changed; find out what changes the link",
             )
 
     @property
@@ -138,7 +138,7 @@ def _look_up(path: str) -> Device:
 
     :raises DeviceRefused: if *path* is relative, or leads to no block device
     """
-    names = "; give a device by its full name, as in /dev/disk/by-id"
+    names = "; give the full path of a device, such as one in /dev/disk/by-id"
     if not path.startswith("/"):
         raise DeviceRefused(path, "is not an absolute path" + names)
     try:
@@ -179,22 +179,22 @@ def _erase(device: Device) -> str:
 def _obstacles(device: Device) -> Iterator[str]:
     """Yield reasons to refuse a device, found without opening it."""
     if entry(device.sysfs, "dm/uuid").startswith("LVM-"):
-        yield "is a volume of LVM, where qubes may have data; name a disk"
+        yield "is an LVM volume, where qubes may have data; name a disk"
     if device.sysfs.name.startswith("zd"):
         yield (
-            "is a volume of ZFS, and a zpool within a zpool can hang the"
-            " machine; name a disk or a partition"
+            "is a zvol, and a zpool inside a zpool can hang the machine; name a"
+            " disk or a partition"
         )
     size = int(entry(device.sysfs, "size") or "0") * 512
     if size < SMALLEST:
         yield (
-            f"is too small ({size >> 20} MiB); name one of at least"
+            f"is too small ({size >> 20} MiB); name a device of at least"
             f" {SMALLEST >> 20} MiB"
         )
     if entry(device.sysfs, "ro") != "0":
-        yield "is read-only; name one that can be written"
+        yield "is read-only; name a device that can be written to"
     for use in uses(device.number, device.sysfs, device.disk):
-        yield f"{use}; release it there, or name another device"
+        yield f"{use}; end that use, or name another device"
 
 
 async def _patiently(function: Callable[[str], None], path: str) -> None:
@@ -276,12 +276,12 @@ async def _obstacle_inside(device: Device) -> str | None:
             return f"cannot be read ({exc.strerror}); name another device"
     names = await _signatures(device.node, device.path)
     name = names[0] if names else ""
-    content = f"carries {_MEANING.get(name, f'a signature ({name})')}"
+    content = f"contains {_MEANING.get(name, f'a signature ({name})')}"
     if busy:
         also = f", and {content}" if name else ""
         return (
-            f"is in use by the system or by an imported zpool{also}; release"
-            " it there, or name another device"
+            f"is in use by the system or by an imported zpool{also}; end that"
+            " use, or name another device"
         )
     parts = ", ".join(part.name for part in partitions(device.sysfs))
     if parts:
@@ -293,8 +293,8 @@ async def _obstacle_inside(device: Device) -> str | None:
         return f"{content}; name another device, {_erase(device)}"
     if not zero:
         return (
-            "is not empty: it holds data that is not recognised, perhaps"
-            " encrypted (a LUKS device just made looks like that inside); name"
+            "is not empty: it contains data of an unknown kind, perhaps"
+            " encrypted (a new LUKS device looks like this inside); name"
             " another device, or, if nothing on it is needed, overwrite its"
             " first and last MiB with zeroes"
         )
@@ -375,7 +375,7 @@ async def _undo(path: str) -> None:
     if numbers - _ZPOOL_PARTITIONS or names - _ZPOOL_SIGNATURES:
         raise DeviceRefused(
             path,
-            "was changed by something other than zpool and is left as it is;"
+            "was changed by a program other than zpool, so it was not cleared;"
             f" name another device, {_erase(device)}",
         )
     for node in nodes:
@@ -386,7 +386,7 @@ async def _undo(path: str) -> None:
     except OSError as exc:
         raise DeviceRefused(
             path,
-            f"could not be made empty again ({exc.strerror});"
+            f"could not be cleared ({exc.strerror});"
             f" name another device, {_erase(device)}",
         ) from exc
 

@@ -47,7 +47,7 @@ class Reply:
         if self._value is None:
             return {}
         if not isinstance(self._value, Mapping):
-            raise _bad("no table", self._value)
+            raise _bad("not a table", self._value)
         return self._value
 
     def _items(self) -> Iterator[object]:
@@ -57,7 +57,7 @@ class Reply:
             for key in sorted(table, key=int):
                 yield table[key]
         except ValueError as exc:
-            raise _bad("no list", self._value) from exc
+            raise _bad("not a list", self._value) from exc
 
     def is_none(self) -> bool:
         """Return whether the reply is nil."""
@@ -69,7 +69,7 @@ class Reply:
         :raises BadReply: if the reply is not text
         """
         if not isinstance(self._value, str):
-            raise _bad("no text", self._value)
+            raise _bad("not a text", self._value)
         return self._value
 
     def as_number(self) -> int:
@@ -78,7 +78,7 @@ class Reply:
         :raises BadReply: if the reply is not a number
         """
         if isinstance(self._value, bool) or not isinstance(self._value, int):
-            raise _bad("no number", self._value)
+            raise _bad("not a number", self._value)
         return self._value
 
     def as_flag(self) -> bool:

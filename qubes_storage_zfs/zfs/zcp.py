@@ -42,7 +42,7 @@ def encode(value: object) -> object:
     if isinstance(value, Mapping):
         return {text.to_disk(key): encode(item) for key, item in value.items()}
     if not isinstance(value, Sequence):
-        raise TypeError(f"{type(value)} is no argument of a channel program")
+        raise TypeError(f"a channel program cannot take {type(value)}")
     return {
         str(number).encode(): encode(item)
         for number, item in enumerate(value, 1)
@@ -195,7 +195,7 @@ def _result(program: Program, reply: Reply, call: str) -> Result:
     if reply.has("failed"):
         # lzc.call() logs this for a program that runs alone
         error = reply.text("failed")
-        LOG.error("%s of %s: %s", call, program.dataset, error)
+        LOG.error("%s of %s failed: %s", call, program.dataset, error)
         return errors.from_errno(errno.ECHRNG, program.dataset, call)
     if reply.has("errno"):
         dataset = reply.text("dataset") or program.dataset

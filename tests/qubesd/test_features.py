@@ -57,10 +57,10 @@ def test_a_feature_tunes_a_volume_at_the_next_start(dom0, qube):
 @pytest.mark.parametrize(
     "feature, value, why",
     [
-        ("zfs.mountpoint", "/", "is nothing that a qube can have"),
+        ("zfs.mountpoint", "/", "there is no feature"),
         ("zfs.private.compression", "fast", "compression must be on, off"),
         ("zfs.dedup", "on-for-ever", "dedup is an option of the pool"),
-        ("zfs.reset-on-start", "root", "as new at every start anyway"),
+        ("zfs.reset-on-start", "root", "is reset at each start anyway"),
     ],
 )
 def test_what_is_refused_when_it_is_set(dom0, qube, feature, value, why):

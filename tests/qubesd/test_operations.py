@@ -97,7 +97,7 @@ def test_the_size_of_a_halted_disposables_volume(dom0, qube):
         dom0.run(
             *(*resize, f"disp8:{volume}", "128MiB"),
             status=1,
-            says=f"resize that volume ('qvm-volume resize {source}:{volume}",
+            says=f"run 'qvm-volume resize {source}:{volume} SIZE'",
         )
     dom0.run(*resize, "disp8:volatile", "12GiB")
     dom0.run("qvm-start", "disp8")
@@ -169,7 +169,11 @@ def test_commands_while_an_import_is_written(dom0, qube):
         ("qvm-volume", "revert", volume),
         ("qvm-start", qube),
     ):
-        dom0.run(*command, status=1, says=("is under way", "(dd)"))
+        dom0.run(
+            *command,
+            status=1,
+            says=("import into this volume is running", "(dd)"),
+        )
     kill_import(call, ours)
     dom0.run("qvm-start", qube)
     dom0.run("qvm-kill", qube)

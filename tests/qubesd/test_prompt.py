@@ -54,7 +54,9 @@ def test_the_chosen_qube_is_asked_and_not_removed(dom0, vault):
     start = ("qvm-start", vault)
     dom0.run(*start, status=1, says="in screen, which is not running")
     remove = ("qvm-remove", "-f", "screen")
-    why = "Cannot remove screen: the pool vault asks for its passphrase there"
+    why = (
+        "Cannot remove screen: the pool vault shows its passphrase prompt there"
+    )
     dom0.run(*remove, status=1, says=why)
     info = dom0.run("qvm-pool", "info", "vault", says=UUID)
     (recorded,) = (
@@ -88,7 +90,7 @@ def test_no_qube_can_redirect_or_repeat_the_prompt(dom0, vault):
     start = ("qvm-start", vault)
     dom0.run(*start, status=1, says="prompt was cancelled")
     assert dom0.asked()[0].endswith(f'(needed by the qube "{vault}")')
-    dom0.run(*start, status=1, says="shows no other before")
+    dom0.run(*start, status=1, says="shows no other prompt before")
     assert len(dom0.asked()) == 1
     # a person in dom0 is not delayed
     dom0.run("qvm-zfs", "unlock", "vault", stdin=TYPED)

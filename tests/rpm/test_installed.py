@@ -375,7 +375,7 @@ def test_completion_where_qubes_xml_cannot_be_read(completes) -> None:
 def test_completion_knows_every_verb_and_option(completes) -> None:
     from qubes_storage_zfs.tools import main
 
-    (verbs,) = (a for a in main.parser()._actions if a.dest == "verb")
+    (verbs,) = (a for a in main.parser()._actions if a.dest == "command")
     assert completes("qvm-zfs ") == {*verbs.choices, "--help"}
     for verb, parser in verbs.choices.items():
         options = {

@@ -157,7 +157,7 @@ def test_what_is_taken_from_a_running_qube_that_died():
         if c.name == naming.COMMITTED + "private"
     ]
     assert committed == ["private@r2"]
-    assert any("not yet committed" in step.text for step in plan.steps)
+    assert any("with uncommitted changes" in step.text for step in plan.steps)
 
 
 def test_without_a_committed_state_one_is_made_unless_none_are_kept():
@@ -208,9 +208,9 @@ def test_strangers_stay():
     )
     assert plan.left == [
         "the volume private of away is not on disk: tank/q/away/private",
-        "qubesd does not know tank/q/work/other; it stays beside",
-        "qubesd knows nothing that is in tank/q/gone",
-        "tank/q/.exported holds what upstream's driver left",
+        "qubesd does not know tank/q/work/other, which is left as it is",
+        "qubesd has no volume in tank/q/gone",
+        "tank/q/.exported has leftovers of upstream's driver",
     ]
     text = str(plan.steps)
     assert not any(name in text for name in ("other", "gone", ".exported"))
@@ -219,13 +219,17 @@ def test_strangers_stay():
 @pytest.mark.parametrize(
     "there, volumes, why",
     [
-        (found(), [known(vid="x/y/z")], "does not begin with tank/q/work/"),
+        (found(), [known(vid="x/y/z")], "does not start with tank/q/work/"),
         (found(), [known("a" * 240)], "too long"),
-        (found(), [known(name="Private")], "cannot name a volume"),
-        (found(), [known(vid=f"{C}/work/a/b")], "cannot name a volume"),
-        (found(), [known(vid=f"{C}/work/../x")], "cannot name a volume"),
+        (found(), [known(name="Private")], "is not a valid volume name"),
+        (found(), [known(vid=f"{C}/work/a/b")], "is not a valid volume name"),
+        (found(), [known(vid=f"{C}/work/../x")], "is not a valid volume name"),
         (found(qubes_root=dataset(f"{C}/vm")), [known()], "rename it"),
-        (found(zvol(f"{C}/work")), [known()], "is a volume, not a qube's"),
+        (
+            found(zvol(f"{C}/work")),
+            [known()],
+            "is a volume, but the dataset of a qube",
+        ),
         (
             found(dataset(f"{C}/work"), moved=[dataset(f"{C}/vm/work")]),
             [known()],
@@ -234,7 +238,7 @@ def test_strangers_stay():
         (
             found(dataset(f"{C}/work", dataset(f"{C}/work/private"))),
             [known()],
-            "is no volume",
+            "is not a zvol",
         ),
         (
             found(dataset(f"{C}/work", WORK, set={"snapdev": "visible"})),
@@ -244,27 +248,27 @@ def test_strangers_stay():
         (
             found(dataset(f"{C}/work", WORK)),
             [known(keep=False)],
-            "its content is not kept",
+            "qubesd discards its content",
         ),
         (
             found(dataset(f"{C}/work", WORK, zvol(f"{C}/work/private.1"))),
             [known()],
-            "its name is such as this driver gives",
+            "its name looks like one that this driver gives",
         ),
         (
             found(dataset(f"{C}/work", WORK, zvol(f"{C}/work/x", logical=9))),
             [known()],
-            "hardly anything is in it",
+            "which is nearly empty",
         ),
         (
             found(dataset(f"{C}/work", zvol(W, snapshot("r3", 1)))),
             [known()],
-            "private@r3 has such a name as this driver gives",
+            "private@r3 has a name that this driver uses itself",
         ),
         (
             found(dataset(f"{C}/work", zvol(W, snapshot("qubes:\xe4", 1)))),
             [known("w\xf6rk")],
-            "cannot name a volume",
+            "is not a valid volume name",
         ),
     ],
 )
@@ -280,7 +284,7 @@ def test_without_the_dataset_of_the_qubes():
     older = {"name": "mine", "driver": "zfs_zvol"}
     there = {**found(), "container": dataset("mine")}
     pool = migrating_pool(older, [known(vid="mine/vm/work/private")])
-    with pytest.raises(Refused, match="there is no dataset mine/vm"):
+    with pytest.raises(Refused, match="the dataset mine/vm does not exist"):
         plan_migration(pool, [], Disk.parse(Reply(there)), "mark").checked()
 
 
@@ -288,7 +292,7 @@ def test_no_strange_name_is_worked_with():
     there = found(dataset(f"{C}/work", zvol(W, snapshot("qubes:a", 1))))
     plan = plan_of(there, known())
     plan.steps.append(steps.RenameDataset(f"{C}/work", "is moved", "x y"))
-    with pytest.raises(Refused, match="'x y' is no name to work with"):
+    with pytest.raises(Refused, match="does not support the name 'x y'"):
         plan.checked()
 
 
@@ -304,7 +308,7 @@ def test_another_pools_container_is_refused():
 def test_a_container_that_is_none_is_refused():
     there = found()
     del there["container"]
-    with pytest.raises(Refused, match="there is no filesystem tank/q"):
+    with pytest.raises(Refused, match="the filesystem tank/q does not exist"):
         plan_of(there, known())
     with pytest.raises(Refused, match="does not support"):
         migrating_pool({**POOL, "container": "tank/a b"}, [])
@@ -421,13 +425,13 @@ def _lose(qube, private):
 @pytest.mark.parametrize(
     "what, why",
     [
-        (_commit, "private of work was committed since"),
-        (_write, "private of work was written to since"),
-        (_prune, "private of work lost a revision since"),
-        (_import, "private of work was replaced since"),
-        (_begin_import, "private of work was replaced since"),
-        (_start, "work has been started since: root"),
-        (_lose, "private of work was replaced since"),
+        (_commit, "private of work was committed after the migration"),
+        (_write, "private of work was written to after the migration"),
+        (_prune, "private of work lost a revision after the migration"),
+        (_import, "private of work was replaced after the migration"),
+        (_begin_import, "private of work was replaced after the migration"),
+        (_start, "work was started after the migration (root)"),
+        (_lose, "private of work was replaced after the migration"),
     ],
 )
 def test_undoing_is_refused_after_use(what, why):
@@ -436,7 +440,8 @@ def test_undoing_is_refused_after_use(what, why):
     what(qube, qube["inner"]["1"])
     with pytest.raises(Refused) as caught:
         undone(there, record)
-    assert caught.value.reasons == (why,)
+    reasons = (f"{why}, so the migration cannot be undone",)
+    assert caught.value.reasons == reasons
 
 
 def test_undoing_is_refused_where_it_cannot_be_as_it_was():
@@ -446,7 +451,7 @@ def test_undoing_is_refused_where_it_cannot_be_as_it_was():
         undone(there, record)
     there, record = adopted()
     there["moved"]["2"] = dataset(f"{C}/vm/new")
-    with pytest.raises(Refused, match="was made since the pool was adopted"):
+    with pytest.raises(Refused, match="was created after the migration"):
         undone(there, record)
 
 
@@ -658,7 +663,7 @@ def test_a_folder_or_file_of_another_user_is_refused(folder):
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\nb", ".x", "x" * 201])
 def test_a_pool_s_name_that_can_name_no_file(folder, name):
     for use in saved.load, saved.delete:
-        with pytest.raises(Refused, match="nothing can be recorded"):
+        with pytest.raises(Refused, match="cannot name a record file"):
             use(name)
 
 

@@ -48,7 +48,7 @@ def test_it_cannot_be_removed_while_the_pool_is_there(app):
     with pytest.raises(QubesVMInUseError) as caught:
         events.removing(app, app.domains["gui"])
     assert str(caught.value).startswith(
-        "Cannot remove gui: the pool work asks for its passphrase there"
+        "Cannot remove gui: the pool work shows its passphrase prompt there"
     )
     events.removing(app, app.domains["other"])
     # another one that has its name

@@ -84,8 +84,8 @@ def test_the_refusal_says_until_when_and_what_to_do(pool, clock, monkeypatch):
     pool.start(None)
     assert str(pool.refusal) == (
         "the last passphrase prompt did not unlock the pool, so qubesd shows"
-        " no other before 00:01:01; to be asked now, run 'sudo qvm-zfs unlock"
-        " work' in a terminal of dom0"
+        " no other prompt before 00:01:01; to enter the passphrase now, run"
+        " 'sudo qvm-zfs unlock work' in a dom0 terminal"
     )
 
 

@@ -61,7 +61,7 @@ def test_a_vain_wait_is_not_repeated(stale, caplog):
     assert waits(stale) < halting.LIMIT / 2
     assert [record.getMessage() for record in caplog.records] == [
         "the volume tmpl/root in the pool p was not stopped within 0.2 s after"
-        " its qube ended; start the qube and shut it down"
+        " its qube stopped; start the qube and shut it down again"
     ]
     # it is in use all the same
     assert stale.is_running()

@@ -109,7 +109,7 @@ def test_names_that_only_zfs_allows():
     with pytest.raises(BadName, match="does not support the zpool name"):
         naming.zpool_name("odd:pool")
     for name in "tank/a%b", "tank/a\nb", "tank/é", "tank//b", "1tank":
-        with pytest.raises(BadName, match="not a name"):
+        with pytest.raises(BadName, match="not a valid name"):
             naming.dataset_name(name)
 
 

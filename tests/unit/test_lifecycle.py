@@ -67,7 +67,9 @@ def test_every_event_in_every_phase(volume, phase, event, caplog, monkeypatch):
         assert lifecycle.phase is after
         assert lifecycle.generation == (7 if keeps(phase, after) else None)
         return
-    with pytest.raises(IllegalEvent, match=f"{event.name} while {phase.name}"):
+    with pytest.raises(
+        IllegalEvent, match=f"event {event.name} in phase {phase.name}"
+    ):
         lifecycle.fire(event)
     assert lifecycle.phase is phase
     # in qubesd: as after a restart, and the journal has it
@@ -76,7 +78,7 @@ def test_every_event_in_every_phase(volume, phase, event, caplog, monkeypatch):
     assert lifecycle.phase is Phase.UNKNOWN and lifecycle.generation is None
     [record] = caplog.records
     assert record.levelno == logging.ERROR
-    assert f"{event.name} while {phase.name}" in record.getMessage()
+    assert f"event {event.name} in phase {phase.name}" in record.getMessage()
 
 
 def keeps(before, after):
@@ -243,7 +245,10 @@ def test_an_operation_writes_one_line(caplog):
     ("failure", "why"),
     [
         (Refused(messages.RUNNING), messages.RUNNING),
-        (Refused(messages.BAD_SIZE, size="5%"), "5%% is not a size"),
+        (
+            Refused(messages.BAD_SIZE, size="5%"),
+            "5%% is not a valid volume size",
+        ),
         (InUse("z/a", holders=("qube x",)), "z/a is in use by qube x"),
     ],
 )

@@ -334,7 +334,7 @@ def situation(monkeypatch, tmp_path):
         *("tank/q", "tank/q/vm", "tank/q/vm"),
     )
     disk = Memory(Dataset("tank/q", "filesystem")).disk(pool)
-    found = {"is_ours": True, "record": None}
+    found = {"is_migrated": True, "record": None}
     monkeypatch.setattr(adopt.saved, "FOLDER", tmp_path)
 
     async def read(_):
@@ -350,35 +350,35 @@ def run(**options):
 
 
 def test_a_pool_that_is_ours_is_not_adopted(situation, capsys):
-    with pytest.raises(Failed, match="the pool vault is this driver's alrea"):
+    with pytest.raises(Failed, match="the pool vault already uses this driver"):
         run()
     situation["record"] = '{"was": "older", "old": "vm", "set": {}}'
     assert run() == 0
-    assert capsys.readouterr().out == "vault is adopted already.\n"
+    assert capsys.readouterr().out == "vault is already migrated\n"
 
 
-@pytest.mark.parametrize("is_ours", [True, False])
-def test_a_pool_that_was_not_adopted_is_not_undone(situation, is_ours):
-    situation["is_ours"] = is_ours
-    with pytest.raises(Failed, match="the pool vault was not adopted"):
+@pytest.mark.parametrize("is_migrated", [True, False])
+def test_a_pool_that_was_not_adopted_is_not_undone(situation, is_migrated):
+    situation["is_migrated"] = is_migrated
+    with pytest.raises(Failed, match="the pool vault was not migrated"):
         run(undo=True)
 
 
 @pytest.mark.parametrize("apply", [True, False])
 def test_an_undo_that_only_left_the_file_is_finished(situation, apply, capsys):
-    situation["is_ours"] = False
+    situation["is_migrated"] = False
     record = records.Dom0Record(
         *("vault", "tank/q", "1", Origin.OLDER, "vm", True), {}
     )
     adopt.saved.save(record)
     assert run(undo=True, apply=apply) == 0
-    assert capsys.readouterr().out == "vault is as it was.\n"
+    assert capsys.readouterr().out == "vault is as before the migration\n"
     assert (adopt.saved.load("vault") is None) == apply
 
 
 def test_nothing_is_read_while_qubesd_runs(monkeypatch):
     monkeypatch.setattr(qubes_xml, "qubesd_runs", lambda: True)
-    with pytest.raises(Failed, match="qubesd runs; shut down the qubes"):
+    with pytest.raises(Failed, match="qubesd is running; shut down the qubes"):
         run()
 
 

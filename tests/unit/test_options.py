@@ -33,7 +33,7 @@ def test_revisions(value):
 
 @pytest.mark.parametrize("value", [-2, "x", None, "", "1.5", 10**9])
 def test_bad_revisions(value):
-    with pytest.raises(BadOption, match="from -1 on"):
+    with pytest.raises(BadOption, match="from -1 to 10000"):
         options.parse_revisions(value)
 
 

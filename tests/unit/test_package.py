@@ -141,7 +141,7 @@ def test_doc_names_a_test_for_every_sentence():
         (zfs.ReadOnlyDataset("tank/a"), "zfs set readonly=off tank/a'"),
         (zfs.NoPassphrase("tank/a", "raw"), "(keyformat=raw)"),
         (zfs.NotFound("tank/a@r1"), "does not exist"),
-        (zfs.Exists("tank/a"), "exists already"),
+        (zfs.Exists("tank/a"), "already exists"),
         (zfs.NoDevice("tank/a"), "did not appear"),
         (zfs.InUse("tank/a", holders=("process 7 (dd)",)), "process 7 (dd)"),
         (zfs.Busy("tank/a"), "busy for too long"),

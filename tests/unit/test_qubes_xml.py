@@ -306,11 +306,11 @@ def test_every_change_is_shown(file):
     store = qubes_xml.QubesXml(file)
     store.adopt(place_of(store), "123")
     assert list(store.changes()) == [
-        "pool vault: driver=zfs_zvol",
-        "pool vault: zpool_guid=123",
-        "volume tank/qubes/work/root: source=tmpl/root",
-        "volume tank/qubes/work/root: vid=work/root",
-        "volume tank/qubes/work/private: vid=work/private",
+        "pool vault: set driver=zfs_zvol",
+        "pool vault: set zpool_guid=123",
+        "volume tank/qubes/work/root: set source=tmpl/root",
+        "volume tank/qubes/work/root: set vid=work/root",
+        "volume tank/qubes/work/private: set vid=work/private",
     ]
 
 

@@ -166,7 +166,7 @@ def test_a_name_means_the_configured_pool(monkeypatch):
     with pytest.raises(Failed, match="there is no ZFS pool q"):
         survey(ours).named("q")
     monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: "2")
-    with pytest.raises(Failed, match="has the guid 2"):
+    with pytest.raises(Failed, match="has the GUID 2"):
         survey(ours).named("p")
     monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: None)
     assert survey(ours).named("p") is ours
@@ -183,8 +183,8 @@ def test_a_mark_is_a_claim():
     plain = dataclasses.replace(mark, root=None)
     assert pools_of.claimed_pool(plain).driver == "zfs_zvol"
     ours = Pool("p", "zfs_encrypted", "x/encryption/p")
-    assert survey(ours, marks=[mark]).strange_roots() == []
-    assert survey(claimed, marks=[mark, plain]).strange_roots() == [mark]
+    assert survey(ours, marks=[mark]).unconfigured_roots() == []
+    assert survey(claimed, marks=[mark, plain]).unconfigured_roots() == [mark]
     other = dataclasses.replace(mark, claimed_by="q")
     assert survey(ours, marks=[mark]).other_claim(ours) is None
     assert survey(ours, marks=[other]).other_claim(ours) == "q"
@@ -229,7 +229,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
     everything = argparse.Namespace(all=True)
     assert asyncio.run(lock.run(everything)) == 1
     out, err = capsys.readouterr()
-    assert out == "b is locked.\nb (x/y) is locked.\n"
+    assert out == "b is locked\nb (x/y) is locked\n"
     assert "a: a/encryption/a is in use by a qube" in err
     assert "the zpool c cannot be read" in err
 
@@ -239,7 +239,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
     monkeypatch.setattr(lock, "configured", unreadable)
     assert asyncio.run(lock.run(everything)) == 1
     out, err = capsys.readouterr()
-    assert out == "b (x/y) is locked.\n" and "qubes.xml cannot be" in err
+    assert out == "b (x/y) is locked\n" and "qubes.xml cannot be" in err
 
 
 def test_a_zpool_that_is_exported_meanwhile_ends_nothing(monkeypatch, capsys):
@@ -261,7 +261,7 @@ def test_a_zpool_that_is_exported_meanwhile_ends_nothing(monkeypatch, capsys):
     monkeypatch.setattr(lock, "survey_disks", two)
     everything = argparse.Namespace(all=True)
     assert asyncio.run(lock.run(everything)) == 0
-    assert capsys.readouterr() == ("here (z/y) is locked.\n", "")
+    assert capsys.readouterr() == ("here (z/y) is locked\n", "")
 
 
 # --- refusals
@@ -271,9 +271,11 @@ def test_refusals_of_attach():
     ours = [Pool("p", "zfs_zvol", "tank/p")]
     with pytest.raises(Failed, match="qubesd has no ZFS pool q;"):
         attach._configured_pool("q", ours)
-    with pytest.raises(Failed, match="^tank/p is a dataset; name its zpool"):
+    with pytest.raises(Failed, match="^tank/p is a dataset, not a zpool"):
         attach._must_have_no_pool("tank/p", ours)
-    with pytest.raises(Failed, match="has the pools p on a zpool tank;"):
+    with pytest.raises(
+        Failed, match="already uses the zpool tank for the pool p;"
+    ):
         attach._must_have_no_pool("tank", ours)
 
 
@@ -287,10 +289,10 @@ def test_which_zpool_is_chosen():
     assert attach._choose("stick", None, [right, zpool("x", "3")]) is right
     unrecorded = dataclasses.replace(pool, guid=None)
     for chosen, candidates, why in (
-        (pool, [zpool("x")], "is on no disk that dom0 has"),
-        (pool, [other], "on the disks that are here has the guid 2"),
-        (None, [right, other], "there are several zpools stick, with"),
-        (unrecorded, [right, other], "which one the pool p is on"),
+        (pool, [zpool("x")], "was not found on the disks of dom0"),
+        (pool, [other], "on the connected disks has the GUID 2"),
+        (None, [right, other], "several zpools have the name stick .GUIDs"),
+        (unrecorded, [right, other], "which one has the pool p"),
         (pool, [right, zpool("\x1b")], "has several names .*x1b, stick"),
     ):
         with pytest.raises(Failed, match=why):
@@ -298,7 +300,7 @@ def test_which_zpool_is_chosen():
     away = zpool(status="was last accessed by another system")
     attach._must_be_importable(away, True)
     for found, why in (
-        (away, "another machine had the zpool stick"),
+        (away, "another system used the zpool stick"),
         (zpool(state="UNAVAIL"), "UNAVAIL .no device is missing"),
         (zpool("stick", "1", "FAULTED", "bad", "sdx"), "bad .sdx"),
     ):
@@ -322,7 +324,9 @@ def test_refusals_of_an_encrypted_pool(monkeypatch):
     monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: None)
     with pytest.raises(Failed, match="the pool plain is not encrypted"):
         asyncio.run(pools_of.encrypted_pool("plain"))
-    with pytest.raises(Failed, match="safe is not there; is its zpool impo"):
+    with pytest.raises(
+        Failed, match="safe does not exist, or its zpool is not"
+    ):
         asyncio.run(pools_of.encrypted_pool("safe"))
 
 
@@ -336,7 +340,7 @@ def test_refusals_of_locking(monkeypatch, capsys):
     monkeypatch.setattr(lock, "survey_disks", look)
     everything = argparse.Namespace(all=True)
     assert asyncio.run(lock.run(everything)) == 1
-    assert "x y/z stays unlocked, because" in capsys.readouterr().err
+    assert "x y/z is still unlocked, because" in capsys.readouterr().err
     marks.clear()
     with pytest.raises(Failed, match="there is no encrypted pool"):
         asyncio.run(lock.run(everything))
@@ -359,6 +363,6 @@ def test_a_changed_passphrase_of_a_pool_that_stays_unlocked(
     monkeypatch.setattr(passwd.keys, "state", state)
     monkeypatch.setattr(passwd.keys, "change", change)
     arguments = argparse.Namespace(pool="p", pbkdf2iters=100_000)
-    text = "; ".join(holders) or "something has it open"
+    text = "; ".join(holders) or "an unknown process uses it"
     with pytest.raises(Failed, match=f"p was changed, but .*unlocked: {text}"):
         asyncio.run(passwd.run(arguments))

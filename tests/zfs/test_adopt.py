@@ -318,14 +318,14 @@ def test_nothing_is_done_unless_asked_for(small, capsys):
     assert small("--dry-run") == 0
     assert (small.datasets(), small.xml.read_bytes()) == (before, text)
     out = capsys.readouterr().out
-    assert f"{small.container}/work: becomes {small.container}/vm/work" in out
-    assert "private is taken over with 3 older revisions\n" in out
-    assert "private is taken over with 2 older revisions, not yet comm" in out
-    assert "root goes, as at each start" in out
     assert (
-        f"left as it is: qubesd knows nothing that is in {small.container}"
+        f"{small.container}/work: is renamed to {small.container}/vm/work"
         in out
     )
+    assert "private is migrated with 3 older revisions\n" in out
+    assert "private is migrated with 2 older revisions, with uncomm" in out
+    assert "root is discarded, as at each start" in out
+    assert f"note: qubesd has no volume in {small.container}" in out
     assert f"sudo qvm-zfs adopt --apply {POOL}" in out
 
 
@@ -433,16 +433,24 @@ def test_undo_is_refused_after_a_start(small, capsys):
     write(work.path, b"by our driver")
     before = small.datasets()
     assert small("--undo", "--apply") == 1
-    assert "private of work was written to since" in capsys.readouterr().err
+    assert (
+        "private of work was written to after the migration"
+        in capsys.readouterr().err
+    )
     run(work.stop())
     assert small("--undo", "--apply") == 1
-    assert "private of work was committed since" in capsys.readouterr().err
+    assert (
+        "private of work was committed after the migration"
+        in capsys.readouterr().err
+    )
     run(volumes["work/root"].start())
     assert small("--undo", "--apply") == 1
-    assert "work has been started since: root" in capsys.readouterr().err
+    assert (
+        "work was started after the migration (root)" in capsys.readouterr().err
+    )
     assert small.datasets()[0] != before[0]
     assert small() == 0
-    assert "adopted already" in capsys.readouterr().out
+    assert "already migrated" in capsys.readouterr().out
 
 
 class Died(BaseException):
@@ -552,16 +560,16 @@ def test_killed_and_undone_at_each_point(small, monkeypatch):
     "how, why",
     [
         ("open", "is in use by process"),
-        ("qubesd", "qubesd runs"),
-        ("home", "exists, and qubes are to be put there"),
-        ("qube called vm", "exists, and qubes are to be put there"),
+        ("qubesd", "qubesd is running"),
+        ("home", "exists, but the migration creates a dataset"),
+        ("qube called vm", "exists, but the migration creates a dataset"),
         ("volmode", "has volmode=full"),
-        ("our name", "work/private@r3 has such a name"),
-        ("generation", "private.1, and its name is such"),
-        ("blank orphan", "and hardly anything is in it"),
-        ("snapshots of scratch", "qubesd says that its content is not kept"),
+        ("our name", "work/private@r3 has a name that this driver"),
+        ("generation", "private.1, and its name looks like"),
+        ("blank orphan", "which is nearly empty"),
+        ("snapshots of scratch", "although qubesd discards its content"),
         ("claimed", "belongs to the pool another"),
-        ("vid", "which does not begin with"),
+        ("vid", "which does not start with"),
         ("no such pool", "has no pool vault"),
         ("another driver", "is not on ZFS: its driver is lvm_thin"),
     ],
@@ -757,7 +765,7 @@ def test_undo_takes_nothing_else_from_a_disk(small, capsys):
         sh("zfs", "set", f"{naming.ADOPTED}={good[dataset]}", dataset)
     assert small("--undo") == 0
     shown = capsys.readouterr().out
-    assert f"{small.xml}: pool {POOL}: driver=zfs\n" in shown
+    assert f"{small.xml}: pool {POOL}: set driver=zfs\n" in shown
     assert f"vid={small.container}/work/private\n" in shown
 
 
@@ -768,7 +776,7 @@ def test_what_the_driver_would_refuse_is_not_adopted(small, capsys):
     text = small.xml.read_bytes()
     assert small("--apply") == 1
     said = capsys.readouterr().err
-    assert f"the pool {POOL} was not adopted: {moved} has mountpoint=" in said
+    assert f"the pool {POOL} was not migrated: {moved} has mountpoint=" in said
     assert small.xml.read_bytes() == text
     sh("zfs", "inherit", "mountpoint", moved)
     assert small("--apply") == 0
@@ -801,12 +809,12 @@ def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
     record = saved.load(POOL)
     saved.delete(POOL)
     assert world("--undo", "--apply") == 1
-    assert "dom0 has no record of the adoption" in capsys.readouterr().err
+    assert "dom0 has no record of the migration" in capsys.readouterr().err
     saved.save(record)
     xml = world.xml.read_text()
     world.xml.write_text(xml.replace(guid, "1"))
     assert world("--undo", "--apply") == 1
-    assert "has the guid" in capsys.readouterr().err
+    assert "has the GUID" in capsys.readouterr().err
     world.xml.write_text(xml)
     layout = sh("zfs", "get", "-Ho", "value", naming.ADOPTED, container)
     other = {**json.loads(layout), "set": {"volmode": "none"}}

@@ -64,19 +64,19 @@ def test_away_and_back(either, disks):
     volume = lab.private(content=b"data")
     assert qvm_zfs("detach", name) == (
         0,
-        f"{name} is detached.\n"
-        "Close its device: 'sudo cryptsetup close stick-a'.\n",
+        f"{name} is detached\n"
+        "to close its LUKS device, run 'sudo cryptsetup close stick-a'\n",
         "",
     )
     assert importexport.guid("stick") is None
-    assert qvm_zfs("detach", name)[:2] == (0, f"{name} is detached already.\n")
+    assert qvm_zfs("detach", name)[:2] == (0, f"{name} is already detached\n")
     assert lab.pool.size is None and lab.pool.usage is None
     with pytest.raises(StoragePoolException, match="'sudo qvm-zfs attach'"):
         lab.run(volume.start())
     disks.take_away("a")
-    assert "is on no disk that dom0 has" in refused("attach", name)
+    assert "was not found on the disks of dom0" in refused("attach", name)
     disks.connect("a")
-    assert qvm_zfs("attach", name) == (0, f"{name} is attached.\n", "")
+    assert qvm_zfs("attach", name) == (0, f"{name} is attached\n", "")
     assert prop("cachefile") == "none"
     assert prop("altroot").startswith("/run/qubes-storage-zfs/")
     if lab.kind is ZfsEncryptedPool:
@@ -84,7 +84,7 @@ def test_away_and_back(either, disks):
     assert lab.content(volume) == b"data" and lab.pool.size > 0
     lab.session(volume, b"more")
     assert lab.content(volume) == b"more"
-    assert qvm_zfs("attach", name)[:2] == (0, f"{name} is attached already.\n")
+    assert qvm_zfs("attach", name)[:2] == (0, f"{name} is already attached\n")
 
 
 def test_the_guid_is_noted_and_no_option(either):
@@ -175,11 +175,11 @@ def test_pools_in_one_zpool_come_and_go_together(stick, disks):
     configure(stick.pool.config, other.pool.config)
     volume = other.private(content=b"data")
     _, out, _ = qvm_zfs("detach", stick.name)
-    assert f"{stick.name} is detached, and with it {other.name}." in out
+    assert f"{stick.name} is detached, together with {other.name}" in out
     code, out, err = qvm_zfs("attach", stick.name)
     assert (code, err) == (0, "")
     assert "1 volumes in stick are no qubes', and have no device" in out
-    assert f"{stick.name} is attached, and with it {other.name}." in out
+    assert f"{stick.name} is attached, together with {other.name}" in out
     sh("udevadm", "settle")
     assert not os.path.exists("/dev/zvol/stick/mine")
     assert other.content(volume) == b"data"
@@ -189,7 +189,7 @@ def test_pools_in_one_zpool_come_and_go_together(stick, disks):
     sh("zfs", "inherit", "qubes-storage-zfs:pool", other.container)
     export_zpool("stick")
     assert qvm_zfs("attach", stick.name)[1].endswith(
-        f"{stick.name} is attached.\n"
+        f"{stick.name} is attached\n"
     )
 
 
@@ -204,10 +204,10 @@ def test_a_zpool_of_the_same_name_is_not_taken_for_it(stick, disks):
     wrong = guid()
     for verb in "attach", "detach":
         said = refused(verb, stick.name)
-        assert f"with the guid {right}" in said and wrong in said, verb
+        assert f"with the GUID {right}" in said and wrong in said, verb
     export_zpool("stick")
     said = refused("attach", stick.name)
-    assert f"with the guid {right}" in said and wrong in said
+    assert f"with the GUID {right}" in said and wrong in said
     assert importexport.guid("stick") is None
     disks.connect("a")
     assert qvm_zfs("attach", stick.name)[0] == 0
@@ -220,7 +220,7 @@ def test_a_pool_whose_zpool_nobody_noted(stick, disks):
     configure(config)
     assert qvm_zfs("detach", stick.name)[0] == 0
     code, out, _ = qvm_zfs("attach", stick.name)
-    assert code == 0 and "was not noted" in out and guid() == right
+    assert code == 0 and "does not record the GUID" in out and guid() == right
     export_zpool("stick")
     disks.zpool("b")
     wrong = guid()
@@ -233,7 +233,7 @@ def test_a_pool_whose_zpool_nobody_noted(stick, disks):
 def test_what_another_machine_has_is_taken_by_force_alone(stick, disks):
     with another_machines(disks):
         said = refused("attach", stick.name)
-        assert "another machine had the zpool stick last" in said
+        assert "another system used the zpool stick last" in said
         assert " -f" not in said and importexport.guid("stick") is None
         assert qvm_zfs("attach", "--force", stick.name)[0] == 0
 
@@ -256,7 +256,7 @@ def test_half_of_a_mirror_is_attached_and_says_so(disks):
     export_zpool("stick")
     disks.take_away("b")
     code, out, err = qvm_zfs("attach", lab.name)
-    assert (code, out) == (0, f"{lab.name} is attached.\n")
+    assert (code, out) == (0, f"{lab.name} is attached\n")
     assert err.startswith("stick is DEGRADED: ") and "stick-b" in err
     assert lab.content(volume) == b"data"
 
@@ -289,7 +289,7 @@ def test_volumes_that_dom0_would_look_into_are_not_attached(
     change(stick, ["zfs", "set", value, dataset])
     with no_node_appears():
         said = refused("attach", stick.name)
-    assert f"{dataset} has {name}={wrong} where " in said
+    assert f"{dataset} has {name}={wrong} instead of " in said
     assert importexport.guid("stick") is None
     assert INHIBIT.read_text() == "0\n"
 
@@ -301,11 +301,11 @@ def test_a_change_is_undone_with_repair(stick):
     with no_node_appears():
         code, out, err = qvm_zfs("attach", "--repair", stick.name)
         assert (code, err) == (0, "") and f"{dataset} has snapdev=" in out
-        assert "stick is imported, without devices." in out
+        assert "stick is imported without devices;" in out
     with pytest.raises(StoragePoolException, match="has snapdev=visible"):
         stick.run(volume.start())
     sh("zfs", "inherit", "snapdev", dataset)
-    said = f"{stick.name} is attached already.\n"
+    said = f"{stick.name} is already attached\n"
     assert qvm_zfs("attach", stick.name)[:2] == (0, said)
     assert os.path.exists(volume.path)
     assert stick.content(volume) == b"data"
@@ -318,7 +318,7 @@ def test_of_a_zpool_imported_by_hand_it_is_told_as_well(stick):
     assert f"{dataset} has {name}=false" in refused("attach", stick.name)
     assert importexport.guid("stick")
     sh("zfs", "inherit", name, dataset)
-    said = f"{stick.name} is attached already.\n"
+    said = f"{stick.name} is already attached\n"
     assert qvm_zfs("attach", stick.name)[:2] == (0, said)
 
 
@@ -335,7 +335,7 @@ def test_a_pool_that_is_no_more_the_same_is_not_attached(stick):
     assert "belongs to the pool x" in refused("attach", stick.name)
     assert importexport.guid("stick") is None
     change(stick, ["zfs", "rename", stick.container, "stick/renamed"])
-    assert "does not exist; was it renamed" in refused("attach", stick.name)
+    assert "does not exist; if it was renamed" in refused("attach", stick.name)
     assert importexport.guid("stick") is None
 
 
@@ -344,7 +344,9 @@ def test_an_encrypted_pool_with_something_plain_is_not_attached(disks, person):
     lab = make(EncryptedLab, disks)
     plain = f"{lab.container}/work"
     change(lab, ["zfs", "create", "-u", "-o", "encryption=off", plain])
-    assert f"{plain} has encryptionroot=- where " in refused("attach", lab.name)
+    assert f"{plain} has encryptionroot=- instead of " in refused(
+        "attach", lab.name
+    )
     location = "keylocation=file:///etc/passwd"
     change(
         lab,
@@ -441,7 +443,7 @@ def test_detach_while_a_volume_is_open(either):
     volume = either.private(content=b"data")
     with open(volume.path, "rb"):
         said = in_use(either)
-        assert f"{volume.dataset} is held by process {os.getpid()}" in said
+        assert f"{volume.dataset} is in use by process {os.getpid()}" in said
     assert qvm_zfs("detach", either.name)[0] == 0
 
 
@@ -449,10 +451,10 @@ def test_detach_while_a_backup_is_in_hand(either):
     volume = either.private(content=b"data")
     path = either.run(volume.export())
     said = in_use(either)
-    assert f"an export or import has {path[10:]} in hand" in said
+    assert f"an export or import uses {path[10:]}" in said
     either.run(volume.export_end(path))
     target = either.run(volume.import_data(volume.size))
-    assert "an export or import has" in in_use(either), target
+    assert "an export or import uses" in in_use(either), target
     either.run(volume.import_data_end(False))
     assert qvm_zfs("detach", either.name)[0] == 0
 
@@ -470,7 +472,7 @@ def test_detach_while_something_else_is_used(stick, tmp_path):
         "--table=0 8 linear /dev/zvol/stick/mine 0",
     )
     try:
-        assert "stick/mine is held by on-mine" in in_use(stick)
+        assert "stick/mine is in use by on-mine" in in_use(stick)
     finally:
         sh("dmsetup", "remove", "--retry", "on-mine")
     assert qvm_zfs("detach", stick.name)[0] == 0
@@ -488,7 +490,7 @@ def test_export_that_fails_says_what_keeps_it(disks, person):
     with subprocess.Popen(command, stdout=subprocess.PIPE) as hidden:
         hidden.stdout.readline()
         said = refused("detach", lab.name)
-        assert "stays imported, and keys in it are forgotten" in said
+        assert "is still imported, and its keys are unloaded" in said
         assert "busy" in said and "-f" not in said
         hidden.kill()
 

@@ -56,7 +56,9 @@ def test_a_zpool_of_the_same_name_is_not_used(stick, disks):
     sh("zfs", "set", mark, stick.container)
     stick.restart()
     stick.pool = stick.kind(**in_qubes_xml)
-    with pytest.raises(StoragePoolException, match="so it is another disk's"):
+    with pytest.raises(
+        StoragePoolException, match="connect the pool's own disk"
+    ):
         stick.run(stick.again(volume).start())
     stick.run(stick.again(volume).stop())
 
@@ -82,7 +84,7 @@ def test_a_zpool_that_keeps_its_properties_is_exported_again(
 
     monkeypatch.setattr(commands, "run", without_properties)
     code, said = attach_here(capsys, stick.name)
-    assert code == 1 and "stick has failmode=panic where continue" in said
+    assert code == 1 and "stick has failmode=panic instead of continue," in said
     assert importexport.guid("stick") is None
 
 
@@ -104,7 +106,7 @@ def test_a_zpool_imported_by_another_name_is_exported_again(
         with no_node_appears():
             INHIBIT.write_text("1")
             code, said = attach_here(capsys, stick.name)
-        assert code == 1 and "has the name renamed now" in said
+        assert code == 1 and "was imported with the name renamed" in said
         assert (
             importexport.guid("renamed") is importexport.guid("stick") is None
         )
@@ -135,17 +137,25 @@ def test_a_zpool_without_a_pool_is_attached(stick, disks, tmp_path):
     mounted = f"mountpoint={where}"
     sh("zfs", "create", "-u", "-o", mounted, "stick/files")
     said = refused("attach", "--zpool", "stick")
-    assert f"qubesd has the pools {stick.name} on a zpool stick" in said
+    assert (
+        f"qubesd already uses the zpool stick for the pool {stick.name};"
+        in said
+    )
     export_zpool("stick")
     configure()
-    assert "is on no disk" in refused("attach", "--zpool", "nowhere")
-    assert "name its zpool" in refused("attach", "--zpool", "a/b")
+    assert "was not found on the disks" in refused(
+        "attach", "--zpool", "nowhere"
+    )
+    assert "is a dataset, not a zpool" in refused("attach", "--zpool", "a/b")
     with no_node_appears():
         code, out, err = qvm_zfs("attach", "--zpool", "stick")
-        assert (code, err) == (0, "") and out.endswith("stick is attached.\n")
+        assert (code, err) == (0, "") and out.endswith("stick is attached\n")
     assert prop("cachefile") == "none" and not importexport.mounted("stick")
     assert prop("failmode") == "continue"
-    assert qvm_zfs("attach", "--zpool", "stick")[1].endswith("already.\n")
+    assert (
+        qvm_zfs("attach", "--zpool", "stick")[1]
+        == "stick is already attached\n"
+    )
     sh("zfs", "mount", "stick/files")
     assert not where.exists()
     sh("zfs", "unmount", "stick/files")
@@ -174,5 +184,5 @@ def test_a_forged_text_hides_nothing(stick):
     )
     with no_node_appears():
         said = refused("attach", stick.name)
-    assert f"{volume} has volmode=full where dev must be" in said
+    assert f"{volume} has volmode=full instead of dev," in said
     assert importexport.guid("stick") is None

@@ -38,7 +38,9 @@ def test_qube_that_qubesd_did_not_write_down_is_created_again(lab, keep):
     assert again.size == volume.size * 2
     assert again.revisions == {}
     lab.session(again, b"data")
-    with pytest.raises(StoragePoolException, match="there is a volume"):
+    with pytest.raises(
+        StoragePoolException, match="a volume of this name already exists"
+    ):
         lab.private(revisions_to_keep=keep)
     assert lab.content(again) == b"data"
 
@@ -46,7 +48,9 @@ def test_qube_that_qubesd_did_not_write_down_is_created_again(lab, keep):
 def test_volume_that_was_started_is_not_created_again(lab):
     volume = lab.private()
     lab.start(volume)
-    with pytest.raises(StoragePoolException, match="there is a volume"):
+    with pytest.raises(
+        StoragePoolException, match="a volume of this name already exists"
+    ):
         lab.private()
     lab.stop(volume)
 

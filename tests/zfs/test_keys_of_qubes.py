@@ -159,7 +159,7 @@ def test_volumes_outside_are_told_of(app, person, zpool, caplog):
         with caplog.at_level(logging.WARNING):
             safe = await two_pools(app, zpool, 1200)
         text = caplog.text
-        assert "qube work: root of it is written to the pool plain" in text
+        assert "qube work: its volume root is written to the pool plain" in text
         assert "volatile" in text and "private" not in text
         assert safe.included_in(app) is None
 
@@ -210,13 +210,13 @@ def test_no_qube_can_have_the_prompt_shown_again_and_again(
             assert await refused("work", "prompt was cancelled") == ["unlock"]
             # the prompt names it
             assert person.domains == [(None, "work")]
-            assert await refused("home", "shows no other before") == []
+            assert await refused("home", "shows no other prompt before") == []
             clock[0] += 60 * minutes - 1
             assert await refused("work", "sudo qvm-zfs unlock safe-") == []
             clock[0] += 1
         person.replies = [b"wrong one", b"wrong two", b"wrong three"]
-        assert len(await refused("home", "none of the answers")) == 3
-        assert await refused("work", "shows no other before") == []
+        assert len(await refused("home", "passphrase was wrong")) == 3
+        assert await refused("work", "shows no other prompt before") == []
         # a person in dom0 is not delayed, and what they unlock is used
         await keys.load(safe.container, person)
         assert await started("work") == []
@@ -245,7 +245,9 @@ def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
         screen = app.domains["screen"]
         chosen = pool.ask_domain
         assert chosen.find(app, "") is screen
-        with pytest.raises(QubesVMInUseError, match="asks for its passphrase"):
+        with pytest.raises(
+            QubesVMInUseError, match="shows its passphrase prompt"
+        ):
             await hostapi.remove_vm(screen)
         again = await hostapi.restart(app)
         assert again.pools[pool.name].ask_domain == chosen

@@ -159,7 +159,7 @@ def test_the_journal_tells_what_was_changed(lab, caplog):
     caplog.set_level(logging.INFO)
     volume = lab.private(content=b"one")
     assert journal(caplog) == [
-        "work:private create made generation 0",
+        "work:private created generation 0",
         "work:private start returned generation 0",
         "work:private stop committed generation 0",
     ]
@@ -170,7 +170,7 @@ def test_the_journal_tells_what_was_changed(lab, caplog):
     lab.run(volume.revert())
     lab.run(volume.resize(8 * MIB))
     assert journal(caplog)[2:] == [
-        "work:private revert to r2 made generation 1",
+        "work:private revert to r2 created generation 1",
         f"work:private resize set generation 1 to {8 * MIB} bytes",
     ]
     with pytest.raises(StoragePoolException):
@@ -178,10 +178,10 @@ def test_the_journal_tells_what_was_changed(lab, caplog):
     lab.content(volume)
     lab.replace(volume, b"three")
     assert journal(caplog) == [
-        "work:private export made generation 2",
+        "work:private export created generation 2",
         "work:private export_end destroyed generation 2",
-        "work:private import_data made generation 3",
-        "work:private import_data_end adopted generation 3",
+        "work:private import_data created generation 3",
+        "work:private import_data_end committed generation 3",
     ]
     root = lab.clone_of(volume)
     lab.session(root, b"lost")

@@ -56,7 +56,7 @@ def test_a_name_that_two_datasets_claim(safe, claim):
     # the configured one is meant
     config = {**safe.pool.config, "zpool_guid": importexport.guid("tank")}
     configure(config)
-    assert qvm_zfs("lock", name) == (0, f"{name} is locked.\n", "")
+    assert qvm_zfs("lock", name) == (0, f"{name} is locked\n", "")
     assert is_locked(safe, safe.container) and not is_locked(safe, theirs)
     assert qvm_zfs("unlock", name, given=GIVEN)[0] == 0
     assert not is_locked(safe, safe.container)
@@ -71,7 +71,7 @@ def test_a_name_that_two_datasets_claim(safe, claim):
     configure({**config, "zpool_guid": "1"})
     for verb in "lock", "unlock", "passwd", "detach", "attach":
         code, out, err = qvm_zfs(verb, name, given=GIVEN)
-        assert (code, out) == (1, "") and "with the guid 1" in err, verb
+        assert (code, out) == (1, "") and "with the GUID 1" in err, verb
     assert not is_locked(safe, safe.container)
     assert "another zpool (" in qvm_zfs("status", name)[1]
     # the configured dataset is another pool's
@@ -103,14 +103,17 @@ def test_lock_all_locks_what_it_can(safe, claim):
         code, out, err = qvm_zfs("lock", "--all")
     safe.run(volume.export_end(path))
     assert code == 1 and is_plain(out) and is_plain(err)
-    assert f"{other.name} is locked.\n" in out and f"({evil}) is locked." in out
+    assert f"{other.name} is locked\n" in out and f"({evil}) is locked" in out
     assert is_locked(safe, evil) and is_locked(safe, other.container)
     assert not is_locked(safe, safe.container)
-    assert f"qvm-zfs lock: {safe.name}: " in err and f"{odd} stays" in err
+    assert (
+        f"qvm-zfs lock: {safe.name}: " in err
+        and f"{odd} is still unlocked" in err
+    )
     assert "away" not in out + err
     sh("zfs", "unload-key", odd)
     code, out, err = qvm_zfs("lock", "--all")
-    assert code == 0 and f"{safe.name} is locked.\n" in out, err
+    assert code == 0 and f"{safe.name} is locked\n" in out, err
 
 
 def test_no_control_character_is_printed(safe, claim):

@@ -217,6 +217,8 @@ def test_operations_while_an_import_is_written(lab):
             lambda: volume.import_volume(volume),
             volume.start,
         ):
-            with pytest.raises(StoragePoolException, match="under way"):
+            with pytest.raises(
+                StoragePoolException, match="an import into this volume"
+            ):
                 lab.run(operation())
     lab.run(volume.import_data_end(False))

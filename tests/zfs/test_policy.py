@@ -71,7 +71,7 @@ def test_first_use_checks_everything_below_the_qubes_root(either):
         lab.restart()
         volume = lab.again(other)
         said = refused(lab, volume.start())
-        assert f"{place(lab, below)} has {name}={value} where " in said
+        assert f"{place(lab, below)} has {name}={value} instead of " in said
         verb = f"inherit {name}" if below else f"set {name}="
         assert f"run 'sudo zfs {verb}" in said
         assert name in refused(lab, volume.export())
@@ -98,7 +98,7 @@ def test_an_encrypted_pool_has_one_root_for_all(zpool, person):
     sh("zfs", "create", "-u", f"{plain}/files")
     lab.restart()
     said = refused(lab, lab.again(volume).start())
-    assert f"{plain} has encryptionroot=- where {lab.container} must" in said
+    assert f"{plain} has encryptionroot=- instead of {lab.container}," in said
     sh("zfs", "destroy", "-r", plain)
     sh("zfs", "set", "keylocation=file:///etc/passwd", lab.container)
     lab.run(keys.unload(lab.container))
@@ -153,7 +153,7 @@ def test_a_start_notices_what_was_changed_meanwhile(lab, below):
         change(lab, below, name, value)
         found = place(lab, below if below == "work/private" else "work")
         said = refused(lab, kept.start())
-        assert " has " + f"{name}={value} where " in said, found
+        assert " has " + f"{name}={value} instead of " in said, found
         assert "udev" not in said.replace(FLAG, "")
         if below != "work/private":
             # there is none yet: it would inherit that
@@ -171,7 +171,7 @@ def test_a_value_that_was_received_is_a_value(lab):
     sh("sh", "-c", f"zfs send -p {source}@x | zfs receive -u {target}")
     lab.restart()
     said = refused(lab, lab.again(volume).start())
-    assert f"{target} has volmode=full where dev must be" in said
+    assert f"{target} has volmode=full instead of dev," in said
 
 
 def test_words_from_the_disk_are_shown_escaped_and_short(lab):
@@ -206,7 +206,7 @@ def test_a_container_larger_than_the_limit_is_refused(lab, monkeypatch):
     monkeypatch.setattr(policy, "LIMIT", 2)
     lab.restart()
     said = refused(lab, lab.again(volume).start())
-    assert "number of datasets=more where at most 2" in said
+    assert "number of datasets=more instead of at most 2," in said
 
 
 def test_tasks_share_one_check(lab):

@@ -117,16 +117,22 @@ def test_container_gone(lab):
         ),
         ({"container": "tank/my qubes"}, "does not support the dataset name"),
         ({"container": "odd:pool/q"}, "does not support the zpool name"),
-        ({"container": "tank/../x"}, "not a name a ZFS dataset"),
-        ({"container": "tank/a@b"}, "not a name a ZFS dataset"),
-        ({"container": "tank/%recv"}, "not a name a ZFS dataset"),
-        ({"container": ""}, "not a name a ZFS dataset"),
-        ({"container": "-f"}, "not a name a zpool"),
+        ({"container": "tank/../x"}, "not a valid name for a ZFS dataset"),
+        ({"container": "tank/a@b"}, "not a valid name for a ZFS dataset"),
+        ({"container": "tank/%recv"}, "not a valid name for a ZFS dataset"),
+        ({"container": ""}, "not a valid name for a ZFS dataset"),
+        ({"container": "-f"}, "not a valid name for a zpool"),
         ({"container": "tank/" + "x" * 250}, "too long"),
         ({"container": "nowhere/x"}, "zpool nowhere is not imported"),
         ({"container": "tank/no/such"}, "does not exist; create it first"),
-        ({"container": "tank/x", "revisions_to_keep": "-2"}, "from -1 on"),
-        ({"container": "tank/x", "revisions_to_keep": "many"}, "from -1 on"),
+        (
+            {"container": "tank/x", "revisions_to_keep": "-2"},
+            "from -1 to 10000",
+        ),
+        (
+            {"container": "tank/x", "revisions_to_keep": "many"},
+            "from -1 to 10000",
+        ),
         ({"container": "tank/x", "ephemeral_volatile": "maybe"}, "True or"),
         ({"container": "tank/x", "volblocksize": "3k"}, "power of two"),
         ({"container": "tank/x", "volblocksize": "1M"}, "power of two"),
@@ -145,10 +151,17 @@ def test_bad_options_are_refused_before_anything_is_touched(
 
 def test_container_that_is_a_volume_or_within_anothers_home(lab, zpool):
     volume = lab.private()
-    refused(lab, "p", "is a volume", container=volume.dataset)
-    refused(lab, "p", "another pool keeps", container=f"{lab.container}/vm/q")
+    refused(lab, "p", "is a volume, not", container=volume.dataset)
+    refused(
+        lab,
+        "p",
+        "inside the qubes root of another",
+        container=f"{lab.container}/vm/q",
+    )
     sh("zfs", "create", "-p", f"{zpool}/foreign/vm")
-    refused(lab, "p", "not this driver's", container=f"{zpool}/foreign")
+    refused(
+        lab, "p", "not created by this driver", container=f"{zpool}/foreign"
+    )
 
 
 def test_setup_that_fails_half_way_leaves_nothing(lab, zpool, monkeypatch):

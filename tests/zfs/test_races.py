@@ -207,7 +207,9 @@ def test_the_end_of_a_replaced_import_is_not_taken_for_anothers(tidy):
         await put(await volume.import_data(MIB), b"first")
         path = await volume.import_data(MIB)
         with open(path, "r+b"):
-            with pytest.raises(StoragePoolException, match="under way"):
+            with pytest.raises(
+                StoragePoolException, match="an import into this volume"
+            ):
                 await volume.import_data_end(True)
             await volume.import_data_end(False)
         await put(path, b"second")
