@@ -42,6 +42,7 @@ class Changes:
         :raises Refused: if there is another one in its place
         """
         content, volume = self._content, self._volume
+        volume.pool.enlist(volume)
         if volume.snap_on_start and volume.save_on_stop:
             raise Refused(messages.BOTH_KINDS)
         if not volume.save_on_stop:

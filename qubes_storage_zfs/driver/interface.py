@@ -87,6 +87,9 @@ class Pool(Protocol):
     def clones_of(self, vid: str) -> "list[Volume]":
         """Return the volumes that are clones of the volume *vid*."""
 
+    def enlist(self, volume: "Volume") -> None:
+        """List the object of a volume that a qube uses."""
+
     def unlist(self, vid: str) -> None:
         """Drop the object of the volume *vid*, which was removed."""
 

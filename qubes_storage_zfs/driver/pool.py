@@ -270,6 +270,14 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         if vid in self._volumes:
             await self._volumes[vid].preparation.wait_until_idle()
 
+    def enlist(self, volume: Volume) -> None:
+        """List the object of a volume that a qube uses.
+
+        It may have been removed before: if another volume of the qube cannot be
+        removed, qubesd keeps the qube, and starts it with the same objects.
+        """
+        self._volumes[volume.vid] = cast(ZfsVolume, volume)
+
     def unlist(self, vid: str) -> None:
         """Drop the object of the volume *vid*, which was removed."""
         self._volumes.pop(vid, None)

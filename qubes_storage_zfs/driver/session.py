@@ -49,6 +49,7 @@ class Session:
         lifecycle, pool = self._lifecycle, self._volume.pool
         is_prepared = lifecycle.phase is Phase.PREPARED
         lifecycle.fire(Event.START)
+        pool.enlist(self._volume)
         lifecycle.session_size = None
         with join(self._preparation.batch_key) as batch:
             await pool.first_use()

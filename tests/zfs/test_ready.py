@@ -78,6 +78,17 @@ def test_committed_source_frees_its_old_state(lab, qube):
     lab.stop(root, volatile)
 
 
+def test_volume_that_is_used_after_its_removal_is_listed_again(lab, qube):
+    """qubesd keeps a qube if one of its volumes cannot be removed."""
+    root, volatile, template = qube
+    lab.run(root.remove())
+    lab.session(root, b"scribble")
+    assert lab.pool.get_volume(root.vid) is root
+    assert any("app/root" in name for name in lab.datasets())
+    lab.session(template, b"v2")
+    assert not any("app/root" in name for name in lab.datasets())
+
+
 @pytest.mark.parametrize("verb", ["import", "clone", "revert", "remove"])
 def test_replaced_source_frees_its_old_state(lab, qube, verb):
     root, _, template = qube
