@@ -35,7 +35,7 @@ class Admin(World):
         sh("zfs", "create", "-s", "-V", "1M", f"{foreign}/vol.1")
         self.foreign = self.foreign_guids(self.dump())
 
-    async def sweep(self) -> None:
+    async def collect_garbage(self) -> None:
         """Collect garbage until all that is left is open or imported."""
         for _ in range(40):
             if not set(await self.pool.store.collect_garbage()) - self.in_use:
@@ -77,7 +77,7 @@ class Admin(World):
         for name in self.snapshots_by_hand():
             sh("zfs", "destroy", name, check=False)
         self.foreign = self.foreign_guids(self.dump())
-        await self.sweep()
+        await self.collect_garbage()
 
     async def destroy_revision(self, vid: str, index: int) -> None:
         """Destroy a revision with zfs(8), which refuses if it has a clone."""
@@ -93,7 +93,7 @@ class Admin(World):
         if attempt("zfs", "destroy", name).returncode == 0:
             states = now.states[:index] + now.states[index + 1 :]
             self._may_be[vid] = (replace(now, states=states),)
-            await self.sweep()
+            await self.collect_garbage()
 
     def rename(self) -> None:
         """Rename the administrator's datasets."""

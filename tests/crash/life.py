@@ -306,7 +306,7 @@ class Life(Admin):
         item = self.exports.pop(index)
         item.reader.close()
         if item.orphan:
-            await self.sweep()
+            await self.collect_garbage()
         else:
             await item.volume.export_end(item.path)
 
@@ -347,7 +347,7 @@ class Life(Admin):
             if vid.split("/")[0] not in self.running:
                 await volume.stop()
                 Path(volume.state_file).unlink(missing_ok=True)
-        await self.sweep()
+        await self.collect_garbage()
 
     def end(self) -> None:
         """Close and destroy everything, whatever happened before."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Power cuts while qubes live: the side of the host.
+"""Cut the power while qubes work: the part on the host.
 
     python3 -m tests.power [--cuts N] [--seed S] [--lying]
 
-Ends with what was cut and what was wrong; the exit status is 0 only if
-nothing was.
+At the end, print what the cuts interrupted, and the violations.  The exit
+status is 0 only if there were none.
 """
 
 import argparse
@@ -25,25 +25,25 @@ from .model import World
 from .tags import unpacked
 
 DISK_MIB = 1024
-#: verbs that begin or end before a cut, at most; so that a slow machine is
-#: cut no sooner than a fast one
-WORK = 60
-#: seconds without a word from the guest that make it a failed one
-SILENCE = 180.0
-#: part of the cuts that hit the import or the recovery after the last one
+#: reports of started or finished operations before a cut, at most; a number
+#: of seconds would leave a slow machine less work than a fast one
+MOST_OPERATIONS = 60
+#: seconds without output of the guest, after which it counts as failed
+SILENCE_LIMIT = 180.0
+#: fraction of the cuts that hit the import or recovery after the last cut
 EARLY = 0.15
-#: part of the cuts that come when the disk has something to lose
-AT_STAKE = 0.6
-#: seconds to wait for that
-STAKE_LIMIT = 10.0
-#: guests in a row that may fail before it is no use to go on
-HOPELESS = 3
+#: fraction of the cuts that wait until the disk has unflushed writes
+AT_RISK = 0.6
+#: seconds to wait for unflushed writes
+RISK_LIMIT = 10.0
+#: guests in a row that may fail before the run is given up
+MOST_FAILURES = 3
 
 _COMMAND = (
     "cd /root/src && PYTHONPATH=/root/src:/root/src/tests/host"
-    " exec python3 -m tests.power.guest {seed} {cut} {manner}"
+    " exec python3 -m tests.power.guest {seed} {cut} {mode}"
 )
-_MARKED = "yes ABCDEFG | dd of={device} bs=4k count=64 seek={at} {how} 2>&1"
+_MARKED = "yes ABCDEFG | dd of={device} bs=4k count=64 seek={at} {options} 2>&1"
 _FIRST = "dd if={device} bs=4k count=1 skip={at} iflag=direct 2>/dev/null"
 
 
@@ -52,9 +52,9 @@ def say(text: str) -> None:
 
 
 def prove_loss(machine: Machine) -> None:
-    """What was flushed survives a cut, and what was not does not.
+    """Prove that a flushed write survives a cut and an unflushed one does not.
 
-    :raises vm.Failed: if that is not so
+    :raises vm.Failed: if the disk behaves otherwise
     """
     marks = {"flushed": 1024, "unflushed": 2048}
 
@@ -69,10 +69,10 @@ def prove_loss(machine: Machine) -> None:
 
     machine.restore(keep=0, piece=512, seed="proof")
     for name, at in marks.items():
-        how = "oflag=direct iflag=fullblock"
+        options = "oflag=direct iflag=fullblock"
         if name == "flushed":
-            how += " conv=fsync"
-        machine.do(_MARKED.format(device=DEVICE, at=at, how=how))
+            options += " conv=fsync"
+        machine.do(_MARKED.format(device=DEVICE, at=at, options=options))
     before = seen()
     machine.cut()
     machine.restore(keep=0, piece=512, seed="proof")
@@ -80,17 +80,17 @@ def prove_loss(machine: Machine) -> None:
     machine.cut()
     machine.disk.wipe()
     if not all(before.values()):
-        raise vm.Failed(f"what was written cannot be read: {before}")
+        raise vm.Failed(f"a write cannot be read back: {before}")
     if after != {"flushed": True, "unflushed": False}:
-        raise vm.Failed(f"the disk does not lose what it should: {after}")
+        raise vm.Failed(f"the disk loses the wrong writes: {after}")
     say("a flushed write survives a cut, and an unflushed one is gone")
 
 
 class Guest:
-    """One guest's life on the host's side: what it tells, until its cut.
+    """Collect the reports of one guest until its cut.
 
-    :ivar state: how far it has come
-    :ivar wrong: what is wrong with it, in sentences
+    :ivar state: the phase that the guest has reached
+    :ivar wrong: sentences about what is wrong with the guest
     """
 
     def __init__(self, world: World, number: int, early: float | None) -> None:
@@ -98,21 +98,21 @@ class Guest:
         self.number = number
         self.state = "starting"
         self.wrong: list[str] = []
-        #: when to cut; seconds on the monotonic clock
+        #: the time of the cut, in seconds of the monotonic clock
         self.deadline: float | None = None
         self.imported = self.recovered = 0.0
         self.reports = 0
-        #: the last ones, for whoever looks into a violation
-        self.told: deque[str] = deque(maxlen=60)
+        #: the newest reports, printed after a violation
+        self.newest_reports: deque[str] = deque(maxlen=60)
         self._early = early
         self._buffer = b""
 
-    def hear(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             text = line.decode(errors="replace")
             if text.startswith("@ "):
-                self.told.append(text[2:240])
+                self.newest_reports.append(text[2:240])
                 report = json.loads(text[2:])
                 getattr(self, "on_" + report.pop("t"))(report)
             elif text.startswith("guest-exit"):
@@ -131,32 +131,34 @@ class Guest:
     def on_checking(self, _: dict[str, Any]) -> None:
         self.state = "check"
 
-    def on_found(self, report: dict[str, Any]) -> None:
+    def on_observed(self, report: dict[str, Any]) -> None:
         self.state = "end of check"
-        found = {
+        states_of = {
             vid: [unpacked(runs) for runs in states]
             for vid, states in report["volumes"].items()
         }
-        self.world.judge(found)
+        self.world.judge(states_of)
         for vid, runs in report["current"].items():
-            if not found[vid] or unpacked(runs) != found[vid][-1]:
+            if not states_of[vid] or unpacked(runs) != states_of[vid][-1]:
                 self.wrong.append(f"{vid}: its content is not committed")
-        self.wrong += [f"left over: {each}" for each in report["leftovers"]]
-        self.wrong += [f"recovered twice: {each}" for each in report["again"]]
+        self.wrong += [f"garbage: {text}" for text in report["garbage"]]
+        self.wrong += [
+            f"changed by a second recovery: {text}" for text in report["again"]
+        ]
         if report["errors"] != "No known data errors":
             self.wrong.append(f"zpool status: {report['errors']}")
 
-    def on_ready(self, _: dict[str, Any]) -> None:
+    def on_working(self, _: dict[str, Any]) -> None:
         self.state = "work"
         self.recovered = time.monotonic()
 
-    def on_begin(self, report: dict[str, Any]) -> None:
+    def on_started(self, report: dict[str, Any]) -> None:
         self.reports += 1
-        self.world.begin(report)
+        self.world.start(report)
 
-    def on_end(self, report: dict[str, Any]) -> None:
+    def on_finished(self, report: dict[str, Any]) -> None:
         self.reports += 1
-        self.world.end(report)
+        self.world.finish(report)
 
     def on_read(self, report: dict[str, Any]) -> None:
         self.world.read(report)
@@ -166,46 +168,46 @@ class Guest:
 
 
 class Run:
-    """A number of cuts, and what they brought to light."""
+    """A number of cuts, and the violations that they revealed."""
 
-    def __init__(self, machine: Machine, seed: str, manner: str) -> None:
+    def __init__(self, machine: Machine, seed: str, mode: str) -> None:
         self.machine = machine
         self.seed = seed
-        self.manner = manner
+        self.mode = mode
         self.world = World()
         self.cuts = 0
-        self.in_flight: Counter[str] = Counter()
+        self.interrupted: Counter[str] = Counter()
         self.disk: Counter[str] = Counter()
         self.violations: list[str] = []
-        #: guests in a row that did not come to work
+        #: guests in a row that did not get to work
         self.failed = 0
-        #: seconds from the import to work, the last time
+        #: seconds that the newest import and recovery took
         self._recovery = 5.0
-        #: seconds between two reports, the last time
+        #: seconds between two reports of the newest guest
         self._gap = 0.2
 
     def all(self, cuts: int) -> None:
-        """So many cuts, and one more guest that recovers from the last."""
+        """Make so many cuts, and let one more guest recover from the last."""
         for number in range(cuts + 1):
             self.guest(number, number == cuts)
-            if self.failed == HOPELESS:
-                say("no use to go on; the console ends:")
+            if self.failed == MOST_FAILURES:
+                say("too many guests failed in a row; the console ends:")
                 say(self.machine.console())
                 break
 
     def guest(self, number: int, last: bool) -> None:
-        """One guest: it recovers from the cut before, works and is cut."""
+        """Let one guest recover from the last cut and work; then cut it."""
         dice = random.Random(f"{self.seed}/{number}")
         keep = dice.choice((0.0, 0.0, 0.1, 0.5, 0.9))
         piece = dice.choice((512, 4096, 0))
-        work = 0.0 if last else dice.uniform(0, WORK)
+        work = 0.0 if last else dice.uniform(0, MOST_OPERATIONS)
         early = None
         if number > 0 and not last and dice.random() < EARLY:
             early = dice.uniform(0, self._recovery)
         self.machine.restore(keep, piece, f"{self.seed}/{number}")
         guest = Guest(self.world, number, early)
-        at_stake = dice.random() < AT_STAKE
-        lost = self._live(guest, work, at_stake and not last)
+        at_risk = dice.random() < AT_RISK
+        lost = self._watch(guest, work, at_risk and not last)
         if guest.recovered:
             self.failed = 0
             if number > 0:
@@ -219,38 +221,42 @@ class Run:
             self.violations.append(f"guest {number}: {text}")
             say("VIOLATION, " + self.violations[-1])
         if guest.wrong or self.world.violations:
-            say("it had told: " + "\n  ".join(guest.told))
+            say("its newest reports: " + "\n  ".join(guest.newest_reports))
         self.world.violations.clear()
         if not last:
             self._count(guest, lost)
 
-    def _live(
-        self, guest: Guest, work: float, at_stake: bool
+    def _watch(
+        self, guest: Guest, work: float, at_risk: bool
     ) -> dict[str, int]:
-        """Until its cut, which comes *work* reports after it began to work:
-        a fraction of one is that part of the usual time between two."""
+        """Read reports until the cut; return what the disk lost.
+
+        :param work: number of reports before the cut; its fraction is a part
+            of the usual time between two reports
+        :param at_risk: whether the cut waits for unflushed writes
+        """
         command = _COMMAND.format(
-            seed=self.seed, cut=guest.number, manner=self.manner
+            seed=self.seed, cut=guest.number, mode=self.mode
         )
         port = self.machine.start(command)
         lost = None
-        heard = time.monotonic()
+        received = time.monotonic()
         while True:
             if guest.deadline is None and guest.state == "work":
                 if guest.reports >= int(work):
                     guest.deadline = time.monotonic() + work % 1 * self._gap
             limit = guest.deadline
             if limit is None:
-                limit = heard + SILENCE
+                limit = received + SILENCE_LIMIT
             if time.monotonic() >= limit and lost is None:
                 if guest.deadline is None:
-                    # what hangs in its kernel is told there
+                    # its kernel reports a hung task on the console
                     guest.wrong.append(
                         f"silent during {guest.state}, its console ends:\n"
                         + self.machine.console()
                     )
-                elif at_stake:
-                    self.machine.disk.freeze(STAKE_LIMIT)
+                elif at_risk:
+                    self.machine.disk.freeze(RISK_LIMIT)
                 lost = self.machine.cut()
             port.settimeout(max(limit - time.monotonic(), 0.001))
             try:
@@ -261,23 +267,25 @@ class Run:
                 data = b""
             if not data:
                 break
-            heard = time.monotonic()
-            # also what it told before the cut and is still on its way
-            guest.hear(data)
+            received = time.monotonic()
+            # includes reports from before the cut that arrive late
+            guest.receive(data)
         if lost is None:
             guest.wrong.append("QEMU ended:\n" + self.machine.console())
             lost = self.machine.cut()
         return lost
 
     def _count(self, guest: Guest, lost: dict[str, int]) -> None:
-        flying = [begin["verb"] for begin in self.world.pending.values()]
+        interrupted = [
+            report["operation"] for report in self.world.pending.values()
+        ]
         if guest.state != "work":
-            flying = [guest.state]
+            interrupted = [guest.state]
         self.cuts += 1
-        self.in_flight.update(flying or ["nothing"])
+        self.interrupted.update(interrupted or ["nothing"])
         self.disk.update(lost)
         say(
-            f"cut {guest.number}: {', '.join(sorted(flying)) or 'nothing'};"
+            f"cut {guest.number}: {', '.join(sorted(interrupted)) or 'nothing'};"
             f" unflushed: {lost['lost'] >> 10} KiB lost,"
             f" {lost['kept'] >> 10} KiB kept"
         )
@@ -289,8 +297,8 @@ class Run:
         return "\n".join(
             (
                 f"power cuts: {self.cuts}, seed {self.seed}",
-                f"in flight at the cut: {table(self.in_flight)}",
-                f"done before a cut: {table(self.world.done)}",
+                f"interrupted by a cut: {table(self.interrupted)}",
+                f"finished before a cut: {table(self.world.done)}",
                 f"unflushed at the cut: {self.disk['writes']} writes,"
                 f" {self.disk['lost'] >> 10} KiB of them lost,"
                 f" {self.disk['kept'] >> 10} KiB kept",
@@ -308,11 +316,11 @@ def main() -> int:
     parser.add_argument(
         "--lying",
         action="store_true",
-        help="report flushes that never were: must end in violations",
+        help="report flushes that were not made: must end in violations",
     )
     args = parser.parse_args()
     say(f"seed {args.seed}, {args.cuts} cuts")
-    # a run that is ended early still says what it found
+    # a run that is interrupted still prints its summary
     vm.on_end(signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="qz-power-") as folder:
         machine = Machine(Path(folder), DISK_MIB)

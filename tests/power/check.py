@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""In the guest: what there is after a recovery, asked of ZFS and the devices.
+"""In the guest: read from ZFS and the devices what a recovery left.
 
-Nothing here asks the driver what is garbage; it is worked out once more, from
-what doc/design.md says of the names on disk.
+This module does not ask the driver what is garbage.  It works this out by the
+description of the names on disk in doc/design.md.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from qubes_storage_zfs.zfs import devices
 
 from ..support.zpools import open_device, sh
 from . import tags
-from .guest import NAME, SIZE, House
+from .guest import NAME, SIZE, Qubesd
 
 HOME = f"{NAME}/vm"
-#: seconds
+#: seconds to wait for device nodes
 NODE_LIMIT = 60.0
-#: what a volume that nobody keeps is taken back to
-BEGINNING = "s1"
+#: the baseline snapshot that a disposable volume is reset to
+BASELINE = "s1"
 
 _EVERYTHING = b"""
 local out = {}
-local function look(ds)
+local function visit(ds)
     local mine = {}
     for name, value, source in zfs.list.user_properties(ds) do
         if source == ds then
@@ -50,16 +50,16 @@ local function look(ds)
         }
     end
     for child in zfs.list.children(ds) do
-        look(child)
+        visit(child)
     end
 end
-look((...).argv.home)
+visit((...).argv.home)
 return out
 """
 _ZVOL = re.compile(r"(?P<volume>[^.]+)(\.[1-9][0-9]*)?")
 
-#: name of a dataset or snapshot -> what is known of it
-Things = dict[str, dict[str, Any]]
+#: name of a dataset or snapshot -> its properties
+Datasets = dict[str, dict[str, Any]]
 
 
 def _text(value: Any) -> Any:
@@ -68,16 +68,16 @@ def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def everything() -> Things:
-    """All that is below the container, at one instant."""
+def everything() -> Datasets:
+    """Return all that is below the qubes root, at one instant."""
     answer = libzfs_core.lzc_channel_program_nosync(
         NAME.encode(), _EVERYTHING, params={b"home": HOME.encode()}
     )
     return dict(_text(answer))
 
 
-def differences(first: Things, second: Things) -> list[str]:
-    """Between what a recovery left and what the next one left."""
+def differences(first: Datasets, second: Datasets) -> list[str]:
+    """Return how the results of two recoveries differ."""
     return [
         f"{name}: {first.get(name)}, then {second.get(name)}"
         for name in sorted(first.keys() | second.keys())
@@ -85,11 +85,11 @@ def differences(first: Things, second: Things) -> list[str]:
     ]
 
 
-def leftovers(things: Things) -> list[str]:
-    """What nothing needs."""
+def garbage(datasets: Datasets) -> list[str]:
+    """Return the datasets and snapshots that no volume needs."""
     wrong, volumes, needed = [], set(), {HOME}
-    for dataset, thing in things.items():
-        for name, value in thing.get("mine", {}).items():
+    for dataset, item in datasets.items():
+        for name, value in item.get("mine", {}).items():
             if name.startswith(naming.POINTER):
                 volume = name.removeprefix(naming.POINTER)
                 number = value.split()[0]
@@ -97,28 +97,28 @@ def leftovers(things: Things) -> list[str]:
                 zvol = f"{dataset}/{volume}{suffix}"
                 volumes.add((dataset, volume))
                 needed |= {dataset, zvol}
-                if zvol not in things:
+                if zvol not in datasets:
                     wrong.append(f"{dataset}: pointer {name}={value}")
                 if " scratch" in value:
-                    needed.add(f"{zvol}@{BEGINNING}")
-    for name, thing in things.items():
+                    needed.add(f"{zvol}@{BASELINE}")
+    for name, item in datasets.items():
         zvol, _, snapshot = name.partition("@")
         dataset, _, last = zvol.rpartition("/")
         match = _ZVOL.fullmatch(last)
         if (
             match
             and re.fullmatch(r"r[1-9][0-9]*", snapshot)
-            and thing["leaving"] != "on"
+            and item["leaving"] != "on"
             and (dataset, match["volume"]) in volumes
         ):
             needed |= {name, zvol}
-    # what was cloned from stays, with its qube's dataset
+    # the origin of a clone is kept, with the dataset of its qube
     while (
         more := {
-            each
-            for zvol in needed & things.keys()
-            if (origin := things[zvol].get("origin"))
-            for each in (
+            required
+            for zvol in needed & datasets.keys()
+            if (origin := datasets[zvol].get("origin"))
+            for required in (
                 origin,
                 origin.partition("@")[0],
                 origin.rpartition("/")[0],
@@ -127,14 +127,14 @@ def leftovers(things: Things) -> list[str]:
         - needed
     ):
         needed |= more
-    return wrong + sorted(things.keys() - needed)
+    return wrong + sorted(datasets.keys() - needed)
 
 
 async def read(path: str) -> list[tuple[str, int]]:
-    """The names of the blocks behind a device node, in runs."""
+    """Return the names of the blocks behind a device node, in runs."""
     dataset = devices.dataset_of(path)
     if dataset is not None:
-        # udev takes its link away while it looks at the node anew
+        # udev removes the link while it processes the node again
         await devices.wait_for_link(dataset)
 
     def whole() -> bytes:
@@ -145,8 +145,10 @@ async def read(path: str) -> list[tuple[str, int]]:
 
 
 def _nodes() -> dict[str, str]:
-    """Name of a zvol or snapshot -> the kernel's node; udev's link to it
-    comes later."""
+    """Return the name of each zvol or snapshot with a node -> the node.
+
+    The node is the kernel's; udev makes its link later.
+    """
     nodes = [f"/dev/{block.name}" for block in Path("/sys/block").glob("zd*")]
     return {
         name: node
@@ -155,28 +157,31 @@ def _nodes() -> dict[str, str]:
     }
 
 
-async def _visible(snapshots: set[str], there: bool) -> dict[str, str]:
-    """The snapshots get device nodes, or lose them; all nodes there are.
+async def _visible(snapshots: set[str], is_visible: bool) -> dict[str, str]:
+    """Show or hide the device nodes of snapshots; return all nodes.
 
-    One that udev has just open is not taken away, so that is tried again.
+    ZFS does not remove a node that udev has open, so this is repeated.
     """
     for attempt in range(int(NODE_LIMIT * 5)):
         if attempt % 50 == 0:
-            value = "visible" if there else "hidden"
+            value = "visible" if is_visible else "hidden"
             sh("zfs", "set", "snapdev=" + value, HOME)
         nodes = await asyncio.to_thread(_nodes)
-        if snapshots & nodes.keys() == (snapshots if there else set()):
+        if snapshots & nodes.keys() == (snapshots if is_visible else set()):
             return nodes
         await asyncio.sleep(0.2)
     raise RuntimeError(f"nodes of snapshots: {sorted(nodes)}")
 
 
-async def found(house: House) -> dict[str, Any]:
-    """What is to be judged: volumes (vid -> its committed states), current
-    (vid -> its content), and what zpool says."""
+async def observed(qubesd: Qubesd) -> dict[str, Any]:
+    """Return what the host has to judge.
+
+    This is volumes (vid -> committed states), current (vid -> content) and
+    errors (the line of "zpool status").
+    """
     names = {}
     answer: dict[str, Any] = {"volumes": {}, "current": {}}
-    for volume in house.pool.list_volumes():
+    for volume in qubesd.pool.list_volumes():
         if not volume.save_on_stop:
             continue
         asked = StateQuery(revisions=True)
@@ -185,13 +190,13 @@ async def found(house: House) -> dict[str, Any]:
         path = volume.path
         assert path is not None, volume.vid
         answer["current"][volume.vid] = await read(path)
-    every = {name for snapshots in names.values() for name in snapshots}
-    nodes = await _visible(every, True)
+    all_snapshots = {name for snapshots in names.values() for name in snapshots}
+    nodes = await _visible(all_snapshots, True)
     for vid, snapshots in names.items():
         answer["volumes"][vid] = [
             await read(nodes[snapshot]) for snapshot in snapshots
         ]
-    await _visible(every, False)
+    await _visible(all_snapshots, False)
     status = sh("zpool", "status", NAME)
     answer["errors"] = re.findall(r"errors: (.*)", status)[0]
     return answer

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nbdkit plugin: a disk with a volatile write cache.
 
-What was written since the last flush is in this process's memory only.  When
-the client goes away the power is cut: of those writes some reach the disk and
-the others are lost, in no order, as with a real disk.
+Writes since the last flush are in the memory of this process only.  When the
+client disconnects, the power is cut.  Some of those writes then reach the disk
+and the others are lost, in any order, as with a real disk.
 
-Parameters: image (raw file, the platter), keep (0 to 1: which part of the
-unflushed pieces reaches it), piece (bytes; larger writes may be torn at
-multiples of it; 0: never), seed, freeze (file: once it is there the disk
-stands still before one of the next writes or flushes, most likely a flush,
-when most is at stake), report (file that is written once the cut is done: one
-JSON object with the numbers).
+The parameters are:
+
+- image: raw file, the platter
+- keep: fraction of the unflushed pieces that reach the platter, 0 to 1
+- piece: bytes; larger writes may be torn at multiples of it; 0: never
+- seed: of the random choices
+- freeze: name of a file. Once it exists, the disk freezes at one of the next
+  writes or flushes. A flush is the most likely, because then the most
+  unflushed data can be lost.
+- report: file for one JSON object with the numbers, written after the cut
 """
 
 import json
@@ -22,8 +26,8 @@ import time
 import nbdkit  # noqa: F401  (nbdkit takes no script for a plugin without it)
 
 API_VERSION = 2
-#: how likely the disk freezes at a write, once it may
-AT_WRITE = 0.1
+#: probability that the disk freezes at a write, once it may
+FREEZE_AT_WRITE = 0.1
 settings = {"keep": "0", "piece": "512", "seed": "0"}
 
 
@@ -32,11 +36,11 @@ def config(key, value):
 
 
 class Disk:
-    """The platter and what was not flushed to it.
+    """The platter, and the writes that were not flushed to it.
 
-    :ivar view: what the client reads: private memory over the platter, so
-        what is written to it does not reach the file
-    :ivar unflushed: (offset, bytes) in the order of arrival
+    :ivar view: what the client reads: a private mapping of the platter, so
+        that a write to it does not reach the file
+    :ivar unflushed: (offset, bytes), in the order of arrival
     """
 
     def __init__(self):
@@ -46,14 +50,14 @@ class Disk:
         self.unflushed = []
         self.flushes = 0
         self.dice = random.Random(settings["seed"])
-        self.gone = False
+        self.is_cut = False
 
     def may_freeze(self, chance):
-        """Cut now if it is time: what was asked for is never answered."""
+        """Cut now if it is time; the request is then never answered."""
         if self.unflushed and os.path.exists(settings["freeze"]):
             if self.dice.random() < chance:
                 self.cut()
-        while self.gone:
+        while self.is_cut:
             time.sleep(60)
 
     def flush(self):
@@ -63,26 +67,26 @@ class Disk:
         self.flushes += 1
 
     def cut(self):
-        """Some unflushed pieces reach the platter, the others never do."""
-        if self.gone:
+        """Write some unflushed pieces to the platter, and drop the others."""
+        if self.is_cut:
             return
-        self.gone = True
+        self.is_cut = True
         keep, piece = float(settings["keep"]), int(settings["piece"])
-        kept = lost = 0
+        kept_bytes = lost_bytes = 0
         for start, data in self.unflushed:
             step = piece or len(data)
             for offset in range(0, len(data), step):
                 part = data[offset : offset + step]
                 if self.dice.random() < keep:
                     os.pwrite(self.platter, part, start + offset)
-                    kept += len(part)
+                    kept_bytes += len(part)
                 else:
-                    lost += len(part)
+                    lost_bytes += len(part)
         numbers = {
             "flushes": self.flushes,
             "writes": len(self.unflushed),
-            "kept": kept,
-            "lost": lost,
+            "kept": kept_bytes,
+            "lost": lost_bytes,
         }
         os.close(self.platter)
         partial = settings["report"] + ".partial"
@@ -104,7 +108,7 @@ def pread(disk, buf, offset, flags):
 
 
 def pwrite(disk, buf, offset, flags):
-    disk.may_freeze(AT_WRITE)
+    disk.may_freeze(FREEZE_AT_WRITE)
     data = bytes(buf)
     disk.view[offset : offset + len(data)] = data
     disk.unflushed.append((offset, data))

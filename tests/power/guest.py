@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""In the guest: the pool as qubesd would have it, and reports to the host.
+"""In the guest: use the pool as qubesd does, and report to the host.
 
     python3 -m tests.power.guest SEED CUT honest|lying
 
-Imports the zpool (makes it, the first time), recovers as qubesd does when it
-starts, reports everything that is there, and then works until the power goes.
-"lying" makes a deliberate mistake, see workload.py.
+Import the zpool (the first guest creates it) and recover as qubesd does at its
+start.  Report the content of all volumes, then work until the power is cut.
+"lying" makes a deliberate mistake, see Qube.is_lying in workload.py.
 """
 
 import asyncio
@@ -28,23 +28,23 @@ from ..support.zpools import inherit_no_further, sh
 NAME = "power"
 DEVICE = "/dev/disk/by-id/virtio-power"
 BLOCKS = 256
-#: bytes of every volume
+#: bytes of each volume
 SIZE = BLOCKS * 4096
-#: volumes that keep their content
+#: the kept volumes
 KEPT = ("a/private", "b/private", "c/private", "tmpl/root")
 #: qubes with a volatile volume and a root that is a clone of TEMPLATE's
 APPS = ("a", "b", "c")
 TEMPLATE = "tmpl/root"
 
 
-def say(kind: str, **what: Any) -> None:
-    """Tell the host; what was told is out of the guest on return."""
-    sys.stdout.write("@ " + json.dumps({"t": kind, **what}) + "\n")
+def say(kind: str, **fields: Any) -> None:
+    """Report to the host; the report has left the guest on return."""
+    sys.stdout.write("@ " + json.dumps({"t": kind, **fields}) + "\n")
     sys.stdout.flush()
 
 
-class House:
-    """A pool and its volumes, all made anew as from qubes.xml."""
+class Qubesd:
+    """New objects for the pool and its volumes, as qubesd makes at its start."""
 
     def __init__(self) -> None:
         runtime.restart()
@@ -57,7 +57,7 @@ class House:
             self.volume(f"{qube}/root")
 
     def volume(self, vid: str) -> Any:
-        """A new object for the volume *vid*; nothing on disk yet."""
+        """Return a new object for a volume; nothing changes on disk."""
         qube, _, name = vid.partition("/")
         config: dict[str, Any] = {"name": name, "rw": True, "size": SIZE}
         config["pool"] = NAME
@@ -71,18 +71,20 @@ class House:
         return self.volumes[vid]
 
     async def recover(self) -> None:
-        """What qubesd does when it starts: it stops every halted qube."""
-        await asyncio.gather(*(each.stop() for each in self.volumes.values()))
+        """Stop each halted qube and collect garbage, as qubesd at its start."""
+        await asyncio.gather(
+            *(volume.stop() for volume in self.volumes.values())
+        )
         await afterwards()
         for _ in range(40):
-            # udev may be probing one of them
+            # udev may be probing a zvol, which is then not destroyed
             if not await self.pool.store.collect_garbage():
                 return
             await asyncio.sleep(0.25)
 
 
-async def _main(seed: str, cut: int, lies: bool) -> None:
-    # needs the tree's root on the path, like everything that is imported here
+async def _main(seed: str, cut: int, is_lying: bool) -> None:
+    # these modules import names of this one
     from . import check, workload
 
     qubes.storage.VOLUME_STATE_DIR = "/run/qubes"
@@ -96,23 +98,23 @@ async def _main(seed: str, cut: int, lies: bool) -> None:
     else:
         say("importing")
         sh("zpool", "import", "-f", "-N", "-d", DEVICE + "-part1", NAME)
-    house = House()
+    qubesd = Qubesd()
     say("recovering")
-    await house.recover()
+    await qubesd.recover()
     first = check.everything()
-    house = House()
-    await house.recover()
+    qubesd = Qubesd()
+    await qubesd.recover()
     second = check.everything()
     say("checking")
-    found = await check.found(house)
+    observed = await check.observed(qubesd)
     say(
-        "found",
+        "observed",
         again=check.differences(first, second),
-        leftovers=check.leftovers(second),
-        **found,
+        garbage=check.garbage(second),
+        **observed,
     )
-    house = House()
-    await workload.run(house, f"{seed}/{cut}", cut, lies)
+    qubesd = Qubesd()
+    await workload.run(qubesd, f"{seed}/{cut}", cut, is_lying)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Guests that lose their power: QEMU, and the disk server under it.
+"""Guests whose power is cut: QEMU, and the server of the pool's disk.
 
-A guest is booted once.  What it is then (without zfs loaded, without the
-pool's disk) is kept in a file, and every cut is followed by a new guest from
-that file: a kernel that has never seen the pool, in seconds instead of the
-minute that a boot takes under emulation.  What two boots never share is made
-anew in each: the boot id, the clock, the state of the random generators.
+A guest is booted once and saved to a file, without zfs loaded and without the
+pool's disk.  After each cut a new guest is restored from this file.  Its kernel
+has never seen the pool.  A restore takes seconds; a boot takes a minute under
+emulation.  Each guest gets a boot id, a clock and random numbers of its own,
+because two boots never share these.
 """
 
 import json
@@ -20,20 +20,20 @@ from typing import Any
 from tests.vm import vm
 
 HERE = Path(__file__).resolve().parent
-#: how the pool's disk is called in the guest
+#: serial number of the pool's disk in the guest
 SERIAL = "power"
 DEVICE = f"/dev/disk/by-id/virtio-{SERIAL}"
-#: seconds
+#: seconds to wait for QEMU, nbdkit or a command in the guest
 LIMIT = 120.0
-#: without vector units (and see vm.EMULATED_CPU)
+#: a processor without vector units (see vm.EMULATED_CPU)
 SIMPLE_CPU = "qemu64,cx16=off"
 
 _PREPARE = (
     "mkdir -p /root/src && tar -c -C /src --exclude=./.?* --exclude=./build ."
     " | tar -x -C /root/src"
-    # its random generator is seeded when it is loaded, so that is for later
+    # zfs seeds its random generator when it is loaded, so load it later
     " && modprobe -r zfs && modprobe -n zfs"
-    # so that python is in memory
+    # have the files of Python in memory
     " && cd /root/src && python3 -c 'import asyncio, json, libzfs_core'"
     " ; umount /src /out && sync"
 )
@@ -48,7 +48,7 @@ _FRESH = (
 
 
 class Monitor:
-    """QEMU's own protocol, as much of it as is needed."""
+    """The part of the QEMU Machine Protocol that is needed here."""
 
     def __init__(self, path: Path, process: "subprocess.Popen[bytes]") -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -66,9 +66,12 @@ class Monitor:
         self._file.readline()
         self.do("qmp_capabilities")
 
-    def do(self, verb: str, **arguments: Any) -> Any:
-        """:raises vm.Failed: if QEMU refuses"""
-        json.dump({"execute": verb, "arguments": arguments}, self._file)
+    def do(self, command: str, **arguments: Any) -> Any:
+        """Run a command of QEMU; return its answer.
+
+        :raises vm.Failed: if QEMU refuses
+        """
+        json.dump({"execute": command, "arguments": arguments}, self._file)
         self._file.write("\n")
         self._file.flush()
         while line := self._file.readline():
@@ -76,20 +79,20 @@ class Monitor:
             if "return" in answer:
                 return answer["return"]
             if "error" in answer:
-                raise vm.Failed(f"QEMU, {verb}: {answer['error']['desc']}")
-        raise vm.Failed(f"QEMU went away at {verb}")
+                raise vm.Failed(f"QEMU, {command}: {answer['error']['desc']}")
+        raise vm.Failed(f"QEMU ended during {command}")
 
-    def wait(self, verb: str, *status: str) -> None:
-        """Until *verb* answers with one of *status*."""
+    def wait(self, command: str, *status: str) -> None:
+        """Wait until *command* answers with one of *status*."""
         end = time.monotonic() + LIMIT
-        while (answer := self.do(verb).get("status")) not in status:
+        while (answer := self.do(command).get("status")) not in status:
             if answer == "failed" or time.monotonic() > end:
-                raise vm.Failed(f"QEMU, {verb}: {answer}")
+                raise vm.Failed(f"QEMU, {command}: {answer}")
             time.sleep(0.05)
 
 
 class Disk:
-    """The pool's disk: a raw file, and a server for it until each cut."""
+    """The pool's disk: a raw file, and a server that runs until each cut."""
 
     def __init__(self, work: Path, mib: int) -> None:
         self.image = work / "pool.img"
@@ -101,12 +104,12 @@ class Disk:
         self.wipe()
 
     def wipe(self) -> None:
-        """Blank again."""
+        """Make the disk blank."""
         with open(self.image, "wb") as file:
             file.truncate(self._mib << 20)
 
     def serve(self, keep: float, piece: int, seed: str) -> None:
-        """:param keep, piece, seed: see disk.py"""
+        """Start the server; see disk.py for the parameters."""
         self._report.unlink(missing_ok=True)
         self._freeze.unlink(missing_ok=True)
         self.socket.unlink(missing_ok=True)
@@ -127,15 +130,17 @@ class Disk:
             time.sleep(0.02)
 
     def freeze(self, limit: float) -> None:
-        """Wait until it stands still with something unflushed; at most
-        *limit* seconds."""
+        """Wait until the disk freezes with unflushed writes.
+
+        :param limit: seconds to wait at most
+        """
         self._freeze.touch()
         end = time.monotonic() + limit
         while not self._report.exists() and time.monotonic() < end:
             time.sleep(0.01)
 
     def cut(self) -> dict[str, int]:
-        """What became of the unflushed writes; the client was killed."""
+        """Return what became of the unflushed writes of the killed client."""
         assert self._process is not None
         end = time.monotonic() + LIMIT
         while not self._report.exists():
@@ -156,7 +161,7 @@ class Disk:
 class Machine:
     """One guest after the other, on the same disk.
 
-    :param work: a folder for all that is theirs
+    :param work: folder for the files of all guests
     """
 
     def __init__(self, work: Path, mib: int) -> None:
@@ -164,16 +169,16 @@ class Machine:
         self.disk = Disk(work, mib)
         self._place = vm.image()
         self._root = work / "root.qcow2"
-        self._kept = work / "guest"
+        self._snapshot_file = work / "guest"
         self._process: subprocess.Popen[bytes] | None = None
         self._port: socket.socket | None = None
 
-    def _launch(self, root: str, *more: str) -> Monitor:
+    def _launch(self, root: str, *options: str) -> Monitor:
         for name in ("ctl", "qmp", "console"):
             (self.work / name).unlink(missing_ok=True)
         command = vm.qemu(self._place, self.work, vm.out_folder(), root, ())
-        # zfs measures all vector units when it is loaded, which takes longer
-        # than all else if they are emulated
+        # zfs measures all vector units when it is loaded; emulated ones take
+        # longer for this than everything else
         command = [SIMPLE_CPU if w == vm.EMULATED_CPU else w for w in command]
         with open(self.work / "qemu.log", "ab") as log:
             self._process = subprocess.Popen(
@@ -182,7 +187,7 @@ class Machine:
                     *command,
                     *("-device", "pcie-root-port,id=port1,chassis=1,slot=1"),
                     *("-qmp", f"unix:{self.work / 'qmp'},server=on,wait=off"),
-                    *more,
+                    *options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -192,8 +197,8 @@ class Machine:
         return Monitor(self.work / "qmp", self._process)
 
     def boot(self) -> None:
-        """Boot a guest and keep it in a file."""
-        begin = time.monotonic()
+        """Boot a guest and save it to a file."""
+        start = time.monotonic()
         subprocess.run(
             [
                 *("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw"),
@@ -208,26 +213,27 @@ class Machine:
         self._port.close()
         monitor.do("stop")
         monitor.do("migrate-set-parameters", **{"max-bandwidth": 1 << 34})
-        monitor.do("migrate", uri=f"exec:cat >{self._kept}")
+        monitor.do("migrate", uri=f"exec:cat >{self._snapshot_file}")
         monitor.wait("query-migrate", "completed")
         self.kill()
-        size = self._kept.stat().st_size >> 20
+        size = self._snapshot_file.stat().st_size >> 20
         vm.say(
             f"guest with OpenZFS {vm.SUITE} booted in"
-            f" {time.monotonic() - begin:.0f} s and kept, {size} MiB"
+            f" {time.monotonic() - start:.0f} s and saved, {size} MiB"
         )
 
     def restore(self, keep: float, piece: int, seed: str) -> None:
-        """A new guest, with the disk; the parameters are those of the cut
-        that will end it, see disk.py."""
+        """Restore a new guest with the disk.
+
+        The parameters say what the next cut does; see disk.py.
+        """
         self.disk.serve(keep, piece, seed)
         monitor = self._launch(
             f"file={self._root},format=qcow2,snapshot=on",
-            *("-incoming", f"exec:cat {self._kept}"),
+            *("-incoming", f"exec:cat {self._snapshot_file}"),
         )
         monitor.wait("query-status", "running", "paused")
-        # before that the port is not yet the one that the guest knows, and
-        # QEMU has been seen to end
+        # before this, the guest does not know the port yet, and QEMU can end
         self._port = vm.connect(self.work, self._process)
         monitor.do("cont")
         vm.synchronise(self._port)
@@ -262,7 +268,7 @@ class Machine:
         )
 
     def do(self, command: str) -> str:
-        """Run *command* in the guest; what it printed.
+        """Run a command in the guest; return its output.
 
         :raises vm.Failed: if it fails
         """
@@ -276,7 +282,7 @@ class Machine:
         raise AssertionError("unreachable")
 
     def start(self, command: str) -> socket.socket:
-        """Begin *command* in the guest; where its output can be read."""
+        """Start a command in the guest; return the port with its output."""
         assert self._port is not None
         self._port.sendall(command.encode() + b"\n")
         return self._port
@@ -288,12 +294,12 @@ class Machine:
             self._process = None
 
     def cut(self) -> dict[str, int]:
-        """No power any more; what that did to the disk."""
+        """Cut the power; return what the disk lost."""
         self.kill()
         return self.disk.cut()
 
     def console(self) -> str:
-        """What QEMU said and how the guest's console ends."""
+        """Return the output of QEMU and the end of the guest's console."""
         log = (self.work / "qemu.log").read_text(errors="replace")
         return log[-2000:] + vm.console_end(self.work)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What may be on the disk after a cut, by what the guest had reported.
+"""What the disk may contain after a cut, computed from the guest's reports.
 
-Pure: fed with the guest's reports, it judges the state that the next guest
-finds.  It knows the rules of doc/design.md and nothing of the code.
+The model judges the state that the next guest observes.  It has no I/O.  It
+follows the rules of doc/design.md and shares no code with the driver.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from typing import Any
 from ..support.model import VolumeModel
 from .tags import ZERO, unpacked
 
-#: old revisions that the pool keeps
+#: revisions_to_keep of the pool
 KEEP = 2
 
 
@@ -46,8 +46,8 @@ def _whole(states: list[Blocks]) -> Volume:
 def _imported(volume: Volume, content: Blocks) -> list[Volume]:
     """Return what an import may leave of a halted volume.
 
-    Until the driver has measured what a blank zvol takes, it keeps the blank
-    state that create() made.
+    Until the driver has measured the space of a blank zvol, it keeps the
+    blank state that create() made.
     """
     outcomes = [
         before.imported(content) for before in volume.before_import(True)
@@ -57,7 +57,7 @@ def _imported(volume: Volume, content: Blocks) -> list[Volume]:
 
 
 def written(volume: Volume, begin: dict[str, Any]) -> Volume:
-    """After a write: unless it is synced, a cut may bring back what was."""
+    """Return the model after a write; until a sync, a cut may undo it."""
     current, unsure = list(volume.current), dict(volume.unsure)
     for first, count in begin["extents"]:
         for block in range(first, first + count):
@@ -68,45 +68,45 @@ def written(volume: Volume, begin: dict[str, Any]) -> Volume:
 
 
 def outcomes(volume: Volume, begin: dict[str, Any]) -> list[Volume]:
-    """Return what a verb may leave if it runs to its end.
+    """Return what an operation may leave if it finishes.
 
-    :param begin: the verb as it was reported
-    :raises KeyError: for an unknown verb
+    :param begin: the report of its start
+    :raises KeyError: if the operation is unknown
     """
-    verb = begin["verb"]
-    if verb == "create":
+    operation = begin["operation"]
+    if operation == "create":
         return [ABSENT.created(Blocks((ZERO,) * begin["blocks"]))]
-    if verb == "remove":
+    if operation == "remove":
         return [ABSENT]
-    assert volume != ABSENT, f"{verb} of a volume that is not there"
-    if verb in ("start", "give up import"):
+    assert volume != ABSENT, f"{operation} of an absent volume"
+    if operation in ("start", "give up import"):
         return [volume]
-    if verb == "write":
+    if operation == "write":
         return [written(volume, begin)]
     synced = replace(volume, unsure={})
-    if verb == "sync":
+    if operation == "sync":
         return [synced]
-    if verb == "stop":
+    if operation == "stop":
         return [synced.stopped()]
-    if verb == "import":
+    if operation == "import":
         content = Blocks((begin["content"],) * begin["blocks"])
         return _imported(synced, content)
-    if verb == "clone":
+    if operation == "clone":
         return [
             after
             for source in begin["sources"]
             for after in _imported(synced, source)
         ]
-    if verb == "revert":
+    if operation == "revert":
         content = volume.states[begin["index"]]
         return [
             before.reverted(content) for before in synced.before_import(True)
         ]
-    raise KeyError(verb)
+    raise KeyError(operation)
 
 
 def recovered(volume: Volume) -> list[Volume]:
-    """Return what qubesd's start, which stops halted qubes, may leave."""
+    """Return what may remain after qubesd stops halted qubes at its start."""
     if volume == ABSENT:
         return [ABSENT]
     outcomes = [volume.stopped()]
@@ -117,26 +117,28 @@ def recovered(volume: Volume) -> list[Volume]:
         )
     )
     if lost and len(volume.current) == len(volume.committed):
-        # all that was written may have been lost with the power
+        # the cut may have lost everything that was written
         outcomes.append(volume.showing(volume.committed).stopped())
     return outcomes
 
 
-def differs(volume: Volume, found: list[Blocks] | None) -> str | None:
-    """What is wrong with the committed states *found*; None if nothing."""
+def differs(volume: Volume, observed: list[Blocks] | None) -> str | None:
+    """Return what is wrong with the committed states *observed*, or None."""
     if volume == ABSENT:
-        return None if found is None else "it is there"
-    if found is None:
+        return None if observed is None else "it exists"
+    if observed is None:
         return "it is absent"
-    if len(found) != len(volume.states):
-        return f"{len(found)} states instead of {len(volume.states)}"
-    for number, (want, have) in enumerate(
-        zip(volume.states, found, strict=True)
+    if len(observed) != len(volume.states):
+        return f"{len(observed)} states instead of {len(volume.states)}"
+    for number, (expected, actual) in enumerate(
+        zip(volume.states, observed, strict=True)
     ):
-        last = number == len(found) - 1
-        if len(want) != len(have):
-            return f"state {number} has {len(have)} blocks"
-        for block, (name, other) in enumerate(zip(want, have, strict=True)):
+        last = number == len(observed) - 1
+        if len(expected) != len(actual):
+            return f"state {number} has {len(actual)} blocks"
+        for block, (name, other) in enumerate(
+            zip(expected, actual, strict=True)
+        ):
             legal = {name}
             if last:
                 legal |= volume.unsure.get(block, frozenset())
@@ -149,14 +151,14 @@ def differs(volume: Volume, found: list[Blocks] | None) -> str | None:
 
 
 class World:
-    """All volumes that are kept, and what is being done with them.
+    """All kept volumes, and the operations in progress on them.
 
-    :ivar volumes: vid -> what it may be; more than one only while reports
-        leave open whether a state is there twice
-    :ivar pending: vid -> the verb in flight, as reported
+    :ivar volumes: vid -> allowed models; more than one only while the reports
+        leave open whether a state was committed twice
+    :ivar pending: vid -> report of the start of the operation in progress
     :ivar violations: sentences
-    :ivar blocks: how many were compared
-    :ivar done: verb -> how many ran to their end
+    :ivar blocks: how many blocks were compared
+    :ivar done: operation -> how many of these finished
     """
 
     def __init__(self) -> None:
@@ -169,19 +171,19 @@ class World:
     def possible(self, vid: str) -> list[Volume]:
         return self.volumes.get(vid, [ABSENT])
 
-    # --- while the guest lives
+    # --- while the guest runs
 
-    def begin(self, report: dict[str, Any]) -> None:
-        """A verb begins.
+    def start(self, report: dict[str, Any]) -> None:
+        """Record that an operation starts.
 
-        :param report: vid, verb, and what outcomes() needs
+        :param report: vid, operation, and what outcomes() needs
         """
         vid = report["vid"]
-        if report["verb"] == "clone":
+        if report["operation"] == "clone":
             sources = {
-                each.committed
-                for each in self.possible(report["of"])
-                if each != ABSENT
+                candidate.committed
+                for candidate in self.possible(report["of"])
+                if candidate != ABSENT
             }
             if not sources:
                 self.violations.append(f"{vid}: {report['of']} is absent")
@@ -189,62 +191,75 @@ class World:
             report = {**report, "sources": sorted(sources)}
         self.pending[vid] = report
 
-    def end(self, report: dict[str, Any]) -> None:
-        """:param report: vid; states: how many committed ones there are"""
+    def finish(self, report: dict[str, Any]) -> None:
+        """Record that an operation has finished.
+
+        :param report: vid, and states: the number of committed states
+        """
         vid, count = report["vid"], report["states"]
         begin = self.pending.pop(vid)
-        self.done[begin["verb"]] += 1
-        every = [
+        self.done[begin["operation"]] += 1
+        all_after = [
             after
             for before in self.possible(vid)
             for after in outcomes(before, begin)
         ]
         self.volumes[vid] = [
-            each for each in every if count == len(each.states)
+            candidate
+            for candidate in all_after
+            if count == len(candidate.states)
         ]
         if not self.volumes[vid]:
-            self.violations.append(f"{vid}: {count} states at {begin['verb']}")
-            self.volumes[vid] = every
+            self.violations.append(
+                f"{vid}: {count} states at {begin['operation']}"
+            )
+            self.volumes[vid] = all_after
 
     def read(self, report: dict[str, Any]) -> None:
-        """What a live guest read; what it cannot have been is ruled out.
+        """Check what a running guest read, and rule out other models.
 
-        :param report: vid (a volume that was read), content; of (a kept
-            volume whose content that must be; absent: zeroes)
+        :param report: vid (the volume that was read), content, and of (the
+            kept volume whose content this must be; absent: zeroes)
         """
-        vid, have = report["vid"], unpacked(report["content"])
-        self.blocks += len(have)
-        wanted = [(ZERO,) * report["blocks"]]
+        vid, actual = report["vid"], unpacked(report["content"])
+        self.blocks += len(actual)
+        allowed = [(ZERO,) * report["blocks"]]
         if "of" in report:
             of = report["of"]
-            possible = [each for each in self.possible(of) if each != ABSENT]
-            wanted = [
-                each.current if of == vid else each.committed
-                for each in possible
+            possible = [
+                candidate
+                for candidate in self.possible(of)
+                if candidate != ABSENT
             ]
-            if have in wanted:
+            allowed = [
+                candidate.current if of == vid else candidate.committed
+                for candidate in possible
+            ]
+            if actual in allowed:
                 self.volumes[of] = [
-                    each
-                    for each, want in zip(possible, wanted, strict=True)
-                    if want == have
+                    candidate
+                    for candidate, expected in zip(
+                        possible, allowed, strict=True
+                    )
+                    if expected == actual
                 ]
-        if have not in wanted:
+        if actual not in allowed:
             for name, other in zip(
-                wanted[0] if wanted else (), have, strict=False
+                allowed[0] if allowed else (), actual, strict=False
             ):
                 if name != other:
                     self.violations.append(f"{vid}: read {other}, not {name}")
                     return
-            self.violations.append(f"{vid}: read {len(have)} blocks")
+            self.violations.append(f"{vid}: read {len(actual)} blocks")
 
     # --- after a cut
 
-    def judge(self, found: dict[str, list[tuple[str, ...]]]) -> None:
-        """What the next guest found after its recovery becomes the state.
+    def judge(self, observed: dict[str, list[tuple[str, ...]]]) -> None:
+        """Judge what the next guest observed, and go on from there.
 
-        :param found: vid -> committed states, of all volumes there are
+        :param observed: vid of each volume -> its committed states
         """
-        for vid in sorted({*self.volumes, *self.pending, *found}):
+        for vid in sorted({*self.volumes, *self.pending, *observed}):
             possible = self.possible(vid)
             begin = self.pending.get(vid)
             if begin is not None:
@@ -253,21 +268,21 @@ class World:
                     for before in possible
                     for after in outcomes(before, begin)
                 ]
-            have = (
-                [Blocks(state) for state in found[vid]]
-                if vid in found
+            actual = (
+                [Blocks(state) for state in observed[vid]]
+                if vid in observed
                 else None
             )
-            self.blocks += sum(map(len, have or ()))
+            self.blocks += sum(map(len, actual or ()))
             wrong = [
-                differs(after, have)
-                for each in possible
-                for after in recovered(each)
+                differs(after, actual)
+                for candidate in possible
+                for after in recovered(candidate)
             ]
             if all(wrong):
-                verb = f" during {begin['verb']}" if begin else ""
+                operation = f" during {begin['operation']}" if begin else ""
                 self.violations.append(
-                    f"{vid}, cut{verb}: " + "; or ".join(map(str, wrong))
+                    f"{vid}, cut{operation}: " + "; or ".join(map(str, wrong))
                 )
-            self.volumes[vid] = [_whole(have or [])]
+            self.volumes[vid] = [_whole(actual or [])]
         self.pending.clear()

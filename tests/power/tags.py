@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Content of which each 4 KiB block says whose it is.
+"""Contents in which each 4 KiB block identifies itself.
 
-A content is named "<qube>/<volume>#<number>"; the numbers are never used
-again.  A block of it bears its name and the block's own number, all over.
+A content has the name "<qube>/<volume>#<number>"; no number is used twice.
+A block repeats the name of the content and its own number.
 """
 
 from itertools import groupby
 
 BLOCK = 4096
-#: what a block of zeroes is called
+#: the name of a block of zeroes
 ZERO = "0"
 _LINE = 64
 
 
 def block(name: str, number: int) -> bytes:
-    """One block of the content *name*."""
+    """Return one block of the content *name*."""
     line = f"{name} {number} ".encode("ascii")
     return line.ljust(_LINE, b".") * (BLOCK // _LINE)
 
@@ -33,7 +33,7 @@ def _name(data: bytes, number: int) -> str:
 
 
 def names(data: bytes) -> list[str]:
-    """The name of each block in *data*, which begins with block 0."""
+    """Return the name of each block in *data*, which starts with block 0."""
     return [
         _name(data[offset : offset + BLOCK], offset // BLOCK)
         for offset in range(0, len(data), BLOCK)
@@ -41,7 +41,7 @@ def names(data: bytes) -> list[str]:
 
 
 def packed(blocks: list[str]) -> list[tuple[str, int]]:
-    """Runs of the same name, for a line on the way to the host."""
+    """Return runs of equal names, which make a report shorter."""
     return [(name, len(list(run))) for name, run in groupby(blocks)]
 
 

@@ -25,18 +25,18 @@ def world():
 
 
 def begin(world, verb, vid=VID, **what):
-    world.begin({"vid": vid, "verb": verb, **what})
+    world.start({"vid": vid, "operation": verb, **what})
 
 
 def done(world, verb, states, vid=VID, **what):
     begin(world, verb, vid, **what)
-    world.end({"vid": vid, "states": states})
+    world.finish({"vid": vid, "states": states})
 
 
 def write(world, content, extents, end=True):
     begin(world, "write", content=content, extents=extents)
     if end:
-        world.end({"vid": VID, "states": 1})
+        world.finish({"vid": VID, "states": 1})
 
 
 def violations(world, *states, vid=VID):

@@ -108,7 +108,7 @@ class Qubes(RuleBasedStateMachine):
                 await steps
             if was_full:
                 life.relieve()
-                await life.sweep()
+                await life.collect_garbage()
             life.unlock()
             await life.check()
 
@@ -228,7 +228,7 @@ class Qubes(RuleBasedStateMachine):
 
     @possible(lambda self: self.last not in PAUSES)
     def sweep(self, number: int, other: int) -> None:
-        self.do("sweep", self.life.sweep())
+        self.do("sweep", self.life.collect_garbage())
 
     @possible(lambda self: self.last not in PAUSES)
     def restart(self, number: int, other: int) -> None:
