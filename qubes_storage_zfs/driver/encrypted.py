@@ -379,7 +379,7 @@ class ZfsEncryptedPool(ZfsPool):
             )
         if container_state.claimed_by is None:
             await commands.set_properties(
-                self.container, policy.TAKEN_OVER_SETTINGS
+                self.container, policy.CLAIMED_SETTINGS
             )
         # before the key is loaded, because the kernel then creates device nodes
         is_claimed = container_state.claimed_by is not None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Marks that tell which process made a zvol, and nothing to who has the disk.
+"""Holder marks: which process created a zvol, without revealing it.
 
-A mark is an HMAC of a process' identity (boot, number and start time) with a
-secret of this boot, which all processes of root share and no disk has.  No
-process can be read from a mark: those that live are marked and compared.
+A mark is an HMAC of the identity of a process: boot, process id and start time.
+The key is a secret of this boot that all processes of root share and that no
+disk has.  A mark cannot be turned back into an identity.  So the marks of all
+living processes are computed and compared with it.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from pathlib import Path
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: in memory, and gone with the boot
+#: in a file system in memory, so it ends with the boot
 SECRET = Path("/run/qubes-storage-zfs/holder-secret")
 SECRET_LENGTH = 32  # bytes
 
@@ -30,7 +31,10 @@ def _boot() -> str:
 
 
 def _identity(pid: int | str) -> str | None:
-    """Tell a process from all others on all machines; None if it is gone."""
+    """Return the identity of a process; None if the process has ended.
+
+    No other process on any machine has the same one.
+    """
     try:
         stat = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
         return f"{_boot()}:{pid}:{stat.rpartition(')')[2].split()[19]}"
@@ -40,7 +44,7 @@ def _identity(pid: int | str) -> str | None:
 
 @functools.cache
 def _secret() -> bytes:
-    """Return the secret of this boot; the first process makes it."""
+    """Return the secret of this boot; the first process creates it."""
     try:
         with contextlib.suppress(FileNotFoundError):
             return SECRET.read_bytes()
@@ -49,14 +53,14 @@ def _secret() -> bytes:
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(secrets.token_bytes(SECRET_LENGTH))
-            # whole from the first moment, and only one process succeeds
+            # a link is complete at once, and only one process can create it
             with contextlib.suppress(FileExistsError):
                 os.link(name, SECRET)
         finally:
             os.unlink(name)
         return SECRET.read_bytes()
     except OSError as exc:
-        # other processes then take this one for dead
+        # for other processes, the marks of this one are of no living process
         LOG.warning("%s: %s", SECRET, exc)
         return secrets.token_bytes(SECRET_LENGTH)
 
@@ -72,15 +76,19 @@ def mark() -> str:
 
 
 class Living:
-    """The marks of processes that live; looked for when first asked."""
+    """The holder marks of all living processes, at one moment.
+
+    The caller creates one for each decision.  The first comparison reads /proc.
+    """
 
     def __init__(self) -> None:
+        """Read nothing yet."""
         self._marks: frozenset[str] | None = None
 
     def __contains__(self, other_mark: str) -> bool:
-        """Whether the process that made the mark *found* lives.
+        """Return whether the process with that mark is alive.
 
-        A mark from another boot or machine is no living process'.
+        A mark from another boot or machine belongs to no living process.
         """
         if self._marks is None:
             identities = [
@@ -88,13 +96,13 @@ class Living:
                 for entry in _PROC.iterdir()
                 if entry.name.isdecimal()
             ]
-            # older releases wrote the identity itself on the disk
+            # older releases wrote the identity itself to the disk
             running = set(filter(None, identities))
             self._marks = frozenset(
-                running | {_marked(each) for each in running}
+                running | {_marked(identity) for identity in running}
             )
         return other_mark in self._marks
 
     def is_another(self, other_mark: str) -> bool:
-        """Whether the process that made the mark lives and is not this one."""
+        """Return whether another process with that mark is alive."""
         return other_mark != mark() and other_mark in self

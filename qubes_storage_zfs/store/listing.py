@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which volumes a pool has on disk, asked synchronously."""
+"""The list of the volumes of a pool, for synchronous callers."""
 
 from collections.abc import Mapping
 
@@ -8,22 +8,26 @@ from .pointer import BadPointer, Pointer
 
 
 class Listing:
-    """The volumes below one dataset; a pool has one of these.
+    """The volumes of a pool, by their vids.
 
-    :ivar qubes_root: that dataset
-    :ivar last: the last answer; empty before the first
+    A Pool creates one and keeps it as long as it exists.  now() is called in
+    the thread of the event loop; a thread of the zpool sets ``last``.
+
+    :ivar qubes_root: the qubes root of the pool
+    :ivar last: the last answer; empty before the first one
     """
 
     def __init__(self, qubes_root: str) -> None:
+        """Ask nothing yet."""
         self.qubes_root = qubes_root
         self.last: dict[str, Pointer | None] = {}
 
     def now(self) -> dict[str, Pointer | None]:
-        """Return vid -> pointer, for every volume there is; None: it has one
-        that cannot be parsed.
+        """Return vid -> pointer of all volumes; None: it cannot be parsed.
 
-        If the answer takes longer than the deadline, as in a pool with many
-        volumes, it becomes the last answer when it comes.
+        In a pool with many volumes, the answer can take longer than the
+        deadline.  Then this raises SilentZpool, and the late answer becomes
+        ``last``.
 
         :raises ZfsError: if ZFS cannot be asked now
         """
@@ -33,8 +37,8 @@ class Listing:
     def _note(self, answer: Mapping[str, str]) -> None:
         """Keep an answer; called in another thread.
 
-        A name that this driver does not give is none of its volumes', and
-        need not be text that qubesd can send.
+        Names that are not vids are left out: they belong to no volume, and
+        qubesd may be unable to send them.
         """
         self.last = {
             vid: _parsed(value)

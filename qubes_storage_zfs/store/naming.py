@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names: where a volume lives in ZFS, and what may be a name at all.
+"""Names of datasets, properties and snapshots: build, parse and check them.
 
-Pure functions and values; nothing here touches ZFS.  Channel programs and
-libzfs_core do not check names (``zfs.sync.snapshot("pool/v@")`` succeeds on
-OpenZFS 2.3.9), so no name reaches them that was not made or checked here.
+Pure functions and values; nothing here asks ZFS.  Channel programs and
+libzfs_core do not check names: ``zfs.sync.snapshot("pool/v@")`` succeeds on
+OpenZFS 2.3.9.  So every name that reaches them was built or checked here.
 """
 
 import re
@@ -11,40 +11,39 @@ from dataclasses import dataclass
 
 from . import messages
 
-#: user properties of ours
+#: of all user properties of this driver
 PREFIX = "qubes-storage-zfs:"
-#: on the container: the Qubes pool it belongs to
+#: on the container: the name of the pool that has claimed it
 CLAIM = PREFIX + "pool"
-#: on a qube's dataset, with a volume's name behind it: which generation of
-#: the volume is current
+#: on a qube's dataset, followed by the name of a volume: its pointer
 POINTER = PREFIX + "current."
-#: on a qube's dataset, with a volume's name behind it: the snapshot that is
-#: the volume's committed state, without the qube's dataset
+#: on a qube's dataset, followed by the name of a volume: the snapshot that is
+#: its committed state, relative to the qube's dataset
 COMMITTED = PREFIX + "committed."
-#: on every zvol of ours: the process that made it
+#: on every zvol of this driver: its holder mark
 HOLDER = PREFIX + "holder"
-#: on a zvol: what a qube's features set on it
+#: on a zvol: the properties that features of its qube set on it
 TUNED = PREFIX + "tuned"
-#: on the dataset below which the qubes' are; an earlier version wrote there
-#: what a blank volume takes.  Nothing reads it
+#: on the qubes root: an earlier version wrote there how many bytes a blank
+#: volume uses.  Nothing reads it
 BLANK = PREFIX + "blank"
-#: what was there before a pool was adopted: on its container, the layout; on a
-#: qube's dataset, what qubes.xml said; with a volume's name behind it, what the
-#: volume was; on a snapshot, its name
+#: the state before a migration: on the container, its layout; on a qube's
+#: dataset, attributes in qubes.xml; there, followed by the name of a volume, the
+#: state of the volume; on a snapshot, its former name
 ADOPTED = PREFIX + "adopted"
 ADOPTED_VOLUME = ADOPTED + "."
-#: in qubes.xml, of a pool: the guid of its zpool
+#: attribute of a pool in qubes.xml: the GUID of its zpool
 ZPOOL_GUID = "zpool_guid"
-#: in qubes.xml, of a pool: the uuid of the qube in ask_password_domain
+#: attribute of a pool in qubes.xml: UUID of the qube in ask_password_domain
 ASK_UUID = "ask_password_domain_uuid"
-#: what Qubes' own udev rule looks for: with it set, dom0 neither probes nor
-#: offers a zvol (core-admin-linux, zvol_is_qubes_volume)
+#: read by the udev rule of Qubes OS: if it is "true", dom0 neither probes a zvol
+#: nor offers it to qubes (core-admin-linux, zvol_is_qubes_volume)
 UDEV_FLAG = "org.qubes-os:part-of-qvm-pool"
 AUTO_SNAPSHOT = "com.sun:auto-snapshot"
 
-#: ZFS allows 255 bytes for a name (ZFS_MAX_DATASET_NAME_LEN less the NUL)
+#: bytes of a name: ZFS_MAX_DATASET_NAME_LEN without the NUL
 NAME_MAX = 255
-#: room for ".<generation>@r<revision>"
+#: bytes for ".<generation>@r<revision>"
 SUFFIX_ROOM = 24
 
 _QUBE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -52,8 +51,8 @@ _VOLUME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 _REVISION = re.compile(r"r([1-9][0-9]{0,17})\Z")
 _COMPONENT = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 _ZPOOL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\Z")
-#: what ZFS allows and this driver does not: spaces anywhere, and a colon in
-#: the name of a zpool (valid_char() in zfs_namecheck.c)
+#: ZFS allows spaces, and a colon in the name of a zpool (valid_char() in
+#: zfs_namecheck.c); this driver does not
 _OF_ZFS = re.compile(r"[A-Za-z0-9_.: -]+\Z")
 _RESERVED_ZPOOL = re.compile(
     r"(mirror|raidz|draid|spare|log\Z|cache\Z|special\Z|dedup\Z|c[0-9])"
@@ -66,11 +65,11 @@ class BadName(messages.Refused, ValueError):
 
 @dataclass(frozen=True)
 class VolumeName:
-    """One volume of one qube below the dataset that holds a pool's qubes.
+    """The name of a volume of a qube in a pool.
 
-    :ivar qubes_root: dataset below which the qubes' datasets are
-    :ivar qube: the qube's name
-    :ivar volume: the volume's name within the qube
+    :ivar qubes_root: the qubes root of the pool
+    :ivar qube: the name of the qube
+    :ivar volume: the name of the volume within the qube
     """
 
     qubes_root: str
@@ -79,26 +78,26 @@ class VolumeName:
 
     @property
     def dataset(self) -> str:
-        """The qube's dataset; its properties point to current generations."""
+        """The dataset of the qube, which has the pointers of its volumes."""
         return f"{self.qubes_root}/{self.qube}"
 
     @property
     def pointer(self) -> str:
-        """The user property on :py:attr:`dataset` naming the current one."""
+        """The property of :py:attr:`dataset` that is the pointer."""
         return POINTER + self.volume
 
     @property
     def committed(self) -> str:
-        """The user property naming the snapshot that is the committed state."""
+        """The property of :py:attr:`dataset` that names the committed state."""
         return COMMITTED + self.volume
 
     def generation(self, number: int) -> str:
-        """Name of the zvol that is the *number*-th generation."""
+        """Return the dataset of the generation *number*."""
         suffix = f".{number}" if number else ""
         return f"{self.dataset}/{self.volume}{suffix}"
 
     def number_of(self, dataset: str) -> int | None:
-        """Which generation of this volume *dataset* is; None if none."""
+        """Return the number of a generation; None if *dataset* is not one."""
         first = self.generation(0)
         if dataset == first:
             return 0
@@ -109,7 +108,10 @@ class VolumeName:
 
 
 def volume_of(qubes_root: str, dataset: str) -> VolumeName:
-    """Return the volume that *dataset*, two below *qubes_root*, would be of."""
+    """Return the volume that a zvol of a qube would be a generation of.
+
+    :param dataset: a dataset two levels below *qubes_root*
+    """
     qube, _, last = dataset.removeprefix(qubes_root + "/").partition("/")
     return VolumeName(qubes_root, qube, last.partition(".")[0])
 
@@ -123,7 +125,7 @@ def is_vid(text: str) -> bool:
 def volume_name(qubes_root: str, vid: str) -> VolumeName:
     """Parse a vid, ``<qube>/<volume>``, below *qubes_root*.
 
-    :raises BadName: if no volume of ours can have that vid
+    :raises BadName: if no volume of this driver can have that vid
     """
     qube, _, volume = vid.partition("/")
     if not is_vid(vid):
@@ -135,9 +137,9 @@ def volume_name(qubes_root: str, vid: str) -> VolumeName:
 
 
 def revision_number(revision: str) -> int:
-    """The number in a revision id such as ``r12``.
+    """Return the number in the id of a revision, such as ``r12``.
 
-    :raises BadName: if *revision* is no revision id of ours
+    :raises BadName: if *revision* is not such an id
     """
     match = _REVISION.match(revision)
     if match is None:
@@ -146,7 +148,7 @@ def revision_number(revision: str) -> int:
 
 
 def dataset_name(text: str) -> str:
-    """Check the name of a dataset given by a person.
+    """Return the name of a dataset that a user typed, after checking it.
 
     :raises BadName: with the reason
     """
@@ -168,7 +170,12 @@ def dataset_name(text: str) -> str:
 def _check_supported(
     name: str, pattern: re.Pattern[str], kind: str, signs: str
 ) -> None:
-    """:raises BadName: for a name that only ZFS allows"""
+    """Refuse a name that ZFS allows but this driver does not.
+
+    :param kind: "zpool" or "dataset", for the message
+    :param signs: the characters that are allowed, for the message
+    :raises BadName: if *name* does not match *pattern*
+    """
     if not pattern.match(name):
         raise BadName(
             messages.NAME_NOT_SUPPORTED, kind=kind, name=name, signs=signs
@@ -176,10 +183,9 @@ def _check_supported(
 
 
 def zpool_name(text: str) -> str:
-    """Check the name of a zpool to be created.
+    """Return the name of a zpool that a user typed, after checking it.
 
-    ``zpool create -n`` accepts reserved names and names in use, so this is
-    checked before zpool is asked.
+    ``zpool create -n`` accepts reserved names, so they are refused here.
 
     :raises BadName: with the reason
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A pool's options: strings from a person or qubes.xml, checked and parsed."""
+"""The options of a pool: check and parse text from a user or qubes.xml."""
 
 import logging
 import re
@@ -16,16 +16,16 @@ T = TypeVar("T")
 DEFAULT_REVISIONS = 2
 DEFAULT_BLOCKSIZE = 16384  # bytes
 DEFAULT_TIMEOUT = 1200  # seconds
-DEFAULT_ITERATIONS = 350000  # of PBKDF2; what zfs(8) takes
+DEFAULT_ITERATIONS = 350000  # of PBKDF2; the default of zfs(8)
 
 _COMPRESSIONS = re.compile(
     r"(on|off|lzjb|zle|lz4|gzip(-[1-9])?|zstd(-([1-9]|1[0-9]))?)\Z"
 )
 _BLOCKSIZE = re.compile(r"([1-9][0-9]{0,9})([kKmM]?)\Z")
-#: as core-admin allows it, and the service qubes.AskPassword checks it again
+#: a name that core-admin allows; qubes.AskPassword checks it again
 QUBE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")
-#: ZFS reads and writes all of a zpool more slowly with dedup, as long as a
-#: block remains that was written with it
+#: dedup makes the whole zpool slower until no block remains that was written
+#: with it, so its value is a warning
 DEDUP_ON = "on-for-ever"
 _TRUE = frozenset(("True", "true", "1", "on", "yes"))
 _FALSE = frozenset(("False", "false", "0", "off", "no", ""))
@@ -42,7 +42,7 @@ def _bad(name: str, allowed: str, value: object) -> BadOption:
 
 
 def _whole(value: object, least: int, most: int) -> int | None:
-    """*value* as a whole number within the bounds; None if it is none."""
+    """Return *value* as an integer; None if it is none, or out of bounds."""
     if not isinstance(value, (int, float, str)):
         return None
     try:
@@ -53,7 +53,10 @@ def _whole(value: object, least: int, most: int) -> int | None:
 
 
 def parse_revisions(value: object) -> int:
-    """:raises BadOption: unless it is a whole number from -1 on"""
+    """Return the number of revisions to keep; -1: make none.
+
+    :raises BadOption: unless it is an integer from -1 to 10000
+    """
     number = _whole(value, -1, 10000)
     if number is None:
         raise _bad(
@@ -63,9 +66,9 @@ def parse_revisions(value: object) -> int:
 
 
 def parse_timeout(value: object) -> int:
-    """Seconds.
+    """Return a time in seconds; -1: never.
 
-    :raises BadOption: unless it is a whole number from -1 on
+    :raises BadOption: unless it is an integer from -1 to 2**31
     """
     number = _whole(value, -1, 1 << 31)
     if number is None:
@@ -75,7 +78,10 @@ def parse_timeout(value: object) -> int:
 
 
 def parse_iterations(value: object) -> int:
-    """:raises BadOption: unless ZFS takes so many"""
+    """Return the number of PBKDF2 iterations.
+
+    :raises BadOption: unless zfs.keywords allows that number
+    """
     number = _whole(value, ITERATIONS[0], ITERATIONS[-1])
     if number is None:
         allowed = f"a number from {ITERATIONS[0]} to {ITERATIONS[-1]}"
@@ -84,14 +90,21 @@ def parse_iterations(value: object) -> int:
 
 
 def parse_domain(value: object) -> str:
-    """:raises BadOption: unless a qube can have that name"""
+    """Return the name of the qube that asks for passphrases.
+
+    :raises BadOption: unless a qube can have that name
+    """
     if not isinstance(value, str) or not QUBE_NAME.match(value):
         raise _bad("ask_password_domain", "the name of a qube", value)
     return value
 
 
 def parse_bool(name: str, value: object) -> bool:
-    """:raises BadOption: unless it is one of the words for yes and no"""
+    """Return the value of a boolean option.
+
+    :param name: the option, for the message
+    :raises BadOption: unless *value* is one of the words for True and False
+    """
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value in _TRUE | _FALSE:
@@ -100,7 +113,7 @@ def parse_bool(name: str, value: object) -> bool:
 
 
 def parse_blocksize(value: object) -> int:
-    """Bytes.
+    """Return a block size in bytes.
 
     :raises BadOption: unless it is a power of two from 4k to 128k
     """
@@ -115,7 +128,10 @@ def parse_blocksize(value: object) -> int:
 
 
 def parse_compression(value: object) -> str:
-    """:raises BadOption: unless ZFS knows the word"""
+    """Return the value of ZFS's property ``compression``.
+
+    :raises BadOption: unless ZFS has that value
+    """
     if not isinstance(value, str) or not _COMPRESSIONS.match(value):
         allowed = (
             "on, off, lz4, zstd, zstd-1 to zstd-19, gzip, gzip-1 to gzip-9, zle"
@@ -126,7 +142,7 @@ def parse_compression(value: object) -> str:
 
 
 def parse_dedup(value: object) -> str:
-    """Return the value of ZFS' property.
+    """Return the value of ZFS's property ``dedup``.
 
     :raises BadOption: unless it is ``off`` or DEDUP_ON
     """
@@ -136,16 +152,16 @@ def parse_dedup(value: object) -> str:
 
 
 def check(options: Mapping[str, object]) -> None:
-    """Check the options that every pool has.
+    """Check the options of a pool; options without a parser are ignored.
 
-    :raises BadOption: if one has a value it cannot have
+    :raises BadOption: if one has a value that it cannot have
     """
     for name, parse in PARSERS.items():
         if options.get(name) is not None:
             parse(options[name])
 
 
-#: how each option is parsed; those that are absent have their default
+#: the parser of each option; an absent option has its default value
 PARSERS: Mapping[str, Callable[[object], object]] = {
     "revisions_to_keep": parse_revisions,
     "ephemeral_volatile": lambda value: parse_bool("ephemeral_volatile", value),
@@ -164,10 +180,10 @@ PARSERS: Mapping[str, Callable[[object], object]] = {
 
 
 class Values(dict[str, object]):
-    """The options of one pool, as qubes.xml or the user has them.
+    """The options of a pool, as qubes.xml or the user gave them.
 
-    The pool creates it and has it as long as it exists; it is written back to
-    qubes.xml as it is.
+    The Pool creates it and keeps it as long as it exists.  qubesd writes it to
+    qubes.xml without changes.
     """
 
     def text(self, name: str) -> str | None:
@@ -176,9 +192,10 @@ class Values(dict[str, object]):
         return None if value is None else str(value)
 
     def parsed(self, name: str, default: T) -> T:
-        """Return the value of an option; its default if it is absent or bad.
+        """Return the value of an option; *default* if it is absent or bad.
 
-        setup() refuses a bad one; nothing may raise before.
+        A bad value is logged and does not raise, because qubesd must be able to
+        load any qubes.xml.  setup() refuses it.
         """
         if self.get(name) is None:
             return default

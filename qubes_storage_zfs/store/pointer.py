@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Pointers: what the property says that names a volume's current generation.
+"""Pointers: the value of the property that names the current generation.
 
-This is the only module in Python that knows the grammar; ``lib/pointer.lua``
-knows it for the channel programs::
+No other Python module knows the grammar.  ``lib/pointer.lua`` implements it for
+the channel programs::
 
     pointer    = generation [ disposable | copy ]
     disposable = " scratch" [ " " size [ "/" blocksize ] ]
@@ -22,21 +22,22 @@ _POINTER = re.compile(
 
 
 class BadPointer(ValueError):
-    """A text that is no pointer, or no specification of a volume."""
+    """A text that is not a pointer, or not the specification of a volume."""
 
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """What a blank generation is created with.
+    """The size and block size that a blank generation is created with.
 
     :ivar size: bytes
-    :ivar blocksize: bytes; None: as the pool's option volblocksize says
+    :ivar blocksize: bytes; None: the pool's option volblocksize
     """
 
     size: int
     blocksize: int | None = None
 
     def __str__(self) -> str:
+        """Return the text that parse() accepts."""
         block = "" if self.blocksize is None else f"/{self.blocksize}"
         return f"{self.size}{block}"
 
@@ -55,15 +56,16 @@ class VolumeSpec:
 
 @dataclass(frozen=True)
 class Pointer:
-    """Which generation of a volume is current, and what it was made of.
+    """The pointer of a volume: its current generation, and its origin.
 
-    :ivar generation: its number
-    :ivar is_disposable: its content is discarded at stop
-    :ivar spec: what a disposable one was created for; None in a pointer of an
-        earlier version
-    :ivar copied_from: what it is a fresh copy of, if the volume begins anew at
-        each start: the id of a revision, or "blank"
-    :ivar copy: number of the revision that is no more than that copy
+    :ivar generation: the number of the current generation
+    :ivar is_disposable: whether its content is discarded at stop
+    :ivar spec: what a disposable generation was created with; None in a pointer
+        that an earlier version wrote
+    :ivar copied_from: the id of the revision that it is a copy of, or "blank",
+        if the volume is reset at each start (feature zfs.reset-on-start)
+    :ivar copy: number of the revision that is nothing but that copy; None:
+        there is none
     """
 
     generation: int
@@ -73,6 +75,7 @@ class Pointer:
     copy: int | None = None
 
     def __str__(self) -> str:
+        """Return the value of the property."""
         text = str(self.generation)
         if self.is_disposable:
             text += " scratch"
@@ -84,9 +87,9 @@ class Pointer:
 
     @classmethod
     def parse(cls, text: str) -> "Pointer":
-        """Parse the value of a pointer.
+        """Parse the value of the property.
 
-        :raises BadPointer: if it is none
+        :raises BadPointer: if *text* is not a pointer
         """
         match = _POINTER.match(text)
         if match is None:

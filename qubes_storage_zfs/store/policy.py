@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Allowed properties of what is on disk: one table, and the check against it.
+"""The properties that a pool's datasets must have, and the check of them.
 
-A disk that was away, received or attached may say anything.  Its properties
-decide whether dom0's kernel looks for partitions in what a qube wrote, whether
-dom0 mounts a filesystem, and which key encrypts what is written.  So they are
-compared with this table when a pool is added or attached, at the first use of
-a pool after qubesd started or the zpool was imported, and in part at each start
-of a volume.  Nothing read here is used for anything but the comparison and,
-shortened and escaped, a message.
+A zpool from another machine, or a received dataset, may have any properties.
+They decide whether dom0's kernel scans a qube's data for partitions, whether
+dom0 mounts a filesystem, and which key encrypts new data.  So the driver
+compares them with one table:
+
+- when a pool is added or attached
+- at the first use of a pool after qubesd started or the zpool was imported
+- in part, at each start of a volume
+
+The values from the disk are used for the comparison only, and in messages,
+shortened and escaped.
 """
 
 import asyncio
@@ -24,14 +28,16 @@ from .state import Violation
 
 @dataclass(frozen=True)
 class Safety:
-    """A property that the qubes root of every pool has.
+    """A property that the driver sets on every qubes root that it creates.
+
+    The entries of SAFETY are the only instances.
 
     :ivar value: its value, as zfs(8) spells it
     :ivar is_required: whether the qubes root and everything below it must have
-        that value; else an administrator may change it
-    :ivar restorable: values from before a migration that undoing may set
-        again; None stands for no value of its own.  With none of them dom0
-        mounts the qubes root or looks into volumes
+        that value; otherwise an administrator may change it
+    :ivar restorable: former values that undoing a migration may restore; None
+        means that no value was set.  With none of them does dom0 mount the
+        qubes root or scan volumes
     """
 
     name: str
@@ -40,8 +46,8 @@ class Safety:
     restorable: tuple[str | None, ...]
 
 
-#: The one table.  The required properties keep the kernel from scanning volumes
-#: for partitions, snapshots from having devices, and udev from probing.
+#: the required properties keep the kernel from scanning volumes for partitions,
+#: snapshots from having devices, and udev from probing
 SAFETY = (
     Safety("mountpoint", "none", False, (None, "none", "legacy")),
     Safety("volmode", "dev", True, (None, "default", "dev", "none")),
@@ -49,31 +55,33 @@ SAFETY = (
     Safety(naming.UDEV_FLAG, "true", True, (None, "true")),
     Safety(naming.AUTO_SNAPSHOT, "false", False, (None, "true", "false")),
 )
-#: of the qubes root and everything below it
+#: required of the qubes root and everything below it
 SAFE: Mapping[str, str] = {
     item.name: item.value for item in SAFETY if item.is_required
 }
-#: of a qubes root that this driver creates
+#: set on a qubes root that this driver creates
 ROOT_SETTINGS: Mapping[str, str] = {item.name: item.value for item in SAFETY}
-#: of an encryption root that was created by other software and is taken over
-TAKEN_OVER_SETTINGS: Mapping[str, str] = {
+#: set on an encryption root that existed before this driver claims it
+CLAIMED_SETTINGS: Mapping[str, str] = {
     **ROOT_SETTINGS,
     "canmount": "off",
 }
-#: of the root dataset of a zpool that this driver creates
+#: set on the root dataset of a zpool that this driver creates
 ZPOOL_ROOT_SETTINGS: Mapping[str, str] = {
     **ROOT_SETTINGS,
     "canmount": "off",
     "atime": "off",
 }
-#: of an encrypted pool's container, besides being its own encryption root
+#: required of the container of an encrypted pool, which must also be an
+#: encryption root
 KEY_RULES: Mapping[str, str] = {
     "keyformat": "passphrase",
     "keylocation": "prompt",
 }
-#: datasets in a pool; many times the volumes that a machine can have
+#: datasets that a pool may have, many times more than a machine needs; it
+#: limits the time of the check
 LIMIT = 100_000
-#: characters of a name or value from a disk that a message shows
+#: characters that a message shows of a name or value from a disk
 SHOWN_IN_SENTENCE = 80
 
 
@@ -82,7 +90,7 @@ class Refused(messages.Refused):
 
 
 class NotThere(Refused):
-    """The container is missing, or is not this pool's."""
+    """The container is missing, or another pool or no pool has claimed it."""
 
 
 class NotAllowed(Refused):
@@ -93,7 +101,8 @@ class NotAllowed(Refused):
     """
 
     def __init__(self, qubes_root: str, violation: Violation) -> None:
-        # ZFS itself bounds the length of names
+        """Describe *violation* and the command that repairs it."""
+        # ZFS limits the length of names
         self.dataset = printable(violation.dataset, naming.NAME_MAX)
         self.name = shown(violation.property)
         super().__init__(
@@ -108,13 +117,13 @@ class NotAllowed(Refused):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a pool is, as qubes.xml or the caller says, never the disk.
+    """The place of a pool according to qubes.xml or the caller, not the disk.
 
-    :ivar pool: its name
-    :ivar container: its dataset
+    :ivar pool: the name of the pool
+    :ivar container: the dataset of its container
     :ivar qubes_root: the qubes root
-    :ivar is_encrypted: whether the container is an encryption root of its own
-    :ivar zpool_guid: of the zpool, as qubes.xml has it; None: not recorded
+    :ivar is_encrypted: whether the container must be an encryption root
+    :ivar zpool_guid: the GUID of the zpool in qubes.xml; None: it is not recorded
     """
 
     pool: str
@@ -125,9 +134,9 @@ class Place:
 
 
 def shown(text: str | None) -> str:
-    """Return a name or value from a disk as a message may show it.
+    """Return a name or value from a disk, shortened and escaped for a message.
 
-    :param text: bytes of any kind, decoded with surrogates; None: "-"
+    :param text: any bytes, decoded with surrogates; None or empty: return "-"
     """
     if text is None or text == "":
         return "-"
@@ -135,9 +144,9 @@ def shown(text: str | None) -> str:
 
 
 def claimed(container: str, claimed_by: str) -> NotThere:
-    """Return the refusal of a container that another pool's name is on.
+    """Return the error for a container that another pool has claimed.
 
-    :param claimed_by: that name, as the disk has it
+    :param claimed_by: the name of that pool, as the disk has it: any bytes
     """
     return NotThere(
         messages.CONTAINER_CLAIMED,
@@ -148,16 +157,16 @@ def claimed(container: str, claimed_by: str) -> NotThere:
 
 
 def unmarked(pool: str, dataset: str, bare: bool) -> NotThere:
-    """Return the refusal of a container that carries no pool's name.
+    """Return the error for a container that no pool has claimed.
 
-    :param bare: it was received without its properties
+    :param bare: whether it was received without its properties
     """
     template = messages.CONTAINER_BARE if bare else messages.CONTAINER_UNMARKED
     return NotThere(template, dataset=dataset, pool=pool, property=naming.CLAIM)
 
 
 def _remedy(qubes_root: str, violation: Violation) -> str:
-    """Return what an administrator does who changed the property."""
+    """Return the remedy: the command that restores the property."""
     dataset, name = violation.dataset, violation.property
     if name not in (*SAFE, "mountpoint", "keylocation"):
         return messages.DISK_REMEDY_MOVE
@@ -173,7 +182,7 @@ def _remedy(qubes_root: str, violation: Violation) -> str:
 
 
 def _is_plain(dataset: str) -> bool:
-    """Return whether *dataset* can stand in a command as it is."""
+    """Return whether a command can contain *dataset* without quoting."""
     try:
         lzc.check_name(dataset, "show")
     except ZfsError:
@@ -185,11 +194,12 @@ def _is_plain(dataset: str) -> bool:
 
 
 def check_zpool(place: Place) -> None:
-    """Compare the zpool that is imported with the one that qubes.xml names.
+    """Check that the imported zpool is the one that qubes.xml records.
 
-    Another disk's zpool may have the same name, and the pool's name on it.
+    A zpool on another disk may have the same name and a container that claims
+    to be this pool's.
 
-    :raises NotThere: if it has another GUID
+    :raises NotThere: if the imported zpool has another GUID
     """
     zpool = place.container.partition("/")[0]
     imported = importexport.guid(zpool)
@@ -206,13 +216,13 @@ def check_zpool(place: Place) -> None:
 
 
 async def check(place: Place, must_be_claimed: bool = True) -> None:
-    """Compare everything in a pool with the table; one channel program.
+    """Compare everything in a pool with the table, in one channel program.
 
-    :param must_be_claimed: refuse a container without the pool's name on it
+    :param must_be_claimed: refuse a container that no pool has claimed
     :raises NotThere: if the container or the qubes root does not exist, or
-        has another pool's name on it
-    :raises NotAllowed: for the first dataset that breaks a rule
-    :raises NoPassphrase: if that is the key of an encrypted pool
+        another pool has claimed the container
+    :raises NotAllowed: for the first dataset with a value that is not allowed
+    :raises NoPassphrase: if the key of an encrypted pool is not a passphrase
     :raises ZfsError: if ZFS cannot be asked
     """
     rules, root_rules = dict(SAFE), dict[str, str]()
@@ -245,22 +255,24 @@ def _check_identity(
 
 
 class FirstUse:
-    """Whether a container was checked since its zpool was imported.
+    """The check of a container at its first use after an import of its zpool.
 
-    A Container has one for its life in the process.  A failed check is repeated
-    at the next operation, so that a repair with zfs(8) needs no restart.
+    Each Container creates one and keeps it.  Only tasks of the event loop use
+    it; tasks that come during a check wait for that check.  A failed check is
+    repeated at the next operation, so a repair with zfs(8) needs no restart.
 
-    :ivar _checked: the import of the zpool that was found to be right
+    :ivar _checked: the import of the zpool that passed the check
     """
 
     def __init__(self) -> None:
+        """Start without a check."""
         self._checked: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def check(self, place: Place) -> None:
-        """Check once for each import of the zpool; tasks share one check.
+        """Check the container once for each import of its zpool.
 
-        :raises Refused: as check() does
+        :raises Refused: see policy.check()
         :raises ZfsError: if ZFS cannot be asked
         """
         lzc.check_name(place.container, "check")
@@ -279,6 +291,9 @@ class FirstUse:
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """Have the outcome noticed even if every task that waited was cancelled."""
+    """Retrieve the exception, so that asyncio does not log it as lost.
+
+    All tasks that waited for the check may have been cancelled.
+    """
     if not task.cancelled():
         task.exception()

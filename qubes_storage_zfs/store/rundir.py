@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files in /run by which qubesd's process and the tools tell each other things.
+"""Files in /run in which qubesd reports to the tools when it unloads a key.
 
-They are root's and end with the boot.
+Only root can write to them, and they are deleted at boot.
 """
 
 import json
@@ -25,12 +25,12 @@ def _due_file(pool: str) -> Path:
 
 
 def write_due(pool: str, root: str, due: float | None) -> None:
-    """Write when qubesd will unload the key of a pool.
+    """Write the time at which qubesd will unload the key of a pool.
 
-    A failure is logged: the file is only information.
+    A failure is only logged, because no decision depends on the file.
 
-    :param root: the encryption root
-    :param due: seconds, as now() counts them; None: no time is set
+    :param root: the encryption root of the pool
+    :param due: seconds on the clock of now(); None: no time is set
     """
     file = _due_file(pool)
     try:
@@ -45,11 +45,11 @@ def write_due(pool: str, root: str, due: float | None) -> None:
 def seconds_left(pool: str, root: str) -> float | None:
     """Return the seconds until qubesd unloads the key of a pool.
 
-    :param root: the encryption root that the pool has
-    :return: None if no time is set or known
+    :param root: the encryption root of the pool; a file for another is ignored
+    :return: None if no time is set, or the file cannot be read
     """
     if "/" in pool:
-        # a name from a disk must not lead to another file
+        # the name of a pool may come from a disk: stay in the directory
         return None
     try:
         note = json.loads(_due_file(pool).read_text())
@@ -61,7 +61,7 @@ def seconds_left(pool: str, root: str) -> float | None:
 
 
 def remove_due(pool: str) -> None:
-    """Remove the file of a pool that qubesd has no more."""
+    """Delete the file of a pool that was removed from qubesd."""
     try:
         _due_file(pool).unlink()
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How much a pool holds, can hold, and would give back."""
+"""The space that a pool uses and can use, for synchronous callers."""
 
 import asyncio
 import contextlib
@@ -8,39 +8,46 @@ import time
 from ..zfs.errors import NotReadable, ZfsError
 from . import pool_programs
 
-#: seconds after which what the revisions hold is counted again, if anybody
-#: asks for it: each volume must be looked at
+#: seconds between two counts of the space of revisions, which reads the
+#: properties of every volume
 COUNT_AGAIN = 600
 
 
 class Space:
-    """Of the volumes below one dataset.
+    """The space of a pool.
 
-    :ivar qubes_root: that dataset
+    A Pool creates one and keeps it as long as it exists; a tool creates one for
+    one report.  Only the thread of the event loop uses it.
+
+    :ivar qubes_root: the qubes root of the pool
+    :ivar removed: the result of of_removed()
+    :ivar counting: the task of the current or last count; None: none was started
     """
 
     def __init__(self, qubes_root: str) -> None:
+        """Ask nothing yet."""
         self.qubes_root = qubes_root
-        #: until the event loop goes on
-        self._known: dict[str, int] | None = None
+        #: the answer to all calls in one iteration of the event loop
+        self._cached: dict[str, int] | None = None
         #: the last answer
         self._last: dict[str, int] = {}
         self._revisions: int | None = None
-        #: as of_removed() says
         self.removed: int | None = None
+        #: when the last count started, on the clock time.monotonic()
         self._counted = -float(COUNT_AGAIN)
-        #: the last time that they are, or were, counted
         self.counting: asyncio.Task[None] | None = None
 
     def now(self) -> dict[str, int]:
-        """``used`` and ``available``, in bytes, as ZFS gives them to what is
-        below: quotas, reservations, parity and slop are in it.  Empty if ZFS
-        cannot be asked; the last answer if the zpool gives none now.
+        """Return ``used`` and ``available`` of the qubes root, in bytes.
 
-        Asked once for all that qubesd wants to know at a time.
+        ZFS has taken quotas, reservations, parity and slop space into account.
+        The result is empty if ZFS cannot be asked, and the last answer if the
+        zpool does not answer in time.
+
+        ZFS is asked once for all calls in one iteration of the event loop.
         """
-        if self._known is not None:
-            return self._known
+        if self._cached is not None:
+            return self._cached
         try:
             answer = pool_programs.space_now(self.qubes_root)
         except NotReadable:
@@ -49,27 +56,29 @@ class Space:
             return {}
         self._last = answer
         with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop().call_soon(self._forget)
-            self._known = answer
+            asyncio.get_running_loop().call_soon(self._drop_cached)
+            self._cached = answer
         return answer
 
     async def available(self) -> int | None:
-        """Return the bytes that can still be written; None if unknown.
+        """Return ``available`` in bytes, without a time limit.
 
-        The same as now() tells, waited for.
+        :return: None if ZFS cannot be asked
         """
         try:
             return (await pool_programs.space(self.qubes_root)).get("available")
         except ZfsError:
             return None
 
-    def _forget(self) -> None:
-        self._known = None
+    def _drop_cached(self) -> None:
+        self._cached = None
 
     def details(self) -> dict[str, int]:
-        """Bytes: ``data_usage`` and ``data_size``; if they were counted,
-        ``revisions_usage``, which would be free without revisions, and
-        ``removed_usage``, which clones of removed volumes keep allocated.
+        """Return the usage details of the pool for qubesd, in bytes.
+
+        They are ``data_usage`` and ``data_size`` and, after the first count,
+        ``revisions_usage`` and ``removed_usage``.  They are empty if ZFS cannot
+        be asked.
         """
         space = self.now()
         if not space:
@@ -85,18 +94,20 @@ class Space:
         }
 
     def of_revisions(self) -> int | None:
-        """Bytes that would be free if there were no revisions; None if they
-        were not counted yet.
+        """Return the bytes that would be free without revisions.
 
-        They are counted apart from whoever asks, who is told what was found
-        the last time.
+        A task counts them in the background; the result is that of the last
+        count.
+
+        :return: None before the first count, or if the last one failed
         """
         self._count_now_and_then()
         return self._revisions
 
     def of_removed(self) -> int | None:
-        """Bytes in generations that no volume has, but clones of them need;
-        None if they were not counted yet.
+        """Return the bytes of removed volumes that clones still need.
+
+        :return: None before the first count, or if the last one failed
         """
         self._count_now_and_then()
         return self.removed
@@ -110,7 +121,11 @@ class Space:
                 self.counting = loop.create_task(self.count())
 
     async def count(self) -> None:
-        """A program for each qube, so that nothing waits for long for one."""
+        """Count the space of revisions and removed volumes.
+
+        Each qube has a channel program of its own, because a channel program
+        delays other work of the zpool as long as it runs.
+        """
         revisions = removed = 0
         try:
             for qube in await pool_programs.qubes(self.qubes_root):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What ZFS reports of one volume: the question, the answer, its revisions."""
+"""The state of a volume: the query, the answer of ZFS, and its revisions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +12,14 @@ from .pointer import VolumeSpec
 
 @dataclass(frozen=True)
 class Limits:
-    """Which bytes count as written; see thresholds.py.
+    """The numbers of written bytes that decide if a volume is modified.
 
-    :ivar unmodified: the most bytes that count as not written
-    :ivar doubtful: what is between this and *largest* is unsure until it was
-        measured
-    :ivar largest: what *unmodified* may be at most
-    :ivar blank: logical bytes of a blank zvol; None: not measured, so nothing
+    thresholds.py creates them and explains them.  All are bytes.
+
+    :ivar unmodified: up to this many, a volume is not modified
+    :ivar doubtful: between this and *largest*, thresholds.py must measure first
+    :ivar largest: the largest possible value of *unmodified*
+    :ivar blank: logical bytes of a blank zvol; None: not measured, so no zvol
         counts as blank
     """
 
@@ -32,8 +33,9 @@ class Limits:
 class Revision:
     """A committed state of a volume.
 
-    :ivar snapshot: its full name
-    :ivar creation: seconds since the epoch; 0 if the dates were not asked for
+    :ivar number: its number; a later revision has a higher one
+    :ivar snapshot: the full name of its snapshot
+    :ivar creation: seconds since the epoch; 0 if the query has no ``dates``
     """
 
     number: int
@@ -42,11 +44,15 @@ class Revision:
 
     @property
     def id(self) -> str:
+        """The id of the revision in qubesd."""
         return f"r{self.number}"
 
     @classmethod
     def from_reply(cls, item: Reply) -> "Revision":
-        """:raises BadReply: if *item* describes no revision"""
+        """Return the revision that a program describes.
+
+        :raises BadReply: if *item* describes none
+        """
         return cls(
             item.at("number").as_number(),
             item.at("snapshot").as_text(),
@@ -57,8 +63,8 @@ class Revision:
 class MadeFrom(NamedTuple):
     """What a disposable volume would be made from now.
 
-    :ivar size: of the volume; None: it is not asked whether that is the same
-    :ivar source: the volume that it is cloned from
+    :ivar size: size and block size; None: do not compare them
+    :ivar source: the volume to clone; None: it would be blank
     """
 
     size: VolumeSpec | None = None
@@ -67,16 +73,17 @@ class MadeFrom(NamedTuple):
 
 @dataclass(frozen=True)
 class StateQuery:
-    """What to ask about a volume, besides what is always reported.
+    """The parts of a VolumeState to report besides the basic ones.
 
-    :ivar native: native properties of its current generation, which are numbers
-    :ivar revisions: what was committed, and what follows from it
-    :ivar dates: when that was, instead of what follows
-    :ivar counted: the numbers of its generations, if one is to be made
-    :ivar tuned: what its qube's features set on the current one
-    :ivar writable: what keeps it from being written to
-    :ivar made_from: whether a disposable volume can be used again
-    :ivar checked: whether its properties are allowed (VolumeState.violation)
+    :ivar native: native properties of the current generation, with numbers as
+        values; each makes the program slower
+    :ivar revisions: report the revisions and what follows from them
+    :ivar dates: report when each revision was created, instead of what follows
+    :ivar counted: report ``numbers``, unless the volume is resettable
+    :ivar tuned: report ``tuned``
+    :ivar writable: report ``read_only_by``
+    :ivar made_from: what a disposable volume is compared with
+    :ivar checked: report ``violation``
     """
 
     native: Sequence[str] = ()
@@ -96,9 +103,11 @@ NOTHING_MORE = StateQuery()
 class Violation:
     """A property of a dataset with a value that is not allowed.
 
-    Names and values are as they are on the disk.
+    Names and values are any bytes from the disk, decoded with surrogates.
 
+    :ivar value: its value; None: it has none
     :ivar source: the dataset where it is set; "$recvd": it was received
+    :ivar required: the value that it must have
     """
 
     dataset: str
@@ -109,7 +118,7 @@ class Violation:
 
     @classmethod
     def from_reply(cls, reply: Reply) -> "Violation | None":
-        """Return what a program reports as wrong; None if it reports nothing.
+        """Return the violation that a program reports; None: it reports none.
 
         :raises BadReply: if *reply* is neither
         """
@@ -123,60 +132,71 @@ class Violation:
 
 @dataclass(frozen=True)
 class VolumeState:
-    """What ZFS says of one volume at one instant (program state.lua)."""
+    """The state of a volume at one moment, as state.lua reports it.
 
-    #: False if the container itself is missing
+    programs.py creates one for each query.  Parts that the query does not ask
+    for have their default values.  ZFS counts data as written only when its
+    transaction group is finished, so *is_modified* and *dirty* can be False for
+    some seconds after a write.
+    """
+
+    #: whether the container exists; if not, all else is a default value
     container: bool
-    #: not reported with dates
+    #: the pool that has claimed the container; not with ``dates``
     claimed_by: str | None
-    #: whether the qube's dataset exists; and whether ZFS would mount it
+    #: whether the qube's dataset exists
     qube: bool
+    #: whether ZFS would mount the qube's dataset if it is created
     mountable: bool
-    #: of all generations, if asked for and one is to be made
+    #: numbers of all generations, with ``counted``
     numbers: Sequence[int]
-    #: whether a container without owner was received without its properties
+    #: whether a container that no pool has claimed was received without its
+    #: properties
     bare: bool
-    #: number of the current generation; None if there is no such volume
+    #: number of the current generation; None: the volume does not exist
     current: int | None
     #: whether the content of the current generation is discarded at stop
     is_disposable: bool = False
-    #: whether it can be rolled back to what would be made now
+    #: whether a disposable volume can be rolled back to what would be made now
     is_resettable: bool = False
-    #: whether it must be; what was written lately may not count yet
+    #: whether a disposable volume must be rolled back
     is_modified: bool = False
-    #: whether it is a clone of the source's committed state, if there is one
+    #: whether a disposable volume is a clone of the committed state of its
+    #: source; None: the source has none
     is_up_to_date: bool | None = None
-    #: the snapshot that is the committed state
+    #: the snapshot that is the committed state; None: there is none
     committed: str | None = None
     #: oldest first; the last is the committed state
     revisions: Sequence[Revision] = ()
-    #: whether it is as create() made it: never written to
+    #: whether nothing was ever written to the volume
     blank: bool = False
-    #: whether the current content differs from the committed state; what was
-    #: written lately may not count yet
+    #: whether the current content differs from the committed state
     dirty: bool = False
-    #: whether it is dirty only until this process has measured a blank volume
+    #: whether *dirty* is uncertain until this process has measured a blank zvol
     unsure: bool = False
-    #: whether what only an export or clone needed was left by a crash
+    #: whether a crash left a temporary snapshot, or a commit that was not
+    #: recorded
     is_unfinished: bool = False
-    #: what it was reset to when a qube started, and the number of the
-    #: revision that is no more than that; with revisions
+    #: the two parts of the pointer with these names, with ``revisions``
     copied_from: str | None = None
     copy: int | None = None
-    #: what its qube's features set on the current generation, if asked for
+    #: properties that features set on the current generation
     tuned: str | None = None
-    #: a property that is not allowed, if asked for; see policy.NotAllowed
+    #: the first property that is not allowed; see policy.NotAllowed
     violation: Violation | None = None
-    #: the dataset where readonly=on is set, if asked for and it is
+    #: the dataset whose readonly=on is in force; None: the volume is writable
     read_only_by: str | None = None
-    #: native properties of the current generation, as asked for
+    #: native properties of the current generation
     properties: Mapping[str, int] = field(default_factory=dict)
-    #: whether it is an earlier answer, because the zpool gives none now
+    #: whether this is an earlier answer, because the zpool does not answer now
     stale: bool = False
 
     @classmethod
     def from_reply(cls, reply: Reply) -> "VolumeState":
-        """:raises BadReply: if *reply* is not what state.lua returns"""
+        """Return the state that state.lua reports.
+
+        :raises BadReply: if *reply* is not what state.lua returns
+        """
         up_to_date, revisions = (
             reply.at("up_to_date"),
             reply.at("revisions").items(),
