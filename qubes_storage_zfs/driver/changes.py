@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Changes of a volume that qubesd asks for, but start and stop.
+"""The operations that create, replace or resize the content of a volume.
 
-Each checks, changes the disk, and notes for the journal what it did.
+Each of them checks, changes the disk, and notes the change for the journal.
+session.py has the operations start, stop and remove.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from .phases import Event
 class Changes:
     """The operations that create, replace or resize a volume's content.
 
-    The volume creates it once, and calls its methods within an operation.
+    The volume creates it, and it lasts as long as the volume.  Its methods are
+    called within an operation of the volume.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -37,30 +39,35 @@ class Changes:
     # --- creation
 
     async def create(self, operation: Operation) -> None:
-        """Create a blank volume, if its content is saved.
+        """Create an empty volume, if its content is saved.
 
-        :raises Refused: if there is another one in its place
+        A volume with this vid to which nothing was ever written is replaced.
+
+        :param operation: notes the number of the generation
+        :raises Refused: if a volume with this vid has content
         """
         content, volume = self._content, self._volume
         volume.pool.enlist(volume)
         if volume.snap_on_start and volume.save_on_stop:
             raise Refused(messages.BOTH_KINDS)
         if not volume.save_on_stop:
-            # for BadName: it is found out before the first start
+            # raises BadName now, and not at the first start
             naming.volume_name(volume.pool.qubes_root, volume.vid)
             return
         await content.unlock()
         state = await content.state_to_open(StateQuery(revisions=True))
         if state.current is not None:
-            # whether nothing was written to it
+            # state.blank needs a measurement of the volume
             await content.store.measure_beside(content.where)
             state = await content.state_to_open(StateQuery(revisions=True))
         if state.blank and not volume.is_running():
-            # qubesd was killed after this, before it wrote qubes.xml
+            # qubesd was killed after an earlier create(), before it wrote
+            # qubes.xml
             await content.generations.remove()
             state = await content.state(StateQuery(counted=True))
         elif state.current is not None:
-            # qubesd now stops and removes what it could not create
+            # qubesd now calls stop() and remove(), which must not destroy the
+            # other volume
             self._lifecycle.fire(Event.FOUND_FOREIGN)
             dataset = content.where.dataset
             raise Refused(messages.VOLUME_EXISTS, dataset=dataset)
@@ -69,10 +76,13 @@ class Changes:
         self._lifecycle.fire(Event.CREATED)
         operation.note(f"created generation {number}")
 
-    # --- other content
+    # --- replacement
 
     async def _start_replacement(self) -> None:
-        """Start a replacement of the content."""
+        """Check that the content can be replaced, and load the key.
+
+        :raises Refused: if the qube runs, or a client writes to an import
+        """
         self._lifecycle.must_be_halted()
         await self._content.unlock()
         await self._imports.drop_abandoned()
@@ -80,9 +90,10 @@ class Changes:
     async def revert(self, operation: Operation, revision: str | None) -> None:
         """Make a clone of a revision the current generation.
 
-        The content that is left becomes a revision itself.
+        The present content becomes a revision itself, if it is modified.
 
-        :param revision: its id; None: the newest
+        :param operation: notes the revision and the number of the generation
+        :param revision: id of the revision; None: the newest revision
         :raises Refused: if there is no such revision
         """
         await self._start_replacement()
@@ -104,7 +115,10 @@ class Changes:
     ) -> None:
         """Replace the content by the committed state of another volume.
 
+        :param operation: notes the vid of the source and the number of the
+            generation
         :param source: the other volume, of any driver
+        :raises Refused: if the qube runs, or the source cannot be read
         """
         self._lifecycle.must_be_halted()
         if source.snapshots_disabled and source.is_running():
@@ -121,10 +135,13 @@ class Changes:
             operation.note(f"import_data_end committed generation {number}")
             await self._preparation.note_commit()
 
-    # --- another size
+    # --- size
 
     def _must_be_resizable(self) -> None:
-        """:raises Refused: if the volume cannot have a size of its own now"""
+        """Check that the size of the volume can be changed now.
+
+        :raises Refused: if the volume is read-only, or has its source's size
+        """
         if not self._volume.rw:
             raise Refused(messages.READ_ONLY)
         source = self._volume.source
@@ -133,12 +150,14 @@ class Changes:
             raise Refused(messages.SIZE_OF_SOURCE, source=name)
 
     async def resize(self, operation: Operation, size: int | str) -> None:
-        """Give the volume another size, and commit that if its qube is halted.
+        """Change the size of the volume, and commit it if the qube is halted.
 
-        Shrinking cuts off the end; the committed state from before stays as a
-        revision (if the volume keeps any).  A clone made at start has its
-        source's size; while its qube runs it can grow, until the qube stops.
+        Shrinking destroys the data at the end.  The content before becomes a
+        revision, if the volume keeps revisions.  A clone that start() made has
+        the size of its source.  While its qube runs, the clone can grow until
+        the qube stops.
 
+        :param operation: notes the generation and its size
         :param size: bytes; rounded up to whole blocks
         :raises Refused: if the volume cannot have that size now
         """
@@ -153,7 +172,7 @@ class Changes:
         block = int(state.properties.get("volblocksize", 0))
         size = content.rounded(size, block)
         if not volume.save_on_stop and (state.current is None or not in_use):
-            # the next start makes one of that size
+            # the next start creates a generation of that size
             content.size = size
             return
         keep = volume.revisions_to_keep
@@ -168,7 +187,7 @@ class Changes:
             dataset = content.where.generation(current)
             await commands.set_property(dataset, "volsize", str(size))
         operation.note(f"resize set generation {current} to {size} bytes")
-        # it has that size, even if it cannot be committed now
+        # recorded before the commit, because the size is set even if that fails
         if volume.source is not None:
             self._lifecycle.session_size = size
             return
@@ -181,11 +200,11 @@ class Changes:
 def _older_revision(
     state: VolumeState, revision: str | None
 ) -> tuple[str, str]:
-    """Return id and snapshot of a revision to go back to.
+    """Return the id and the snapshot of a revision.
 
-    :param revision: its id; None: the newest
-    :raises Refused: if there is no such revision
-    :raises BadName: if the id is not one of a revision
+    :param revision: id of the revision; None: the newest revision
+    :raises Refused: if there is no such revision, or it is the committed state
+    :raises BadName: if *revision* cannot be an id
     """
     older = {item.id: item for item in state.revisions[:-1]}
     if revision is None:

@@ -12,7 +12,12 @@ from .transfer import Imports
 class Parts(NamedTuple):
     """The parts of one volume that Session and Changes share.
 
-    The volume creates it together with them.  It lasts as long as the volume.
+    The volume creates it, and it lasts as long as the volume.
+
+    :ivar content: the content on disk
+    :ivar lifecycle: the phase of the volume in this process
+    :ivar preparation: the preparation of the next start
+    :ivar imports: the import in progress
     """
 
     content: Content

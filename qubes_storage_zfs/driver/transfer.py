@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Data in and out of a volume: export, import, and one volume to another.
+"""Exports and imports of a volume, and copies from one volume to another.
 
-A volume has one Exports and one Imports.  Neither looks at the volume's
-lifecycle: the volume checks that its qube is halted before, and tells its
-lifecycle of a new committed state after.
+A volume has one Exports and one Imports.  Neither of them uses the lifecycle of
+the volume.  The callers check before that the qube is halted, and note the
+commit afterwards.
 """
 
 import asyncio
@@ -23,17 +23,26 @@ from .operations import Operation
 
 
 class Exports:
-    """The devices with a volume's committed state that clients read from.
+    """The devices with the committed state of a volume that clients read.
 
-    The container knows which datasets are exported, because a volume that
-    qubesd builds anew must be able to end an export.
+    The volume creates it, and it lasts as long as the volume.  An export runs
+    without the lock of the volume.
+
+    Container records which datasets are exported.  So a new object for the same
+    volume can finish an export, too.
     """
 
     def __init__(self, content: Content) -> None:
+        """Take the content of the volume."""
         self._content = content
 
     async def start(self, operation: Operation) -> str:
-        """Make a device with the newest committed state; return its path."""
+        """Create a device with the committed state.
+
+        :param operation: notes the number of the generation
+        :return: path of the device
+        :raises Refused: if there is no committed state and the qube runs
+        """
         content = self._content
         volume = content.volume
         if volume.snapshots_disabled and volume.is_running():
@@ -53,7 +62,11 @@ class Exports:
         return path
 
     async def finish(self, operation: Operation, path: str) -> None:
-        """Destroy the device at *path*, if it is an export of the volume."""
+        """Destroy a device that start() created; ignore any other.
+
+        :param operation: notes the number of the generation
+        :param path: path of the device
+        """
         content = self._content
         dataset = devices.dataset_of(path)
         if dataset not in content.store.exports:
@@ -66,27 +79,30 @@ class Exports:
 
 
 class Imports:
-    """The import into a volume that is under way, if there is one.
+    """The import into a volume that is in progress, if there is one.
 
-    The volume creates this object once.  Its methods are called within an
-    operation of the volume.  An import lasts from start() to finish(), in two
-    calls of a client, which may never make the second.
+    The volume creates it, and it lasts as long as the volume.  Its methods are
+    called within an operation of the volume.  An import lasts from start() to
+    finish().  A client causes both calls, and may never cause the second.
     """
 
     def __init__(self, content: Content) -> None:
+        """Start without an import."""
         self._content = content
         #: the generation that the client writes to; None: no import
         self._dataset: str | None = None
-        #: it replaced one whose client may still come to end it
+        #: whether it replaced an import whose client may still call finish()
         self._replaces = False
-        #: the task that began it
+        #: the task that called start()
         self._task: weakref.ref[asyncio.Task[object]] | None = None
 
     async def start(self, operation: Operation, size: int) -> str:
-        """Make a zeroed device for the new content; return its path.
+        """Create a zeroed device, to which a client writes the new content.
 
-        :param size: bytes; rounded up to the volume's blocks
-        :raises Refused: if a client still writes to another one
+        :param operation: notes the number of the generation
+        :param size: bytes; rounded up to whole blocks
+        :return: path of the device
+        :raises Refused: if a client writes to the device of another import
         """
         content = self._content
         await content.unlock()
@@ -109,15 +125,16 @@ class Imports:
     async def finish(self, success: bool) -> int | None:
         """Make the written device the current generation, or destroy it.
 
-        :return: number of the generation; None if the volume is as before
-        :raises Refused: if there is no import, or not the client's
+        :param success: whether the client wrote all data
+        :return: number of the generation; None if the volume is unchanged
+        :raises Refused: if there is no import, or it belongs to another client
         """
         if self._dataset is None:
             if success:
                 raise Refused(messages.NO_IMPORT)
             return None
-        # a client that still writes did not send this: it is about another
-        # import, which was taken for abandoned
+        # a client that still has the device open did not cause this call: the
+        # call belongs to an import that was dropped as abandoned
         writers = await devices.persistent_holders(self._dataset)
         if writers and success:
             holders = ", ".join(writers)
@@ -153,31 +170,31 @@ class Imports:
         return number
 
     def _may_finish_another(self) -> bool:
-        """Return whether the import that is ended now may be another one.
+        """Return whether this finish() may belong to an earlier import.
 
-        A client ends its import with a call of its own, and may come after
-        another import has replaced it.  A task that begins and ends an import
-        means the same one; core-admin's admin.vm.volume.Clear does so, and
-        writes nothing.
+        A client can finish its import after another import has replaced it.  If
+        the same task calls start() and finish(), both belong to one import.
+        core-admin's admin.vm.volume.Clear does so, and writes no data.
         """
         task = self._task() if self._task else None
         return self._replaces and task is not asyncio.current_task()
 
     async def _drop(self) -> None:
+        """Destroy the device of the import."""
         dataset, self._dataset = self._dataset, None
         if dataset is not None:
             await self._content.store.discard(dataset)
 
     def release(self) -> None:
-        """Leave the device to the operation that removes the volume."""
+        """End the reservation of the device, because the volume is removed."""
         if self._dataset is not None:
             self._content.store.unreserve(self._dataset)
         self._dataset = None
 
     async def drop_abandoned(self) -> None:
-        """End an import whose client is gone: it must not block the qube.
+        """Drop an import whose client has exited, because it blocks the qube.
 
-        :raises Refused: if a process still writes to it
+        :raises Refused: if a process has the device open
         """
         if self._dataset is None:
             return
@@ -194,11 +211,11 @@ class Imports:
 async def import_volume(content: Content, source: qubes.storage.Volume) -> int:
     """Replace the content of a volume by another volume's committed state.
 
-    Within a zpool that is a clone, also from one Qubes pool to another; else
-    the data is copied, without its zeroes.
+    Clone it within a zpool, also from one pool to another.  Otherwise copy the
+    data, without zeroes.
 
     :param source: the other volume, of any driver
-    :return: number of the generation
+    :return: number of the new generation
     """
     state = await content.state_to_open(StateQuery(counted=True))
     content.must_exist(state)
@@ -221,9 +238,9 @@ def _content_of(source: qubes.storage.Volume) -> Content | None:
 
 
 async def is_clonable(content: Content, source: qubes.storage.Volume) -> bool:
-    """Return whether a clone can replace a copy.
+    """Return whether the volume can be a clone of *source*.
 
-    A clone has the key of its origin for ever, or none if that has none.
+    A clone always has the encryption key of its origin, or none.
     """
     other = _content_of(source)
     if other is None:
@@ -238,9 +255,12 @@ async def is_clonable(content: Content, source: qubes.storage.Volume) -> bool:
 
 
 async def _must_fit(content: Content, source: qubes.storage.Volume) -> None:
-    """:raises Refused: if the pool has less space than the source's data"""
+    """Check that the pool has space for the data of *source*.
+
+    :raises Refused: if it has less
+    """
     other = _content_of(source)
-    # another driver's properties may be for the event loop's thread only
+    # other drivers may require the thread of the event loop for properties
     needed = await other.data_bytes() if other else int(source.usage)
     free = await content.pool.space.available()
     if free is not None and needed > free:
@@ -256,7 +276,10 @@ async def _must_fit(content: Content, source: qubes.storage.Volume) -> None:
 async def _copy(
     content: Content, source: qubes.storage.Volume, state: VolumeState
 ) -> int:
-    """Copy the source's data to a new generation; return its number."""
+    """Copy the data of *source* to a new generation, and make it current.
+
+    :return: number of the generation
+    """
     await _must_fit(content, source)
     path = await qubes.utils.coro_maybe(source.export())
     try:

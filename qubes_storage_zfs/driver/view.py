@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a volume answers to qubesd's questions: path, usage, revisions, dirty.
+"""The attributes of a volume that qubesd reads: path, usage, revisions, dirty.
 
-qubesd asks synchronously, in its event loop, so each question to ZFS has a
-deadline (store/container.py, state_now()).
+qubesd reads them synchronously, in its event loop.  So each query of ZFS has a
+deadline (``Container.state_now()``).
 """
 
 import re
@@ -21,75 +21,89 @@ from .lifecycle import Lifecycle
 
 
 class Listed(dict[str, str]):
-    """Revisions as qubesd lists them, and the committed state besides.
+    """The revisions of a volume, which also "contains" the committed state.
 
-    qubesd answers a request for an id that is not listed with an empty
-    response. The committed state is listed while a stop is in progress, and not
-    any more if that stop made no revision of it. So a client can name it a
-    moment later; revert() then names the reason.
+    qubesd answers a request for an id that the list does not contain with an
+    empty response.  While a stop is in progress, the committed state is listed.
+    If that stop commits nothing, it is not listed any more.  A client may
+    request it then, and revert() states the reason for the refusal.
+
+    VolumeView creates it for each call of revisions().
 
     :ivar committed: id of the committed state; None if there is none
     """
 
     def __init__(self, listed: Mapping[str, str], committed: str | None):
+        """Take the revisions.
+
+        :param listed: id -> ISO date
+        """
         super().__init__(listed)
         self.committed = committed
 
     def __contains__(self, revision: object) -> bool:
+        """Return whether *revision* is listed, or the committed state."""
         if revision is not None and revision == self.committed:
             return True
         return super().__contains__(revision)
 
 
 class Unreadable(dict[str, str]):
-    """The list that is returned instead of revisions that cannot be read.
+    """The list of revisions if they cannot be read.
 
-    An empty list would be untrue.  An exception would end ``qvm-volume list``,
-    which shows the volumes of all pools.  So the list has one entry, which is
-    no revision and states the reason.
+    An empty list would be wrong.  An exception would stop ``qvm-volume list``,
+    which lists the volumes of all pools.  So the list has one entry, which is
+    not a revision and states the reason.
 
-    qubesd passes an id on to revert() only if it is listed, and has no other
-    characters than these (core-admin after 4.3).  Each is said to be listed, so
-    that revert() refuses it and names the reason.
+    qubesd passes an id to revert() only if the list contains it, and if it has
+    only letters, digits and ``:._-`` (core-admin after 4.3).  This list contains
+    each id, so that revert() refuses the id and states the reason.
     """
 
     _UNSAFE = re.compile(r"[^A-Za-z0-9:._-]+")
 
     def __init__(self, cause: str) -> None:
+        """Build the entry.
+
+        :param cause: the reason why the revisions cannot be read
+        """
         line = self._UNSAFE.sub("_", f"unknown: {cause}").strip("_")
         super().__init__({line: qubes.storage.isodate(0)})
 
     def __contains__(self, _: object) -> bool:
+        """Return True."""
         return True
 
 
 class VolumeView:
-    """The answers of one volume, and the last ones of ZFS.
+    """The attributes of one volume, and a cache of the states they come from.
 
-    The volume creates it once.  Only the event loop's thread uses it.
+    The volume creates it, and it lasts as long as the volume.  Only the thread
+    of the event loop uses it.
     """
 
     def __init__(self, content: Content, lifecycle: Lifecycle) -> None:
+        """Start with an empty cache."""
         self._content = content
         self._volume: Volume = content.volume
         self._lifecycle = lifecycle
-        #: the last answer to each question
+        #: the last state that each query returned
         self._last_states: dict[StateQuery, VolumeState] = {}
-        #: number of the current generation, and usage, if they were asked for
-        #: since the last operation and no qube uses the volume
+        #: number of the current generation, and usage in bytes; None: read them
+        #: again.  Valid while no qube uses the volume
         self._last: tuple[int, int] | None = None
 
     def expire(self) -> None:
-        """Ask again for what an operation may change."""
+        """Drop cached values that an operation may change."""
         self._last = None
 
     def _read(self, query: StateQuery) -> VolumeState:
-        """Ask ZFS now.
+        """Read the state of the volume within a deadline.
 
-        If the zpool does not answer in time, or cannot be asked as it is, its
-        last answer to the same question is returned, marked as stale.
+        If the zpool does not answer in time, or cannot be read now, return the
+        last state for the same query, marked as stale.
 
-        :raises ZfsError: if there is none
+        :raises ZfsError: if there is no such state
         :raises BadName: if the vid cannot be a name in ZFS
         """
         content = self._content
@@ -105,7 +119,7 @@ class VolumeView:
     def _read_or_none(
         self, query: StateQuery = NOTHING_MORE
     ) -> VolumeState | None:
-        """Ask as _read(); return None if ZFS cannot be asked, and never was."""
+        """Read the state as _read() does; None if it cannot be read."""
         try:
             state = self._read(query)
         except (ZfsError, naming.BadName):
@@ -114,13 +128,13 @@ class VolumeView:
 
     @property
     def dataset(self) -> str:
-        """The zvol that is, or will be, the volume's current generation."""
+        """The current generation, or the first one if there is none yet."""
         state = self._read_or_none()
         return self._content.where.generation((state and state.current) or 0)
 
     @property
     def path(self) -> str | None:
-        """The device node for a qube; None if ZFS cannot be asked for it."""
+        """The path of the device for the qube; None if it cannot be read."""
         number = self._lifecycle.generation
         if number is None:
             number, _ = self._current()
@@ -133,16 +147,20 @@ class VolumeView:
 
     @property
     def usage(self) -> int:
-        """Bytes of data in the volume before compression; for a clone made
-        at start, bytes that are its own."""
+        """The usage in bytes.
+
+        For a clone that start() made, it is the space that only the clone uses.
+        For any other volume it is the data before compression.
+        """
         return self._current()[1]
 
     def _current(self) -> tuple[int | None, int]:
-        """Return the number of the current generation, or of the one that will
-        be; None if unknown. And its usage (bytes).
+        """Return the number of the current generation, and its usage in bytes.
 
-        While its qube is halted only operations change them; and qubesd is
-        asked about every volume once a minute, for the disk space widget.
+        The number is 0 if there is no generation, and None if unknown.
+
+        While the qube is halted, only operations change them, so they are
+        cached.  The disk space widget of Qubes reads all volumes each minute.
         """
         in_use = self._lifecycle.in_use
         if self._last is not None and not in_use:
@@ -159,16 +177,17 @@ class VolumeView:
         return current
 
     def revisions(self) -> dict[str, str]:
-        """Return older committed states, oldest first: id -> ISO date (UTC).
+        """Return the revisions, oldest first: id -> ISO date (UTC).
 
-        While the qube's stop is in progress the committed state is one of
-        them: the commit will make it one, and revert() waits for that.  Else
-        "qvm-volume revert" without a revision, which takes the newest that is
-        listed, would go back too far.
+        While a stop is in progress, the committed state is listed, too.  The
+        stop commits, which makes it a revision, and revert() waits for the stop.
+        ``qvm-volume revert`` without a revision takes the newest that is listed,
+        and would otherwise revert one revision too far.
 
-        No date is earlier than that of a lower number; see dates.py.
+        No date is earlier than the date of a lower number; see dates.py.
 
-        If they cannot be read, one entry states the reason; see Unreadable.
+        If the revisions cannot be read, one entry states the reason; see
+        Unreadable.
         """
         volume = self._volume
         if not volume.save_on_stop:
@@ -198,7 +217,7 @@ class VolumeView:
         )
 
     def _commits_soon(self) -> bool:
-        """Return whether a stop in progress makes another revision."""
+        """Return whether a stop in progress will make another revision."""
         lifecycle = self._lifecycle
         keeps = (
             self._volume.revisions_to_keep > 0
@@ -207,15 +226,17 @@ class VolumeView:
         return keeps and lifecycle.is_stopping and not lifecycle.is_starting
 
     def committed_ids(self) -> list[str]:
-        """Return the ids of all revisions, the committed state's last; none if
-        nothing was ever written, or ZFS cannot be asked now."""
+        """Return the ids of all revisions, then that of the committed state.
+
+        The list is empty if nothing was ever written, or ZFS cannot be read.
+        """
         state = self._read_or_none(StateQuery(revisions=True))
         if state is None or state.blank:
             return []
         return [item.id for item in state.revisions]
 
     def is_dirty(self) -> bool:
-        """Return whether there are changes that are not committed."""
+        """Return whether the content has changes that are not committed."""
         volume = self._volume
         if not volume.save_on_stop:
             return False
