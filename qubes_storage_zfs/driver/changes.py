@@ -78,14 +78,15 @@ class Changes:
 
     # --- replacement
 
-    async def _start_replacement(self) -> None:
+    async def _start_replacement(self, operation: Operation) -> None:
         """Check that the content can be replaced, and load the key.
 
+        :param operation: notes an import that is dropped
         :raises Refused: if the qube runs, or a client writes to an import
         """
         self._lifecycle.must_be_halted()
         await self._content.unlock()
-        await self._imports.drop_abandoned()
+        await self._imports.drop_abandoned(operation)
 
     async def revert(self, operation: Operation, revision: str | None) -> None:
         """Make a clone of a revision the current generation.
@@ -96,7 +97,7 @@ class Changes:
         :param revision: id of the revision; None: the newest revision
         :raises Refused: if there is no such revision
         """
-        await self._start_replacement()
+        await self._start_replacement(operation)
         content = self._content
         state = await content.state_to_open(StateQuery(revisions=True))
         content.must_exist(state)
@@ -123,16 +124,14 @@ class Changes:
         self._lifecycle.must_be_halted()
         if source.snapshots_disabled and source.is_running():
             raise Refused(messages.SNAPSHOTS_DISABLED)
-        await self._start_replacement()
+        await self._start_replacement(operation)
         number = await transfer.import_volume(self._content, source)
         operation.note(f"import of {source.vid} created generation {number}")
         await self._preparation.note_commit()
 
     async def finish_import(self, operation: Operation, success: bool) -> None:
-        """End an import of data; see Imports.finish()."""
-        number = await self._imports.finish(success)
-        if number is not None:
-            operation.note(f"import_data_end committed generation {number}")
+        """Make imported data the content, or drop it; see Imports.finish()."""
+        if await self._imports.finish(operation, success):
             await self._preparation.note_commit()
 
     # --- size

@@ -11,6 +11,7 @@ qubesd loads for a backup, can differ.
 """
 
 import logging
+import time
 from collections.abc import Iterable
 
 from ..store import naming, pool_programs
@@ -127,7 +128,11 @@ async def _destroy(pool: Pool, vid: str, mark: str) -> None:
     where = naming.volume_name(pool.qubes_root, vid)
     if pool.store.may_collect(where, mark):
         generations = Generations(where, pool.store, pool.zpool)
+        started = time.monotonic()
         await generations.remove(only_disposable=True)
         LOG.info(
-            "destroyed %s in pool %s, because no qube has it", vid, pool.name
+            "%s in pool %s: destroyed, because no qube has the volume (%.2f s)",
+            vid,
+            pool.name,
+            time.monotonic() - started,
         )

@@ -144,7 +144,7 @@ class Preparation:
             elif await self._can_be_prepared(batch):
                 await self._make_next(operation, batch)
             else:
-                await self._discard(batch)
+                await self._discard(operation, batch)
 
     def _successor(self) -> admin.Volume | None:
         """Return the volume that the qube has instead of this one; qubesd makes
@@ -169,26 +169,25 @@ class Preparation:
             return False
         return self.has_next_start()
 
-    async def _discard(self, batch: Batch) -> None:
-        """Discard the content, and make nothing instead."""
+    async def _discard(self, operation: Operation, batch: Batch) -> None:
+        """Discard the content of a volume that cannot be prepared."""
         content = self._content
         state = await content.state(batch=batch)
         if state.current is None or not self._lifecycle.owns(state):
             return
         try:
             await content.generations.reset(content.made_from, batch)
+            operation.note(f"reset generation {state.current}")
         except (Busy, NotFound) as exc:
-            LOG.info(
-                "%s is destroyed, because it cannot be reset: %s",
-                self._volume.vid,
-                exc,
-            )
             await content.generations.remove(batch=batch)
+            operation.note(f"destroyed generation {state.current}: {exc}")
 
     async def _make_next(self, operation: Operation, batch: Batch) -> None:
         content, commits = self._content, self.commits_of_source()
         try:
-            current = await reset.start_disposable(content, False, batch)
+            current = await reset.start_disposable(
+                content, False, batch, operation
+            )
             dataset = content.where.generation(current)
             with content.store.reserve(dataset):
                 await devices.wait_for_link(dataset)
@@ -199,8 +198,8 @@ class Preparation:
         self._lifecycle.fire(Event.PREPARED)
         operation.note(f"prepared generation {current}")
         if commits != self.commits_of_source():
-            # it was not prepared yet when the source looked
-            await self._discard_if_prepared(batch)
+            # the commit of the source did not find this volume prepared
+            await self._discard_if_prepared(operation, batch)
 
     # --- a source and its clones
 
@@ -221,15 +220,21 @@ class Preparation:
         if source is None:
             return
         key = f"{source.vid} of {self._volume.pool.qubes_root}"
-        async with self._volume.operation("prepare"):
+        async with self._volume.operation("prepare") as operation:
             try:
                 with join(key) as batch:
-                    await self._discard_if_prepared(batch)
+                    await self._discard_if_prepared(operation, batch)
             except ZfsError as exc:
                 # its next stop() finds what stays
                 LOG.warning("%s: %s", self._volume.vid, exc)
 
-    async def _discard_if_prepared(self, batch: Batch) -> None:
+    async def _discard_if_prepared(
+        self, operation: Operation, batch: Batch
+    ) -> None:
+        """Destroy the content if the volume is prepared."""
         if self._lifecycle.phase is Phase.PREPARED:
             self._lifecycle.fire(Event.DISCARDED)
             await self._content.generations.remove(batch=batch)
+            operation.note(
+                "destroyed the prepared content: the source was committed"
+            )

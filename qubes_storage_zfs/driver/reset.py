@@ -7,7 +7,6 @@ features set ZFS properties on a volume.
 """
 
 import contextlib
-import logging
 
 from ..store import messages, naming
 from ..store.messages import Refused
@@ -18,8 +17,7 @@ from ..zfs.batch import Batch
 from ..zfs.errors import Busy, NotFound
 from . import features
 from .content import Content
-
-LOG = logging.getLogger("qubes.storage.zfs")
+from .operations import Operation
 
 
 async def tune(content: Content, number: int, tuned: str | None) -> int:
@@ -123,7 +121,7 @@ async def start_reset(
 
 
 async def start_disposable(
-    content: Content, is_prepared: bool, batch: Batch
+    content: Content, is_prepared: bool, batch: Batch, operation: Operation
 ) -> int:
     """Return the number of a generation for the start of a disposable volume.
 
@@ -131,6 +129,7 @@ async def start_disposable(
     as a clone of the source or empty.
 
     :param is_prepared: whether the volume is prepared
+    :param operation: notes a generation that could not be reset
     """
     volume, source = content.volume, content.volume.source
     # qubes.xml can have a size that is not valid
@@ -145,11 +144,7 @@ async def start_disposable(
                 await content.generations.reset(made_from, batch)
             return await tune(content, state.current, state.tuned)
         except (Busy, NotFound) as exc:
-            LOG.info(
-                "%s is created again, because it cannot be reset: %s",
-                volume.vid,
-                exc,
-            )
+            operation.note(f"replaced generation {state.current}: {exc}")
             state = await content.state(StateQuery(counted=True), batch=batch)
     how = MoveOptions(is_disposable=True, size=made_from.size)
     if source is not None:

@@ -55,12 +55,12 @@ class Session:
             await pool.first_use()
             await pool.must_be_allowed()
             await pool.must_be_unlocked(batch)
-            await self._imports.drop_abandoned()
+            await self._imports.drop_abandoned(operation)
             if self._volume.save_on_stop:
                 current = await self._start_saved(batch)
             else:
                 current = await reset.start_disposable(
-                    self._content, is_prepared, batch
+                    self._content, is_prepared, batch, operation
                 )
         lifecycle.started(current)
         dataset = self._content.where.generation(current)

@@ -107,7 +107,7 @@ class Imports:
         content = self._content
         await content.unlock()
         replaces = self._dataset is not None
-        await self.drop_abandoned()
+        await self.drop_abandoned(operation)
         state = await content.state_to_open(StateQuery(counted=True))
         content.must_exist(state)
         number, self._dataset = await content.make_blank(size, state, True)
@@ -117,22 +117,23 @@ class Imports:
         try:
             path = await devices.wait_for_link(self._dataset)
         except BaseException:
-            await self._drop()
+            await self._drop(operation)
             raise
         operation.note(f"import_data created generation {number}")
         return path
 
-    async def finish(self, success: bool) -> int | None:
+    async def finish(self, operation: Operation, success: bool) -> bool:
         """Make the written device the current generation, or destroy it.
 
+        :param operation: notes the number of the generation
         :param success: whether the client wrote all data
-        :return: number of the generation; None if the volume is unchanged
+        :return: whether the content was replaced
         :raises Refused: if there is no import, or it belongs to another client
         """
         if self._dataset is None:
             if success:
                 raise Refused(messages.NO_IMPORT)
-            return None
+            return False
         # a client that still has the device open did not cause this call: the
         # call belongs to an import that was dropped as abandoned
         writers = await devices.persistent_holders(self._dataset)
@@ -140,14 +141,14 @@ class Imports:
             holders = ", ".join(writers)
             raise Refused(messages.IMPORT_RUNNING, holders=holders)
         if writers:
-            return None
+            return False
         content = self._content
         number = content.where.number_of(self._dataset)
         if not success or number is None:
-            await self._drop()
-            return None
+            await self._drop(operation)
+            return False
         if content.volume.is_running():
-            await self._drop()
+            await self._drop(operation)
             raise Refused(messages.RUNNING)
         dataset, self._dataset = self._dataset, None
         try:
@@ -167,7 +168,8 @@ class Imports:
         except Unwritten as exc:
             raise Refused(messages.IMPORT_REPLACED) from exc
         await content.read_size()
-        return number
+        operation.note(f"import_data_end committed generation {number}")
+        return True
 
     def _may_finish_another(self) -> bool:
         """Return whether this finish() may belong to an earlier import.
@@ -179,11 +181,13 @@ class Imports:
         task = self._task() if self._task else None
         return self._replaces and task is not asyncio.current_task()
 
-    async def _drop(self) -> None:
+    async def _drop(self, operation: Operation) -> None:
         """Destroy the device of the import."""
         dataset, self._dataset = self._dataset, None
         if dataset is not None:
             await self._content.store.discard(dataset)
+            number = self._content.where.number_of(dataset)
+            operation.note(f"dropped the import in generation {number}")
 
     def release(self) -> None:
         """End the reservation of the device, because the volume is removed."""
@@ -191,9 +195,10 @@ class Imports:
             self._content.store.unreserve(self._dataset)
         self._dataset = None
 
-    async def drop_abandoned(self) -> None:
+    async def drop_abandoned(self, operation: Operation) -> None:
         """Drop an import whose client has exited, because it blocks the qube.
 
+        :param operation: notes the import that is dropped
         :raises Refused: if a process has the device open
         """
         if self._dataset is None:
@@ -202,7 +207,7 @@ class Imports:
         if writers:
             holders = ", ".join(writers)
             raise Refused(messages.IMPORT_RUNNING, holders=holders)
-        await self._drop()
+        await self._drop(operation)
 
 
 # --- one volume to another

@@ -256,7 +256,7 @@ def test_a_failure_has_its_prefix_and_no_line(caplog, failure, why):
     caplog.set_level(logging.INFO)
     with pytest.raises(StoragePoolException) as caught:
         with operations.operation("revert", "x/v", "tank") as operation:
-            operation.note("revert made generation 3")
+            operation.note("revert created generation 3")
             raise failure
     text = str(caught.value)
     assert text.startswith("Cannot revert x/v in pool tank: ")
