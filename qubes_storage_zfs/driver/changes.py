@@ -176,13 +176,13 @@ class Changes:
             return
         keep = volume.revisions_to_keep
         current = content.must_exist(state)
-        before = int(state.properties["volsize"])
-        if size < before and volume.is_running():
+        old_size = int(state.properties["volsize"])
+        if size < old_size and volume.is_running():
             raise Refused(messages.SHRINK_RUNNING)
         halted = volume.save_on_stop and not volume.is_running()
-        if size < before and halted and keep > 0:
+        if size < old_size and halted and keep > 0:
             await content.generations.commit(keep)
-        if size != before:
+        if size != old_size:
             dataset = content.where.generation(current)
             await commands.set_property(dataset, "volsize", str(size))
         operation.note(f"resize set generation {current} to {size} bytes")

@@ -56,11 +56,12 @@ class ZfsEncryptedPool(ZfsPool):
     ``...@s1``                  the baseline snapshot of a disposable volume
     ==========================  ===============================================
 
-    ``<zpool_name>/encryption`` is not encrypted, and is created if it is missing.
-    With ``opaque_names``, ``<qube>`` is a random number and ``<volume>`` is
+    ``<zpool_name>/encryption`` is not encrypted.  It is created if it is
+    missing.  With ``opaque_names``, ``<qube>`` is a random number and ``<volume>`` is
     ``v``.  The names of qubes are then only in qubes.xml.
 
-    The kind of a volume decides about its content; ZfsVolume has all operations:
+    The kind of a volume decides about its content; ZfsVolume has all
+    operations:
 
     =============  =============  =====================  ======================
     snap_on_start  save_on_stop   start()                stop()
@@ -72,7 +73,8 @@ class ZfsEncryptedPool(ZfsPool):
     yes            yes            refused                refused
     =============  =============  =====================  ======================
 
-    Options of ``qvm-pool add`` (default in brackets).  ``zpool_name`` is needed.
+    Options of ``qvm-pool add`` (default in brackets).  ``zpool_name`` is
+    needed.
     ``qvm-pool set`` can change ``revisions_to_keep`` and ``ephemeral_volatile``
     later.
 
@@ -204,8 +206,8 @@ class ZfsEncryptedPool(ZfsPool):
 
         :param qube: name of the qube that needs the pool
         :param app: the application object of that qube
-        :param for_operation: for an operation that starts now; else for the start
-            of *qube*
+        :param for_operation: for an operation that starts now; else for the
+            start of *qube*
         :raises PromptFailed: if the user did not answer, or the delay after an
             earlier prompt lasts
         :raises Refused: if a property has a value that is not allowed

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Handlers of qubesd's events, which contain every failure of this package.
 
-qubesd exits if an extension cannot be imported, or if one fails during the start
-of qubesd.  So this module works without the other modules of the package, and
-logs the failures of its handlers.
+qubesd exits if an extension cannot be imported, or if one fails during the
+start of qubesd.  So this module works without the other modules of the package,
+and logs the failures of its handlers.
 """
 
 import functools

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The key of a pool: when to ask for the passphrase, and when to unload the key.
+"""The key of a pool: when to load it by a prompt, and when to unload it.
 
 The kernel knows whether a key is loaded and whether it is in use.  An
 administrator can load or unload it by hand.  The kernel does not unload a key
@@ -43,7 +43,8 @@ class Key:
     :ivar root: the encryption root
     :ivar pool: name of the pool
     :ivar store: the container that the key encrypts
-    :ivar timeout: seconds without use after which the key is unloaded; -1: never
+    :ivar timeout: seconds without use after which the key is unloaded; -1:
+        never
     :ivar backoff: the delay until the next prompt
     """
 
@@ -57,7 +58,8 @@ class Key:
         self._last_use = now()
         #: the key is not unloaded before, because an operation has just started
         self._not_before = 0.0
-        #: qubes that are starting -> time when they must have opened their volumes
+        #: qubes that are starting -> time when they must have opened their
+        #: volumes
         self._starting: dict[str, float] = {}
         self.backoff = Backoff(pool)
         self._prompt_task: asyncio.Task[None] | None = None
@@ -77,8 +79,8 @@ class Key:
         If all these tasks are cancelled, the prompt is closed.
 
         :param prompt: asks the user for the passphrase
-        :param for_operation: for an operation that starts now; else for the start
-            of a qube, see note_qube_starting()
+        :param for_operation: for an operation that starts now; else for the
+            start of a qube, see note_qube_starting()
         :raises PromptFailed: if the user did not answer
         :raises Delayed: if the delay after an earlier prompt lasts
         :raises WrongPassphrase: if the passphrase is wrong
@@ -152,7 +154,7 @@ class Key:
         self._starting[qube] = now() + OPEN_LIMIT
 
     def note_qube_started(self, qube: str) -> None:
-        """Note that *qube* has opened its volumes, which the kernel knows now."""
+        """Note that *qube* has opened its volumes, as the kernel now knows."""
         if self._starting.pop(qube, None) is not None:
             self.note_use()
 

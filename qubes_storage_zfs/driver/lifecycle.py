@@ -25,12 +25,12 @@ class IllegalEvent(RuntimeError):
 class Lifecycle:
     """The lifecycle of one volume in this process.
 
-    The volume creates it, and it lasts as long as the volume.  A qubesd that has
-    restarted has new objects, whose phase is UNKNOWN.  In that phase each
+    The volume creates it, and it lasts as long as the volume.  A qubesd that
+    has restarted has new objects, whose phase is UNKNOWN.  In that phase each
     decision is made from the disk and from qubesd's record of running volumes.
 
-    Only fire() changes the phase, by this table.  ``=`` marks an event that does
-    not change the phase, a dot an event that is not legal.
+    Only fire() changes the phase, by this table.  ``=`` marks an event that
+    does not change the phase, a dot an event that is not legal.
 
     ============= ========== ========== ========== ========== ==========
     event         UNKNOWN    HALTED     TO_PREPARE PREPARING  PREPARED
@@ -72,8 +72,8 @@ class Lifecycle:
     requested during a start, the start cancels it.
 
     An event that is not legal is a defect of this package.  It raises
-    IllegalEvent if ``strict`` is set, as in the tests.  In qubesd, the defect is
-    logged and the phase becomes UNKNOWN, as after a restart.
+    IllegalEvent if ``strict`` is set, as in the tests.  In qubesd, the defect
+    is logged and the phase becomes UNKNOWN, as after a restart.
 
     :cvar strict: whether an event that is not legal raises
     :ivar phase: the phase

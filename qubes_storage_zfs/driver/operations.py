@@ -6,8 +6,8 @@ operation() adds the prefix ("Cannot start work/private in pool tank") and maps
 them to the StoragePoolException that qubesd passes on.
 
 An operation that changes the disk notes each change.  When the operation has
-succeeded, it logs one line at INFO.  The line has the volume, the operation, the
-generation and the duration::
+succeeded, it logs one line at INFO.  The line has the volume, the operation,
+the generation and the duration::
 
     work:private in pool tank: start returned generation 3 (0.21 s)
 """
@@ -25,8 +25,8 @@ LOG = logging.getLogger("qubes.storage.zfs")
 class Operation:
     """The changes that one operation has made on disk.
 
-    operation() creates it, and it lasts as long as the operation.  Only the task
-    of the operation uses it.
+    operation() creates it, and it lasts as long as the operation.  Only the
+    task of the operation uses it.
 
     :ivar changes: the changes, in their order
     """

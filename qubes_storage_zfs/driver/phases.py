@@ -12,7 +12,8 @@ from collections.abc import Mapping
 class Phase(enum.Enum):
     """The use and the preparation of a volume, as this process knows them."""
 
-    #: unknown, as after a restart of qubesd: the disk and qubesd's record decide
+    #: unknown, as after a restart of qubesd: the disk and qubesd's record
+    #: decide
     UNKNOWN = "unknown"
     #: no qube uses the volume
     HALTED = "halted"

@@ -2,9 +2,9 @@
 """Placeholders for pools whose driver cannot be imported.
 
 qubesd does not start if a pool that a qube uses is missing, and removes entries
-that it cannot load from qubes.xml.  So a placeholder keeps the entries of a pool
-and of its volumes in qubes.xml, and refuses all operations.  This module must
-work without any other module of the package.
+that it cannot load from qubes.xml.  So a placeholder keeps the entries of a
+pool and of its volumes in qubes.xml, and refuses all operations.  This module
+must work without any other module of the package.
 """
 
 import inspect

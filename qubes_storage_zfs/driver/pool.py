@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The pool drivers: what all pools share, and the driver ``zfs_zvol``.
 
-qubesd creates its pool objects when it starts, before its event loop runs, and a
-second set of them for each backup.  An exception would stop qubesd.  So no code
-here uses ZFS or raises before setup() or the first use of a volume.
+qubesd creates its pool objects when it starts, before its event loop runs, and
+a second set of them for each backup.  An exception would stop qubesd.  So no
+code here uses ZFS or raises before setup() or the first use of a volume.
 """
 
 import functools
@@ -34,8 +34,8 @@ from .volume import ZfsVolume
 
 LOG = logging.getLogger("qubes.storage.zfs")
 
-#: the first version without known defects that lose encrypted data, and the first
-#: in which channel programs report encryption roots correctly
+#: the first version without known defects that lose encrypted data, and the
+#: first in which channel programs report encryption roots correctly
 OLDEST_OPENZFS = (2, 3, 3)
 
 
@@ -43,8 +43,8 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
     """The common part of both pool drivers.
 
     qubesd creates a pool object for each entry in qubes.xml, and another one
-    when it loads the qubes a second time for a backup.  The objects last as long
-    as those qubes.  Only the thread of the event loop uses them.
+    when it loads the qubes a second time for a backup.  The objects last as
+    long as those qubes.  Only the thread of the event loop uses them.
 
     ZfsZvolPool and ZfsEncryptedPool describe the datasets and the options.
     ZfsVolume describes a volume on disk, and each operation.
@@ -404,7 +404,8 @@ class ZfsZvolPool(ZfsPool):
     ``...@s1``                    the baseline snapshot of a disposable volume
     ============================  =============================================
 
-    The kind of a volume decides about its content; ZfsVolume has all operations:
+    The kind of a volume decides about its content; ZfsVolume has all
+    operations:
 
     =============  =============  =====================  ======================
     snap_on_start  save_on_stop   start()                stop()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Prepare the next start of a disposable volume, between a stop and a start.
 
-After stop() the volume is rolled back to its baseline snapshot, or replaced.  So
-the next start does not wait for a rollback, a clone or a device node.
+After stop() the volume is rolled back to its baseline snapshot, or replaced.
+So the next start does not wait for a rollback, a clone or a device node.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class Preparation:
         return source.commits if source is not None else 0
 
     def has_next_start(self) -> bool:
-        """Return whether a volume prepared now can be used at the next start."""
+        """Return whether the next start can use a volume prepared now."""
         source = self._volume.source
         if source is not None and source.snapshots_disabled:
             # no snapshot shows whether a clone has the source's present content

@@ -56,8 +56,8 @@ class Unreadable(dict[str, str]):
     not a revision and states the reason.
 
     qubesd passes an id to revert() only if the list contains it, and if it has
-    only letters, digits and ``:._-`` (core-admin after 4.3).  This list contains
-    each id, so that revert() refuses the id and states the reason.
+    only letters, digits and ``:._-`` (core-admin after 4.3).  This list
+    contains each id, so that revert() refuses the id and states the reason.
     """
 
     _UNSAFE = re.compile(r"[^A-Za-z0-9:._-]+")
@@ -180,9 +180,9 @@ class VolumeView:
         """Return the revisions, oldest first: id -> ISO date (UTC).
 
         While a stop is in progress, the committed state is listed, too.  The
-        stop commits, which makes it a revision, and revert() waits for the stop.
-        ``qvm-volume revert`` without a revision takes the newest that is listed,
-        and would otherwise revert one revision too far.
+        stop commits, which makes it a revision, and revert() waits for the
+        stop.  ``qvm-volume revert`` without a revision takes the newest that is
+        listed, and would otherwise revert one revision too far.
 
         No date is earlier than the date of a lower number; see dates.py.
 

@@ -86,8 +86,8 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
     =============  ==================  ==================  ====================
 
     The volumes of a disposable qube are destroyed by stop(), except those with
-    save_on_stop.  With the qube's feature ``zfs.reset-on-start``, each start of a
-    private volume commits the content and then resets it to a revision.
+    save_on_stop.  With the qube's feature ``zfs.reset-on-start``, each start of
+    a private volume commits the content and then resets it to a revision.
 
     Attributes in qubes.xml that are not core-admin's:
 
@@ -95,8 +95,8 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         whether a clone that start() made is kept after stop(), until the next
         start
 
-    ``revisions_to_keep`` is -1, or the number of revisions besides the committed
-    state.  With -1 the volume has no ``@r`` snapshots and no committed state.
+    ``revisions_to_keep`` is -1, or the number of revisions besides the
+    committed state.  With -1 the volume has no ``@r`` snapshots and no committed state.
 
     ZfsPool creates the object for a volume of a qube, or for a volume on disk
     that no qube has.  It lasts as long as the qube.  A second object can exist
@@ -386,8 +386,8 @@ class ZfsVolume(qubes.storage.Volume):  # type: ignore[misc]
         Do nothing unless the content of both volumes is saved.
 
         :param src_volume: the other volume, of any driver
-        :raises StoragePoolException: if a qube uses this volume, or there is not
-            enough space
+        :raises StoragePoolException: if a qube uses this volume, or there is
+            not enough space
         """
         await halting.wait_for_stop(self, src_volume)
         if src_volume.save_on_stop and self.save_on_stop:
