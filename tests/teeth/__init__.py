@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Deliberate faults, each of which the tests must notice.
+"""Deliberate faults in the driver; a test must notice each of them.
 
-``python3 -m tests.teeth`` in the guest.
+Run ``python3 -m tests.teeth`` in the guest.
 """

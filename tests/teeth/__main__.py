@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Puts each fault into a copy and runs the tests that should notice."""
+"""Put each fault into a copy of the tree and run the tests for it."""
 
 import shutil
 import subprocess
@@ -18,12 +18,12 @@ def faulty(fault: Fault, copy: Path) -> None:
     file = fault.place(copy)
     text = file.read_text("utf-8")
     if text.count(fault.right) != 1:
-        raise SystemExit(f"the place of {fault.name!r} is not found")
+        raise SystemExit(f"the code for the fault {fault.name!r} was not found")
     file.write_text(text.replace(fault.right, fault.wrong), "utf-8")
 
 
 def tests_of(tree: Path, tests: list[str]) -> tuple[int, str]:
-    """Status and last line of a run of pytest."""
+    """Run pytest; return its status and the last line of its output."""
     done = subprocess.run(
         [*PYTEST, *tests],
         cwd=tree,
@@ -40,8 +40,8 @@ def tests_of(tree: Path, tests: list[str]) -> tuple[int, str]:
 def is_noticed(status: int, line: str) -> bool:
     """Return whether a test failed.
 
-    An error before or after a test is none of its assertions: an earlier fault
-    may have left something.
+    An error before or after a test does not count, because something that an
+    earlier fault left may cause it.
     """
     return status == FAILED and " failed" in line
 
@@ -63,14 +63,14 @@ def clear() -> None:
 
 
 def main() -> int:
-    wanted = sys.argv[1:]
+    words = sys.argv[1:]
     faults = [
         fault
         for fault in FAULTS
-        if not wanted or any(word in fault.name for word in wanted)
+        if not words or any(word in fault.name for word in words)
     ]
-    every = sorted({test for fault in faults for test in fault.tests})
-    status, line = tests_of(TREE, every)
+    all_tests = sorted({test for fault in faults for test in fault.tests})
+    status, line = tests_of(TREE, all_tests)
     print(f"without a fault: {line}", flush=True)
     if status:
         return 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-r"""The deliberate faults: each text file here lists those of a topic.
+r"""Read the deliberate faults; each text file here has one topic.
 
 A fault is a block of lines:
 
@@ -9,10 +9,10 @@ A fault is a block of lines:
     +        end = buffer.index(b"\n")
     +        os.write(2, buffer)
 
-The first line has the file, below qubes_storage_zfs or from the top, and what
-the fault breaks. Then come tests, of which at least one must fail; the text
-that is in the file exactly once, which may be a part of a line; and the text
-that replaces it.
+The first line has the file, below qubes_storage_zfs or dom0/..., and a plain
+statement of the defect. The indented lines are tests; at least one of them must
+fail. The lines with - are a text that the file contains exactly once, which may
+be a part of a line. The lines with + replace it.
 """
 
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ TREE = Path(__file__).resolve().parents[3]
 class Fault:
     """One fault.
 
-    :ivar name: what it breaks
+    :ivar name: a statement of the defect
     :ivar file: below ``qubes_storage_zfs``, or ``dom0/...`` from the top
-    :ivar right: text that is in the file exactly once
+    :ivar right: text that the file contains exactly once
     :ivar wrong: the text that replaces it
-    :ivar tests: given to pytest; at least one of them must fail
+    :ivar tests: arguments of pytest; at least one test must fail
     """
 
     name: str
