@@ -211,8 +211,8 @@ build: $(MANUAL)
 install: install-dom0 install-doc install-askpassword
 
 # Without RECORD, pip does not change these files, which belong to the package
-# manager.  rpm compiles the bytecode.  With -I, root's Python imports nothing from
-# a user.
+# manager.  rpm compiles the bytecode.  With -I, root's Python imports nothing
+# from a user.
 install-dom0: build
 	@$(PYTHON) -m pip install -q --disable-pip-version-check --no-cache-dir \
 	    --no-index --no-deps --no-compile --no-warn-script-location \
@@ -253,8 +253,8 @@ dist:
 rpm: dist
 	@rpm_spec/build $(DIST)/$(RELEASE).tar.gz $(DIST)
 
-# This builds from a copy, because debhelper writes to debian/.  -d skips the check
-# for a compiler, which the package does not need.
+# This builds from a copy, because debhelper writes to debian/.  -d skips the
+# check for a compiler, which the package does not need.
 deb: dist
 	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
 	    tar -xzf $(DIST)/$(RELEASE).tar.gz -C "$$work" && \

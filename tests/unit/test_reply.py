@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_storage_zfs.store.state import Revision, VolumeState, Violation
+from qubes_storage_zfs.store.state import Revision, Violation, VolumeState
 from qubes_storage_zfs.zfs.reply import BadReply, Reply
 
 VALUES = st.recursive(
