@@ -29,17 +29,15 @@ T = TypeVar("T")
 ZVOL_DIR = "/dev/zvol"
 #: _IOR(0x12, 125, char[256]) of include/sys/fs/zfs.h
 BLKZNAME = 0x8100127D
-#: an errno that the kernel should keep to itself (include/linux/errno.h)
+#: an errno for use inside the kernel only (include/linux/errno.h)
 ERESTARTSYS = 512
 #: attempts to open a node, one second each
 OPEN_TRIES = 30
 #: seconds until a link counts as missing
 LINK_LIMIT = 30.0
-#: seconds after which udev is asked for a missing link again; the pause doubles
-#: each time
+#: seconds after which udev is asked for a missing link; the pause then doubles
 NUDGE_AFTER = 5.0
-#: seconds that udev may have a node open to probe it; a process that has it
-#: open for longer is a holder
+#: seconds; a process that has a node open for longer does not just probe it
 PROBE_LIMIT = 2.0
 #: seconds for which an operation on a busy zvol is retried
 BUSY_LIMIT = 6.0
@@ -150,10 +148,7 @@ def _is_silent(zpool: str) -> bool:
 
 
 def _node_of(dataset: str) -> str | None:
-    """Return the node /dev/zdN of a dataset by asking all zvols for their name.
-
-    This does not depend on udev.
-    """
+    """Return the node /dev/zdN of *dataset* without udev: ask all zvols."""
     for node in _nodes():
         if name_of_node(node) == dataset:
             return node
@@ -188,10 +183,9 @@ async def _nudge(dataset: str, opened: contextlib.ExitStack) -> None:
 
 
 class _Watch:
-    """An inotify watch of all folders above a path.
+    """An inotify watch of all folders above a path, for one wait_for_link().
 
-    wait_for_link() creates it for one call.  Only the thread of the event loop
-    may touch it.
+    Only the thread of the event loop may touch it.
     """
 
     def __init__(self, path: str) -> None:
@@ -247,8 +241,7 @@ def _node_behind(path: str) -> _Node | None:
 class VerifiedNodes:
     """A cache of verified nodes, by dataset.
 
-    The runtime creates one instance, which lives as long as the process.  Any
-    thread may use it.
+    The runtime creates one instance for the process.  All threads may use it.
     """
 
     def __init__(self) -> None:
@@ -296,8 +289,7 @@ async def wait_for_link(dataset: str) -> str:
         watch = _Watch(path)
         opened.callback(watch.close)
         while True:
-            # read the clock before the check, so that the last check comes
-            # after the last wait
+            # before the check, so that the last check is after the last wait
             passed = loop.time() - start
             watch.arm()
             if await lzc.in_thread(dataset, _leads_to, path, dataset):

@@ -237,7 +237,7 @@ class Busy(ZfsError):
 
 
 class InUse(Busy):
-    """Processes or devices that are known have the dataset open.
+    """The dataset is open, and the processes or devices that hold it are known.
 
     :ivar holders: descriptions of them, at least one
     """

@@ -28,7 +28,7 @@ _KSTAT = Path("/proc/spl/kstat/zfs")
 #: devices that are never searched for a zpool: a qube may have written to zvols
 #: and loop devices, and no zpool is on the others
 _NEVER = re.compile(r"(zd|loop|ram|zram|sr|fd|nbd)[0-9]")
-#: what zpool(8) says of a zpool that another machine may use, in lower case
+#: messages of zpool(8) for a zpool that another machine may use, in lower case
 _ELSEWHERE = ("another system", "other system", "imported on", "multihost")
 
 

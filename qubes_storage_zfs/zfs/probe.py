@@ -94,7 +94,7 @@ def split_devices(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Device:
-    """A block device, as it was when _look_up() made this.
+    """The state of a block device at the time of _look_up().
 
     :ivar path: as the user entered it; a link may lead to another device later
     :ivar number: st_rdev

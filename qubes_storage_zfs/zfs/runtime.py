@@ -20,8 +20,8 @@ class Runtime:
     """The registries of one process.
 
     This module creates one when it is imported, which lives as long as the
-    process.  A test that simulates a restart of qubesd replaces it.  Any
-    thread may call of().
+    process.  A test that simulates a restart of qubesd replaces it.  All
+    threads may call of().
     """
 
     def __init__(self) -> None:

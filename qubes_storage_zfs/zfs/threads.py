@@ -35,7 +35,7 @@ class Questions:
     """Runs functions about one zpool, for callers that block.
 
     Threads creates it, and it lives as long as the process.  It has one thread,
-    so it runs one function at a time.  Any thread may use it.
+    so it runs one function at a time.  All threads may use it.
     """
 
     def __init__(self, zpool: str, name: str) -> None:
@@ -77,7 +77,7 @@ class Questions:
 class Threads:
     """The threads of one zpool.
 
-    AllThreads creates it, and it lives as long as the process.  Any thread may
+    AllThreads creates it, and it lives as long as the process.  All threads may
     use it.
 
     :ivar workers: for calls that change something or touch a device node
@@ -106,7 +106,7 @@ class Threads:
 class AllThreads:
     """The threads of all zpools.
 
-    The runtime creates one instance.  Any thread may use it.
+    The runtime creates one instance.  All threads may use it.
     """
 
     def __init__(self) -> None:
