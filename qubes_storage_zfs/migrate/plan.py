@@ -50,7 +50,7 @@ SETTING_CHANGES = (
 )
 VOLUME_MISSING = "the volume {volume} of {qube} is not on disk: {vid}"
 UNKNOWN_STAYS = "qubesd does not know {dataset}, which is left as it is"
-TEMPORARY_STAYS = "{dataset} has leftovers of upstream's driver"
+TEMPORARY_STAYS = "{dataset} has temporary datasets of upstream's driver"
 STRANGERS_STAY = "qubesd has no volume in {dataset}"
 
 

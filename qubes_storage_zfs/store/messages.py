@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Texts for a person: one template for each failure, with its remedy.
 
-An exception names its template: a Failure when it is raised, any other by its
-class, in :py:data:`TEMPLATES`.  reason() fills the template in with the
-exception's data.  doc/errors.md lists the templates, and a test compares the
-two.  qubesd's process and the tools show the same texts.
+A Failure names its template when it is raised.  For any other exception,
+:py:data:`TEMPLATES` has the template of its class.  reason() fills in the data of
+the exception.  doc/errors.md lists the templates, and a test compares the two.
+qubesd and the tools show the same texts.
 """
 
 from collections.abc import Mapping

@@ -210,7 +210,7 @@ def test_strangers_stay():
         "the volume private of away is not on disk: tank/q/away/private",
         "qubesd does not know tank/q/work/other, which is left as it is",
         "qubesd has no volume in tank/q/gone",
-        "tank/q/.exported has leftovers of upstream's driver",
+        "tank/q/.exported has temporary datasets of upstream's driver",
     ]
     text = str(plan.steps)
     assert not any(name in text for name in ("other", "gone", ".exported"))
