@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The story of a qube on ZFS, told in a virtual machine."""
+"""A demonstration of qubes on ZFS in a virtual machine."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the story is told with: dom0's tools, a shell, and checks."""
+"""The means of the demonstration: dom0's tools, a shell, and checks."""
 
 import asyncio
 import os
@@ -27,12 +27,12 @@ from qubes_storage_zfs.zfs import runtime
 from tests.support.background import settled
 from tests.support.prompts import Person
 
-# 64 MiB instead of 2 GiB, which would only take longer to compare
+# 64 MiB instead of 2 GiB: comparing more would only take longer
 qubes.vm.kinds.AppVM.default_volume_config["private"]["size"] = 64 << 20
 
-#: "ok" and "FAILED" -> how many checks ended so
+#: "ok" and "FAILED" -> number of checks with this result
 checks: Counter[str] = Counter()
-#: tool -> how often it was run, and how many programs that started
+#: tool -> how often it ran, and how many programs it started
 runs: Counter[str] = Counter()
 programs: Counter[str] = Counter()
 _tool = None
@@ -48,19 +48,19 @@ sys.addaudithook(_audit)
 
 
 def say(text):
-    """A remark to the reader."""
+    """Print a remark to the reader."""
     print("\n" + textwrap.fill(text, 78))
 
 
-def check(condition, what):
-    """Note whether a claim is true."""
+def check(condition, claim):
+    """Print and count whether a claim is true."""
     verdict = "ok" if condition else "FAILED"
     checks[verdict] += 1
-    print(f"  {verdict}: {what}")
+    print(f"  {verdict}: {claim}")
 
 
 def sh(command):
-    """Run a command line and show it; gives what it printed."""
+    """Show and run a command line; return its output."""
     print(f"$ {command}")
     shell = ["bash", "-o", "pipefail", "-c", command]
     done = subprocess.run(
@@ -72,19 +72,21 @@ def sh(command):
     )
     print(done.stdout, end="")
     if done.returncode:
-        raise SystemExit(f"FAILED: it ended with status {done.returncode}")
+        raise SystemExit(
+            f"FAILED: the command failed with status {done.returncode}"
+        )
     return done.stdout.strip()
 
 
 def person():
-    """Somebody answers each prompt from now on; who, and what was asked."""
-    somebody = Person()
-    prompts.prompt = somebody.prompt
-    return somebody
+    """Answer each prompt from now on; return the stand-in for the user."""
+    stand_in = Person()
+    prompts.prompt = stand_in.prompt
+    return stand_in
 
 
 class Dom0:
-    """A dom0 with its qubesd, and the tools that talk to it."""
+    """A dom0 with its qubesd and the command-line tools."""
 
     def __init__(self, folder):
         os.makedirs(qubes.storage.VOLUME_STATE_DIR, exist_ok=True)
@@ -92,38 +94,38 @@ class Dom0:
         hostapi.register_driver("zfs_encrypted", ZfsEncryptedPool)
         qubes.ext.register_extension(PoolExtension)
         self.app = hostapi.new_app(folder / "qubes.xml", hold_devices=True)
-        # where qvm-zfs, as another process, finds what qubesd has
+        # qvm-zfs, another process, reads the file of this qubesd here
         QUBES_XML.parent.mkdir(exist_ok=True)
         QUBES_XML.unlink(missing_ok=True)
         QUBES_XML.symlink_to(self.app.store)
         self._runner = asyncio.Runner()
 
-    def _wait(self, verb):
-        return self._runner.run(settled(verb))
+    def _wait(self, operation):
+        return self._runner.run(settled(operation))
 
     def volume(self, target):
-        """The volume object of <qube>:<volume>."""
+        """Return the volume object of <qube>:<volume>."""
         name, _, volume = target.partition(":")
         return self.app.domains[name].volumes[volume]
 
     def kill_qubesd(self):
-        """It dies and is started again; the qubes run on."""
+        """Kill qubesd and start it again; the qubes continue to run."""
         print("# systemctl kill -s KILL qubesd; systemctl start qubesd")
         runtime.restart()
         self.app = self._wait(hostapi.restart(self.app))
 
     def export(self, target):
-        """What qvm-backup has qubesd do first; the device to read."""
-        print(f"# qvm-backup: begins to read {target}")
+        """Start an export, as qvm-backup does; return the device to read."""
+        print(f"# qvm-backup: starts to read {target}")
         return self._run("qvm-backup", self.volume(target).export())
 
     def export_end(self, target, path):
-        """What it has qubesd do last."""
+        """Finish an export, as qvm-backup does."""
         print(f"# qvm-backup: has read {target}")
         self._run("qvm-backup", self.volume(target).export_end(path))
 
     def __call__(self, line):
-        """Do what this line does in dom0; a refusal is shown and given."""
+        """Do what this line does in dom0; return its result or the refusal."""
         print(f"# {line}")
         words, rest = [], iter(shlex.split(line))
         options: dict[str, Any] = {"-C": "AppVM", "-P": None, "-o": {}}
@@ -141,13 +143,13 @@ class Dom0:
         try:
             return self._run(tool, self._call(words, options))
         except qubes.exc.QubesException as exc:
-            # the client formats what it is told
+            # the client formats the message, as core-admin-client does
             text = f"{words[0]}: error: {str(exc) % ()}"
             print(textwrap.fill(text, 78, break_on_hyphens=False))
             return text
 
     def qvm_zfs(self, words, answers=""):
-        """Run the tool, and show it; gives the process, which has ended."""
+        """Show and run qvm-zfs; return the finished process."""
         print(f"# sudo qvm-zfs {words}")
         tool = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
         done = subprocess.run(
@@ -170,14 +172,14 @@ class Dom0:
         finally:
             _tool = None
 
-    async def _call(self, words, given):
+    async def _call(self, words, options):
         app = self.app
         match words:
             case "qubes-prefs", name, pool:
                 setattr(app, name, pool)
                 app.save()
             case "qvm-pool", "add", name, driver:
-                await hostapi.add_pool(app, name, driver, **given["-o"])
+                await hostapi.add_pool(app, name, driver, **options["-o"])
             case "qvm-pool", "remove", name:
                 await hostapi.remove_pool(app, name)
             case "qvm-pool", "list":
@@ -187,14 +189,14 @@ class Dom0:
                 for key, value in hostapi.pool_info(app, name).items():
                     print(f"{key:24}{value}")
             case "qvm-pool", "set", name:
-                keep = given["-o"]["revisions_to_keep"]
+                keep = options["-o"]["revisions_to_keep"]
                 app.pools[name].revisions_to_keep = int(keep)
                 app.save()
-            case "qvm-create", _ if "-l" not in given:
+            case "qvm-create", _ if "-l" not in options:
                 raise qubes.exc.QubesException("--label option is mandatory")
             case "qvm-create", name:
-                more = {"template": given["-t"]} if "-t" in given else {}
-                args = given["-C"], name, given["-l"], given["-P"]
+                more = {"template": options["-t"]} if "-t" in options else {}
+                args = options["-C"], name, options["-l"], options["-P"]
                 await hostapi.create_vm(app, *args, **more)
             case "qvm-start", name:
                 await app.domains[name].start()
@@ -205,7 +207,7 @@ class Dom0:
             case "qvm-prefs", name, "template", template:
                 app.domains[name].template = template
                 app.save()
-            case "qvm-features", name, feature if "--unset" in given:
+            case "qvm-features", name, feature if "--unset" in options:
                 del app.domains[name].features[feature]
                 app.save()
             case "qvm-features", name:
@@ -217,35 +219,37 @@ class Dom0:
             case "qvm-tags", name:
                 print("\n".join(sorted(app.domains[name].tags)))
             case "qvm-clone", name, copy:
-                await hostapi.clone_vm(app.domains[name], copy, given["-P"])
+                await hostapi.clone_vm(app.domains[name], copy, options["-P"])
             case "qvm-remove", name:
                 await hostapi.remove_vm(app.domains[name])
-            case "qvm-volume", verb, target, *more:
+            case "qvm-volume", operation, target, *more:
                 vm, _, volume = target.partition(":")
-                return await self._volume(verb, app.domains[vm], volume, *more)
+                return await self._volume(
+                    operation, app.domains[vm], volume, *more
+                )
             case _:
                 raise ValueError(words)
 
-    async def _volume(self, verb, vm, name, what=None, value=None):
-        if verb == "import":
-            size = os.path.getsize(what)
-            await hostapi.import_file(vm, name, what, size)
-        elif verb == "revert":
+    async def _volume(self, operation, vm, name, argument=None, value=None):
+        if operation == "import":
+            size = os.path.getsize(argument)
+            await hostapi.import_file(vm, name, argument, size)
+        elif operation == "revert":
             last = list(hostapi.list_snapshots(vm, name))[-1:]
-            await hostapi.revert(vm, name, what or last[0])
-        elif verb == "resize":
-            number, unit = what[:-3], {"MiB": 20, "GiB": 30}[what[-3:]]
+            await hostapi.revert(vm, name, argument or last[0])
+        elif operation == "resize":
+            number, unit = argument[:-3], {"MiB": 20, "GiB": 30}[argument[-3:]]
             await hostapi.resize(vm, name, int(number) << unit)
-        elif verb == "config":
+        elif operation == "config":
             change = {
                 "revisions_to_keep": hostapi.set_revisions_to_keep,
                 "ephemeral": hostapi.set_ephemeral,
-            }[what]
+            }[argument]
             change(vm, name, int(value) if value.isdecimal() else value)
-        elif verb == "info":
-            for key, known in hostapi.volume_info(vm, name).items():
+        elif operation == "info":
+            for key, value in hostapi.volume_info(vm, name).items():
                 if key != "path":
-                    print(f"{key:18}{known}")
+                    print(f"{key:18}{value}")
             revisions = hostapi.list_snapshots(vm, name)
             none = "" if revisions else " none"
             print(f"List of available revisions (for revert):{none}")
