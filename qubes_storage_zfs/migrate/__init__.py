@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Volumes of other drivers taken over in place, and given back."""
+"""Migrate pools of other drivers in place, and undo that."""

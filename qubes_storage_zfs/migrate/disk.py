@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What ZFS reports of a pool that is to be migrated, as types.
+"""The datasets of a pool that is to be migrated, as ZFS reports them.
 
-The program migratable.lua returns it.  Everything here may come from another
-machine: names are checked before a step uses them, values before they are
+The program migratable.lua returns them.  Another machine may have written all
+of it.  Names are checked before a step uses them, and values before they are
 restored.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from ..store import policy
 from ..zfs.reply import Reply
 
-#: properties that migratable.lua returns, of a filesystem and of a zvol
+#: properties that migratable.lua reports for a filesystem and for a zvol
 SETTINGS = tuple(policy.ROOT_SETTINGS)
 ZVOL_SETTINGS = (*policy.SAFE, "readonly")
-#: bytes; the most that ZFS itself writes to a volume when its zpool is imported
-#: (doc/design.md).  Only what a plan says and refuses depends on it
+#: bytes; the most that ZFS itself writes to a volume after an import of its zpool
+#: (doc/design.md).  It decides what a plan says and refuses, and nothing else
 UNMODIFIED = 8192
 
 

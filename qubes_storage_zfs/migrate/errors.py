@@ -5,22 +5,27 @@ from ..store import messages
 
 
 class Refused(messages.Refused):
-    """A pool cannot be migrated, for one reason or several.
+    """A pool cannot be migrated, or a migration cannot be undone.
 
-    :ivar reasons: a sentence for each
+    :ivar reasons: all reasons, one sentence each
     """
 
     def __init__(self, template: str, /, *more: str, **data: object) -> None:
+        """Fill in *template* with *data* as the first reason.
+
+        :param more: further reasons
+        """
         super().__init__(template, **data)
         self.reasons = (str(self), *more)
 
 
 class NotARecord(ValueError):
-    """A text that migrating does not write.
+    """A text is not a record that a migration writes.
 
-    :ivar part: the part that is wrong, or all of it
+    :ivar part: the part that is wrong, or the whole text
     """
 
     def __init__(self, part: str) -> None:
+        """Name the wrong part."""
         super().__init__(part)
         self.part = part

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Read the datasets of a pool that is migrated, and carry out a plan."""
+"""Read the datasets of a pool that is to be migrated; carry out a plan."""
 
 from ..store import policy, pool_programs
 from ..zfs import commands, lzc
@@ -16,7 +16,9 @@ from .steps import (
 
 
 async def read_disk(pool: MigratingPool) -> Disk:
-    """Ask ZFS about all datasets of the pool; program migratable.lua.
+    """Return all datasets of the pool, as migratable.lua reports them.
+
+    Data that was written before the call is counted.
 
     :raises ZfsError: if ZFS cannot be asked
     """
@@ -30,8 +32,7 @@ async def read_disk(pool: MigratingPool) -> Disk:
 async def carry_out(plan: Plan) -> None:
     """Carry out the steps in their order.
 
-    :raises ZfsError: if ZFS refuses one; the plan of what remains can be made
-        again
+    :raises ZfsError: if ZFS refuses a step; a new plan has the remaining steps
     """
     for step in plan.steps:
         await _carry_out(step)

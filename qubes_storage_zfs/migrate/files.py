@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files in dom0 that root writes where others may write, too.
+"""Write files in dom0 safely, in directories that other users can write to.
 
-qubes.xml is in a folder that the group ``qubes`` may write to, so nothing here
-follows a symlink in the last part of a path, and a new file has a name that
-cannot be foreseen or did not exist.  What these functions wrote is on disk when
-they return, and after a crash a file is the old one or the new one.
+qubes.xml is in a directory that the group ``qubes`` can write to.  So no
+function follows a symlink in the last component of a path.  A new file gets a
+random name, or is only created if the name does not exist.  When a function
+returns, its data is on disk.  After a crash, a file has the old or the new
+content.
 """
 
 import contextlib
@@ -61,7 +62,7 @@ def _create(
 def create_beside(path: Path, data: bytes, like: os.stat_result) -> Path:
     """Write *data* to the new file *path*, or to path-1, path-2 and so on.
 
-    :param like: whose owner and mode the file gets
+    :param like: the status whose owner and mode the file gets
     :return: the first of these names that did not exist
     :raises OSError: if it cannot be written
     """
@@ -82,9 +83,10 @@ def create_beside(path: Path, data: bytes, like: os.stat_result) -> Path:
 def replace(
     path: Path, data: bytes, like: os.stat_result | None = None
 ) -> None:
-    """Replace the file *path*, or create it, at once.
+    """Replace the file *path* atomically, or create it.
 
-    :param like: whose owner and mode the file gets; None: root's alone
+    :param like: the status whose owner and mode the file gets; None: only root
+        can read and write it
     :raises OSError: if it cannot be written
     """
     made = f".{path.name[:200]}-{secrets.token_hex(16)}"
@@ -99,7 +101,10 @@ def replace(
 
 
 def remove(path: Path) -> None:
-    """Delete the file *path*, if it exists."""
+    """Delete the file *path*, if it exists.
+
+    :raises OSError: if it cannot be deleted
+    """
     with contextlib.suppress(FileNotFoundError):
         with _folder(path.parent) as folder:
             os.unlink(path.name, dir_fd=folder)
@@ -107,7 +112,7 @@ def remove(path: Path) -> None:
 
 
 def private_folder(path: Path) -> None:
-    """Create the folder *path*, or see that only its owner can write to it.
+    """Create the directory *path*, or check that only root can write to it.
 
     :raises OSError: if it is a symlink, or another user can write to it
     """

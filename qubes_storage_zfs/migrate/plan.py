@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The plan to migrate a pool in place.
 
-Pure: from what qubes.xml says of the pool and ZFS of its datasets to a list of
-steps.  Steps that were done before are not planned, so a migration that was cut
-short continues when it is planned again.  Each qube is moved by one rename and
-taken over by one channel program, so it is before or after.  That program
-records what undoing needs; see records.py.
+Pure: the plan follows from qubes.xml and from the datasets that ZFS reports.
+Steps that an earlier run completed are not planned again, so an interrupted
+migration continues with a new plan.  One rename moves a qube, and one channel
+program migrates it.  So after a crash, each qube has its old or its new state.
+That program also records what undoing needs; see records.py.
 """
 
 import re
@@ -34,14 +34,14 @@ from .steps import (
     take_snapshot,
 )
 
-#: filesystems that upstream's driver creates for itself
+#: filesystems that upstream's driver creates for its own use
 _TEMPORARY = (".exported", ".importing", ".tmp")
 #: names of snapshots that this driver gives
 _OUR_SNAPSHOT = re.compile(r"(r[1-9][0-9]*|x[1-9][0-9]*|s1)\Z")
 #: the end of the name of a generation
 _OUR_GENERATION = re.compile(r"\.[1-9][0-9]*\Z")
-#: bytes; more than a zvol refers to that was never written to (90112 were
-#: measured), so that garbage collection does not take it for empty
+#: bytes; more than a blank zvol references (90112 were measured), so garbage
+#: collection does not take such a zvol for a blank one
 _NEARLY_EMPTY = 131072
 
 SETTING_CHANGES = (
@@ -60,10 +60,10 @@ def plan_migration(
     disk: Disk,
     mark: str,
 ) -> Plan:
-    """Return the plan; its ``refused`` says what prevents it.
+    """Return the plan; its ``refused`` has the reasons not to carry it out.
 
-    :param volumes: of the pool, as qubes.xml has them
-    :param mark: the mark of a zvol of this process (``holder_mark()``)
+    :param volumes: the volumes of the pool, as qubes.xml has them
+    :param mark: the holder mark of this process
     """
     return _Planner(pool, volumes, disk, mark).plan()
 
@@ -71,11 +71,11 @@ def plan_migration(
 def committed_snapshots(zvol: Dataset) -> tuple[list[Snapshot], list[str]]:
     """Return upstream's snapshots, oldest first, and the names of others.
 
-    A snapshot that is destroyed with its last clone is neither.
+    A snapshot that ZFS destroys together with its last clone is neither.
     """
     lasting = [s for s in zvol.snapshots if not s.is_leaving]
     committed = [s for s in lasting if UPSTREAM_SNAPSHOT.match(s.name)]
-    # of one transaction group: a revision before the committed state
+    # in one transaction group, a revision comes before the committed state
     committed.sort(
         key=lambda s: (s.createtxg, s.name.startswith("qubes-clean"))
     )
@@ -109,9 +109,9 @@ def _by_qube(
 
 
 class _Planner:
-    """Plans the migration of one pool, once.
+    """Plans the migration of one pool.
 
-    :ivar qubes: qube -> name -> volume
+    plan_migration() creates one, and plan() is called once.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class _Planner:
                 messages.ADOPT_CLAIMED, dataset=pool.container, pool=claim
             )
             return plan
-        self._plan_root(container.own.get(naming.ADOPTED))
+        self._plan_root(container.own.get(naming.MIGRATED))
         for qube in sorted(self._qubes):
             self._plan_qube(qube)
         self._leave_others()
@@ -152,7 +152,7 @@ class _Planner:
     # --- the qubes root
 
     def _plan_root(self, record: str | None) -> None:
-        """Plan the record first, then the creation or settings of the root."""
+        """Plan the record first, then the qubes root or its settings."""
         pool, plan, qubes_root = self._pool, self._plan, self._disk.qubes_root
         is_upstream = pool.origin is Origin.UPSTREAM
         if is_upstream and record is None and qubes_root is not None:
@@ -175,7 +175,7 @@ class _Planner:
                 "gets a record of its present state",
                 [
                     set_property(
-                        pool.container, naming.ADOPTED, str(plan.record)
+                        pool.container, naming.MIGRATED, str(plan.record)
                     )
                 ],
             )
@@ -188,7 +188,7 @@ class _Planner:
     def _restorable(
         self, before: Mapping[str, str], changed: Iterable[str]
     ) -> Iterator[tuple[str, str | None]]:
-        """Yield the settings that undoing can restore: harmless values only."""
+        """Yield the settings that undoing can restore; see policy.Safety."""
         for name in changed:
             value = before.get(name)
             if value in SETTINGS[name]:
@@ -226,7 +226,7 @@ class _Planner:
         self._leave_missing(qube, dataset.by_name)
         for item in (dataset, *dataset.by_name.values()):
             self._check_settings(item)
-        if naming.ADOPTED in dataset.own:
+        if naming.MIGRATED in dataset.own:
             return
         changes = list(self._changes_of_qube(qube, dataset))
         if dataset.name != new:
@@ -252,7 +252,7 @@ class _Planner:
                 )
 
     def _changes_of_qube(self, qube: str, dataset: Dataset) -> Iterator[Change]:
-        """Yield the changes that make it a qube of ours, at its new name."""
+        """Yield the changes that migrate a qube, after it was moved."""
         new = f"{self._pool.qubes_root}/{qube}"
         volumes = self._qubes[qube]
         for name, zvol in sorted(dataset.by_name.items()):
@@ -273,10 +273,10 @@ class _Planner:
             for name, volume in volumes.items()
         }
         record = QubeRecord({k: v for k, v in dropped.items() if v})
-        yield set_property(new, naming.ADOPTED, str(record))
+        yield set_property(new, naming.MIGRATED, str(record))
 
     def _check_unknown(self, zvol: Dataset) -> None:
-        """Refuse a dataset that garbage collection would take for ours."""
+        """Refuse a dataset that garbage collection might destroy."""
         name, is_empty = zvol.name, zvol.is_volume and not zvol.snapshots
         if _OUR_GENERATION.search(zvol.short_name):
             self._plan.refuse(messages.ADOPT_OUR_NAME, dataset=name)
@@ -290,7 +290,7 @@ class _Planner:
     def _changes_of_volume(
         self, new: str, name: str, zvol: Dataset
     ) -> Iterator[Change]:
-        """Yield the changes that make it a volume with revisions.
+        """Yield the changes that migrate a volume with its revisions.
 
         :param new: the qube's dataset, after it was moved
         """
@@ -304,34 +304,34 @@ class _Planner:
         for number, snapshot in enumerate(committed, 1):
             yield rename_snapshot(target, snapshot.name, f"r{number}")
             yield set_property(
-                f"{target}@r{number}", naming.ADOPTED, snapshot.name
+                f"{target}@r{number}", naming.MIGRATED, snapshot.name
             )
         count = len(committed)
         if not committed and volume.has_revisions:
             count = 1
             yield take_snapshot(f"{target}@r1")
-            yield set_property(f"{target}@r1", naming.ADOPTED, MADE)
+            yield set_property(f"{target}@r1", naming.MIGRATED, MADE)
         if count:
             yield set_property(new, naming.COMMITTED + name, f"{name}@r{count}")
         is_read_only = zvol.settings.get("readonly") == "on"
         if is_read_only:
-            # qubes.xml decides about rw; upstream repeated it here
+            # upstream repeats here what qubes.xml says about rw
             yield inherit(target, "readonly")
         written = committed[-1].written_after if committed else 0
         record = VolumeRecord(count, written, is_read_only)
         yield set_property(target, naming.HOLDER, self._mark)
-        yield set_property(new, naming.ADOPTED_VOLUME + name, str(record))
+        yield set_property(new, naming.MIGRATED_VOLUME + name, str(record))
         yield set_property(new, naming.POINTER + name, "0")
 
     def _changes_of_disposable(
         self, new: str, name: str, zvol: Dataset
     ) -> Iterator[Change]:
-        """Yield our mark only: garbage collection destroys it later."""
+        """Yield the holder mark alone: the zvol is garbage then."""
         if any(committed_snapshots(zvol)):
             self._plan.refuse(messages.ADOPT_HAS_SNAPSHOTS, dataset=zvol.name)
         yield set_property(f"{new}/{name}", naming.HOLDER, self._mark)
         record = VolumeRecord.DISPOSABLE
-        yield set_property(new, naming.ADOPTED_VOLUME + name, record)
+        yield set_property(new, naming.MIGRATED_VOLUME + name, record)
 
     # --- texts
 
@@ -356,7 +356,7 @@ class _Planner:
         return "; ".join(texts) or "has no volume on disk"
 
     def _leave_others(self) -> None:
-        """Name the datasets that belong to no qube that qubesd knows."""
+        """Name the datasets that belong to no qube in qubes.xml."""
         for dataset in self._disk.old:
             name, short = dataset.name, dataset.short_name
             if name == self._pool.qubes_root or short in self._qubes:

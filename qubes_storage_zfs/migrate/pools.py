@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A pool that is to be migrated: how qubes.xml describes it, and where it is.
+"""A pool that is to be migrated, as qubes.xml describes it.
 
 Pure: nothing here reads a file or asks ZFS.
 """
@@ -23,10 +23,11 @@ class Origin(enum.StrEnum):
 
 @dataclass(frozen=True)
 class ConfiguredVolume:
-    """A volume as qubes.xml has it.
+    """A volume, as qubes.xml has it.
 
+    :ivar qube: the name of its qube
     :ivar klass: the class of its qube
-    :ivar attributes: of its element
+    :ivar attributes: the attributes of its element
     """
 
     qube: str
@@ -44,10 +45,10 @@ class ConfiguredVolume:
         return self.attributes.get("vid", "")
 
     def is_persistent(self, origin: Origin) -> bool:
-        """Return whether its content outlives a stop of the qube.
+        """Return whether its content is kept when the qube stops.
 
-        The older driver recorded that no content does and yet kept it; there
-        the class of the qube decides.
+        The older driver recorded that no content is kept, although it kept it.
+        For that driver, the class of the qube decides.
         """
         if origin is Origin.UPSTREAM:
             return self.attributes.get("save_on_stop") == "True"
@@ -63,12 +64,14 @@ class ConfiguredVolume:
 
 @dataclass(frozen=True)
 class MigratingPool:
-    """A pool, before and after it is migrated.
+    """A pool that is migrated: its place before and after.
 
-    :ivar driver: the driver of this package that it will have
-    :ivar container: its dataset
-    :ivar qubes_root: the qubes root that it will have
-    :ivar old: the dataset below which the qubes' datasets were
+    :ivar pool: the name of the pool
+    :ivar driver: its driver after the migration
+    :ivar origin: the driver that created it
+    :ivar container: the dataset of its container
+    :ivar qubes_root: its qubes root after the migration
+    :ivar old: the dataset below which the qubes' datasets were before
     """
 
     pool: str
@@ -90,10 +93,10 @@ class MigratingPool:
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """The attributes of volumes that migrating takes out of qubes.xml.
+        """The attributes of volumes that the migration removes from qubes.xml.
 
-        The older driver wrote wrong values; without them the qube's class
-        decides.
+        The older driver wrote wrong values.  Without them, the class of the
+        qube decides.
         """
         if self.origin is Origin.OLDER:
             return ("save_on_stop", "snap_on_start")
@@ -105,11 +108,12 @@ def migrating_pool(
     volumes: Sequence[ConfiguredVolume],
     before: tuple[Origin, str] | None = None,
 ) -> MigratingPool:
-    """Return where a pool is that qubes.xml describes.
+    """Return the place of a pool that qubes.xml describes.
 
-    :param attributes: of the pool's element
-    :param before: of a pool that is migrated already: its origin, and where the
-        qubes' datasets were in the container; one of records.LAYOUTS
+    :param attributes: the attributes of the pool's element
+    :param volumes: the volumes of the pool
+    :param before: for a pool that is migrated already, one of records.LAYOUTS:
+        its origin, and where the qubes' datasets were in the container
     :raises Refused: if the pool cannot be migrated
     """
     name, driver = attributes.get("name", ""), attributes.get("driver", "")

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Records of a migrated pool: on its disk and in dom0.
+"""The records of a migration, on its disk and in dom0.
 
-Undoing a migration changes qubes.xml and sets properties.  The values that it
-puts into qubes.xml are recorded in dom0, in a file that only root can write to,
-before anything else is changed.  So are the ZFS properties that migrating found
-on the qubes root, which the disk records as well: if they differ, nothing is
-undone.  Anyone who had the disk may have changed what it records: these
-properties, the layout, the number of revisions of each volume and the old names
-of snapshots.  Of these only known names with known values are accepted;
-anything else ends undoing before anything is touched.
+Undoing a migration changes qubes.xml and sets ZFS properties.
 
-Each record is a type.  ``str()`` gives the text that is on disk, and parse()
-reads it or raises NotARecord.
+The values for qubes.xml are recorded in dom0, before any other change, in a
+file that only root can write to.  The file also has the former properties of
+the qubes root.  The disk has them as well; if the two differ, nothing is
+undone.
+
+The records on the disk are the layout, these properties, the number of
+revisions of each volume and the former names of snapshots.  Another machine may
+have changed them.  So only names and values that a migration writes are
+accepted.  If there is any other, undoing stops before its first change.
+
+Each record is a type.  ``str()`` returns the text on disk, and parse() reads it
+or raises NotARecord.
 """
 
 import json
@@ -27,18 +30,18 @@ from .disk import Dataset, Disk
 from .errors import NotARecord, Refused
 from .pools import MigratingPool, Origin
 
-#: of the file in dom0
+#: the version of the file in dom0
 VERSION = 1
-#: instead of the old name of a snapshot: migrating created it
+#: instead of a former name: the migration created the snapshot
 MADE = "-"
-#: snapshots of core-admin's driver: committed states and revisions
+#: snapshots of upstream's driver: committed states and revisions
 UPSTREAM_SNAPSHOT = re.compile(
     r"(qubes-clean[A-Za-z0-9_.-]*|qubes:[A-Za-z0-9_.:-]+)\Z"
 )
 #: origins of pools, and where the qubes' datasets were in the container
 LAYOUTS = ((Origin.UPSTREAM, ""), (Origin.OLDER, ""), (Origin.OLDER, "vm"))
 
-#: property of the qubes root -> its value; None: it had none of its own
+#: property of the qubes root -> its former value; None: none was set
 Settings = Mapping[str, str | None]
 #: volume's name -> attribute in qubes.xml -> its value
 Attributes = Mapping[str, Mapping[str, str]]
@@ -49,7 +52,7 @@ _DROPPED = ("save_on_stop", "snap_on_start")
 _GUID = re.compile(r"[0-9]{1,20}\Z")
 _REVISION = re.compile(r"r[1-9][0-9]{0,17}\Z")
 
-#: properties of the qubes root -> values that it may get back
+#: property of the qubes root -> values that undoing may restore
 SETTINGS: Mapping[str, tuple[str | None, ...]] = {
     item.name: item.restorable for item in policy.SAFETY
 }
@@ -100,7 +103,7 @@ class DiskRecord:
     """The record on a container.
 
     :ivar inside: where the qubes' datasets were, relative to the container
-    :ivar settings: the settings of the qubes root, as they were
+    :ivar settings: the former settings of the qubes root
     """
 
     origin: Origin
@@ -111,7 +114,7 @@ class DiskRecord:
     def parse(cls, text: str) -> "DiskRecord":
         """Parse the record.
 
-        :raises NotARecord: if it has anything that migrating does not write
+        :raises NotARecord: if it has anything that a migration does not write
         """
         value = _loads(text)
         if (
@@ -124,6 +127,7 @@ class DiskRecord:
         raise NotARecord(text)
 
     def __str__(self) -> str:
+        """Return the text that parse() accepts."""
         return json.dumps(
             {
                 "was": self.origin,
@@ -135,9 +139,9 @@ class DiskRecord:
 
 @dataclass(frozen=True)
 class QubeRecord:
-    """The record on a qube's dataset: attributes taken out of qubes.xml.
+    """The record on a qube's dataset: attributes removed from qubes.xml.
 
-    Undoing does not use it: the record in dom0 has them, too.
+    Undoing does not use it, because the record in dom0 has them as well.
     """
 
     attributes: Attributes
@@ -146,7 +150,7 @@ class QubeRecord:
     def parse(cls, text: str) -> "QubeRecord":
         """Parse the record.
 
-        :raises NotARecord: if it has anything that migrating does not write
+        :raises NotARecord: if it has anything that a migration does not write
         """
         value = _loads(text)
         if not _are_attributes(value):
@@ -154,6 +158,7 @@ class QubeRecord:
         return cls(value)
 
     def __str__(self) -> str:
+        """Return the text that parse() accepts."""
         return json.dumps({k: dict(v) for k, v in self.attributes.items()})
 
 
@@ -162,7 +167,7 @@ class VolumeRecord:
     """The record of one volume, on its qube's dataset.
 
     :ivar revisions: the number of snapshots that became revisions
-    :ivar written: bytes written after the newest of them
+    :ivar written: bytes written after the newest of them was taken
     :ivar is_read_only: whether the zvol was readonly=on
     """
 
@@ -170,7 +175,7 @@ class VolumeRecord:
     written: int
     is_read_only: bool
 
-    #: a volume whose content no stop keeps; there is nothing to restore
+    #: the record of a disposable volume: there is nothing to restore
     DISPOSABLE = "scratch"
     _PATTERN = re.compile(r"([0-9]{1,9}) ([0-9]{1,19}) (ro|rw)\Z")
 
@@ -178,7 +183,7 @@ class VolumeRecord:
     def parse(cls, text: str) -> "VolumeRecord | None":
         """Parse the record; return None for a disposable volume.
 
-        :raises NotARecord: if migrating does not write it
+        :raises NotARecord: if a migration does not write it
         """
         if text == cls.DISPOSABLE:
             return None
@@ -188,6 +193,7 @@ class VolumeRecord:
         return cls(int(match[1]), int(match[2]), match[3] == "ro")
 
     def __str__(self) -> str:
+        """Return the text that parse() accepts."""
         access = "ro" if self.is_read_only else "rw"
         return f"{self.revisions} {self.written} {access}"
 
@@ -200,24 +206,24 @@ _COMMITTED_VALUE = re.compile(
     _VOLUME_NAME + r"(\.[0-9]{1,18})?@[rs][0-9]{1,18}\Z"
 )
 _VOLUME_RECORD = re.compile(
-    re.escape(naming.ADOPTED_VOLUME) + _VOLUME_NAME + r"\Z"
+    re.escape(naming.MIGRATED_VOLUME) + _VOLUME_NAME + r"\Z"
 )
 
 
 def disk_record(container: str, text: str) -> DiskRecord:
     """Parse the record on *container*.
 
-    :raises Refused: if it has anything that migrating does not write
+    :raises Refused: if it has anything that a migration does not write
     """
     try:
         return DiskRecord.parse(text)
     except NotARecord as exc:
-        failure = _unexpected(container, naming.ADOPTED, exc.part)
+        failure = _unexpected(container, naming.MIGRATED, exc.part)
         raise Refused(str(failure)) from exc
 
 
 def unexpected(disk: Disk) -> Iterator[Failure]:
-    """Yield a failure for each record that migrating does not write."""
+    """Yield a failure for each record that a migration does not write."""
     for qube in disk.moved:
         for name, value in sorted(qube.own.items()):
             if not _is_expected(name, value):
@@ -238,7 +244,7 @@ def _unexpected(dataset: str, name: str, value: str) -> Failure:
 def _is_expected(name: str, value: str) -> bool:
     """Return whether a property of a qube's dataset is one of this driver's."""
     try:
-        if name == naming.ADOPTED:
+        if name == naming.MIGRATED:
             QubeRecord.parse(value)
         elif _VOLUME_RECORD.match(name):
             VolumeRecord.parse(value)
@@ -256,16 +262,16 @@ def _unexpected_snapshots(zvol: Dataset) -> Iterator[Failure]:
     """Yield failures of snapshots whose old names cannot be restored."""
     if not zvol.is_volume:
         return
-    own = [s for s in zvol.snapshots if naming.ADOPTED in s.own]
-    names = {s.name for s in zvol.snapshots if naming.ADOPTED not in s.own}
+    own = [s for s in zvol.snapshots if naming.MIGRATED in s.own]
+    names = {s.name for s in zvol.snapshots if naming.MIGRATED not in s.own}
     for snapshot in own:
-        before = snapshot.own[naming.ADOPTED]
+        before = snapshot.own[naming.MIGRATED]
         is_free = UPSTREAM_SNAPSHOT.match(before) and before not in names
         if not _REVISION.match(snapshot.name) or not (
             before == MADE or is_free
         ):
             full = f"{zvol.name}@{snapshot.name}"
-            yield _unexpected(full, naming.ADOPTED, before)
+            yield _unexpected(full, naming.MIGRATED, before)
         if before != MADE:
             names.add(before)
 
@@ -277,13 +283,13 @@ def _unexpected_snapshots(zvol: Dataset) -> Iterator[Failure]:
 class Dom0Record:
     """The record in dom0.
 
-    :ivar container: dataset of the pool
-    :ivar zpool_guid: of its zpool; None if it was not known
+    :ivar container: the dataset of the container
+    :ivar zpool_guid: the GUID of its zpool; None: it was not recorded
     :ivar inside: where the qubes' datasets were, relative to the container
-    :ivar guid_is_new: whether migrating wrote that GUID into qubes.xml
-    :ivar dropped: qube -> attributes that migrating took out of qubes.xml
-    :ivar settings: the settings of the qubes root, as they were; None: an
-        earlier version did not record them
+    :ivar guid_is_new: whether the migration wrote that GUID to qubes.xml
+    :ivar dropped: qube -> attributes that the migration removed from qubes.xml
+    :ivar settings: the former settings of the qubes root; None: an earlier
+        version did not record them
     """
 
     pool: str
@@ -299,7 +305,7 @@ class Dom0Record:
     def parse(cls, text: str | bytes) -> "Dom0Record":
         """Parse the record.
 
-        :raises NotARecord: if migrating does not write it
+        :raises NotARecord: if a migration does not write it
         """
         value = _loads(text)
         if not isinstance(value, dict) or not _is_dom0_record(value):
@@ -316,6 +322,7 @@ class Dom0Record:
         )
 
     def __str__(self) -> str:
+        """Return the text that parse() accepts."""
         value = {
             "version": VERSION,
             "pool": self.pool,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The file in dom0 that has the record of a migrated pool."""
+"""Save and load the record of a migration in dom0."""
 
 import re
 from pathlib import Path

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The steps of a plan, and the plan.
 
-A step is one call: a dataset created or renamed, native properties set, or
-changes that one channel program makes in one transaction group.
+A step is one call of ZFS.  It creates or renames a dataset, sets native
+properties, or makes a list of changes in one transaction group.
 """
 
 import enum
@@ -56,6 +56,7 @@ class Change:
             yield f"{self.dataset}@{self.value}"
 
     def __str__(self) -> str:
+        """Return the change as a line for the user."""
         if self.kind is Kind.SET:
             return f"set {self.name}={self.value} of {self.dataset}"
         if self.kind is Kind.INHERIT:
@@ -71,12 +72,12 @@ def set_property(dataset: str, name: str, value: str) -> Change:
 
 
 def inherit(dataset: str, name: str) -> Change:
-    """Return the change that takes a property's own value away."""
+    """Return the change that removes a property's own value."""
     return Change(Kind.INHERIT, dataset, name)
 
 
 def rename_snapshot(dataset: str, name: str, new: str) -> Change:
-    """Return the change of dataset@name to dataset@new."""
+    """Return the change that renames dataset@name to dataset@new."""
     return Change(Kind.RENAME, dataset, name, new)
 
 
@@ -125,6 +126,7 @@ class SetProperties(Step):
     settings: Mapping[str, str]
 
     def details(self) -> Iterator[str]:
+        """Yield a line for each property."""
         for name, value in self.settings.items():
             yield f"set {name}={value}"
 
@@ -136,6 +138,7 @@ class RenameDataset(Step):
     new: str
 
     def names(self) -> Iterator[str]:
+        """Yield the old name and the new one."""
         yield self.dataset
         yield self.new
 
@@ -147,9 +150,11 @@ class ChangeTogether(Step):
     changes: Sequence[Change]
 
     def details(self) -> Iterator[str]:
+        """Yield a line for each change."""
         return map(str, self.changes)
 
     def names(self) -> Iterator[str]:
+        """Yield the dataset, and those of each change."""
         yield self.dataset
         for change in self.changes:
             yield from change.names()
@@ -160,12 +165,15 @@ class ChangeTogether(Step):
 
 @dataclass
 class Plan:
-    """Steps, and reasons against them.
+    """A list of steps, and the reasons not to carry them out.
 
-    :ivar refused: the reasons not to do any of it
-    :ivar left: sentences on what is left as it is, and why
+    plan_migration() or plan_undo() creates it and fills it in.
+
+    :ivar steps: the steps in their order
+    :ivar refused: reasons not to carry out any step
+    :ivar left: sentences about what is not changed, and why
     :ivar record: the record that the first step writes to the container; None
-        if an earlier run wrote it, or in the plan of an undo
+        if an earlier run wrote it, and in the plan of an undo
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -186,13 +194,13 @@ class Plan:
         self.refused.append(str(messages.Refused(template, **data)))
 
     def leave(self, template: str, **data: object) -> None:
-        """Add a sentence on something that is left as it is."""
+        """Add a sentence about something that is not changed."""
         self.left.append(template.format(**data))
 
     def checked(self) -> "Plan":
-        """Return the plan if it can be carried out.
+        """Return the plan, if it can be carried out.
 
-        :raises Refused: naming everything that prevents it
+        :raises Refused: with all reasons not to carry it out
         """
         for step in self.steps:
             for name in step.names():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The plan to undo a migration, which is possible until a qube is started.
 
-Pure, as plan.py.
+Pure: the plan follows from the records and from the datasets that ZFS reports.
 """
 
 import re
@@ -34,8 +34,8 @@ def plan_undo(
 ) -> Plan:
     """Return the plan that restores all names and properties.
 
-    :param record: the record on the container, which *disk* has
-    :param qubes: those that qubes.xml says have volumes in the pool
+    :param record: the record on the container in *disk*
+    :param qubes: the qubes with volumes in the pool, according to qubes.xml
     """
     plan, container = Plan(), disk.container
     plan.refused.extend(map(str, records.unexpected(disk)))
@@ -54,7 +54,7 @@ def plan_undo(
     for dataset in disk.moved:
         has_pointer = any(n.startswith(naming.POINTER) for n in dataset.own)
         is_moved = dataset.short_name in configured and not has_pointer
-        if naming.ADOPTED in dataset.own or is_moved:
+        if naming.MIGRATED in dataset.own or is_moved:
             _undo_qube(plan, pool, dataset, old_names)
         elif has_pointer or pool.origin is Origin.UPSTREAM:
             plan.refuse(messages.UNDO_MADE_SINCE, dataset=dataset.name)
@@ -62,7 +62,7 @@ def plan_undo(
     plan.change(
         pool.container,
         "loses the record of the migration",
-        [inherit(pool.container, naming.ADOPTED)],
+        [inherit(pool.container, naming.MIGRATED)],
     )
     return plan
 
@@ -76,9 +76,9 @@ def _undo_qube(
     qube, zvols = dataset.short_name, dataset.by_name
     old = f"{pool.old}/{qube}"
     volumes = {
-        name.removeprefix(naming.ADOPTED_VOLUME): VolumeRecord.parse(value)
+        name.removeprefix(naming.MIGRATED_VOLUME): VolumeRecord.parse(value)
         for name, value in dataset.own.items()
-        if name.startswith(naming.ADOPTED_VOLUME)
+        if name.startswith(naming.MIGRATED_VOLUME)
     }
     for name, pointer in dataset.own.items():
         if not name.startswith(naming.POINTER):
@@ -91,7 +91,7 @@ def _undo_qube(
             plan.refuse(
                 messages.UNDO_CHANGED, volume=volume, qube=qube, change=change
             )
-    # before the record of it goes
+    # before the record of it is removed
     for volume, record in volumes.items():
         if record is not None and record.is_read_only and volume in zvols:
             plan.steps.append(
@@ -117,13 +117,13 @@ def _change_since(
     record: VolumeRecord,
     zvols: Mapping[str, Dataset],
 ) -> str:
-    """Return what our driver did to a volume; empty if it did nothing."""
+    """Return how this driver changed a volume; empty if it did not."""
     zvol = zvols.get(volume)
     generation = re.compile(re.escape(volume) + r"\.[1-9][0-9]*\Z")
     if zvol is None or pointer != "0" or any(map(generation.match, zvols)):
         return "was replaced"
     revisions = [s for s in zvol.snapshots if _REVISION.match(s.name)]
-    migrated = [s for s in revisions if naming.ADOPTED in s.own]
+    migrated = [s for s in revisions if naming.MIGRATED in s.own]
     if len(migrated) != len(revisions):
         return "was committed"
     if len(migrated) != record.revisions or any(s.is_leaving for s in migrated):
@@ -138,14 +138,14 @@ def _change_since(
 def _reversed_changes(dataset: Dataset) -> Iterator[Change]:
     for volume, zvol in sorted(dataset.by_name.items()):
         for snapshot in zvol.snapshots:
-            before = snapshot.own.get(naming.ADOPTED)
+            before = snapshot.own.get(naming.MIGRATED)
             full = f"{zvol.name}@{snapshot.name}"
             if before == MADE:
                 yield destroy(full)
             elif before is not None:
-                yield inherit(full, naming.ADOPTED)
+                yield inherit(full, naming.MIGRATED)
                 yield rename_snapshot(zvol.name, snapshot.name, before)
-        if naming.ADOPTED_VOLUME + volume in dataset.own:
+        if naming.MIGRATED_VOLUME + volume in dataset.own:
             yield inherit(zvol.name, naming.HOLDER)
     for name in sorted(dataset.own):
         yield inherit(dataset.name, name)

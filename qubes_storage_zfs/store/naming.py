@@ -27,17 +27,17 @@ TUNED = PREFIX + "tuned"
 #: on the qubes root: an earlier version wrote there how many bytes a blank
 #: volume uses.  Nothing reads it
 BLANK = PREFIX + "blank"
-#: the state before a migration: on the container, its layout; on a qube's
-#: dataset, attributes in qubes.xml; there, followed by the name of a volume, the
-#: state of the volume; on a snapshot, its former name
-ADOPTED = PREFIX + "adopted"
-ADOPTED_VOLUME = ADOPTED + "."
+#: the state before a migration: on the container, its layout; on a snapshot, its
+#: former name; on a qube's dataset, attributes in qubes.xml; there, followed by
+#: the name of a volume, the state of the volume
+MIGRATED = PREFIX + "adopted"
+MIGRATED_VOLUME = MIGRATED + "."
 #: attribute of a pool in qubes.xml: the GUID of its zpool
 ZPOOL_GUID = "zpool_guid"
 #: attribute of a pool in qubes.xml: UUID of the qube in ask_password_domain
 ASK_UUID = "ask_password_domain_uuid"
-#: read by the udev rule of Qubes OS: if it is "true", dom0 neither probes a zvol
-#: nor offers it to qubes (core-admin-linux, zvol_is_qubes_volume)
+#: read by the udev rule of Qubes OS (core-admin-linux, zvol_is_qubes_volume): if
+#: it is "true", dom0 neither probes a zvol nor offers it to qubes
 UDEV_FLAG = "org.qubes-os:part-of-qvm-pool"
 AUTO_SNAPSHOT = "com.sun:auto-snapshot"
 

@@ -123,7 +123,7 @@ class Place:
     :ivar container: the dataset of its container
     :ivar qubes_root: the qubes root
     :ivar is_encrypted: whether the container must be an encryption root
-    :ivar zpool_guid: the GUID of the zpool in qubes.xml; None: it is not recorded
+    :ivar zpool_guid: the GUID of the zpool in qubes.xml; None: not recorded
     """
 
     pool: str

@@ -24,7 +24,7 @@ class ContainerState:
     :ivar exists: whether the container exists
     :ivar qubes_root: whether the qubes root exists
     :ivar type: the type of the container, as ZFS spells it
-    :ivar claimed_by: the pool that has claimed it, as the disk has it: any bytes
+    :ivar claimed_by: the pool that has claimed it: any bytes
     :ivar claimed_above: a dataset above it that a pool has claimed
     :ivar foreign: a child of the qubes root that this driver did not create
     :ivar bare: whether it was received without its properties
@@ -82,7 +82,7 @@ class PolicyResult:
     """The result of check_policy().
 
     :ivar missing: the container or the qubes root, if it does not exist
-    :ivar claimed_by: the pool that has claimed it, as the disk has it: any bytes
+    :ivar claimed_by: the pool that has claimed it: any bytes
     :ivar bare: whether the container was received without its properties
     :ivar violation: the first property that is not allowed
     """

@@ -21,7 +21,7 @@ class Space:
 
     :ivar qubes_root: the qubes root of the pool
     :ivar removed: the result of of_removed()
-    :ivar counting: the task of the current or last count; None: none was started
+    :ivar counting: the task of the current or last count; None: there was none
     """
 
     def __init__(self, qubes_root: str) -> None:

@@ -22,8 +22,8 @@ from .state import Limits
 #: to 8192 bytes with sectors of 4 KiB (see doc/design.md)
 UNMEASURED = 8192
 #: bytes; a number between this and LARGEST is uncertain before this process has
-#: measured, so commit() measures first.  The smallest change writes 12288 bytes,
-#: or 6144 with redundant_metadata=none and sectors of 512 bytes
+#: measured, so commit() measures first.  The smallest change writes 12288
+#: bytes, or 6144 with redundant_metadata=none and sectors of 512 bytes
 DOUBTFUL = 4096
 #: the threshold is this fraction of what a blank zvol references.  The block of
 #: the intent log is at most 0.17 of it, or 0.25 if the volume has copies=2 and

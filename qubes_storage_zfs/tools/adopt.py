@@ -112,7 +112,7 @@ async def _read(arguments: argparse.Namespace) -> _Situation:
         volume.vid.startswith(pool.container + "/") for volume in volumes
     )
     is_migrated = attributes.get("driver") == pool.driver and not has_old_vids
-    return _Situation(xml, pool, disk, own.get(naming.ADOPTED), is_migrated)
+    return _Situation(xml, pool, disk, own.get(naming.MIGRATED), is_migrated)
 
 
 async def _read_disk(pool: MigratingPool) -> Disk:

@@ -132,13 +132,13 @@ def test_revisions_are_numbered_in_the_order_they_were_made():
     }
     qube, target = f"{C}/vm/work", f"{C}/vm/work/private"
     assert properties == {
-        (f"{target}@r1", naming.ADOPTED): "qubes:after-create:1.0",
-        (f"{target}@r2", naming.ADOPTED): "qubes:before-start:2.0",
-        (f"{target}@r3", naming.ADOPTED): "qubes-clean-abc",
+        (f"{target}@r1", naming.MIGRATED): "qubes:after-create:1.0",
+        (f"{target}@r2", naming.MIGRATED): "qubes:before-start:2.0",
+        (f"{target}@r3", naming.MIGRATED): "qubes-clean-abc",
         (qube, naming.COMMITTED + "private"): "private@r3",
         (qube, naming.POINTER + "private"): "0",
-        (qube, naming.ADOPTED_VOLUME + "private"): "3 0 rw",
-        (qube, naming.ADOPTED): "{}",
+        (qube, naming.MIGRATED_VOLUME + "private"): "3 0 rw",
+        (qube, naming.MIGRATED): "{}",
         (target, naming.HOLDER): "mark",
     }
 
@@ -178,8 +178,8 @@ def test_what_nobody_keeps_is_only_marked():
     changes = changes_of(plan, f"{C}/vm/work")
     assert [(c.dataset, c.name) for c in changes] == [
         (f"{C}/vm/work/root", naming.HOLDER),
-        (f"{C}/vm/work", naming.ADOPTED_VOLUME + "root"),
-        (f"{C}/vm/work", naming.ADOPTED),
+        (f"{C}/vm/work", naming.MIGRATED_VOLUME + "root"),
+        (f"{C}/vm/work", naming.MIGRATED),
     ]
 
 
@@ -187,10 +187,10 @@ def test_what_was_done_is_not_planned_again():
     qubes_root = dataset(f"{C}/vm", set=dict(policy.ROOT_SETTINGS))
     moved = dataset(f"{C}/vm/work", WORK)
     there = found(moved=[moved], qubes_root=qubes_root)
-    there["container"]["own"] = {naming.ADOPTED: "{}"}
+    there["container"]["own"] = {naming.MIGRATED: "{}"}
     plan = plan_of(there, known())
     assert [step.dataset for step in plan.steps] == [f"{C}/vm/work", C]
-    there["moved"]["1"]["own"] = {naming.ADOPTED: "{}"}
+    there["moved"]["1"]["own"] = {naming.MIGRATED: "{}"}
     there["container"]["own"][naming.CLAIM] = "vault"
     assert plan_of(there, known()).steps == []
 
@@ -345,13 +345,13 @@ def adopted():
         f"{C}/vm/work",
         zvol(
             f"{C}/vm/work/private",
-            snapshot("r1", 10, own={naming.ADOPTED: "qubes:after-create:1"}),
-            snapshot("r2", 20, own={naming.ADOPTED: "qubes-clean-abc"}),
+            snapshot("r1", 10, own={naming.MIGRATED: "qubes:after-create:1"}),
+            snapshot("r2", 20, own={naming.MIGRATED: "qubes-clean-abc"}),
             snapshot("mine", 30),
         ),
         own={
-            naming.ADOPTED: "{}",
-            naming.ADOPTED_VOLUME + "private": "2 0 ro",
+            naming.MIGRATED: "{}",
+            naming.MIGRATED_VOLUME + "private": "2 0 ro",
             naming.POINTER + "private": "0",
             naming.COMMITTED + "private": "private@r2",
         },
@@ -359,7 +359,7 @@ def adopted():
     there = found(moved=[moved], qubes_root=qubes_root)
     record = json.dumps({"was": "zfs", "old": "", "set": {}})
     there["container"]["own"] = {
-        naming.ADOPTED: record,
+        naming.MIGRATED: record,
         naming.CLAIM: "vault",
     }
     return there, record
@@ -491,7 +491,7 @@ def test_a_container_s_record_of_another_kind_is_refused(text):
     with pytest.raises(Refused) as caught:
         records.disk_record(C, text)
     (why,) = caught.value.reasons
-    assert why.startswith(f"{C} has {naming.ADOPTED}") and why.isprintable()
+    assert why.startswith(f"{C} has {naming.MIGRATED}") and why.isprintable()
     assert len(why) < 700
 
 
@@ -513,19 +513,19 @@ def test_a_container_s_records_that_adopting_writes():
         ("qube", naming.POINTER + "private", "0\x1b[2J"),
         ("qube", naming.POINTER + "Private", "0"),
         ("qube", naming.COMMITTED + "private", "../x@r1"),
-        ("qube", naming.ADOPTED_VOLUME + "private", "2 0 rw ro"),
-        ("qube", naming.ADOPTED_VOLUME + "private", "2 " + "9" * 30 + " rw"),
-        ("qube", naming.ADOPTED, '{"private": {"pool": "other"}}'),
-        ("qube", naming.ADOPTED, '{"private": {"vid": "other/private"}}'),
-        ("qube", naming.ADOPTED, '{"private": {"save_on_stop": "yes"}}'),
-        ("qube", naming.ADOPTED, '{"private": {"save_on_stop": true}}'),
-        ("qube", naming.ADOPTED, "none"),
-        ("r1", naming.ADOPTED, "daily-2026"),
-        ("r1", naming.ADOPTED, "qubes-clean-abc\n"),
-        ("r1", naming.ADOPTED, "qubes-clean-abc"),
-        ("r1", naming.ADOPTED, "mine"),
-        ("mine", naming.ADOPTED, "-"),
-        ("mine", naming.ADOPTED, "qubes-clean-more"),
+        ("qube", naming.MIGRATED_VOLUME + "private", "2 0 rw ro"),
+        ("qube", naming.MIGRATED_VOLUME + "private", "2 " + "9" * 30 + " rw"),
+        ("qube", naming.MIGRATED, '{"private": {"pool": "other"}}'),
+        ("qube", naming.MIGRATED, '{"private": {"vid": "other/private"}}'),
+        ("qube", naming.MIGRATED, '{"private": {"save_on_stop": "yes"}}'),
+        ("qube", naming.MIGRATED, '{"private": {"save_on_stop": true}}'),
+        ("qube", naming.MIGRATED, "none"),
+        ("r1", naming.MIGRATED, "daily-2026"),
+        ("r1", naming.MIGRATED, "qubes-clean-abc\n"),
+        ("r1", naming.MIGRATED, "qubes-clean-abc"),
+        ("r1", naming.MIGRATED, "mine"),
+        ("mine", naming.MIGRATED, "-"),
+        ("mine", naming.MIGRATED, "qubes-clean-more"),
     ],
 )
 def test_records_that_adopting_does_not_write_are_refused(where, name, value):

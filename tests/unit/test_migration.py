@@ -223,7 +223,7 @@ def plans(attributes, configured, memory):
 
 def undo(attributes, configured, memory):
     pool = migrating_pool(attributes, configured)
-    text = memory.datasets[pool.container].own[naming.ADOPTED]
+    text = memory.datasets[pool.container].own[naming.MIGRATED]
     record = records.disk_record(pool.container, text)
     before = record.origin, record.inside
     pool = migrating_pool(attributes, configured, before)
@@ -268,7 +268,7 @@ def test_an_undo_that_was_cut_short_is_continued(world, first, second):
         memory.carry_out(step)
     for point in second, None:
         own = memory.datasets["tank/q"].own
-        if naming.ADOPTED in own:
+        if naming.MIGRATED in own:
             for step in undo(*world).steps[:point]:
                 memory.carry_out(step)
     assert same(memory.datasets) == same(before)

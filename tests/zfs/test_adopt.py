@@ -752,9 +752,9 @@ def test_undo_takes_nothing_else_from_a_disk(small, capsys):
     good = {}
     for inside, evil in EVIL:
         dataset = small.container + inside
-        get = "zfs", "get", "-Ho", "value", naming.ADOPTED, dataset
+        get = "zfs", "get", "-Ho", "value", naming.MIGRATED, dataset
         good.setdefault(dataset, sh(*get))
-        sh("zfs", "set", f"{naming.ADOPTED}={evil}", dataset)
+        sh("zfs", "set", f"{naming.MIGRATED}={evil}", dataset)
         before, text = small.datasets(), small.xml.read_bytes()
         capsys.readouterr()
         assert small("--undo", "--apply") == 1
@@ -762,7 +762,7 @@ def test_undo_takes_nothing_else_from_a_disk(small, capsys):
         assert dataset in said and "nothing was changed" in said
         assert said.replace("\n", "").isprintable()
         assert (small.datasets(), small.xml.read_bytes()) == (before, text)
-        sh("zfs", "set", f"{naming.ADOPTED}={good[dataset]}", dataset)
+        sh("zfs", "set", f"{naming.MIGRATED}={good[dataset]}", dataset)
     assert small("--undo") == 0
     shown = capsys.readouterr().out
     assert f"{small.xml}: pool {POOL}: set driver=zfs\n" in shown
@@ -805,7 +805,7 @@ def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
     guid = sh("zpool", "get", "-Hpo", "value", "guid", zpool)
     assert f'zpool_guid="{guid}"' in world.xml.read_text()
     forged = '{"private": {"save_on_stop": "True", "snap_on_start": "True"}}'
-    sh("zfs", "set", f"{naming.ADOPTED}={forged}", f"{container}/vm/one")
+    sh("zfs", "set", f"{naming.MIGRATED}={forged}", f"{container}/vm/one")
     record = saved.load(POOL)
     saved.delete(POOL)
     assert world("--undo", "--apply") == 1
@@ -816,15 +816,15 @@ def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
     assert world("--undo", "--apply") == 1
     assert "has the GUID" in capsys.readouterr().err
     world.xml.write_text(xml)
-    layout = sh("zfs", "get", "-Ho", "value", naming.ADOPTED, container)
+    layout = sh("zfs", "get", "-Ho", "value", naming.MIGRATED, container)
     other = {**json.loads(layout), "set": {"volmode": "none"}}
     assert other["set"] != record.settings
     assert record.settings == json.loads(layout)["set"]
-    forged = f"{naming.ADOPTED}={json.dumps(other)}"
+    forged = f"{naming.MIGRATED}={json.dumps(other)}"
     sh("zfs", "set", forged, container)
     assert world("--undo", "--apply") == 1
     assert "is not what dom0 recorded" in capsys.readouterr().err
-    sh("zfs", "set", f"{naming.ADOPTED}={layout}", container)
+    sh("zfs", "set", f"{naming.MIGRATED}={layout}", container)
     assert world("--undo", "--apply") == 0
     assert attributes_of(world.xml) == text
     assert saved.load(POOL) is None
