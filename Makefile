@@ -90,28 +90,33 @@ RST2MAN = mkdir -p $(@D) && \
     build install install-dom0 install-doc install-askpassword dist rpm deb clean
 
 help:
-	@echo 'make demo    the story of a qube on ZFS, told in a VM'
-	@echo 'make test    lint, docs, unit tests, then the tests on real ZFS in a VM'
-	@echo '             ARGS="-k revert" selects, ZFS_SUITE=2.4 chooses OpenZFS'
-	@echo 'make test-crash    qubesd stopped at every point; ARGS="--depth 1"'
-	@echo 'make test-teeth    do the tests notice deliberate faults'
-	@echo 'make test-model    verbs by chance; MODEL_EXAMPLES, _STEPS, _SEED'
-	@echo 'make test-power    100 power cuts while qubes live; CUTS=3, SEED=n'
-	@echo 'make test-qubesd   a real qubesd and real qvm-* commands; needs the'
-	@echo '                   checkouts that QUBES_CORE_ADMIN, ..._CLIENT and'
-	@echo '                   QUBES_CORE_QREXEC name'
-	@echo 'make bench         what each verb costs, here and elsewhere; ROUNDS=5'
-	@echo 'make bench-scale   the same beside VOLUMES=2000 others'
-	@echo 'make bench-bulk    copies between zpools, beside dd'
-	@echo '                   bench-smoke: only whether all of these run'
-	@echo 'make vm      a root shell in the VM; SSH=1: by ssh'
-	@echo 'make lint | docs | unit | zfs-test    the parts of it'
-	@echo 'make docs    the documentation as a site, in build/html'
-	@echo 'make test-rpm      the packages built, installed and removed again'
-	@echo 'make rpm           the packages, in dist (tests/vm/prepare rpm first)'
-	@echo 'make deb           the prompt for a GUI domain with Debian, in dist'
-	@echo 'make dist          their sources'
-	@echo 'make install DESTDIR=... PYTHON=...    as the packages do it'
+	@echo 'make demo          show the life of a qube on ZFS, in a VM'
+	@echo 'make test          run lint, docs, unit and zfs-test'
+	@echo 'make lint          check the sources without running them'
+	@echo 'make docs          build the documentation as a site, in build/html'
+	@echo 'make unit          run the tests that need no ZFS'
+	@echo 'make zfs-test      run the tests on real ZFS in a VM; ARGS="-k revert"'
+	@echo '                   selects tests, ZFS_SUITE=2.4 selects OpenZFS'
+	@echo 'make test-crash    stop qubesd at every point; ARGS="--depth 1"'
+	@echo 'make test-teeth    check that the tests notice deliberate faults'
+	@echo 'make test-model    run random operations; MODEL_EXAMPLES, MODEL_STEPS'
+	@echo '                   and MODEL_SEED'
+	@echo 'make test-power    cut the power CUTS=100 times while qubes run; SEED=n'
+	@echo 'make test-qubesd   run a real qubesd and real qvm-* commands; needs the'
+	@echo '                   checkouts QUBES_CORE_ADMIN, QUBES_CORE_ADMIN_CLIENT'
+	@echo '                   and QUBES_CORE_QREXEC'
+	@echo 'make test-rpm      build, install and remove the packages'
+	@echo 'make bench         measure each operation of each driver; ROUNDS=5'
+	@echo 'make bench-scale   measure a qube beside VOLUMES=2000 others'
+	@echo 'make bench-bulk    measure copies between zpools, and dd'
+	@echo 'make bench-smoke   run each benchmark once, without results'
+	@echo 'make vm            open a root shell in the VM; SSH=1 by ssh'
+	@echo 'make rpm           build the RPM packages in dist; run'
+	@echo "                   'tests/vm/prepare rpm' first"
+	@echo 'make deb           build the prompt package for Debian in dist'
+	@echo 'make dist          build the source tarball in dist'
+	@echo 'make install       install the files of the packages; DESTDIR=, PYTHON='
+	@echo 'make clean         delete build and dist'
 
 prepare:
 	@tests/vm/prepare
@@ -162,8 +167,8 @@ test-teeth: vm-image
 
 dom0-given:
 	@missing='$(strip $(foreach name,$(DOM0),$(if $($(name)),,$(name))))'; \
-	[ -z "$$missing" ] || { echo "Nothing was tested: set $${missing// /, } to" \
-	    "checkouts of what qubesd is made of (doc/testing.md)." >&2; exit 2; }
+	[ -z "$$missing" ] || { echo "cannot test with a real qubesd: $${missing// /, } is" \
+	    "not set; set it to a checkout, see doc/testing.md" >&2; exit 2; }
 
 test-qubesd: dom0-given vm-image
 	@$(VM) run -- '$(QUBESD_TEST)'

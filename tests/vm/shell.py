@@ -29,7 +29,7 @@ HINT = "try: cd src && python3 -m pytest -k revert tests/zfs"
 def at_the_console(work: Path) -> None:
     """Connect the terminal to the guest's console until the shell ends."""
     if not sys.stdin.isatty():
-        raise vm.Failed("this wants a terminal")
+        raise vm.Failed("a shell needs a terminal")
     size = shutil.get_terminal_size()
     shell = (
         f"{PREPARE}; stty rows {size.lines} cols {size.columns} </dev/ttyS0;"
@@ -92,7 +92,7 @@ def main() -> int:
     missing = [name for name in ("ssh", "ssh-keygen") if not shutil.which(name)]
     try:
         if ssh and missing:
-            raise vm.Failed(f"{missing[0]} is not installed here")
+            raise vm.Failed(f"{missing[0]} is not installed; install it")
         with tempfile.TemporaryDirectory(prefix="qz-vm-") as folder:
             (by_ssh if ssh else at_the_console)(Path(folder))
             return 0

@@ -184,7 +184,7 @@ def build(place: Path) -> None:
         tail = log.read_text(errors="replace").split("\n")[-25:]
         remove_tree(partial)
         raise Failed(
-            "the image could not be built; the log ends:\n" + "\n".join(tail)
+            "cannot build the image; its log ends:\n" + "\n".join(tail)
         )
     if sudo():
         subprocess.run(
@@ -269,7 +269,7 @@ def accelerator(place: Path) -> list[str]:
         answer = known.read_text("ascii").split()
         if len(answer) == 2 and answer[0] == boot_id:
             return kvm if answer[1] == "kvm" else tcg
-    say(f"does KVM work here? (at most {KVM_PROBE_LIMIT} s)")
+    say(f"checking whether KVM works (at most {KVM_PROBE_LIMIT} s)")
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "console")
         with subprocess.Popen(
@@ -293,7 +293,7 @@ def accelerator(place: Path) -> list[str]:
         )
     works = status == 0 and alive
     known.write_text(f"{boot_id} {'kvm' if works else 'tcg'}\n", "ascii")
-    say("KVM works" if works else "KVM does not work here: emulating")
+    say("KVM works" if works else "KVM does not work; the guest is emulated")
     return kvm if works else tcg
 
 
@@ -403,7 +403,7 @@ def lines_of(port: socket.socket, limit: float | None) -> Iterator[str]:
         except TimeoutError as exc:
             raise Failed(f"the guest was silent for {limit} s") from exc
         if not data:
-            raise Failed("the guest went away")
+            raise Failed("the guest stopped")
         *whole, rest = (rest + data).split(b"\n")
         for line in whole:
             yield line.decode(errors="replace")
@@ -462,7 +462,7 @@ def start(
     try:
         return boot(place, work, **options)
     except Panicked as exc:
-        say(f"{exc}\nbooting once more")
+        say(f"{exc}\nbooting again")
         return boot(place, work, **options)
 
 
@@ -495,7 +495,7 @@ def boot(
             panicked = "Kernel panic" in console_end(work, 200)
             kind = Panicked if panicked else Failed
             raise kind(
-                f"{exc}; the guest did not come up.\n{errors}"
+                f"{exc}; the guest did not start.\n{errors}"
                 f"Its console ends:\n{console_end(work)}"
             ) from exc
         raise
