@@ -36,6 +36,8 @@ _END = re.compile(
     r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[{]*[A-Z0-9])"
 )
 _BULLET = re.compile(r"(?:[-*+•]|\d+[.)]|:[a-z]+(?: [^:]*)?:)(?:\s+|$)")
+#: columns of a list that are aligned by spaces
+_COLUMNS = re.compile(r"[^\s.?!] {2,}\S")
 _ADORNMENT = re.compile(r"([=\-~^\"*+])\1{2,}$")
 #: comments that are not sentences
 _DIRECTIVE = re.compile(
@@ -80,10 +82,12 @@ class Rules:
     """The content of ``tests/prose.toml``."""
 
     places: list[str]
+    excluded: list[str]
     long: int
     longest: int
     share: float
-    patterns: list[tuple[re.Pattern[str], str]]
+    words: list[tuple[re.Pattern[str], str]]
+    constructions: list[tuple[re.Pattern[str], str]]
     skipped_columns: list[str]
 
 
@@ -108,20 +112,22 @@ class Result:
 def load(path: Path = RULES) -> Rules:
     """Read the rules from a file."""
     data = tomllib.loads(path.read_text())
-    patterns = [
-        (re.compile(rf"\b(?:{words})\b", re.I), why)
-        for words, why in data["words"].items()
+    words = [
+        (re.compile(rf"\b(?:{pattern})\b", re.I), why)
+        for pattern, why in data["words"].items()
     ]
-    patterns += [
-        (re.compile(construction), why)
-        for construction, why in data["constructions"].items()
+    constructions = [
+        (re.compile(pattern), why)
+        for pattern, why in data["constructions"].items()
     ]
     return Rules(
         data["places"],
+        data["excluded"],
         data["sentences"]["long"],
         data["sentences"]["longest"],
         data["sentences"]["share"],
-        patterns,
+        words,
+        constructions,
         data["tables"]["skipped_columns"],
     )
 
@@ -157,7 +163,8 @@ def _paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Passage]:
         if not text:
             yield from flush()
             continue
-        if bullet or (part and not hangs and at != indent):
+        aligned = bool(_COLUMNS.search(text))
+        if bullet or aligned or (part and not hangs and at != indent):
             yield from flush()
         if not part:
             first = number
@@ -411,8 +418,11 @@ def check_text(
 
     for passage in passages:
         for sentence in sentences(passage):
-            for pattern, why in rules.patterns:
-                for match in pattern.finditer(sentence.text.replace("\n", " ")):
+            text = sentence.text.replace("\n", " ")
+            # a heading is not a whole sentence
+            rest = [] if passage.heading else rules.constructions
+            for pattern, why in [*rules.words, *rest]:
+                for match in pattern.finditer(text):
                     line = sentence.first
                     line += sentence.text[: match.start()].count("\n")
                     shown = " ".join(match[0].split())[:40]
@@ -442,7 +452,7 @@ def files(rules: Rules) -> list[Path]:
         for path in ROOT.glob(place)
         if path.is_file() and "__pycache__" not in path.parts
     }
-    return sorted(found)
+    return sorted(found - {ROOT / name for name in rules.excluded})
 
 
 def _report(results: dict[str, Result], total: Result, rules: Rules) -> None:

@@ -137,6 +137,12 @@ def test_comments_of_lua_and_shell():
         (1, "one two"),
         (4, "a pool is not here"),
     ]
+    columns = "-- qube    string  dataset\n--                 of it\n-- x       number  a\n"
+    assert texts(prose.lua(columns)) == [
+        (1, "qube string dataset"),
+        (2, "of it"),
+        (3, "x number a"),
+    ]
     script = "#!/bin/sh\n# one\necho  # not this\n  # two\n"
     assert texts(prose.comments(script, "#")) == [(2, "one"), (4, "two")]
 
@@ -168,6 +174,7 @@ def test_sentences_are_divided(text, count):
         "The pool is no zpool.",
         "It is refused, for there is another pool.",
         "Ready!",
+        "A zvol and a file: the former is faster.",
         "word " * 41,
     ],
 )
@@ -179,6 +186,8 @@ def test_each_rule_finds(text):
     "text",
     [
         "What is a zpool?",
+        "# What the driver does with all zpools",
+        "The former pointer is destroyed.",
         "There is no zpool.",
         "The pool is no longer locked.",
         "To list all, run `zfs list` as root.",
