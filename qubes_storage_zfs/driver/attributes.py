@@ -103,7 +103,7 @@ class RevisionsToKeep:
 
     def __get__(self, instance: Any, owner: type) -> int:
         """Return the number of revisions."""
-        return int(instance._revisions_to_keep)
+        return int(vars(instance)["revisions_to_keep"])
 
     def __set__(self, instance: Any, value: object) -> None:
         """Set the number of revisions.
@@ -114,4 +114,4 @@ class RevisionsToKeep:
             number = options.parse_revisions(value)
         except options.BadOption as exc:
             raise qubes.exc.QubesValueError(plain(str(exc))) from exc
-        instance._revisions_to_keep = number
+        vars(instance)["revisions_to_keep"] = number

@@ -204,7 +204,7 @@ def test_a_qube_that_is_starting(volume):
 
 
 @pytest.mark.parametrize(
-    ("phase", "saves", "current", "scratch", "owns"),
+    ("phase", "saves", "current", "is_disposable", "owns"),
     [
         (Phase.HALTED, True, 3, False, True),
         (Phase.HALTED, False, 3, True, True),
@@ -214,10 +214,12 @@ def test_a_qube_that_is_starting(volume):
         (Phase.FOREIGN, True, None, False, False),
     ],
 )
-def test_whose_content_it_is(volume, phase, saves, current, scratch, owns):
+def test_whose_content_it_is(
+    volume, phase, saves, current, is_disposable, owns
+):
     volume.save_on_stop = saves
     lifecycle = in_phase(volume, phase)
-    state = types.SimpleNamespace(current=current, scratch=scratch)
+    state = types.SimpleNamespace(current=current, is_disposable=is_disposable)
     assert lifecycle.owns(state) is owns
 
 
