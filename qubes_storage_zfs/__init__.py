@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .driver.encrypted import ZfsEncryptedPool
-    from .driver.pool import ZfsZvolPool
+    from .driver.zvol import ZfsZvolPool
 
 __all__ = ["ZfsEncryptedPool", "ZfsZvolPool"]
 
 #: class -> its module and the name of its driver in qubes.xml
 _POOLS = {
-    "ZfsZvolPool": ("driver.pool", "zfs_zvol"),
+    "ZfsZvolPool": ("driver.zvol", "zfs_zvol"),
     "ZfsEncryptedPool": ("driver.encrypted", "zfs_encrypted"),
 }
 

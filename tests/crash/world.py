@@ -11,8 +11,9 @@ from typing import IO, Any
 
 from qubes_storage_zfs.driver import prompts
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.driver.pool import ZfsPool, ZfsZvolPool
+from qubes_storage_zfs.driver.pool import ZfsPool
 from qubes_storage_zfs.driver.volume import ZfsVolume
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.container import Containers
 from qubes_storage_zfs.zfs import devices, runtime

@@ -19,7 +19,7 @@ from typing import Any
 
 import qubes.storage
 
-from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 from qubes_storage_zfs.zfs import runtime
 
 from ..support.background import afterwards, be_patient

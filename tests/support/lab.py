@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
 from qubes_storage_zfs.driver.lifecycle import Lifecycle
-from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.policy import ROOT_SETTINGS
 from qubes_storage_zfs.tools import common

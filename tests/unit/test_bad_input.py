@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qubes.exc import QubesValueError
 
 from qubes_storage_zfs.driver.errors import refusal
-from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 from qubes_storage_zfs.store import options
 from qubes_storage_zfs.store.options import BadOption
 from qubes_storage_zfs.zfs import channel, lzc

@@ -9,7 +9,7 @@ import pytest
 import qubes.storage
 
 from qubes_storage_zfs.driver import halting
-from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 
 
 class Qube:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 from qubes_storage_zfs.migrate import saved
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.store.policy import ROOT_SETTINGS

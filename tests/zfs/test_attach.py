@@ -15,7 +15,7 @@ from qubes.exc import StoragePoolException
 
 from qubes_storage_zfs.driver import keytimer
 from qubes_storage_zfs.driver.encrypted import ZfsEncryptedPool
-from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 from qubes_storage_zfs.store import naming
 from qubes_storage_zfs.tools import common
 from qubes_storage_zfs.zfs import commands, importexport, keys

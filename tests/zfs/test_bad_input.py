@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 from qubes_storage_zfs.zfs import commands, lzc
 
 from ..support.lab import Lab

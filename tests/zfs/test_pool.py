@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from qubes.exc import QubesValueError, StoragePoolException
 
-from qubes_storage_zfs.driver.pool import ZfsZvolPool
+from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 from qubes_storage_zfs.zfs import lzc, probe, runtime
 
 from ..support.lab import Lab
