@@ -199,13 +199,18 @@ class Changes:
 def _older_revision(
     state: VolumeState, revision: str | None
 ) -> tuple[str, str]:
-    """Return the id and the snapshot of a revision.
+    """Return id and snapshot of a revision to revert to.
+
+    The committed state is one of them if a session was not committed, as after
+    a power loss while the zpool was absent.
 
     :param revision: id of the revision; None: the newest revision
     :raises Refused: if there is no such revision, or it is the committed state
+        and the volume has no other content
     :raises BadName: if *revision* cannot be an id
     """
-    older = {item.id: item for item in state.revisions[:-1]}
+    revisions = state.revisions if state.dirty else state.revisions[:-1]
+    older = {item.id: item for item in revisions}
     if revision is None:
         if not older:
             raise Refused(messages.NO_REVISIONS)

@@ -33,6 +33,15 @@ def test_import_over_what_was_not_committed_keeps_it(lab):
     assert lab.content(volume) == b"two"
 
 
+def test_revert_of_a_session_that_was_not_committed(lab):
+    volume = _died_after_writing(lab, b"two")
+    assert list(volume.revisions) == ["r1"]
+    lab.run(volume.revert("r2"))
+    assert read(volume.path) == b"one"
+    lab.run(volume.revert())
+    assert read(volume.path) == b"two"
+
+
 def test_shrink_of_what_was_not_committed_is_undone(lab):
     volume = _died_after_writing(lab, b"two", size=4 * MIB)
     write(volume.path, b"end", offset=3 * MIB)
