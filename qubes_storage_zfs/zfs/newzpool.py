@@ -64,7 +64,7 @@ async def _record_paths(name: str, devices: Sequence[Device]) -> None:
 
 
 def _persistent_path(device: Device, recorded: str) -> str | None:
-    """Return the path to record for a vdev, from the path that the user entered.
+    """Return the path to record for a vdev, made from the path of the user.
 
     :param recorded: the path that ``zpool create`` recorded
     :return: None if the vdev is on another device, or has no such path
