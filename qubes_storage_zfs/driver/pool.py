@@ -7,7 +7,6 @@ code here uses ZFS or raises before setup() or the first use of a volume.
 """
 
 import functools
-import logging
 import weakref
 from collections.abc import Mapping
 from typing import Any, cast
@@ -31,8 +30,6 @@ from .discarded import collect_once
 from .errors import prefixed
 from .interface import Volume
 from .volume import ZfsVolume
-
-LOG = logging.getLogger("qubes.storage.zfs")
 
 #: the first version without known defects that lose encrypted data, and the
 #: first in which channel programs report encryption roots correctly
