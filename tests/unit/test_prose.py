@@ -137,7 +137,11 @@ def test_comments_of_lua_and_shell():
         (1, "one two"),
         (4, "a pool is not here"),
     ]
-    columns = "-- qube    string  dataset\n--                 of it\n-- x       number  a\n"
+    columns = (
+        "-- qube    string  dataset\n"
+        "--                 of it\n"
+        "-- x       number  a\n"
+    )
     assert texts(prose.lua(columns)) == [
         (1, "qube string dataset"),
         (2, "of it"),
