@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""dom0 in the guest: its qubesd, and a person who types qvm-* commands.
+"""dom0 in the guest: its qubesd, and a user who types qvm-* commands.
 
-Each command, how it ended and what it took is printed as it happens and
-written to /out/qubesd, which is VM_OUT on the host; a status or an output that
-is not as expected shows what qubesd said last.
+Each command is printed with its status, time and output, and written to
+/out/qubesd, which is VM_OUT on the host.  If a status or an output is not as
+expected, the error has the end of qubesd's log.
 """
 
 import fcntl
@@ -28,27 +28,27 @@ from .stubs import libvirt
 OUT = Path("/out/qubesd")
 LOG = OUT / "qubesd.log"
 MIB = 1 << 20
-#: how the root volume of the template begins
+#: first bytes of the root volume of the template
 ROOT = b"the template's root"
 SOCKET = "/run/qubesd.sock"
-#: what qubesd is made of; in the guest
+#: the version of the checkout of core-admin, in the guest
 CORE_ADMIN = Path("/core-admin/version")
 IS_R43 = CORE_ADMIN.exists() and CORE_ADMIN.read_text("ascii")[:4] == "4.3."
 STORE = Path("/var/lib/qubes/qubes.xml")
-#: with a template in a pool of its own, a test would show nothing more
+#: a standalone, because a template in a pool of its own would show no more
 STANDALONE = ("qvm-create", "-C", "StandaloneVM", "-l", "blue", "-P")
-#: seconds until a command, or qubesd's start, is given up
+#: seconds to wait for a command, or for the start of qubesd
 LIMIT = 300
-#: where its root has a PATH; all else of the environment is kept away, as
-#: systemd does
+#: the only environment variables that qubesd and the tools get, as with
+#: systemd
 ENVIRON = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
 }
 
 
-def tell(text):
-    """To who looks on, and to the transcript."""
+def record(text):
+    """Print a text and add it to the transcript."""
     print(text, flush=True)
     with open(OUT / "transcript.txt", "a", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -59,30 +59,30 @@ def tail(text, lines=25):
 
 
 class Call:
-    """A command that runs.
+    """A running command.
 
-    A qvm-* tool is run in a fork of this process, which has its modules
-    already: to start Python takes seconds where the machine is emulated.
+    A qvm-* tool runs in a fork of this process, which has imported its modules.
+    Starting Python takes seconds on an emulated machine.
 
-    :param stdin: what is on its standard input, or a file that is
+    :param stdin: the bytes or the file for its standard input
     """
 
     def __init__(self, command, stdin=b""):
         self.command = command
-        self.began = time.monotonic()
+        self._started = time.monotonic()
         self._output = tempfile.TemporaryFile()
-        with _file(stdin) as given:
+        with _as_file(stdin) as stdin_file:
             if command[0].startswith(("qvm-", "qubes-")) and (
                 command[0] != "qvm-zfs"
             ):
                 module = _tool(command[0])
                 self._pid = os.fork()
                 if not self._pid:
-                    _become_tool(module, command, given, self._output)
+                    _become_tool(module, command, stdin_file, self._output)
             else:
                 self._pid = subprocess.Popen(
                     command,
-                    stdin=given,
+                    stdin=stdin_file,
                     stdout=self._output,
                     stderr=subprocess.STDOUT,
                     env=ENVIRON,
@@ -92,7 +92,10 @@ class Call:
         os.kill(self._pid, signal.SIGKILL)
 
     def end(self):
-        """Its status, negative if a signal ended it, and its output."""
+        """Wait for the command; return its status and output.
+
+        The status is negative if a signal ended the command.
+        """
         end = os.pidfd_open(self._pid)
         if not select.select([end], [], [], LIMIT)[0]:
             self.kill()
@@ -101,9 +104,9 @@ class Call:
         self._output.seek(0)
         text = self._output.read().decode(errors="replace")
         self._output.close()
-        seconds = time.monotonic() - self.began
+        seconds = time.monotonic() - self._started
         said = "".join(f"\n    {line}" for line in text.rstrip().split("\n"))
-        tell(
+        record(
             f"$ {shlex.join(self.command)}   [{status}, {seconds:.1f} s]"
             + (said if text.strip() else "")
         )
@@ -111,17 +114,17 @@ class Call:
 
 
 def _tool(name):
-    """Its module; some take their name from sys.argv as they are imported."""
-    ours, sys.argv = sys.argv, [f"/usr/bin/{name}"]
+    """Import a tool's module; some read their name from sys.argv then."""
+    original, sys.argv = sys.argv, [f"/usr/bin/{name}"]
     try:
         return importlib.import_module(
             f"qubesadmin.tools.{name.replace('-', '_')}"
         )
     finally:
-        sys.argv = ours
+        sys.argv = original
 
 
-def _file(content):
+def _as_file(content):
     if not isinstance(content, bytes):
         return content
     file = tempfile.TemporaryFile()
@@ -130,13 +133,13 @@ def _file(content):
     return file
 
 
-def _become_tool(module, command, given, output):
-    """What the tool's own process would do."""
+def _become_tool(module, command, stdin_file, output):
+    """Run the tool in this process, as its own process would."""
     status = 1
     try:
-        for number, file in ((0, given), (1, output), (2, output)):
+        for number, file in ((0, stdin_file), (1, output), (2, output)):
             os.dup2(file.fileno(), number)
-        # as exec() would: the other end of its stdin may be among them
+        # as exec() does; one may be the write end of its standard input
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))
         for name in ("stdout", "stderr"):
@@ -148,7 +151,7 @@ def _become_tool(module, command, given, output):
         os.environ.clear()
         os.environ.update(ENVIRON)
         os.chdir("/root")
-        # what this process does with what is logged is not the tool's
+        # the log handlers of this process do not belong to the tool
         logging.getLogger().handlers.clear()
         try:
             status = module.main() or 0
@@ -166,14 +169,14 @@ def _become_tool(module, command, given, output):
 class Dom0:
     """The guest as dom0, with qubesd and the tools.
 
-    :ivar process: qubesd, or None
+    :ivar process: the process of qubesd, or None
     """
 
     def __init__(self):
         OUT.mkdir(parents=True, exist_ok=True)
         self.process = None
         self._read = 0
-        # whose screen it is, as qubes.AskPassword finds them
+        # qubes.AskPassword finds the user of the screen by this process
         self._session = subprocess.Popen(
             ["setpriv", "--reuid=user", "--clear-groups", "sleep", "infinity"],
             env={**ENVIRON, "DISPLAY": ":0"},
@@ -183,7 +186,7 @@ class Dom0:
 
     def start(self, **environ):
         """Start qubesd, and wait until it answers."""
-        began = time.monotonic()
+        start = time.monotonic()
         with open(LOG, "ab") as log:
             self.process = subprocess.Popen(
                 ["qubesd"],
@@ -195,11 +198,11 @@ class Dom0:
                 start_new_session=True,
             )
         while not self.answers():
-            late = time.monotonic() - began > LIMIT
+            late = time.monotonic() - start > LIMIT
             if late or self.process.poll() is not None:
                 raise AssertionError(f"qubesd did not start:\n{self.said()}")
             time.sleep(0.2)
-        tell(f"-- qubesd is up after {time.monotonic() - began:.1f} s")
+        record(f"-- qubesd is up after {time.monotonic() - start:.1f} s")
 
     def answers(self):
         with socket.socket(socket.AF_UNIX) as client:
@@ -210,19 +213,19 @@ class Dom0:
         return True
 
     def stop(self, number=signal.SIGTERM):
-        """End qubesd; by SIGKILL it is a crash."""
+        """Stop qubesd; SIGKILL is a crash."""
         self.process.send_signal(number)
         status = self.process.wait(LIMIT)
-        tell(f"-- {number.name} to qubesd: it ended with status {status}")
+        record(f"-- {number.name} to qubesd: it ended with status {status}")
         if number == signal.SIGTERM and status:
             raise AssertionError(f"qubesd ended badly:\n{self.said()}")
 
     def said(self, lines=25):
-        """The end of qubesd's log."""
+        """Return the end of qubesd's log."""
         return tail(LOG.read_text("utf-8", errors="replace"), lines)
 
     def new_log(self):
-        """What was added to it since this was asked last."""
+        """Return the part of the log since the last call."""
         text = LOG.read_bytes()[self._read :]
         self._read += len(text)
         return text.decode(errors="replace")
@@ -238,25 +241,25 @@ class Dom0:
         return Call(command, stdin)
 
     def run(self, *command, stdin=b"", **expected):
-        """A command's output; for *expected* see end()."""
+        """Run a command; return its output. For *expected* see end()."""
         return self.end(self.begin(*command, stdin=stdin), **expected)
 
     def end(self, call, status=0, says=(), traced=False):
-        """The output of a command that was begun.
+        """Wait for a command; return its output.
 
-        :param says: what must be in it, one text or several
-        :param traced: whether it is known to end in a traceback
-        :raises AssertionError: if it did not end, or speak, as expected
+        :param says: one text or several that the output must contain
+        :param traced: whether the command ends with a traceback
+        :raises AssertionError: if status or output is not as expected
         """
         ended, text = call.end()
         wrong = []
         if ended != status:
-            wrong.append(f"its status is {ended}, not {status}")
-        for each in (says,) if isinstance(says, str) else says:
-            if each not in text:
-                wrong.append(f"it does not say {each!r}")
+            wrong.append(f"the status is {ended}, not {status}")
+        for text_part in (says,) if isinstance(says, str) else says:
+            if text_part not in text:
+                wrong.append(f"the output lacks {text_part!r}")
         if not traced and "Traceback (most recent" in text:
-            wrong.append("it shows a traceback")
+            wrong.append("the output has a traceback")
         if wrong:
             raise AssertionError(
                 f"{shlex.join(call.command)}: {'; '.join(wrong)}\n{text}\n"
@@ -287,38 +290,40 @@ class Dom0:
         self.run("qvm-ls", "--fields=STATE", qube, says="Halted")
 
     def revisions(self, volume):
-        """Their ids, the oldest first."""
+        """Return the ids of a volume's revisions, oldest first."""
         return self.run("qvm-volume", "info", volume, "revisions").split()
 
     def lists(self, volume, ids):
-        """Wait until these are its revisions.
+        """Wait until a volume has exactly these revisions.
 
         In R4.3 "qvm-shutdown --wait" can return before they are final.
         """
         until(lambda: self.revisions(volume) == ids, f"{volume} has {ids}")
 
-    def give(self, volume, data, *options, **expected):
-        """qvm-volume import, of a file."""
+    def import_file(self, volume, data, *options, **expected):
+        """Import bytes with "qvm-volume import"."""
         file = Path("/root/given")
         file.write_bytes(data)
         command = ("qvm-volume", "import", *options, volume, str(file))
         return self.run(*command, **expected)
 
-    def begin_import(self, volume):
-        """qvm-volume import of 4 MiB that has sent a part, and its pipe."""
+    def start_import(self, volume):
+        """Start an import of 4 MiB that sends a part; return it and its pipe."""
         before = datasets("tank")
-        end, ours = os.pipe()
-        fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, MIB)
+        end, write_end = os.pipe()
+        fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, MIB)
         command = ("qvm-volume", "import", "--size", str(4 * MIB))
         call = self.begin(*command, volume, "-", stdin=open(end, "rb"))
-        os.write(ours, b"half".ljust(fcntl.fcntl(ours, fcntl.F_GETPIPE_SZ)))
-        until(lambda: datasets("tank") != before, "the import begins")
-        return call, ours
+        os.write(
+            write_end, b"half".ljust(fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ))
+        )
+        until(lambda: datasets("tank") != before, "the import has started")
+        return call, write_end
 
-    # --- the person at the screen
+    # --- the user at the screen
 
     def answer(self, *lines):
-        """What they will answer; whatever is asked beyond that is cancelled."""
+        """Set the answers to the next prompts; later prompts are cancelled."""
         lines = "".join(f"{line}\n" for line in lines)
         for name, text in (("answers", lines), ("asked", "")):
             file = Path("/run/person", name)
@@ -326,13 +331,15 @@ class Dom0:
             file.chmod(0o666)
 
     def asked(self):
-        """What they were asked since."""
+        """Return the prompts since answer()."""
         return Path("/run/person/asked").read_text("utf-8").splitlines()
 
 
-def ends(log):
-    """The last line of each traceback that our package had a part in; core
-    logs refusals, too, and of several at once it hears the first alone."""
+def driver_errors(log):
+    """Yield the last line of each traceback with code of this package.
+
+    core-admin logs refusals too, and of several at once only the first.
+    """
     for trace in log.split("\nTraceback (most recent call last):\n")[1:]:
         inside, _, rest = trace.partition("\n\n")
         end = next(line for line in inside.split("\n") if line[:1] != " ")
@@ -341,20 +348,20 @@ def ends(log):
             yield end
 
 
-# --- what is in the disks of a qube that runs
+# --- the disks of a running qube
 
 
 def machine(qube):
-    """Its libvirt XML, state and process, as stubs/libvirt.py keeps them."""
+    """Return a qube's record in stubs/libvirt.py: XML, state and process."""
     for file in Path("/run/guests").glob("*.json"):
-        found = json.loads(file.read_text("utf-8"))
-        if found["name"] == qube:
-            return found
-    raise AssertionError(f"{qube} never ran")
+        value = json.loads(file.read_text("utf-8"))
+        if value["name"] == qube:
+            return value
+    raise AssertionError(f"{qube} has not run yet")
 
 
-def lives(pid):
-    return libvirt.lives(pid)
+def is_alive(pid):
+    return libvirt.is_alive(pid)
 
 
 def disk(qube, target):
@@ -363,7 +370,7 @@ def disk(qube, target):
 
 
 def write(qube, target, data, offset=0):
-    """The qube writes to its disk, and sees to it that it is there."""
+    """Write to a disk as the qube does, and flush it."""
     fd = os.open(disk(qube, target), os.O_RDWR)
     try:
         assert os.pwrite(fd, data, offset) == len(data)
@@ -380,11 +387,11 @@ def read(qube, target, size, offset=0):
         os.close(fd)
 
 
-# --- what ZFS says
+# --- ZFS
 
 
 def zfs(*command):
-    """The lines that a command of ZFS prints."""
+    """Run a command; return the lines that it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise AssertionError(f"{shlex.join(command)}: {done.stderr}")
@@ -392,7 +399,7 @@ def zfs(*command):
 
 
 def export(zpool):
-    """Export a zpool; retry while a process looks at one of its volumes."""
+    """Export a zpool; retry while a process probes one of its volumes."""
     command = ("zpool", "export", zpool)
     until(
         lambda: not subprocess.run(command, check=False).returncode,
@@ -404,11 +411,11 @@ def datasets(above):
     return zfs("zfs", "list", "-H", "-r", "-o", "name", above)
 
 
-def until(true, what, seconds=60):
-    """Wait until *true* gives something, and give it."""
+def until(condition, purpose, seconds=60):
+    """Wait until *condition()* is true; return its value."""
     end = time.monotonic() + seconds
-    while not (found := true()):
+    while not (value := condition()):
         if time.monotonic() > end:
-            raise AssertionError(f"not in {seconds} s: {what}")
+            raise AssertionError(f"not in {seconds} s: {purpose}")
         time.sleep(0.2)
-    return found
+    return value

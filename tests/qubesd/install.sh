@@ -1,14 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-2-Clause
-# Make the guest look like dom0: core-admin, core-admin-client and core-qrexec
-# from the checkouts that are mounted, this project, and what is not there
-# (stubs/, bin/).  On the guest's own disk, for 9p is slow; root, once.
+# Make the guest look like dom0.  Install core-admin, core-admin-client and
+# core-qrexec from the mounted checkouts, this project, and stand-ins for what is
+# missing (stubs/, bin/).  Copy all to the guest's disk, because 9p is slow.
+# Run it once, as root.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 project=$(cd "$here/../.." && pwd)
 site=/usr/lib/python3/dist-packages
 
-# package FOLDER NAME: the Python package NAME of the sources in FOLDER
+# package FOLDER NAME: install the Python package NAME from FOLDER
 package() {
     tar -c -C "$1" --exclude=tests --exclude=__pycache__ "$2" |
         tar -x -C "$site" --no-same-owner
@@ -29,7 +30,7 @@ tar -c -C /core-admin --exclude=tests qubes setup.py version |
     tar -x -C /root/core-admin --no-same-owner
 entry_points /root/core-admin
 entry_points "$project"
-# the tools ask for their own version
+# the tools read their own version
 mkdir -p "$site/qubesadmin.dist-info"
 cat >"$site/qubesadmin.dist-info/METADATA" <<END
 Metadata-Version: 2.1
@@ -54,7 +55,7 @@ install -m 755 "$here/bin/qrexec-daemon" /usr/sbin
 install -m 755 "$here/bin/nothing" /usr/sbin/qubesdb-daemon
 install -m 755 "$here/bin/nothing" /usr/bin/qrexec-client
 install -m 755 "$here/bin/nothing" /usr/local/bin/qvm-appmenus
-# as its own process, without the packages that are around it
+# isolated, so that Python imports no other package
 cat >/usr/local/bin/qubesd-query <<'END'
 #!/bin/sh
 exec python3 -I /usr/lib/python3/dist-packages/qubes/tools/qubesd_query.py "$@"
@@ -69,7 +70,7 @@ sys.exit(main())
 END
 chmod 755 /usr/local/bin/qubesd-query /usr/local/bin/qvm-zfs
 
-# qubes.tarwriter opens /dev/stdout, and bash /dev/fd
+# qubes.tarwriter opens /dev/stdout, bash opens /dev/fd
 ln -sfn /proc/self/fd /dev/fd
 for name in 0:stdin 1:stdout 2:stderr; do
     ln -sfn "/proc/self/fd/${name%%:*}" "/dev/${name#*:}"
@@ -83,7 +84,7 @@ for file in vmlinuz initramfs; do
     echo "$file" >"/var/lib/qubes/vm-kernels/6.6.1/$file"
 done
 truncate -s 1M /var/lib/qubes/vm-kernels/6.6.1/modules.img
-# qvm-backup-restore unpacks here, and wants 1 GB
+# qvm-backup-restore unpacks here, and needs 1 GB
 mkdir -p /root/QubesIncoming
 mount -t tmpfs -o size=1200m tmpfs /root/QubesIncoming
 echo 'Qubes release 4.3 (R4.3)' >/etc/qubes-release

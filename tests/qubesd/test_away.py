@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A pool is not there, or cannot be used: qubesd lives, and says why."""
+"""A pool is missing or not usable: qubesd runs, and reports the reason."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,12 @@ from .dom0 import MIB, STANDALONE, STORE, datasets, export, read, write, zfs
 
 @pytest.fixture(scope="module")
 def far(dom0, plain):
-    """A qube in a pool of its own zpool, which the test may take away."""
+    """Create a qube in a pool on a zpool of its own, which a test can export."""
     zfs("zpool", "create", "-m", "none", "usb", "/dev/vdd")
     option = "container=usb/qubes"
     dom0.run("qvm-pool", "add", "-o", option, "usb", "zfs_zvol")
     dom0.run(*STANDALONE, "usb", "far")
-    dom0.give("far:root", b"far".ljust(MIB, b"\0"))
+    dom0.import_file("far:root", b"far".ljust(MIB, b"\0"))
     dom0.run(*STANDALONE, plain, "near")
     files = ("-o", "dir_path=/var/lib/files", "-o", "setup_check=False")
     dom0.run("qvm-pool", "add", *files, "files", "file-reflink")
@@ -30,20 +30,20 @@ def far(dom0, plain):
     zfs("zpool", "destroy", "usb")
 
 
-def kept():
-    """What qubes.xml says of pools and volumes, in whatever order."""
-    found = [
-        (each.tag, sorted(each.items()))
-        for each in ElementTree.parse(STORE).iter()
-        if each.tag in ("pool", "volume")
+def recorded_volumes():
+    """Return the pools and volumes that qubes.xml records, sorted."""
+    elements = [
+        (element.tag, sorted(element.items()))
+        for element in ElementTree.parse(STORE).iter()
+        if element.tag in ("pool", "volume")
     ]
-    said = [attribute for _, each in found for attribute in each]
+    said = [attribute for _, element in elements for attribute in element]
     assert {("pool", "usb"), ("container", "usb/qubes")} <= set(said)
-    return sorted(found)
+    return sorted(elements)
 
 
-def looks_work(dom0):
-    """All pools and volumes are listed, whatever is away."""
+def check_listings(dom0):
+    """Check that all pools and volumes are listed, missing or not."""
     pools = dom0.run("qvm-pool", "list").splitlines()
     for line in ("files file-reflink", "plain zfs_zvol", "usb zfs_zvol"):
         assert line in pools
@@ -55,41 +55,43 @@ def looks_work(dom0):
 
 def test_qubesd_starts_without_the_zpool(dom0, far):
     dom0.session(far, b"before")
-    before = kept()
+    before = recorded_volumes()
     dom0.stop()
     export("usb")
     dom0.start()
-    looks_work(dom0)
+    check_listings(dom0)
     dom0.refuses_start(
         far, ("zpool usb is not imported", "sudo qvm-zfs attach")
     )
-    dom0.give("far:private", b"x" * MIB, status=1, says="is not imported")
+    dom0.import_file(
+        "far:private", b"x" * MIB, status=1, says="is not imported"
+    )
     revert = ("qvm-volume", "revert", "far:root", "r1")
     dom0.run(*revert, status=1)
     create = dom0.run(*STANDALONE, "usb", "another", status=1)
     assert "zpool usb is not imported" in create
     dom0.cycle("near")
     dom0.cycle("file")
-    # saved meanwhile, and whenever qubesd ends
+    # qubesd saves qubes.xml now, and when it stops
     dom0.run("qvm-features", "near", "some.feature", "1")
-    assert kept() == before
+    assert recorded_volumes() == before
     dom0.stop()
-    assert kept() == before
+    assert recorded_volumes() == before
     dom0.start()
     zfs("zpool", "import", "usb")
-    # no restart is needed
+    # qubesd needs no restart
     dom0.run("qvm-start", far)
     assert read(far, "xvda", 3) == b"far"
     assert read(far, "xvdb", 6) == b"before"
     write(far, "xvdb", b"after!")
     dom0.shutdown(far)
     assert len(dom0.revisions("far:private")) == 2
-    assert kept() == before
+    assert recorded_volumes() == before
 
 
-def test_the_zpool_goes_and_comes_while_qubesd_runs(dom0, far):
+def test_a_zpool_can_disappear_and_return_while_qubesd_runs(dom0, far):
     export("usb")
-    looks_work(dom0)
+    check_listings(dom0)
     dom0.refuses_start(far, "zpool usb is not imported")
     dom0.cycle("near")
     zfs("zpool", "import", "usb")
@@ -98,9 +100,9 @@ def test_the_zpool_goes_and_comes_while_qubesd_runs(dom0, far):
     dom0.shutdown(far)
 
 
-def test_the_container_is_renamed_by_hand(dom0, far):
+def test_a_start_refuses_a_renamed_container(dom0, far):
     zfs("zfs", "rename", "usb/qubes", "usb/moved")
-    looks_work(dom0)
+    check_listings(dom0)
     dom0.refuses_start(
         far, ("usb/qubes does not exist", "if it was renamed, rename it back")
     )
@@ -109,35 +111,35 @@ def test_the_container_is_renamed_by_hand(dom0, far):
     dom0.cycle(far)
 
 
-def test_a_container_that_is_another_pools(dom0, far):
+def test_a_start_refuses_a_container_of_another_pool(dom0, far):
     mark = "qubes-storage-zfs:pool"
     zfs("zfs", "set", f"{mark}=theirs", "usb/qubes")
-    looks_work(dom0)
+    check_listings(dom0)
     dom0.refuses_start(far, ("belongs to the pool theirs", f"inherit {mark}"))
     zfs("zfs", "set", f"{mark}=usb", "usb/qubes")
     dom0.cycle(far)
 
 
-def test_a_volume_is_destroyed_by_hand(dom0, far):
+def test_a_start_reports_a_missing_volume(dom0, far):
     dom0.run(*STANDALONE, "usb", "lost")
     zfs("zfs", "destroy", "-r", "usb/qubes/vm/lost/private")
-    looks_work(dom0)
+    check_listings(dom0)
     dom0.refuses_start(
         "lost", ("the volume is missing on disk", "lost/private")
     )
     dom0.cycle(far)
     dom0.run("qvm-remove", "-f", "lost")
-    assert not any("lost" in each for each in datasets("usb"))
+    assert not any("lost" in name for name in datasets("usb"))
 
 
 def test_qubesd_starts_without_pyzfs(dom0, far, tmp_path):
     hidden = "raise ImportError('No module named libzfs_core')\n"
     Path(tmp_path, "libzfs_core.py").write_text(hidden, "ascii")
     os.chmod(tmp_path, 0o755)
-    before = kept()
+    before = recorded_volumes()
     dom0.stop()
     dom0.start(PYTHONPATH=str(tmp_path))
-    looks_work(dom0)
+    check_listings(dom0)
     missing = ("python3-pyzfs is not installed", "modprobe zfs")
     dom0.refuses_start(far, missing)
     dom0.refuses_start("near", missing)
@@ -145,29 +147,29 @@ def test_qubesd_starts_without_pyzfs(dom0, far, tmp_path):
     dom0.run(*add, status=1, says=missing)
     dom0.cycle("file")
     dom0.run("qvm-features", "file", "some.feature", "1")
-    assert kept() == before
+    assert recorded_volumes() == before
     dom0.stop()
-    assert kept() == before
+    assert recorded_volumes() == before
     dom0.start()
     dom0.cycle(far)
 
 
 def test_qubesd_starts_without_the_zfs_module(dom0, far):
-    before = kept()
+    before = recorded_volumes()
     dom0.stop()
     export("usb")
     export("tank")
     zfs("modprobe", "-r", "zfs")
     try:
         dom0.start()
-        looks_work(dom0)
+        check_listings(dom0)
         dom0.refuses_start(far, ("zfs kernel module", "modprobe zfs"))
         dom0.cycle("file")
         dom0.run("qvm-features", "file", "some.feature", "2")
-        assert kept() == before
+        assert recorded_volumes() == before
     finally:
         zfs("modprobe", "zfs", "zfs_arc_max=268435456")
         zfs("zpool", "import", "-a")
     dom0.cycle(far)
     dom0.cycle("near")
-    assert kept() == before
+    assert recorded_volumes() == before

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qvm-backup and qvm-backup-restore; what comes back is compared byte by byte,
-for neither of them fails when there is nothing in a backup."""
+"""qvm-backup and qvm-backup-restore.
+
+Each byte of a restored volume is compared, because neither of the two fails if
+a backup has no data.
+"""
 
 import os
 from pathlib import Path
@@ -13,8 +16,8 @@ FOLDER = Path("/var/lib/qubes/backup")
 PASSPHRASE = "Tr0ub4dor and horse"
 ROOT_OF_KEYS = "tank/encryption/sealed"
 
-#: what volumes hold: bytes at their beginning, the rest is zeros
-HELD = {
+#: (qube, volume) -> first bytes of the volume; the rest is zeros
+CONTENTS = {
     ("system", "root"): os.urandom(2 * MIB + 12345),
     ("system", "private"): os.urandom(70000),
     ("office", "private"): os.urandom(3 * MIB),
@@ -26,7 +29,7 @@ TARGETS = {"root": "xvda", "private": "xvdb"}
 
 @pytest.fixture(scope="module")
 def qubes(dom0, plain):
-    """A template, a qube of it, and one in an encrypted pool."""
+    """Create a template, its app qube, and a qube in an encrypted pool."""
     dom0.answer(PASSPHRASE, PASSPHRASE)
     options = ("-o", "zpool_name=tank", "-o", "pbkdf2iters=100000")
     dom0.run("qvm-pool", "add", *options, "sealed", "zfs_encrypted")
@@ -34,8 +37,8 @@ def qubes(dom0, plain):
     dom0.run(*create, "-P", plain, "-C", "TemplateVM", "system")
     dom0.run(*create, "-P", plain, "-t", "system", "office")
     dom0.run(*create, "-P", "sealed", "-C", "StandaloneVM", "sealed")
-    for (qube, volume), content in HELD.items():
-        dom0.give(f"{qube}:{volume}", content)
+    for (qube, volume), content in CONTENTS.items():
+        dom0.import_file(f"{qube}:{volume}", content)
     yield ["system", "office", "sealed"]
     dom0.run("qubes-prefs", "default_pool", "varlibqubes")
     dom0.run("qvm-remove", "-f", "office", "sealed")
@@ -45,21 +48,21 @@ def qubes(dom0, plain):
     zfs("zfs", "destroy", "-r", "tank/encryption")
 
 
-def holds(dom0, qube):
-    """Each byte of its disks is what it should be."""
+def check_content(dom0, qube):
+    """Check each byte of the disks of a qube."""
     of_template = ("office", "system", "root")
     dom0.run("qvm-start", qube)
-    for (owner, volume), content in HELD.items():
-        if owner == qube or (qube, owner, volume) == of_template:
+    for (source, volume), content in CONTENTS.items():
+        if source == qube or (qube, source, volume) == of_template:
             info = ("qvm-volume", "info", f"{qube}:{volume}", "size")
             size = int(dom0.run(*info))
             assert len(content) <= size < len(content) + 65536
-            found = read(qube, TARGETS[volume], size)
-            assert found == content.ljust(size, b"\0"), f"{qube}:{volume}"
+            data = read(qube, TARGETS[volume], size)
+            assert data == content.ljust(size, b"\0"), f"{qube}:{volume}"
     dom0.shutdown(qube)
 
 
-def test_backup_and_restore(dom0, qubes, plain):
+def test_a_restored_backup_has_every_byte(dom0, qubes, plain):
     dom0.run("qvm-start", "office")
     write("office", "xvdb", b"changed while it runs")
     dom0.run("qvm-zfs", "lock", "sealed")
@@ -71,16 +74,16 @@ def test_backup_and_restore(dom0, qubes, plain):
     said = dom0.run(*backup, "--compress", str(FOLDER), *qubes)
     assert "state from before its start" in said
     assert len(dom0.asked()) == 1
-    # what was exported is not left
+    # the exports left no dataset
     assert datasets("tank") == before
     (file,) = FOLDER.iterdir()
-    assert file.stat().st_size > sum(map(len, HELD.values()))
+    assert file.stat().st_size > sum(map(len, CONTENTS.values()))
 
     dom0.shutdown("office")
     dom0.run("qvm-remove", "-f", "office", "sealed")
     dom0.run("qvm-remove", "-f", "system")
-    left = [each.split("/") for each in datasets("tank")]
-    assert not any(name in each[3:] for each in left for name in qubes)
+    left = [dataset.split("/") for dataset in datasets("tank")]
+    assert not any(qube in parts[3:] for parts in left for qube in qubes)
 
     restore = ("qvm-backup-restore", "--skip-dom0-home", "-p", str(secret))
     for pool, names in ((plain, qubes[:2]), ("sealed", qubes[2:])):
@@ -90,12 +93,12 @@ def test_backup_and_restore(dom0, qubes, plain):
         for qube in names:
             where = ("qvm-volume", "info", f"{qube}:private", "pool")
             assert dom0.run(*where) == f"{pool}\n"
-            holds(dom0, qube)
+            check_content(dom0, qube)
     file.unlink()
 
 
 def test_a_running_qube_without_revisions_is_not_backed_up(dom0, qubes):
-    """There is nothing committed to read."""
+    """The volume has no committed state that a backup could read."""
     keep = ("qvm-volume", "config", "office:private", "revisions_to_keep", "-1")
     dom0.run(*keep)
     dom0.run("qvm-start", "office")

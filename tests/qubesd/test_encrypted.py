@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Qubes in an encrypted pool: the service qubes.AskPassword asks a person, by
-a stand-in for zenity, and qvm-zfs takes the passphrase too."""
+"""Qubes in an encrypted pool.
+
+The real service qubes.AskPassword shows its prompt by a stand-in for zenity.
+qvm-zfs reads passphrases too.
+"""
 
 import os
 import signal
@@ -15,10 +18,10 @@ from .dom0 import (
     ROOT,
     STORE,
     datasets,
-    lives,
+    is_alive,
     machine,
     read,
-    tell,
+    record,
     until,
     write,
     zfs,
@@ -35,15 +38,15 @@ def key():
 
 
 def lock(dom0):
-    """By hand, so that what comes asks."""
+    """Lock the pool, so that the next operation needs the passphrase."""
     dom0.run("qvm-zfs", "lock", "safe")
     assert key() == "unavailable"
 
 
 @pytest.fixture(scope="module")
 def safe(dom0, plain):
-    """An encrypted pool, its key loaded; nobody answers."""
-    tell("\n### the encrypted pool safe")
+    """Create an encrypted pool with its key loaded; prompts are cancelled."""
+    record("\n### the encrypted pool safe")
     options = [
         word
         for option in ("zpool_name=tank", "pbkdf2iters=100000")
@@ -54,7 +57,7 @@ def safe(dom0, plain):
     said = dom0.run(*add, status=1)
     assert said.count("Cannot add the pool safe") == 1
     assert "the passphrase prompt was cancelled" in said
-    assert not any("encryption" in each for each in datasets("tank"))
+    assert not any("encryption" in name for name in datasets("tank"))
     assert len(dom0.asked()) == 1
 
     dom0.answer(PASSPHRASE, "another passphrase", PASSPHRASE, PASSPHRASE)
@@ -75,7 +78,7 @@ def work(dom0, safe):
     return "secret"
 
 
-def test_bad_options_are_refused_in_a_sentence(dom0, safe):
+def test_bad_options_are_refused_in_one_line(dom0, safe):
     for options, says in (
         ((), "the option zpool_name is missing"),
         (("zpool_name=gone",), "gone"),
@@ -93,7 +96,7 @@ def test_bad_options_are_refused_in_a_sentence(dom0, safe):
     assert dom0.asked() == []
 
 
-def test_looks_ask_nobody(dom0, work):
+def test_reading_shows_no_prompt(dom0, work):
     lock(dom0)
     dom0.answer(PASSPHRASE)
     dom0.run("qvm-pool", "list", says="safe zfs_encrypted")
@@ -106,7 +109,7 @@ def test_looks_ask_nobody(dom0, work):
     assert key() == "unavailable"
 
 
-def test_a_start_asks_once(dom0, work):
+def test_a_start_needs_the_passphrase_once(dom0, work):
     lock(dom0)
     dom0.answer("wrong one", PASSPHRASE)
     dom0.run("qvm-start", work)
@@ -123,7 +126,7 @@ def test_a_start_asks_once(dom0, work):
     assert len(dom0.asked()) == 2
 
 
-def test_three_wrong_answers_refuse_a_start(dom0, work):
+def test_three_wrong_passphrases_refuse_a_start(dom0, work):
     lock(dom0)
     dom0.answer("wrong one", "wrong two", "wrong three", PASSPHRASE)
     wrong = "the passphrase was wrong at each attempt"
@@ -134,30 +137,32 @@ def test_three_wrong_answers_refuse_a_start(dom0, work):
     assert key() == "unavailable"
 
 
-def test_unlocked_by_hand_nobody_is_asked(dom0, work):
+def test_an_unlocked_pool_shows_no_prompt(dom0, work):
     lock(dom0)
     dom0.answer()
-    given = f"{PASSPHRASE}\n".encode()
-    dom0.run("qvm-zfs", "unlock", "safe", stdin=given, says="is unlocked")
+    typed = f"{PASSPHRASE}\n".encode()
+    dom0.run("qvm-zfs", "unlock", "safe", stdin=typed, says="is unlocked")
     dom0.cycle(work)
     assert dom0.asked() == []
 
 
-def test_verbs_on_volumes(dom0, work):
+def test_operations_work_in_an_encrypted_pool(dom0, work):
     lock(dom0)
     dom0.answer()
     volume = f"{work}:private"
     content = b"imported".ljust(5 * MIB + 3, b"!")
-    dom0.give(volume, content, status=1, says="was cancelled")
-    given = f"{PASSPHRASE}\n".encode()
-    dom0.run("qvm-zfs", "unlock", "safe", stdin=given)
-    dom0.give(volume, content)
+    dom0.import_file(volume, content, status=1, says="was cancelled")
+    typed = f"{PASSPHRASE}\n".encode()
+    dom0.run("qvm-zfs", "unlock", "safe", stdin=typed)
+    dom0.import_file(volume, content)
     lock(dom0)
     dom0.answer(PASSPHRASE)
-    dom0.give(volume, content)
+    dom0.import_file(volume, content)
     assert len(dom0.asked()) == 1
     dom0.run("qvm-volume", "resize", volume, "8MiB")
-    dom0.give(volume, b"short", "--no-resize", status=1, says="not enough")
+    dom0.import_file(
+        volume, b"short", "--no-resize", status=1, says="not enough"
+    )
     dom0.run("qvm-start", work)
     assert read(work, "xvdb", len(content)) == content
     write(work, "xvdb", b"written!")
@@ -173,7 +178,7 @@ def test_verbs_on_volumes(dom0, work):
     dom0.shutdown(work)
 
 
-def test_from_and_to_a_pool_that_is_not_encrypted(dom0, work, plain):
+def test_qubes_can_be_cloned_to_and_from_an_unencrypted_pool(dom0, work, plain):
     dom0.run("qvm-clone", "-P", plain, work, "bare")
     dom0.run("qvm-start", "bare")
     assert read("bare", "xvdb", 8) == b"imported"
@@ -186,7 +191,7 @@ def test_from_and_to_a_pool_that_is_not_encrypted(dom0, work, plain):
     dom0.run("qvm-remove", "-f", "bare", "again")
 
 
-def test_one_volume_in_the_encrypted_pool(dom0, safe):
+def test_a_volume_outside_the_encrypted_pool_is_reported(dom0, safe):
     create = ("qvm-create", "-l", "red", "-t", "tmpl")
     dom0.run(*create, "--pool", "private=safe", "part")
     pool = ("qvm-volume", "info", "part:private", "pool")
@@ -195,19 +200,19 @@ def test_one_volume_in_the_encrypted_pool(dom0, safe):
     dom0.run("qvm-remove", "-f", "part")
 
 
-def some(*command):
+def succeeds(*command):
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     return done.returncode == 0
 
 
 def newest(dom0, qube):
-    """The number of the newest revision; 0 if there is none."""
+    """Return the number of the newest revision; 0 if there is none."""
     revisions = dom0.revisions(f"{qube}:private")
     return int(revisions[-1].removeprefix("r")) if revisions else 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_restarts(dom0, work, number):
+def test_key_and_session_survive_a_restart(dom0, work, number):
     dom0.run("qvm-start", work)
     write(work, "xvdb", number.name.encode().ljust(8))
     dom0.stop(number)
@@ -217,7 +222,7 @@ def test_restarts(dom0, work, number):
     dom0.shutdown(work)
     assert newest(dom0, work) == before + 1
     lock(dom0)
-    # locked when it starts
+    # qubesd starts with a locked pool
     dom0.stop(number)
     dom0.answer()
     dom0.start()
@@ -229,18 +234,18 @@ def test_restarts(dom0, work, number):
     dom0.shutdown(work)
 
 
-def test_a_qube_ends_while_qubesd_is_away(dom0, work):
-    """What it wrote is committed; nobody is asked."""
+def test_a_session_that_ends_without_qubesd_is_committed(dom0, work):
+    """No prompt appears for the commit."""
     dom0.run("qvm-start", work)
     write(work, "xvdb", b"at its end")
     before = newest(dom0, work)
     dom0.stop(signal.SIGKILL)
     os.kill(machine(work)["pid"], signal.SIGTERM)
-    until(lambda: not lives(machine(work)["pid"]), "it ends")
+    until(lambda: not is_alive(machine(work)["pid"]), "the qube ends")
     dom0.answer()
     dom0.start()
     assert newest(dom0, work) == before + 1
-    # qubesd has let go of it, its volatile volume too
+    # qubesd has closed all volumes, the volatile one too
     lock(dom0)
     assert dom0.asked() == []
     dom0.answer(PASSPHRASE)
@@ -249,23 +254,25 @@ def test_a_qube_ends_while_qubesd_is_away(dom0, work):
     dom0.shutdown(work)
 
 
-def test_qubesd_dies_while_the_prompt_is_open(dom0, work):
+def test_the_prompt_closes_when_qubesd_dies(dom0, work):
     lock(dom0)
     dom0.answer("SLEEP", PASSPHRASE)
     call = dom0.begin("qvm-start", work)
-    until(dom0.asked, "somebody is asked")
+    until(dom0.asked, "the prompt appears")
     dom0.stop(signal.SIGKILL)
     assert call.end()[0]
     asking = ("pgrep", "-f", "zfs.keyholder|qubes.AskPassword|zenity")
-    until(lambda: not some(*asking), "all who asked have ended")
+    until(
+        lambda: not succeeds(*asking), "all processes of the prompt have ended"
+    )
     dom0.start()
     assert key() == "unavailable"
     dom0.answer(PASSPHRASE)
     dom0.cycle(work)
 
 
-def test_removed_is_gone(dom0, work):
-    """Without the key as well."""
+def test_removed_qubes_leave_no_datasets(dom0, work):
+    """A removal works without the key too."""
     dom0.answer()
     dom0.run("qvm-pool", "remove", "safe", status=1, says="in use")
     dom0.run("qvm-remove", "-f", work, "vault", "copy")
@@ -275,7 +282,7 @@ def test_removed_is_gone(dom0, work):
     assert dom0.asked() == []
 
 
-def test_added_again(dom0):
+def test_an_encrypted_pool_can_be_added_again(dom0):
     options = ("-o", "zpool_name=tank", "-o", "unload_timeout=5")
     add = ("qvm-pool", "add", *options, "safe", "zfs_encrypted")
     dom0.answer("wrong one", "wrong two", "wrong three")
@@ -283,12 +290,12 @@ def test_added_again(dom0):
     dom0.answer(PASSPHRASE)
     dom0.run(*add)
     assert key() == "available"
-    # nothing uses it
-    until(lambda: key() == "unavailable", "the key is forgotten", 120)
+    # no volume uses the key
+    until(lambda: key() == "unavailable", "the key is unloaded", 120)
     dom0.run("qvm-pool", "remove", "safe")
     zfs("zfs", "destroy", "-r", "tank/encryption")
 
 
-def test_no_passphrase_was_told():
+def test_no_log_has_the_passphrase():
     for file in (LOG, STORE, Path("/var/log/syslog")):
         assert PASSPHRASE.encode() not in file.read_bytes()

@@ -30,7 +30,7 @@ def test_a_tag_is_added_and_deleted(dom0, qube):
     assert "mine" not in dom0.run("qvm-tags", qube, "list").split()
 
 
-# --- those that are about volumes
+# --- features of volumes
 
 
 def compression(qube):
@@ -63,14 +63,14 @@ def test_a_feature_tunes_a_volume_at_the_next_start(dom0, qube):
         ("zfs.reset-on-start", "root", "is reset at each start anyway"),
     ],
 )
-def test_what_is_refused_when_it_is_set(dom0, qube, feature, value, why):
+def test_a_bad_feature_is_refused(dom0, qube, feature, value, why):
     text = dom0.run("qvm-features", qube, feature, value, status=1)
     assert f"Cannot set the feature {feature} of {qube}: " in text
     assert why in text
     assert feature not in dom0.run("qvm-features", qube)
 
 
-def test_a_volume_begins_anew_at_each_start(dom0, qube):
+def test_a_volume_is_blank_at_each_start(dom0, qube):
     dom0.run("qvm-features", qube, "zfs.reset-on-start", "private")
     for session in b"one", b"two":
         dom0.run("qvm-start", qube)
@@ -83,8 +83,8 @@ def test_a_volume_begins_anew_at_each_start(dom0, qube):
     volume = f"{qube}:private"
     listed = dom0.revisions(volume)
     dom0.shutdown(qube)
-    # nothing was written; the state that would be a revision is listed until
-    # the stop ends
+    # the session wrote nothing; until the stop ends, a possible revision is
+    # listed
     dom0.lists(volume, listed)
     dom0.run("qvm-volume", "revert", volume)
     dom0.run("qvm-start", qube)
@@ -92,32 +92,32 @@ def test_a_volume_begins_anew_at_each_start(dom0, qube):
     dom0.shutdown(qube)
 
 
-# --- tags by pool
+# --- tags of pools
 
 
-def ours(dom0, qube):
+def pool_tags(dom0, qube):
     tags = dom0.run("qvm-tags", qube, "list").split()
     return [tag for tag in tags if tag.startswith("zfs-pool-")]
 
 
-def test_tags_are_those_of_the_pools(dom0, qube):
+def test_tags_follow_the_pools_of_a_qube(dom0, qube):
     option = "container=tank/beside"
     dom0.run("qvm-pool", "add", "-o", option, "beside", "zfs_zvol")
-    assert ours(dom0, qube) == ["zfs-pool-plain"]
+    assert pool_tags(dom0, qube) == ["zfs-pool-plain"]
     dom0.run("qvm-tags", qube, "add", "zfs-pool-beside")
     dom0.run("qvm-tags", qube, "del", "zfs-pool-plain")
-    assert ours(dom0, qube) == ["zfs-pool-plain"]
+    assert pool_tags(dom0, qube) == ["zfs-pool-plain"]
     dom0.run("qvm-clone", "-P", "beside", qube, "copy")
-    assert ours(dom0, "copy") == ["zfs-pool-beside"]
+    assert pool_tags(dom0, "copy") == ["zfs-pool-beside"]
     dom0.stop()
     dom0.start()
-    assert ours(dom0, qube) == ["zfs-pool-plain"]
-    assert ours(dom0, "copy") == ["zfs-pool-beside"]
+    assert pool_tags(dom0, qube) == ["zfs-pool-plain"]
+    assert pool_tags(dom0, "copy") == ["zfs-pool-beside"]
     dom0.run("qvm-remove", "-f", "copy")
     until(
         lambda: not zfs(
             "zfs", "list", "-Hro", "name", "-t", "volume", "tank/beside"
         ),
-        "the copy's volumes are gone",
+        "the volumes of the copy are gone",
     )
     dom0.run("qvm-pool", "remove", "beside")

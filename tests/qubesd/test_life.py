@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The life of qubes in a pool, as a person at the terminal sees it."""
+"""The life of qubes in a pool, as a user at the terminal sees it."""
 
 import hashlib
 import os
@@ -14,19 +14,19 @@ NOISE = os.urandom(3 * MIB + 517)
 
 @pytest.fixture(scope="module")
 def work(dom0, plain):
-    """An AppVM."""
+    """Create an app qube."""
     dom0.run(*CREATE, "-t", "tmpl", "work")
     return "work"
 
 
 @pytest.fixture
 def halted(dom0, work):
-    """The same, which does not run before and after."""
+    """Return the app qube, and kill it after the test."""
     yield work
     dom0.run("qvm-kill", work)
 
 
-def test_every_class_of_qubes_is_created_where_it_is_asked_for(dom0, work):
+def test_each_class_of_qube_is_created_in_the_chosen_pool(dom0, work):
     dom0.run(*CREATE, "-C", "StandaloneVM", "solo")
     dom0.run("qvm-prefs", "work", "template_for_dispvms", "True")
     dom0.run(*CREATE, "-C", "DispVM", "-t", "work", "disp")
@@ -41,7 +41,7 @@ def test_every_class_of_qubes_is_created_where_it_is_asked_for(dom0, work):
     ) == [str(96 * MIB)]
 
 
-def test_a_pool_for_one_volume(dom0, work):
+def test_one_volume_can_be_in_another_pool(dom0, work):
     create = ("qvm-create", "-l", "red", "-t", "tmpl")
     dom0.run(*create, "--pool", "private=plain", "part")
     pool = ("qvm-volume", "info", "part:private", "pool")
@@ -50,7 +50,7 @@ def test_a_pool_for_one_volume(dom0, work):
     assert read("part", "xvda", len(ROOT)) == ROOT
     dom0.shutdown("part")
     dom0.run("qvm-remove", "-f", "part")
-    # core-admin-client takes one of the two, and says so in a traceback
+    # core-admin-client accepts one of the two, and refuses with a traceback
     dom0.run(
         *(*CREATE, "-t", "tmpl", "--pool", "private=plain", "part"),
         status=1,
@@ -59,7 +59,7 @@ def test_a_pool_for_one_volume(dom0, work):
     )
 
 
-def test_what_a_session_leaves(dom0, work):
+def test_a_session_commits_only_kept_volumes(dom0, work):
     assert dom0.revisions("work:private") == []
     dom0.run("qvm-start", "work")
     assert read("work", "xvda", len(ROOT)) == ROOT
@@ -78,17 +78,14 @@ def test_what_a_session_leaves(dom0, work):
     dom0.run("qvm-kill", "work")
     assert dom0.revisions("work:private") == ["r1", "r2"]
 
-    # nothing written, nothing kept
+    # a session without a write makes no revision
     dom0.run("qvm-start", "work")
-    assert (
-        read("work", "xvdb", 13)
-        == b"second" + b"session"[0:0] + b"session"[0:0] + b"first session"[6:]
-    )
+    assert read("work", "xvdb", 13) == b"second" + b"first session"[6:]
     dom0.shutdown("work")
     dom0.lists("work:private", ["r1", "r2"])
 
 
-def test_revert_and_back(dom0, halted):
+def test_a_revert_can_be_undone(dom0, halted):
     revert = ("qvm-volume", "revert", "work:private")
     dom0.run("qvm-start", "work")
     dom0.run(*revert, status=1, says="the qube is running")
@@ -97,16 +94,16 @@ def test_revert_and_back(dom0, halted):
     dom0.run("qvm-start", "work")
     assert read("work", "xvdb", 13) == b"first session"
     dom0.shutdown("work")
-    # nothing was written, so the stop makes no revision of what was listed
-    # as one to be while it went on
+    # the session wrote nothing, so the stop makes no revision of the state
+    # that was listed as a possible one
     dom0.lists("work:private", ["r2", "r3"])
-    # what there was before is the newest revision
+    # the state before the revert is the newest revision
     dom0.run(*revert)
     dom0.run("qvm-start", "work")
     assert read("work", "xvdb", 13) == b"secondsession"
 
 
-def test_settings_of_a_volume(dom0, work):
+def test_revisions_to_keep_can_be_set(dom0, work):
     config = ("qvm-volume", "config", "work:private", "revisions_to_keep")
     dom0.run(*config, "4")
     info = ("qvm-volume", "info", "work:private")
@@ -115,7 +112,7 @@ def test_settings_of_a_volume(dom0, work):
     assert dom0.run(*info, "revisions_to_keep") == "4\n"
 
 
-def test_resize(dom0, halted):
+def test_a_volume_grows_and_a_shrink_is_refused(dom0, halted):
     resize = ("qvm-volume", "resize", "work:private")
     size = ("qvm-volume", "info", "work:private", "size")
     dom0.run("qvm-start", "work")
@@ -131,26 +128,28 @@ def test_resize(dom0, halted):
     assert read("work", "xvdb", 10, 96 * MIB - 10) == bytes(10)
 
 
-def test_import(dom0, halted):
-    dom0.give("work:private", NOISE)
+def test_an_import_replaces_the_content(dom0, halted):
+    dom0.import_file("work:private", NOISE)
     size = int(dom0.run("qvm-volume", "info", "work:private", "size"))
     assert len(NOISE) <= size < len(NOISE) + 65536
     before = dom0.revisions("work:private")
     short = b"too short"
     for options in (("--no-resize",), ("--size", str(8 * MIB))):
-        dom0.give("work:private", short, *options, status=1, says="not enough")
-    dom0.give(
+        dom0.import_file(
+            "work:private", short, *options, status=1, says="not enough"
+        )
+    dom0.import_file(
         "work:private", b"\0" * 99, "--size", "7", status=1, says="too much"
     )
     assert dom0.revisions("work:private") == before
     dom0.run("qvm-start", "work")
-    found = read("work", "xvdb", size)
-    assert found[: len(NOISE)] == NOISE
-    assert not any(found[len(NOISE) :])
-    dom0.give("work:private", NOISE, status=1, says="not powered off")
+    data = read("work", "xvdb", size)
+    assert data[: len(NOISE)] == NOISE
+    assert not any(data[len(NOISE) :])
+    dom0.import_file("work:private", NOISE, status=1, says="not powered off")
 
 
-def test_clone(dom0, work):
+def test_a_clone_is_independent_of_its_source(dom0, work):
     dom0.run("qvm-clone", "-P", "plain", "work", "copy")
     dom0.run("qvm-start", "copy")
     digest = hashlib.sha256(read("copy", "xvdb", len(NOISE))).digest()
@@ -163,7 +162,7 @@ def test_clone(dom0, work):
     dom0.shutdown("work")
 
 
-def test_clone_of_a_template(dom0, work):
+def test_a_qube_can_use_a_cloned_template(dom0, work):
     dom0.run("qvm-clone", "-P", "plain", "tmpl", "tmpl2")
     dom0.run("qvm-prefs", "copy", "template", "tmpl2")
     dom0.run("qvm-start", "copy")
@@ -172,7 +171,7 @@ def test_clone_of_a_template(dom0, work):
     dom0.run("qvm-kill", "copy")
 
 
-def test_disposable(dom0, work):
+def test_a_disposable_starts_from_its_template(dom0, work):
     dom0.run("qvm-start", "disp")
     assert read("disp", "xvda", len(ROOT)) == ROOT
     assert read("disp", "xvdb", 7) == NOISE[:7]
@@ -183,8 +182,8 @@ def test_disposable(dom0, work):
     dom0.run("qvm-kill", "disp")
 
 
-def test_a_template_that_changes(dom0, work):
-    """It is seen by the next start, not by who runs."""
+def test_a_change_of_a_template_is_visible_at_the_next_start(dom0, work):
+    """A running qube does not see the change."""
     dom0.run("qvm-start", "work")
     dom0.run("qvm-start", "tmpl")
     write("tmpl", "xvda", b"THE")
@@ -202,7 +201,7 @@ def test_a_template_that_changes(dom0, work):
     dom0.shutdown("work")
 
 
-def test_removed_is_gone(dom0, work):
+def test_removed_qubes_leave_no_datasets(dom0, work):
     remove = ("qvm-remove", "-f")
     dom0.run("qvm-start", "copy")
     dom0.run(*remove, "copy", status=1, says="not powered off")
@@ -210,5 +209,5 @@ def test_removed_is_gone(dom0, work):
     for qube in ("copy", "disp", "work", "solo", "tmpl2"):
         dom0.run(*remove, qube)
     left = datasets("tank/plain/vm")
-    of = {each.split("/")[3] for each in left if each != "tank/plain/vm"}
-    assert of == {"tmpl"}
+    qubes = {name.split("/")[3] for name in left if name != "tank/plain/vm"}
+    assert qubes == {"tmpl"}

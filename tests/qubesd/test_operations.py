@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Commands that come while something else has not quite ended, and a size
-that cannot be set."""
+"""Commands during a stop or an import, and a resize without effect."""
 
 import os
 import signal
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .dom0 import MIB, datasets, lives, machine, read, until, write
+from .dom0 import MIB, datasets, is_alive, machine, read, until, write
 
 SERVICE, WRITER = b"admin.vm.volume.ImportWithSize", b"dd bs=128K of=/dev/"
 CREATE = ("qvm-create", "-P", "plain", "-l", "red")
@@ -26,26 +25,26 @@ def qube(dom0, plain):
 
 
 def session(dom0, qube, content):
-    """The qube starts and writes."""
+    """Start a qube and let it write."""
     dom0.run("qvm-start", qube)
     write(qube, "xvdb", content.ljust(16))
 
 
-def ends(qube):
-    """Its domain ends; qubesd hears of it in some tenths of a second."""
+def end_domain(qube):
+    """End the domain of a qube; qubesd notices this a moment later."""
     pid = machine(qube)["pid"]
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not lives(pid), f"{qube} has ended")
+    until(lambda: not is_alive(pid), f"{qube} has ended")
 
 
 def content(dom0, qube):
     dom0.run("qvm-start", qube)
-    found = read(qube, "xvdb", 16).rstrip(b" \0")
+    data = read(qube, "xvdb", 16).rstrip(b" \0")
     dom0.run("qvm-kill", qube)
-    return found
+    return data
 
 
-def test_revert_directly_after_a_shutdown(dom0, qube):
+def test_a_revert_works_directly_after_a_shutdown(dom0, qube):
     session(dom0, qube, b"three")
     dom0.shutdown(qube)
     dom0.run("qvm-volume", "revert", f"{qube}:private")
@@ -53,42 +52,42 @@ def test_revert_directly_after_a_shutdown(dom0, qube):
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_the_session_that_has_just_ended_is_what_is_read(dom0, qube, wait):
-    """A clone, a disposable's template and an import that fails."""
+def test_operations_read_the_session_that_has_just_ended(dom0, qube, wait):
+    """Clone and revert directly after the end of a session."""
     last = b"waited for" if wait else b"just ended"
     before = dom0.revisions(f"{qube}:private")
     session(dom0, qube, last)
     if wait:
         dom0.shutdown(qube)
     else:
-        ends(qube)
+        end_domain(qube)
     dom0.run("qvm-clone", "-P", "plain", qube, "soon-copy")
     assert dom0.revisions(f"{qube}:private")[-1] not in before
     assert content(dom0, "soon-copy") == last
     session(dom0, "soon-copy", b"goes")
-    ends("soon-copy")
+    end_domain("soon-copy")
     dom0.run("qvm-remove", "-f", "soon-copy")
     assert not any("/soon-copy" in name for name in datasets("tank"))
     session(dom0, qube, b"before it")
-    ends(qube)
-    dom0.give(f"{qube}:private", b"imported")
+    end_domain(qube)
+    dom0.import_file(f"{qube}:private", b"imported")
     dom0.run("qvm-volume", "revert", f"{qube}:private")
     assert content(dom0, qube) == b"before it"
 
 
-def test_a_running_qube_is_refused_at_once(dom0, qube):
+def test_a_revert_refuses_a_running_qube_at_once(dom0, qube):
     session(dom0, qube, b"runs")
-    began = time.monotonic()
+    start = time.monotonic()
     dom0.run(
         *("qvm-volume", "revert", f"{qube}:private"),
         status=1,
         says="the qube is running; shut it down first",
     )
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - start < 15
     dom0.run("qvm-kill", qube)
 
 
-def test_the_size_of_a_halted_disposables_volume(dom0, qube):
+def test_a_halted_disposable_refuses_a_resize_without_effect(dom0, qube):
     dom0.run("qvm-prefs", qube, "template_for_dispvms", "True")
     dom0.run(*CREATE, "-C", "DispVM", "-t", qube, "disp8")
     resize = ("qvm-volume", "resize")
@@ -115,55 +114,55 @@ def test_the_size_of_a_halted_disposables_volume(dom0, qube):
     dom0.run("qvm-remove", "-f", "disp8")
 
 
-# --- imports that died
+# --- abandoned imports
 
 
-def begin_import(dom0, qube):
-    """A client that has sent a part of what it will, and its pipe."""
-    call, ours = dom0.begin_import(f"{qube}:private")
-    until(lambda: running(WRITER), "it is written")
+def start_import(dom0, qube):
+    """Start a client that sends a part of its data; return it and its pipe."""
+    call, ours = dom0.start_import(f"{qube}:private")
+    until(lambda: processes_with(WRITER), "dd writes")
     return call, ours
 
 
-def running(word):
-    """Processes that have *word* in their command line."""
-    found = []
+def processes_with(word):
+    """Return the processes with *word* in their command line."""
+    pids = []
     for folder in Path("/proc").glob("[1-9]*"):
         try:
             line = (folder / "cmdline").read_bytes()
         except OSError:
             continue
         if word in line.replace(b"\0", b" "):
-            found.append(int(folder.name))
-    return found
+            pids.append(int(folder.name))
+    return pids
 
 
 def kill_import(call, ours):
-    """The client, then the service, which else reports that dd failed."""
+    """Kill the client, and then the service before it reports a failed dd."""
     call.kill()
     for word in (SERVICE, WRITER):
-        for pid in running(word):
+        for pid in processes_with(word):
             os.kill(pid, signal.SIGKILL)
     os.close(ours)
     call.end()
-    until(lambda: not running(WRITER), "it is dead")
+    until(lambda: not processes_with(WRITER), "dd has ended")
 
 
-def test_commands_after_an_import_that_died(dom0, qube):
+def test_commands_work_after_an_abandoned_import(dom0, qube):
     session(dom0, qube, b"stays")
     dom0.shutdown(qube)
     volume = f"{qube}:private"
-    kill_import(*begin_import(dom0, qube))
+    kill_import(*start_import(dom0, qube))
     dom0.run("qvm-volume", "clear", "-f", volume)
     assert content(dom0, qube) == b""
-    kill_import(*begin_import(dom0, qube))
+    kill_import(*start_import(dom0, qube))
     dom0.run("qvm-volume", "revert", volume)
     assert content(dom0, qube) == b"stays"
 
 
-def test_commands_while_an_import_is_written(dom0, qube):
+def test_commands_are_refused_during_an_import(dom0, qube):
     volume = f"{qube}:private"
-    call, ours = begin_import(dom0, qube)
+    call, ours = start_import(dom0, qube)
     for command in (
         ("qvm-volume", "clear", "-f", volume),
         ("qvm-volume", "revert", volume),

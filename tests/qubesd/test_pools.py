@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qvm-pool: what a person is told of drivers and pools, and refused."""
+"""qvm-pool: the lists of drivers and pools, and refusals."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_both_drivers_are_listed_with_their_options(dom0):
         (("block_devices=tank",), "tank"),
     ],
 )
-def test_a_bad_option_is_refused_in_a_sentence(dom0, options, says):
+def test_a_bad_option_is_refused_in_one_line(dom0, options, says):
     before = datasets("tank")
     words = [word for option in options for word in ("-o", option)]
     said = dom0.run(*ADD, *words, "bad", "zfs_zvol", status=1, says=says)
@@ -44,8 +44,8 @@ def test_a_bad_option_is_refused_in_a_sentence(dom0, options, says):
     assert datasets("tank") == before
 
 
-def test_an_option_nobody_knows_is_refused(dom0):
-    """In a traceback, which is core-admin-client's for every driver."""
+def test_an_unknown_option_is_refused(dom0):
+    """core-admin-client shows a traceback here, with every driver."""
     words = ("-o", "container=tank/x", "-o", "colour=red")
     dom0.run(
         *(*ADD, *words, "bad", "zfs_zvol"),
@@ -55,7 +55,7 @@ def test_an_option_nobody_knows_is_refused(dom0):
     )
 
 
-def test_a_pool_of_a_disk(dom0):
+def test_a_pool_can_use_a_whole_disk(dom0):
     option = "block_devices=/dev/vdc"
     dom0.run(*ADD, "-o", option, "disk", "zfs_zvol")
     assert "disk zfs_zvol" in dom0.run("qvm-pool", "list")
@@ -68,8 +68,8 @@ def test_a_pool_of_a_disk(dom0):
     dom0.run("qvm-pool", "set", "-o", "revisions_to_keep=5", "disk")
     info = dom0.run("qvm-pool", "info", "disk").splitlines()
     assert "revisions_to_keep 5" in info
-    # by qubesd itself; core-admin-client shows that as a traceback, and R4.3
-    # gives no reason
+    # qubesd itself refuses this; core-admin-client shows a traceback, and in
+    # R4.3 no reason
     wrong = ("qvm-pool", "set", "-o", "revisions_to_keep=-2", "disk")
     says = "empty response" if IS_R43 else "lower than -1"
     dom0.run(*wrong, status=1, says=says, traced=True)
@@ -84,12 +84,12 @@ def test_a_pool_of_a_disk(dom0):
     assert datasets("disk") == ["disk", "disk/vm"]
 
 
-def test_a_pool_that_is_removed_leaves_its_data(dom0):
+def test_a_removed_pool_keeps_its_data(dom0):
     zfs("zfs", "create", "-V", "1M", "disk/mine")
     dom0.run("qvm-pool", "remove", "disk")
     assert "disk" not in dom0.run("qvm-pool", "list")
     assert datasets("disk") == ["disk", "disk/mine", "disk/vm"]
-    # not by what made it, for there is something on the disk
+    # block_devices is refused now, because the disk is not empty
     again = (*ADD, "-o", "block_devices=/dev/vdc", "disk", "zfs_zvol")
     dom0.run(*again, status=1, says="container=disk")
     dom0.run(*ADD, "-o", "container=disk", "disk", "zfs_zvol")
@@ -97,6 +97,6 @@ def test_a_pool_that_is_removed_leaves_its_data(dom0):
     zfs("zpool", "destroy", "disk")
 
 
-def test_no_two_pools_in_one_container(dom0, plain):
+def test_two_pools_cannot_share_a_container(dom0, plain):
     other = (*ADD, "-o", "container=tank/plain", "other", "zfs_zvol")
     dom0.run(*other, status=1, says="belongs to the pool plain")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which domain asks for a passphrase, how often, and who cannot change it."""
+"""Which qube shows the passphrase prompt, how often, and who can change it."""
 
 import subprocess
 
 import pytest
 
-from .dom0 import STORE, tell, zfs
+from .dom0 import STORE, record, zfs
 
 PASSPHRASE = "battery staple horse"
 TYPED = f"{PASSPHRASE}\n".encode()
@@ -15,8 +15,8 @@ UUID = "ask_password_domain_uuid"
 
 @pytest.fixture(scope="module")
 def vault(dom0, plain):
-    """An encrypted pool that asks in the qube "screen", which is halted."""
-    tell("\n### the encrypted pool vault")
+    """Create an encrypted pool with its prompt in the halted qube "screen"."""
+    record("\n### the encrypted pool vault")
     zfs("zfs", "create", "tank/encryption")
     options = ("encryption=on", "keyformat=passphrase", "pbkdf2iters=100000")
     create = [word for option in options for word in ("-o", option)]
@@ -50,7 +50,7 @@ def edit(dom0, right, wrong):
     dom0.start()
 
 
-def test_the_chosen_qube_is_asked_and_not_removed(dom0, vault):
+def test_the_qube_that_shows_the_prompt_is_not_removed(dom0, vault):
     start = ("qvm-start", vault)
     dom0.run(*start, status=1, says="in screen, which is not running")
     remove = ("qvm-remove", "-f", "screen")
@@ -68,7 +68,7 @@ def test_the_chosen_qube_is_asked_and_not_removed(dom0, vault):
     edit(dom0, f'{UUID}="{recorded}"', f'{UUID}="{other}"')
     says = "screen is not the one that ask_password_domain named"
     dom0.run(*start, status=1, says=says)
-    # what encryption.md says
+    # the remedy in doc/encryption.md
     edit(dom0, f' {UUID}="{other}"', "")
     dom0.run(*start, status=1, says="in screen, which is not running")
     dom0.run(*remove, status=1, says=why)
@@ -84,7 +84,7 @@ def test_no_qube_can_redirect_or_repeat_the_prompt(dom0, vault):
     dom0.run("qvm-create", "-P", "vault", "-l", "red", "-t", "tmpl", vault)
     dom0.run("qvm-zfs", "lock", "vault")
 
-    # any client may have set it that restores a backup
+    # a restored backup may have set this property
     dom0.run("qvm-prefs", vault, "guivm", "screen")
     dom0.answer()
     start = ("qvm-start", vault)
@@ -92,7 +92,7 @@ def test_no_qube_can_redirect_or_repeat_the_prompt(dom0, vault):
     assert dom0.asked()[0].endswith(f'(needed by the qube "{vault}")')
     dom0.run(*start, status=1, says="shows no other prompt before")
     assert len(dom0.asked()) == 1
-    # a person in dom0 is not delayed
+    # qvm-zfs in dom0 is not delayed
     dom0.run("qvm-zfs", "unlock", "vault", stdin=TYPED)
     dom0.run(*start)
     dom0.shutdown(vault)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A pool that was copied to another zpool, and a clock that goes back."""
+"""A pool that was copied to another zpool, and a clock that is set back."""
 
 import contextlib
 import subprocess
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from .dom0 import MIB, datasets, export, read, tell, until, zfs
+from .dom0 import MIB, datasets, export, read, record, until, zfs
 
 DAY = 86400
 
 
 @pytest.fixture
 def zpools(tmp_path):
-    """Two zpools; the second becomes the first."""
+    """Create two zpools; the second one replaces the first."""
     for name in ("here", "there"):
         disk = tmp_path / name
         with open(disk, "wb") as file:
@@ -26,8 +26,8 @@ def zpools(tmp_path):
         subprocess.run(["zpool", "destroy", "-f", name], check=False)
 
 
-def take_the_place(folder: Path):
-    """What doc/moving-zpools.md says."""
+def replace_zpool(folder: Path):
+    """Give the zpool "there" the name and GUID of "here"."""
     (guid,) = zfs("zpool", "get", "-H", "-o", "value", "guid", "here")
     zfs("zpool", "reguid", "here")
     export("here")
@@ -36,7 +36,7 @@ def take_the_place(folder: Path):
     zfs("zpool", "reguid", "-g", guid, "here")
 
 
-def test_a_pool_that_was_copied_to_another_zpool(dom0, plain, zpools):
+def test_a_pool_works_after_a_copy_to_another_zpool(dom0, plain, zpools):
     dom0.run("qvm-pool", "add", "-o", "container=here/q", "moved", "zfs_zvol")
     dom0.run(
         "qvm-create", "-P", "moved", "-l", "red", "-C", "StandaloneVM", "w6"
@@ -48,7 +48,7 @@ def test_a_pool_that_was_copied_to_another_zpool(dom0, plain, zpools):
     copy = "zfs send -R here/q@move | zfs receive -u there/q"
     subprocess.run(copy, shell=True, check=True)
     zfs("zfs", "destroy", "-r", "there/q@move")
-    take_the_place(zpools)
+    replace_zpool(zpools)
 
     dom0.run("qvm-start", "w6")
     assert read("w6", "xvdb", 4) == b"more"
@@ -74,7 +74,7 @@ def yesterday():
         subprocess.run(["date", "-s", f"@{int(time.time()) + DAY}"], check=True)
 
 
-def test_the_clock_goes_back_between_two_sessions(dom0, plain):
+def test_revisions_stay_in_order_when_the_clock_goes_back(dom0, plain):
     dom0.run("qvm-create", "-P", "plain", "-l", "red", "-t", "tmpl", "w5")
 
     def session(number):
@@ -88,8 +88,8 @@ def test_the_clock_goes_back_between_two_sessions(dom0, plain):
         listed = dom0.revisions("w5:private")
         dom0.run("qvm-volume", "revert", "w5:private")
         dom0.run("qvm-start", "w5")
-        found = read("w5", "xvdb", 9)
+        data = read("w5", "xvdb", 9)
         dom0.shutdown("w5")
-    tell(f"listed {listed}; reverted to {found!r}")
+    record(f"listed {listed}; reverted to {data!r}")
     dom0.run("qvm-remove", "-f", "w5")
-    assert found == b"session 3" and listed == sorted(listed)
+    assert data == b"session 3" and listed == sorted(listed)

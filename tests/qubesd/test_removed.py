@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is left of qubes and templates that are gone, with a real qubesd."""
+"""Removed qubes and templates leave nothing behind, with a real qubesd."""
 
 import os
 
@@ -11,7 +11,7 @@ CREATE = ("qvm-create", "-l", "red")
 
 
 def of(*qubes):
-    """The datasets of these qubes, in all pools."""
+    """Return the datasets of these qubes in all pools."""
     return [
         name
         for name in datasets("tank")
@@ -30,19 +30,19 @@ def used():
 
 @pytest.fixture(scope="module")
 def second(dom0, plain):
-    """Another pool, with a copy of the template."""
+    """Create another pool with a copy of the template."""
     option = "container=tank/second"
     dom0.run("qvm-pool", "add", "-o", option, "second", "zfs_zvol")
     dom0.run("qvm-clone", "-q", "-P", "second", "tmpl", "tmpl-2")
     return "second"
 
 
-def test_what_was_prepared_in_the_pool_of_a_former_template(dom0, second):
+def test_a_root_prepared_in_a_former_pool_is_removed(dom0, second):
     dom0.run(*CREATE, "-P", "plain", "-t", "tmpl", "w1")
     dom0.cycle("w1")
     root = "tank/plain/vm/w1/root.1"
     assert root in of("w1")
-    # the former pool is not used meanwhile, and no qubesd starts
+    # nothing else uses the former pool, and qubesd does not restart
     dom0.run("qvm-prefs", "w1", "template", "tmpl-2")
     until(
         lambda: not any("plain/vm/w1/root" in x for x in of("w1")),
@@ -57,7 +57,7 @@ def test_what_was_prepared_in_the_pool_of_a_former_template(dom0, second):
     is_gone("w1")
 
 
-def test_private_data_that_a_disposable_was_prepared_with(dom0, second):
+def test_a_prepared_disposable_keeps_no_data_of_a_former_template(dom0, second):
     for name, pool in (("d1", "plain"), ("d2", second)):
         dom0.run(*CREATE, "-P", pool, "-t", "tmpl", name)
         dom0.run("qvm-prefs", name, "template_for_dispvms", "True")
@@ -71,24 +71,24 @@ def test_private_data_that_a_disposable_was_prepared_with(dom0, second):
         lambda: not any("plain/vm/nd/private" in x for x in of("nd")),
         "the old volume is gone",
     )
-    # core calls disposables directly when their template gets another one
+    # core-admin notifies disposables itself of a change of their template
     dom0.run("qvm-prefs", "d2", "template", "tmpl-2")
     dom0.run("qvm-remove", "-f", "d1")
     is_gone("d1")
     dom0.run("qvm-start", "nd")
     assert read("nd", "xvdb", 12) == bytes(12)
     dom0.shutdown("nd")
-    # one by one: the order of several is the client's
+    # one by one, because the client chooses the order of several
     dom0.run("qvm-remove", "-f", "nd")
     dom0.run("qvm-remove", "-f", "d2")
     is_gone("nd", "d2")
 
 
-def test_a_removed_template_is_free_at_once(dom0, plain):
+def test_a_removed_template_frees_its_space(dom0, plain):
     dom0.run(
         "qvm-create", "-P", "plain", "-l", "black", "-C", "TemplateVM", "big"
     )
-    dom0.give("big:root", os.urandom(10 * MIB))
+    dom0.import_file("big:root", os.urandom(10 * MIB))
     dom0.run(*CREATE, "-P", "plain", "-t", "big", "w3")
     until(
         lambda: any("/w3/root" in name for name in of("w3")),
@@ -102,12 +102,12 @@ def test_a_removed_template_is_free_at_once(dom0, plain):
     dom0.run("qvm-remove", "-f", "w3")
 
 
-def test_a_template_that_is_upgraded_in_place(dom0, plain):
+def test_templates_upgraded_in_place_free_their_space(dom0, plain):
     before = used()
     dom0.run(
         "qvm-create", "-P", "plain", "-l", "black", "-C", "TemplateVM", "f1"
     )
-    dom0.give("f1:root", os.urandom(8 * MIB))
+    dom0.import_file("f1:root", os.urandom(8 * MIB))
     for old, new in (("f1", "f2"), ("f2", "f3")):
         dom0.run("qvm-clone", "-q", "-P", "plain", old, new)
         keep = ("qvm-volume", "config", f"{new}:root", "revisions_to_keep", "0")
@@ -122,12 +122,12 @@ def test_a_template_that_is_upgraded_in_place(dom0, plain):
     dom0.run("qvm-remove", "-f", "f3")
 
 
-def test_what_an_earlier_qubesd_did_not_notice(dom0, second):
-    """The dataset of a qube that had its root volume here once."""
+def test_a_volume_that_an_earlier_qubesd_missed_is_removed(dom0, second):
+    """Make the dataset of a qube whose root volume is in another pool now."""
     dom0.run(*CREATE, "-P", "plain", "-t", "tmpl", "w9")
     dom0.cycle("w9")
     until(lambda: "tank/plain/vm/w9/root.1" in of("w9"), "the root is prepared")
-    # as if it had not been here
+    # as if an earlier qubesd had left it
     root = "tank/plain/vm/w9"
     made = zfs("zfs", "get", "-Ho", "value", "origin", f"{root}/root.1")
     pointer = "qubes-storage-zfs:current.root"

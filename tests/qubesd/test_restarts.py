@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qubesd ends, or is killed, while qubes run."""
+"""qubesd stops or is killed while qubes run."""
 
 import os
 import re
@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from .dom0 import MIB, ROOT, datasets, machine, read, tell, until, write
+from .dom0 import MIB, ROOT, datasets, machine, read, record, until, write
 
 
 @pytest.fixture(scope="module", params=["plain"])
 def qube(dom0, request):
-    """An AppVM that was written to in one session."""
+    """Create an app qube that wrote in one session."""
     pool = request.getfixturevalue(request.param)
     name = f"stays-{pool}"
     dom0.run("qvm-create", "-P", pool, "-l", "red", "-t", "tmpl", name)
@@ -21,19 +21,19 @@ def qube(dom0, request):
     assert dom0.revisions(f"{name}:private") == ["r1"]
     yield name
     dom0.run("qvm-remove", "-f", name)
-    assert not any(f"/{name}" in each for each in datasets("tank"))
+    assert not any(f"/{name}" in dataset for dataset in datasets("tank"))
 
 
 def state(dom0, qube):
     return dom0.run("qvm-ls", "--fields=STATE", qube).split()[-1]
 
 
-def runs(dom0, qube):
+def is_running(dom0, qube):
     return state(dom0, qube) == "Running"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_qube_goes_on_without_qubesd(dom0, qube, number):
+def test_a_qube_survives_the_end_of_qubesd(dom0, qube, number):
     before = dom0.revisions(f"{qube}:private")
     dom0.run("qvm-start", qube)
     write(qube, "xvda", b"scribbled")
@@ -41,7 +41,7 @@ def test_a_qube_goes_on_without_qubesd(dom0, qube, number):
     dom0.stop(number)
     write(qube, "xvdb", b"unwatched", MIB)
     dom0.start()
-    assert runs(dom0, qube)
+    assert is_running(dom0, qube)
     assert read(qube, "xvdb", 9, MIB) == b"unwatched"
     dom0.run("qvm-volume", "revert", f"{qube}:private", status=1)
     dom0.shutdown(qube)
@@ -56,7 +56,7 @@ def test_a_qube_goes_on_without_qubesd(dom0, qube, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_qube_ends_while_qubesd_is_away(dom0, qube, number):
+def test_a_session_that_ends_without_qubesd_is_committed(dom0, qube, number):
     before = dom0.revisions(f"{qube}:private")
     dom0.run("qvm-start", qube)
     write(qube, "xvda", b"scribbled")
@@ -64,7 +64,7 @@ def test_a_qube_ends_while_qubesd_is_away(dom0, qube, number):
     dom0.stop(number)
     os.kill(machine(qube)["pid"], signal.SIGTERM)
     dom0.start()
-    assert not runs(dom0, qube)
+    assert not is_running(dom0, qube)
     after = dom0.revisions(f"{qube}:private")
     assert int(after[-1][1:]) == int(before[-1][1:]) + 1
     dom0.run("qvm-start", qube)
@@ -74,7 +74,7 @@ def test_a_qube_ends_while_qubesd_is_away(dom0, qube, number):
     dom0.lists(f"{qube}:private", after)
 
 
-def test_qubesd_dies_in_an_import(dom0, qube):
+def test_a_killed_import_changes_nothing(dom0, qube):
     """The volume stays what it was, and takes the next."""
     dom0.new_log()
     dom0.session(qube, b"stays")
@@ -86,7 +86,7 @@ def test_qubesd_dies_in_an_import(dom0, qube):
     )
     before = datasets("tank")
     revisions = dom0.revisions(f"{qube}:private")
-    call, ours = dom0.begin_import(f"{qube}:private")
+    call, ours = dom0.start_import(f"{qube}:private")
     dom0.stop(signal.SIGKILL)
     os.close(ours)
     assert call.end()[0]
@@ -95,28 +95,28 @@ def test_qubesd_dies_in_an_import(dom0, qube):
     dom0.run("qvm-start", qube)
     assert read(qube, "xvdb", 5) == b"stays"
     dom0.shutdown(qube)
-    until(lambda: datasets("tank") == before, "its leftovers are gone")
-    dom0.give(f"{qube}:private", b"imported".ljust(4 * MIB, b"\0"))
+    until(lambda: datasets("tank") == before, "garbage of the import is gone")
+    dom0.import_file(f"{qube}:private", b"imported".ljust(4 * MIB, b"\0"))
     dom0.run("qvm-start", qube)
     assert read(qube, "xvdb", 8) == b"imported"
     dom0.shutdown(qube)
 
 
-def test_qubesd_dies_in_a_start(dom0, qube):
+def test_a_qube_starts_after_qubesd_died_in_a_start(dom0, qube):
     for seconds in (0, 0.2, 0.5):
         dom0.new_log()
         call = dom0.begin("qvm-start", qube)
-        until(lambda: "Starting qube" in dom0.new_log(), "the start begins")
+        until(lambda: "Starting qube" in dom0.new_log(), "the start has begun")
         time.sleep(seconds)
         dom0.stop(signal.SIGKILL)
         call.end()
-        tell(f"-- killed {seconds} s after the start began")
+        record(f"-- killed {seconds} s after the start began")
         dom0.start()
-        # killed before it let the qube go on: qubesd leaves it as it is
-        found = state(dom0, qube)
-        if found == "Paused":
+        # a qube stays paused if qubesd was killed before it resumed the qube
+        state_now = state(dom0, qube)
+        if state_now == "Paused":
             dom0.run("qvm-kill", qube)
-        if found != "Running":
+        if state_now != "Running":
             dom0.run("qvm-start", qube)
         assert read(qube, "xvda", len(ROOT)) == ROOT
         assert read(qube, "xvdb", 8) == b"imported"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A disk does not answer, or is read-only: qubesd goes on, and says why."""
+"""A disk hangs or is read-only: qubesd continues, and reports the reason."""
 
 import time
 from pathlib import Path
@@ -8,13 +8,13 @@ import pytest
 
 from .dom0 import STANDALONE, datasets, export, read, zfs
 
-#: seconds that a command takes here at most, if it waits for no disk
+#: seconds that a command here takes at most if it does not wait for a disk
 PROMPT = 60
 
 
 @pytest.fixture(scope="module")
 def slow(dom0, plain):
-    """A qube with two revisions in a pool whose disk the test can stop."""
+    """Create a qube with two revisions in a pool whose disk can hang."""
     zfs("modprobe", "dm_mod")
     table = f"0 {512 << 11} linear /dev/vde 0"
     zfs("dmsetup", "create", "slow", "--table", table)
@@ -43,8 +43,8 @@ def import_again(*options):
     Path("/proc/sys/vm/drop_caches").write_text("3", "ascii")
 
 
-def reads(dom0):
-    """Everything that clients ask qubesd is answered, and soon."""
+def check_reads(dom0):
+    """Check that qubesd answers all queries soon; return one answer."""
     begin = time.monotonic()
     dom0.run("qvm-ls", says=("hung", "near"))
     dom0.run("qvm-volume", "list", says=("slow:hung/root", "plain:near/root"))
@@ -55,13 +55,13 @@ def reads(dom0):
     return said
 
 
-def test_a_disk_that_does_not_answer(dom0, slow):
+def test_a_disk_that_hangs_blocks_no_other_qube(dom0, slow):
     import_again()
     zfs("dmsetup", "suspend", "--noflush", "--nolockfs", "slow")
     try:
         starting = dom0.begin("qvm-start", slow)
         time.sleep(3)
-        assert "  r2\n" in reads(dom0)
+        assert "  r2\n" in check_reads(dom0)
         dom0.cycle("near")
     finally:
         zfs("dmsetup", "resume", "slow")
@@ -70,19 +70,22 @@ def test_a_disk_that_does_not_answer(dom0, slow):
     dom0.shutdown(slow)
 
 
-def test_a_zpool_that_is_read_only(dom0, slow):
+def test_a_read_only_zpool_is_reported(dom0, slow):
     import_again("-o", "readonly=on")
     try:
-        said = reads(dom0)
+        said = check_reads(dom0)
         assert "  r2\n" in said
         why = ("slow is imported read-only", "sudo zpool export slow")
         dom0.refuses_start(slow, why)
         dom0.run("qvm-volume", "revert", "hung:private", status=1, says=why)
         dom0.run("qvm-zfs", "status", says=("read-only", *why))
-        # what an earlier qubesd knew is not known any more
+        # a new qubesd has not read the revisions yet
         dom0.stop()
         dom0.start()
-        assert "  unknown:_the_zpool_slow_is_imported_read-only_" in reads(dom0)
+        assert (
+            "  unknown:_the_zpool_slow_is_imported_read-only_"
+            in check_reads(dom0)
+        )
         revert = ("qvm-volume", "revert", "hung:private")
         for revision in ((), ("r1",)):
             dom0.run(*revert, *revision, status=1, says=why)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What qubesd uses of libvirt, for qubes that are no machines.
+"""The part of libvirt that qubesd uses, without virtual machines.
 
-A qube that runs is a process that holds its disks open, as a backend does: a
-disk that is missing keeps it from starting, and one that it holds is busy.
-Its state is in a file for each qube, so it outlives qubesd, and a program can
-end it meanwhile (bin/virsh).
+A running qube is a process that keeps its disks open, as a backend does.  So a
+missing disk prevents its start, and an open disk is busy.  The state of each
+qube is in a file, so it outlives qubesd.  bin/virsh can end a qube while
+qubesd does not run.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import types
 from pathlib import Path
 
 QUBES = Path("/run/guests")
-#: seconds between two looks for qubes that have ended
+#: seconds between two checks for qubes that have ended
 PAUSE = 0.2
 
 VIR_DOMAIN_NOSTATE, VIR_DOMAIN_RUNNING, VIR_DOMAIN_BLOCKED = 0, 1, 2
@@ -48,14 +48,14 @@ def registerErrorHandler(_handler, _context):
 
 
 def disks(xml):
-    """(target, source, whether it is read-only) of each."""
+    """Yield (target, source, is read-only) of each disk in a domain's XML."""
     for disk in re.findall(r"<disk .*?</disk>", xml, re.DOTALL):
         target = re.search(r'<target dev="([^"]+)"', disk)[1]
         source = re.search(r'<source dev="([^"]+)"', disk)[1]
         yield target, source, "<readonly" in disk
 
 
-def lives(pid):
+def is_alive(pid):
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("ascii")
     except (FileNotFoundError, ProcessLookupError):
@@ -68,16 +68,16 @@ class virDomain:
         self._uuid = uuid
         self._file = QUBES / f"{uuid}.json"
 
-    def _is(self, **changes):
-        found = {"id": -1, "state": VIR_DOMAIN_SHUTOFF, "pid": 0}
+    def _record(self, **changes):
+        values = {"id": -1, "state": VIR_DOMAIN_SHUTOFF, "pid": 0}
         if self._file.exists():
-            found = json.loads(self._file.read_text("utf-8"))
+            values = json.loads(self._file.read_text("utf-8"))
         if changes:
-            found.update(changes)
+            values.update(changes)
             new = self._file.with_suffix(".new")
-            new.write_text(json.dumps(found), "utf-8")
+            new.write_text(json.dumps(values), "utf-8")
             new.rename(self._file)
-        return types.SimpleNamespace(**found)
+        return types.SimpleNamespace(**values)
 
     def UUID(self):
         return bytes.fromhex(self._uuid.replace("-", ""))
@@ -86,19 +86,19 @@ class virDomain:
         return self._uuid
 
     def name(self):
-        return self._is().name
+        return self._record().name
 
     def XMLDesc(self, _flags=0):
-        return self._is().xml
+        return self._record().xml
 
     def ID(self):
-        return self._is().id
+        return self._record().id
 
     def state(self, _flags=0):
-        found = self._is()
-        if found.state != VIR_DOMAIN_SHUTOFF and not lives(found.pid):
-            found = self._is(state=VIR_DOMAIN_SHUTOFF, id=-1)
-        return [found.state, 0]
+        values = self._record()
+        if values.state != VIR_DOMAIN_SHUTOFF and not is_alive(values.pid):
+            values = self._record(state=VIR_DOMAIN_SHUTOFF, id=-1)
+        return [values.state, 0]
 
     def isActive(self):
         return self.state()[0] != VIR_DOMAIN_SHUTOFF
@@ -114,56 +114,60 @@ class virDomain:
 
     def createWithFlags(self, flags=0):
         if self.isActive():
-            raise libvirtError("it runs", VIR_ERR_OPERATION_INVALID)
-        held = []
+            raise libvirtError("the qube runs", VIR_ERR_OPERATION_INVALID)
+        descriptors = []
         try:
-            for _, source, read_only in disks(self._is().xml):
+            for _, source, read_only in disks(self._record().xml):
                 mode = os.O_RDONLY if read_only else os.O_RDWR
-                held.append(os.open(source, mode))
+                descriptors.append(os.open(source, mode))
             process = subprocess.Popen(
                 ["sleep", "infinity"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=held,
+                pass_fds=descriptors,
                 start_new_session=True,
             )
         except OSError as exc:
             raise libvirtError(f"cannot open a disk: {exc}") from exc
         finally:
-            for fd in held:
+            for fd in descriptors:
                 os.close(fd)
         counter = QUBES / "last-id"
         number = int(counter.read_text("ascii")) if counter.exists() else 0
         counter.write_text(str(number + 1), "ascii")
         paused = flags & VIR_DOMAIN_START_PAUSED
-        self._is(
+        self._record(
             pid=process.pid,
             id=number + 1,
             state=VIR_DOMAIN_PAUSED if paused else VIR_DOMAIN_RUNNING,
         )
 
     def resume(self):
-        self._is(state=VIR_DOMAIN_RUNNING)
+        self._record(state=VIR_DOMAIN_RUNNING)
 
     def suspend(self):
-        self._is(state=VIR_DOMAIN_PAUSED)
+        self._record(state=VIR_DOMAIN_PAUSED)
 
     def pMSuspendForDuration(self, *_args):
-        raise libvirtError("not here", VIR_ERR_OPERATION_UNSUPPORTED)
+        raise libvirtError("not supported here", VIR_ERR_OPERATION_UNSUPPORTED)
 
     def shutdown(self):
         """Ask the qube to end by itself, and return before it has."""
         if not self.isActive():
-            raise libvirtError("it does not run", VIR_ERR_OPERATION_INVALID)
-        os.kill(self._is().pid, signal.SIGTERM)
+            raise libvirtError(
+                "the qube does not run", VIR_ERR_OPERATION_INVALID
+            )
+        os.kill(self._record().pid, signal.SIGTERM)
 
     def destroy(self):
         if not self.isActive():
-            raise libvirtError("it does not run", VIR_ERR_OPERATION_INVALID)
-        pid = self._is().pid
+            raise libvirtError(
+                "the qube does not run", VIR_ERR_OPERATION_INVALID
+            )
+        pid = self._record().pid
         os.kill(pid, signal.SIGKILL)
-        while lives(pid):
+        while is_alive(pid):
             time.sleep(0.01)
         self.state()
 
@@ -227,9 +231,9 @@ class virConnect:
     def listAllDevices(self, _flags=0):
         return []
 
-    def _find(self, asked):
+    def _find(self, matches):
         for domain in self.listAllDomains():
-            if asked(domain):
+            if matches(domain):
                 return domain
         raise libvirtError("no such domain", VIR_ERR_NO_DOMAIN)
 
@@ -248,19 +252,19 @@ class virConnect:
 
     def defineXML(self, xml):
         domain = virDomain(re.search(r"<uuid>([^<]+)</uuid>", xml)[1])
-        domain._is(name=re.search(r"<name>([^<]+)</name>", xml)[1], xml=xml)
+        domain._record(name=re.search(r"<name>([^<]+)</name>", xml)[1], xml=xml)
         return domain
 
     def domainEventRegisterAny(self, _domain, _event, handler, opaque):
         if not self._handlers:
-            asyncio.get_event_loop().call_later(PAUSE, self._look)
+            asyncio.get_event_loop().call_later(PAUSE, self._poll)
         self._handlers.append((handler, opaque))
         return len(self._handlers)
 
     def domainEventDeregisterAny(self, number):
         self._handlers[number - 1] = None
 
-    def _look(self):
+    def _poll(self):
         for domain in self.listAllDomains():
             state = domain.state()[0]
             before = self._seen.get(domain.UUID(), state)
@@ -275,7 +279,7 @@ class virConnect:
                 filter(None, self._handlers) if event else ()
             ):
                 handler(self, domain, event, 0, opaque)
-        asyncio.get_event_loop().call_later(PAUSE, self._look)
+        asyncio.get_event_loop().call_later(PAUSE, self._poll)
 
     def close(self):
         pass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""libvirt.py here needs no help: it is called by the event loop."""
+"""Nothing to register: the event loop calls libvirt.py directly."""
 
 
 def virEventRegisterAsyncIOImpl(loop):

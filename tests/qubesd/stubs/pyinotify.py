@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Nobody changes the qrexec policy here, so nothing is watched."""
+"""Watch nothing, because the qrexec policy does not change here."""
 
 IN_CREATE = IN_MODIFY = IN_DELETE = IN_MOVED_FROM = IN_MOVED_TO = 0
 IN_ONLYDIR = IN_CLOSE_WRITE = IN_ATTRIB = 0

@@ -27,8 +27,8 @@ class QubesDB:
         self._entries[key] = value
 
     def rm(self, key):
-        for each in self.list(key):
-            del self._entries[each]
+        for entry in self.list(key):
+            del self._entries[entry]
 
     def list(self, path):
         return [key for key in self._entries if key.startswith(path)]
