@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The books' commands, run; see page.py for how they are marked."""
+"""Run the commands of the documentation; page.py describes their marks."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs the commands of pages, as a reader in dom0 would.
+"""Run the commands of documentation pages, as a reader in dom0 would.
 
     python3 -m tests.books doc/pools.md
 
-dom0's tools are those of the demo, everything else is bash.  For the VM, as
-root.  Afterwards zpools that a page made are gone.
+dom0's tools are those of the demo; bash runs all other lines.  Run this in the
+VM, as root.  At the end, the zpools that a page created are destroyed.
 """
 
 import contextlib
@@ -29,14 +29,17 @@ class Failed(Exception):
 
 
 class Reader:
-    """A person in dom0 who types what a page says."""
+    """A user in dom0 who types the commands of a page."""
 
     def __init__(self, folder: Path) -> None:
         stage.person()
         self.dom0 = stage.Dom0(folder)
 
     def block(self, block: Block) -> None:
-        """:raises Failed: if it did not do what its marks say"""
+        """Run the lines of a block.
+
+        :raises Failed: if a result is not as the marks say
+        """
         marks, printed = block.marks, ""
         for number, line in enumerate(block.lines, 1):
             refused, text = self.line(line, marks.get("input", ANSWERS) + "\n")
@@ -45,13 +48,13 @@ class Reader:
             last = number == len(block.lines)
             if refused != (last and "refused" in marks):
                 raise Failed(f"{block.place}: {line}")
-        told = " ".join(printed.split())
+        output = " ".join(printed.split())
         for kind in "refused", "prints":
-            if kind in marks and marks[kind] not in told:
-                raise Failed(f"{block.place}: no {marks[kind]!r}")
+            if kind in marks and marks[kind] not in output:
+                raise Failed(f"{block.place}: {marks[kind]!r} was not printed")
 
     def line(self, line: str, answers: str) -> tuple[bool, str]:
-        """Whether it was refused, and what it printed."""
+        """Run a line; return whether it failed, and its output."""
         words = shlex.split(line, comments=True)
         if words[0] == "sudo":
             words.pop(0)
@@ -62,18 +65,18 @@ class Reader:
         return refused, printed.getvalue()
 
     def _tool(self, words: list[str], answers: str) -> bool:
-        """Whether it refused."""
+        """Run a tool of dom0; return whether it refused."""
         if words == ["systemctl", "restart", "qubesd"]:
             self.dom0.kill_qubesd()
             return False
         if words[0] == "qvm-zfs":
             done = self.dom0.qvm_zfs(shlex.join(words[1:]), answers)
             return bool(done.returncode)
-        told = self.dom0(shlex.join(words))
-        return isinstance(told, str) and ": error: " in told
+        output = self.dom0(shlex.join(words))
+        return isinstance(output, str) and ": error: " in output
 
     def _shell(self, line: str, answers: str) -> tuple[bool, str]:
-        # a person types more slowly than udev makes links
+        # udev makes links before a user has typed the next line
         subprocess.run(["udevadm", "settle"], check=True)
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", line.removeprefix("sudo ")],
@@ -96,7 +99,7 @@ def zpools() -> set[str]:
 
 
 def tidy(before: set[str]) -> None:
-    """The disks are as empty as they were."""
+    """Destroy what a page created, and make the disks empty again."""
     for zpool in zpools() - before:
         subprocess.run(["zpool", "destroy", "-f", zpool], check=True)
     for opened in Path("/dev/mapper").glob("luks-*"):
@@ -106,32 +109,32 @@ def tidy(before: set[str]) -> None:
 
 
 def read(name: str) -> tuple[int, int]:
-    """Run a page; how many command lines ran, and how many did not."""
-    ran, left = 0, 0
+    """Run a page; return how many command lines ran and were skipped."""
+    ran, skipped = 0, 0
     before = zpools()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         reader = Reader(Path(folder))
         try:
             for block in blocks((ROOT / name).read_text("utf-8"), name):
                 if why := block.marks.get("not run"):
-                    left += len(block.lines)
+                    skipped += len(block.lines)
                     print(f"not run ({why}): {'; '.join(block.lines)}")
                     continue
                 reader.block(block)
                 ran += 0 if block.prepares else len(block.lines)
         finally:
             tidy(before)
-    return ran, left
+    return ran, skipped
 
 
 def main() -> int:
     for name in sys.argv[1:]:
         try:
-            ran, left = read(name)
+            ran, skipped = read(name)
         except Failed as exc:
             print(f"books: {exc}")
             return 1
-        print(f"books: {name}: {ran} commands ran, {left} did not")
+        print(f"books: {name}: {ran} commands ran, {skipped} did not")
     return 0
 
 

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a page of the books consists of, as far as tests care.
+"""Parse a documentation page for the tests.
 
-A fenced block marked ``sh`` holds command lines.  Each is run, on real ZFS,
-unless a comment before it says why not.  Comments for this are invisible to
-readers:
+A fenced block with the language ``sh`` has command lines.  Each one runs on
+real ZFS, unless a comment before the block says why not.  The comments for this
+are invisible to readers:
 
-    <!-- prepare: COMMAND -->   run here, what the reader has already
-    <!-- not run: REASON -->    of the next block
-    <!-- refused: TEXT -->      the last line of the next block is refused, so
-    <!-- prints: TEXT -->       what the next block prints has this in it
-    <!-- input: TEXT -->        on the standard input of the next block
+    <!-- prepare: COMMAND -->   run COMMAND; a reader has its result already
+    <!-- not run: REASON -->    do not run the next block
+    <!-- refused: TEXT -->      the last line of the next block must fail and
+                                print TEXT
+    <!-- prints: TEXT -->       the next block must print TEXT
+    <!-- input: TEXT -->        the standard input of the next block
 
-Each can have several lines.  Blocks marked otherwise (``text``) are no
-commands, and unmarked ones are an error.
+A comment can have several lines.  A block with another language (``text``) has
+no commands.  A block without a language is an error.
 """
 
 import re
@@ -28,16 +29,16 @@ _FENCE = "```"
 
 
 class BadPage(Exception):
-    """A page breaks the rules above."""
+    """A page breaks these rules."""
 
 
 @dataclass
 class Block:
     """Command lines that belong together.
 
-    :ivar place: file and line, for a person
-    :ivar marks: what comments say of it, by their kind
-    :ivar prepares: the reader does not see these lines
+    :ivar place: file and line, for error messages
+    :ivar marks: kind of a comment -> its text
+    :ivar prepares: whether readers do not see these lines
     """
 
     place: str
@@ -47,7 +48,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Return the README and all books."""
+    """Return the README and all documentation pages."""
     return [
         *sorted(ROOT.glob("*.md")),
         *sorted(ROOT.glob("doc/**/*.md")),
@@ -55,7 +56,7 @@ def pages() -> list[Path]:
 
 
 def _commands(lines: list[str]) -> list[str]:
-    """Lines, with those that end in a backslash joined to the next."""
+    """Return command lines; join a line that ends in a backslash."""
     text = "\n".join(lines).replace("\\\n", " ")
     return [
         " ".join(line.split())
@@ -65,12 +66,13 @@ def _commands(lines: list[str]) -> list[str]:
 
 
 def blocks(text: str, name: str) -> list[Block]:
-    """All command lines of a page.
+    """Return the command blocks of a page, in their order.
 
-    :param text: of the page
-    :raises BadPage: if something is not as it must be
+    :param text: the text of the page
+    :param name: the name of the page, for messages
+    :raises BadPage: if the page breaks a rule
     """
-    found: list[Block] = []
+    result: list[Block] = []
     marks: dict[str, str] = {}
     lines = text.split("\n")
     number = 0
@@ -81,50 +83,56 @@ def blocks(text: str, name: str) -> list[Block]:
             begin = number - 1
             while "-->" not in lines[number - 1]:
                 number += 1
-            kind, what = _comment("\n".join(lines[begin:number]), place)
+            kind, content = _comment("\n".join(lines[begin:number]), place)
             if kind == "prepare":
-                commands = _commands(what.split("\n"))
-                found.append(Block(place, commands, prepares=True))
+                commands = _commands(content.split("\n"))
+                result.append(Block(place, commands, prepares=True))
             else:
-                marks[kind] = what
+                marks[kind] = content
         elif line.startswith(_FENCE):
             begin = number
             while not lines[number].startswith(_FENCE):
                 number += 1
             language = line.removeprefix(_FENCE).strip()
             if language not in _LANGUAGES:
-                raise BadPage(f"{place}: a block of {language or 'what'}?")
+                raise BadPage(
+                    f"{place}: the language {language!r} is not used here"
+                )
             if language == "sh":
                 commands = _commands(lines[begin:number])
-                found.append(Block(place, commands, marks))
+                result.append(Block(place, commands, marks))
             elif marks:
-                raise BadPage(f"{place}: {' '.join(marks)} of no command")
+                raise BadPage(
+                    f"{place}: the mark '{' '.join(marks)}' has no command"
+                )
             marks = {}
             number += 1
         elif line.startswith("    ") and not _in_list(lines, number - 1):
-            raise BadPage(f"{place}: a block without a mark")
+            raise BadPage(f"{place}: a block without a language")
         elif line.strip() and marks:
-            raise BadPage(f"{place}: {' '.join(marks)} of no command")
-    return found
+            raise BadPage(
+                f"{place}: the mark '{' '.join(marks)}' has no command"
+            )
+    return result
 
 
 def _comment(text: str, place: str) -> tuple[str, str]:
     match = _COMMENT.fullmatch(text.strip())
-    kind, what = match.groups() if match else ("", "")
-    if kind not in (*_KINDS, "prepare") or not what.strip():
-        raise BadPage(f"{place}: what does this comment say?")
-    return kind, what.strip()
+    kind, content = match.groups() if match else ("", "")
+    if kind not in (*_KINDS, "prepare") or not content.strip():
+        raise BadPage(f"{place}: this comment is no known mark")
+    return kind, content.strip()
 
 
 def _in_list(lines: list[str], number: int) -> bool:
-    """Whether an indented line goes on with an item of a list."""
+    """Return whether an indented line continues an item of a list."""
     while number and (lines[number].startswith("  ") or not lines[number]):
         number -= 1
     return bool(re.match(r"([-*]|\d+\.) ", lines[number]))
 
 
 def headings(text: str) -> set[str]:
-    """What a link can lead to within a page, as the field renders it."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ +(.+)$", prose, re.MULTILINE)
     return {
@@ -134,6 +142,6 @@ def headings(text: str) -> set[str]:
 
 
 def links(text: str) -> list[str]:
-    """Where a page's links lead."""
+    """Return the targets of the links of a page."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The sources and packages that these tests are about, built once."""
+"""The sources and packages for these tests, built once."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from .world import NAME, NEWER, PROJECT, Root, build, dom0, ours, run, tidy
+from .world import (
+    NAME,
+    NEWER,
+    PROJECT,
+    Root,
+    binary_packages,
+    build,
+    dom0,
+    run,
+    tidy,
+)
 
 NEEDED = ("rpmbuild", "rpm", "man", "git", "make", "ldd", "dh")
 
@@ -27,13 +37,13 @@ def tools() -> Iterator[None]:
 def tarball(tools, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     run("make", "-s", "-C", PROJECT, "dist", f"DIST={folder}")
-    (found,) = folder.glob("*.tar.gz")
-    return found
+    (archive,) = folder.glob("*.tar.gz")
+    return archive
 
 
 @pytest.fixture(scope="session")
 def tree(tarball, tmp_path_factory) -> Path:
-    """The sources; what is built is built from these."""
+    """Unpack the sources that everything is built from."""
     folder = tmp_path_factory.mktemp("tree")
     run("tar", "-xzf", tarball, "-C", folder)
     return folder / tarball.name.removesuffix(".tar.gz")
@@ -46,7 +56,7 @@ def packages(tarball, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def newer(tree, tmp_path_factory) -> dict[str, Path]:
-    """The same as a later version."""
+    """Build the packages again, as a later version."""
     folder = tmp_path_factory.mktemp("newer")
     copy = folder / f"{NAME}-{NEWER}"
     shutil.copytree(tree, copy)
@@ -62,8 +72,8 @@ def empty(tmp_path) -> Root:
 
 @pytest.fixture(scope="module")
 def installed(packages, tmp_path_factory) -> Root:
-    """dom0 with our packages; a test leaves it as it was."""
+    """Install the packages in a dom0; a test must not change it."""
     root = Root(tmp_path_factory.mktemp("dom0") / "root")
     root.rpm("-i", *dom0())
-    root.first = root.rpm("-i", *ours(packages))
+    root.first = root.rpm("-i", *binary_packages(packages))
     return root

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qubesd waits for zpools that are imported at boot, but not for ever."""
+"""qubesd waits for the import of zpools at boot, but not for ever."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 
 from .world import AS_ROOT, DROP_IN, UNIT, run
 
-#: a boot in miniature; an import takes SECONDS
+#: the units of a small boot, in which an import takes SECONDS
 BOOT = {
     "default.target": "[Unit]\nWants=zfs-import.target qubesd.service\n",
     "basic.target": "[Unit]\n",
@@ -19,7 +19,7 @@ BOOT = {
     "RemainAfterExit=yes\nExecStart=/bin/sleep SECONDS\n",
     "qubesd.service": "[Service]\nExecStart=/bin/sleep 1000\n",
 }
-#: prints the states of qubesd and of the import when qubesd runs
+#: script that prints the states of qubesd and the import when qubesd runs
 WATCH = """
 mount -t tmpfs tmpfs /run
 mkdir -p -m 700 /run/systemd/system /run/user
@@ -38,7 +38,7 @@ kill $manager
 
 @pytest.mark.skipif(
     not os.access("/usr/lib/systemd/systemd", os.X_OK),
-    reason="needs systemd, which need not be running",
+    reason="systemd is not installed (it need not run)",
 )
 @pytest.mark.parametrize(
     ("seconds", "state"), [("1", "active"), ("1000", "inactive")]
@@ -46,7 +46,7 @@ kill $manager
 def test_qubesd_starts_although_an_import_hangs(
     installed, tmp_path, seconds, state
 ) -> None:
-    """By a systemd of its own, which does with jobs what that of dom0 does."""
+    """Use a systemd of the test's own, which orders jobs as dom0's does."""
     for name, text in BOOT.items():
         (tmp_path / name).write_text(text.replace("SECONDS", seconds))
     (tmp_path / "qubesd.service.d").mkdir()

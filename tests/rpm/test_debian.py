@@ -36,24 +36,24 @@ def _field(package: Path, name: str) -> str:
     return run("dpkg-deb", "--field", package, name).stdout.strip()
 
 
-def test_its_version_is_that_of_the_sources(package) -> None:
+def test_version_is_that_of_the_sources(package) -> None:
     version = (PROJECT / "version").read_text().strip()
     assert package.name == f"{PACKAGE}_{version}-1_all.deb"
 
 
-def test_what_it_requires(package) -> None:
+def test_dependencies(package) -> None:
     assert _field(package, "Depends") == "python3 (>= 3.11), qubes-core-qrexec"
     recommended = set(_field(package, "Recommends").split(" | "))
     assert {"zenity", "kdialog", "pinentry-qt"} <= recommended
 
 
-def test_its_files(package) -> None:
-    """The service alone; no script runs when it is installed or removed."""
+def test_package_has_only_the_service(package) -> None:
+    """No script runs when the package is installed or removed."""
     listing = run("dpkg-deb", "--contents", package).stdout.splitlines()
     modes = {}
     for line in listing:
-        mode, owner, *_, path = line.split()
-        assert owner == "root/root", line
+        mode, user, *_, path = line.split()
+        assert user == "root/root", line
         if not mode.startswith("d"):
             modes[path.removeprefix(".")] = mode
     assert modes == {
@@ -63,8 +63,8 @@ def test_its_files(package) -> None:
         f"{DOC}/copyright": "-rw-r--r--",
     }
     control = run("dpkg-deb", "--info", package).stdout
-    kept = set(re.findall(r"\d+ lines +(\S+)", control))
-    assert kept == {"conffiles", "control", "md5sums"}
+    control_files = set(re.findall(r"\d+ lines +(\S+)", control))
+    assert control_files == {"conffiles", "control", "md5sums"}
 
 
 def test_the_service_is_that_of_dom0(tree, unpacked) -> None:
@@ -79,12 +79,12 @@ def test_the_service_is_that_of_dom0(tree, unpacked) -> None:
     assert done.returncode == 3, done.stderr
 
 
-def test_its_licence_is_ours(tree, unpacked) -> None:
+def test_licence_is_that_of_the_sources(tree, unpacked) -> None:
     text = (unpacked / DOC.lstrip("/") / "copyright").read_text()
     _, _, conditions = (tree / "LICENSE").read_text().partition("\n\nRedist")
     words = re.sub(r"(?m)^ \.?$", "", text).split()
     assert " ".join(words).endswith(" ".join(f"Redist{conditions}".split()))
 
 
-def test_it_is_the_same_twice(package, tmp_path) -> None:
+def test_builds_are_reproducible(package, tmp_path) -> None:
     assert _build(tmp_path).read_bytes() == package.read_bytes()

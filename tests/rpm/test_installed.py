@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is where after an installation, and that it works there."""
+"""The installed files, and that they work where they are."""
 
 import configparser
 import os
@@ -23,9 +23,9 @@ from .world import (
     UNIT,
     Root,
     base,
+    binary_packages,
     build,
     dom0,
-    ours,
     query,
     run,
     stub,
@@ -33,7 +33,7 @@ from .world import (
 
 DOC = f"/usr/share/doc/{NAME}"
 
-#: path -> mode, group, what rpm knows it as (c: configuration, n: noreplace,
+#: path -> mode, group, flags in rpm (c: configuration, n: noreplace,
 #: d: documentation, l: licence)
 FILES = {
     "/usr/bin/qvm-zfs": ("100755", "root", ""),
@@ -65,77 +65,76 @@ REQUIRES = {
     "zfs < 2.5",
     "zfs >= 2.3.3",
 }
-#: what rpm itself adds, here and on Fedora
+#: dependencies that rpm adds itself, here and on Fedora
 GENERATED = ("rpmlib(", "config(", "python(abi)", "/bin/sh", "/usr/bin/python3")
 
 
 def _expected(tree: Path) -> dict[str, tuple[str, str, str]]:
-    """All files: those above, and what follows from the sources."""
+    """Return all expected files: FILES, and those for each source file."""
     file, folder = ("100644", "root", ""), ("040755", "root", "")
-    found = dict(FILES)
+    files = dict(FILES)
     package = tree / "qubes_storage_zfs"
     for path in [package, *package.rglob("*")]:
         name = f"{SITE}/{path.relative_to(tree)}"
-        found[name] = folder if path.is_dir() else file
+        files[name] = folder if path.is_dir() else file
     version = (tree / "version").read_text().strip()
     info = f"{SITE}/qubes_storage_zfs-{version}.dist-info"
-    found[info] = folder
+    files[info] = folder
     for name in (*DIST_INFO, "top_level.txt"):
-        found[f"{info}/{name}"] = file
-    found[f"{DOC}/doc/decisions"] = folder
+        files[f"{info}/{name}"] = file
+    files[f"{DOC}/doc/decisions"] = folder
     for path in [*tree.glob("*.md"), *tree.glob("doc/**/*.md")]:
-        found[f"{DOC}/{path.relative_to(tree)}"] = ("100644", "root", "d")
+        files[f"{DOC}/{path.relative_to(tree)}"] = ("100644", "root", "d")
     for path in tree.glob("doc/manpages/*.rst"):
         section = 1 if path.stem.startswith("qvm-") else 7
         name = f"/usr/share/man/man{section}/{path.stem}.{section}"
-        found[name] = ("100644", "root", "d")
-    return found
+        files[name] = ("100644", "root", "d")
+    return files
 
 
 def _files(package: Path) -> dict[str, tuple[str, str, str]]:
     tags = ("NAMES", "MODES:octal", "USERNAME", "GROUPNAME", "FLAGS:fflags")
     line = "|".join(f"%{{FILE{tag}}}" for tag in tags)
-    found = {}
-    for each in query(package, "--qf", f"[{line}\n]"):
-        name, mode, owner, group, flags = each.split("|")
-        assert owner == "root", name
-        # where rpm compresses the manual, and has compiled modules, is
-        # its own business
+    files = {}
+    for row in query(package, "--qf", f"[{line}\n]"):
+        name, mode, user, group, flags = row.split("|")
+        assert user == "root", name
+        # rpm decides whether to compress the manual and compile modules
         if "__pycache__" not in name:
             name = name.removesuffix(".gz")
-            found[name] = (mode.zfill(6), group, flags)
-    return found
+            files[name] = (mode.zfill(6), group, flags)
+    return files
 
 
-def test_the_files(tree, packages) -> None:
+def test_packages_have_the_expected_files(tree, packages) -> None:
     assert _files(packages[NAME]) == _expected(tree)
     assert _files(packages[f"{NAME}-askpassword"]) == ASK_FILES
 
 
-def test_what_is_required(packages) -> None:
+def test_dependencies(packages) -> None:
     release = query(packages[NAME], "--qf", "%{VERSION}-%{RELEASE}")[0]
     both = {
         NAME: REQUIRES | {f"{NAME}-askpassword = {release}"},
         f"{NAME}-askpassword": {"python3 >= 3.11", "qubes-core-qrexec"},
     }
     for name, expected in both.items():
-        found = {
+        requires = {
             line
             for line in query(packages[name], "--requires")
             if not line.startswith(GENERATED)
         }
-        assert found == expected
+        assert requires == expected
 
 
 @pytest.mark.parametrize("name", [NAME, f"{NAME}-askpassword"])
-def test_the_source_package(name, packages) -> None:
+def test_source_package_has_tarball_and_spec(name, packages) -> None:
     version = query(packages[NAME], "--qf", "%{VERSION}")[0]
     files = query(packages[f"{name}.src"], "--qf", "[%{FILENAMES}\n]")
     assert set(files) == {f"{NAME}-{version}.tar.gz", f"{name}.spec"}
 
 
-def test_what_is_in_them_is_the_same_twice(packages, tarball, tmp_path) -> None:
-    """Their headers have the folder of the build in the spec as it was run."""
+def test_builds_are_reproducible(packages, tarball, tmp_path) -> None:
+    """Compare the payloads, because headers contain the build folder."""
     again = build(tarball, tmp_path)
     ask = f"{NAME}-askpassword"
     assert set(again) == {NAME, ask, f"{NAME}.src", f"{ask}.src"}
@@ -145,9 +144,9 @@ def test_what_is_in_them_is_the_same_twice(packages, tarball, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("version", ["2.3.3", "2.3.9", "2.4.0", "2.4.99"])
-def test_tested_versions_of_zfs(version, packages, empty) -> None:
+def test_tested_versions_of_zfs_are_accepted(version, packages, empty) -> None:
     stubs = dom0(zfs=version, python3_pyzfs=version)
-    empty.rpm("-i", "--test", *stubs, *ours(packages))
+    empty.rpm("-i", "--test", *stubs, *binary_packages(packages))
 
 
 @pytest.mark.parametrize(
@@ -166,16 +165,18 @@ def test_tested_versions_of_zfs(version, packages, empty) -> None:
         ("qubes-core-dom0", "4.2.40"),
     ],
 )
-def test_refused_without_what_it_needs(name, version, packages, empty) -> None:
+def test_missing_or_untested_dependency_is_refused(
+    name, version, packages, empty
+) -> None:
     stubs = dom0(**{name.replace("-", "_"): version})
-    done = empty.attempt("-i", "--test", *stubs, *ours(packages))
+    done = empty.attempt("-i", "--test", *stubs, *binary_packages(packages))
     assert done.returncode != 0
     lines = done.stdout.splitlines()
     assert lines[0] == "error: Failed dependencies:"
     assert all(line.split()[0] == name for line in lines[1:])
 
 
-def test_the_prompt_is_required_in_its_version(packages, newer, empty) -> None:
+def test_prompt_of_another_version_is_refused(packages, newer, empty) -> None:
     ask = f"{NAME}-askpassword"
     for others in [], [newer[ask]]:
         done = empty.attempt("-i", "--test", *dom0(), packages[NAME], *others)
@@ -183,7 +184,7 @@ def test_the_prompt_is_required_in_its_version(packages, newer, empty) -> None:
         assert f"{ask} = " in done.stdout
 
 
-def test_it_is_as_it_was_packaged(installed) -> None:
+def test_installed_files_are_unchanged(installed) -> None:
     for name in NAME, f"{NAME}-askpassword":
         assert installed.rpm("-V", name) == ""
     policy = (installed / POLICY).stat()
@@ -191,8 +192,10 @@ def test_it_is_as_it_was_packaged(installed) -> None:
 
 
 def _python(root: Root, script: str) -> subprocess.CompletedProcess:
-    """Run in a Python that has the installed modules and a stand-in for
-    qubes, no pyzfs, and nothing of the sources."""
+    """Run a script with the installed modules and a stand-in for qubes.
+
+    pyzfs and the sources cannot be imported.
+    """
     path = f"{root / SITE}:{PROJECT / 'tests/host'}"
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": path}
     environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -200,12 +203,12 @@ def _python(root: Root, script: str) -> subprocess.CompletedProcess:
     return run(sys.executable, "-P", "-c", script, cwd="/", env=environ)
 
 
-def test_every_module_imports(installed) -> None:
+def test_each_module_imports(installed) -> None:
     package = installed / SITE / "qubes_storage_zfs"
     names = []
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
-        names.append(".".join(one for one in parts if one != "__init__"))
+        names.append(".".join(item for item in parts if item != "__init__"))
     assert len(names) > 20
     done = _python(
         installed,
@@ -217,9 +220,9 @@ def test_every_module_imports(installed) -> None:
     assert all(file.startswith(f"{package}/") for file in files)
 
 
-def test_the_entry_points(installed) -> None:
-    (found,) = distributions(path=[str(installed / SITE)])
-    assert {(one.group, one.name) for one in found.entry_points} == {
+def test_entry_points_load(installed) -> None:
+    (package,) = distributions(path=[str(installed / SITE)])
+    assert {(item.group, item.name) for item in package.entry_points} == {
         ("qubes.storage", "zfs_zvol"),
         ("qubes.storage", "zfs_encrypted"),
         ("qubes.ext", "qubes_storage_zfs"),
@@ -239,7 +242,7 @@ def test_the_entry_points(installed) -> None:
     }
 
 
-def test_the_channel_programs(tree, installed) -> None:
+def test_channel_programs_are_installed(tree, installed) -> None:
     sources = list((tree / "qubes_storage_zfs").rglob("*.lua"))
     assert sources
     for source in sources:
@@ -247,7 +250,7 @@ def test_the_channel_programs(tree, installed) -> None:
         assert place.read_bytes() == source.read_bytes()
 
 
-def test_the_command(installed) -> None:
+def test_the_command_starts(installed) -> None:
     script = installed / "usr/bin/qvm-zfs"
     text = script.read_text()
     assert text.startswith("#!/usr/bin/python3 -I\n")
@@ -271,12 +274,12 @@ def test_qubesd_waits_for_zpools_and_needs_none(installed) -> None:
     }
 
 
-def test_the_module_is_loaded_at_boot(installed) -> None:
+def test_zfs_is_loaded_at_boot(installed) -> None:
     file = installed / "usr/lib/modules-load.d/qubes-storage-zfs.conf"
     assert file.read_text() == "zfs\n"
 
 
-def test_the_prompt_alone_in_a_gui_domain(packages, empty) -> None:
+def test_prompt_can_be_installed_alone(packages, empty) -> None:
     empty.rpm("-i", base())
     before = empty.files()
     empty.rpm("-i", packages[f"{NAME}-askpassword"])
@@ -317,9 +320,9 @@ XML = """<?xml version='1.0' encoding='utf-8'?>
 
 @pytest.fixture(scope="module")
 def completes(packages, tmp_path_factory):
-    """complete(LINE): what bash offers for the last word of a line."""
+    """Return complete(LINE): what bash offers for the last word of a line."""
     root = Root(tmp_path_factory.mktemp("shell") / "root")
-    root.rpm("-i", *dom0(), *ours(packages))
+    root.rpm("-i", *dom0(), *binary_packages(packages))
 
     def complete(line: str, *options: str, xml: str = XML) -> set[str]:
         root.write(QUBES_XML, xml)
@@ -361,27 +364,27 @@ def completes(packages, tmp_path_factory):
         ("qvm-zfs nonsense ", "--help"),
     ],
 )
-def test_completion(completes, line, offered) -> None:
+def test_completion_offers_the_right_words(completes, line, offered) -> None:
     assert completes(line) == set(offered.split())
 
 
-def test_completion_where_qubes_xml_cannot_be_read(completes) -> None:
-    someone = "--userspec=65534:65534"
-    assert completes("qvm-zfs unlock ", someone) == set()
-    assert completes("qvm-zfs un", someone) == {"unlock"}
+def test_completion_works_without_qubes_xml(completes) -> None:
+    as_nobody = "--userspec=65534:65534"
+    assert completes("qvm-zfs unlock ", as_nobody) == set()
+    assert completes("qvm-zfs un", as_nobody) == {"unlock"}
     assert completes("qvm-zfs status ", xml="") == set()
 
 
-def test_completion_knows_every_verb_and_option(completes) -> None:
+def test_completion_has_each_subcommand_and_option(completes) -> None:
     from qubes_storage_zfs.tools import main
 
-    (verbs,) = (a for a in main.parser()._actions if a.dest == "command")
-    assert completes("qvm-zfs ") == {*verbs.choices, "--help"}
-    for verb, parser in verbs.choices.items():
+    (subcommands,) = (a for a in main.parser()._actions if a.dest == "command")
+    assert completes("qvm-zfs ") == {*subcommands.choices, "--help"}
+    for name, parser in subcommands.choices.items():
         options = {
             option
             for action in parser._actions
             for option in action.option_strings
             if option.startswith("--")
         }
-        assert completes(f"qvm-zfs {verb} -") == options
+        assert completes(f"qvm-zfs {name} -") == options

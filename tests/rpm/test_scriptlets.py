@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What installation, upgrade and removal say and do, or refuse."""
+"""Messages, effects and refusals of installation, upgrade and removal."""
 
 import pytest
 
-from .world import NAME, NEWER, POLICY, QUBES_XML, SITE, Root, dom0, ours
+from .world import (
+    NAME,
+    NEWER,
+    POLICY,
+    QUBES_XML,
+    SITE,
+    Root,
+    binary_packages,
+    dom0,
+)
 
 USED = (
     "<qubes><pools>"
@@ -14,14 +23,14 @@ USED = (
 
 @pytest.fixture
 def root(installed, packages) -> Root:
-    """dom0 with this version of our packages, and no qubes.xml."""
+    """Return a dom0 with this version of the packages and no qubes.xml."""
     if not installed.has(NAME):
-        installed.rpm("-U", "--replacepkgs", *ours(packages))
+        installed.rpm("-U", "--replacepkgs", *binary_packages(packages))
     (installed / QUBES_XML).unlink(missing_ok=True)
     return installed
 
 
-def test_the_first_installation(installed) -> None:
+def test_an_installation_prints_the_next_step(installed) -> None:
     assert installed.first.splitlines() == [
         "qubes-storage-zfs: to load the drivers into qubesd, run",
         "    sudo modprobe zfs && sudo systemctl restart qubesd",
@@ -30,12 +39,12 @@ def test_the_first_installation(installed) -> None:
     assert installed.ran() == []
 
 
-def test_an_upgrade(packages, newer, empty) -> None:
-    """It leaves pools, what a person changed and qubesd alone."""
-    empty.rpm("-i", *dom0(), *ours(packages))
+def test_an_upgrade_keeps_pools_and_settings(packages, newer, empty) -> None:
+    """An upgrade does not restart qubesd either."""
+    empty.rpm("-i", *dom0(), *binary_packages(packages))
     empty.write(QUBES_XML, USED)
     empty.write(POLICY, "# mine\n")
-    said = empty.rpm("-U", *ours(newer))
+    said = empty.rpm("-U", *binary_packages(newer))
     assert [line for line in said.splitlines() if "rpmnew" not in line] == [
         "qubes-storage-zfs: to load the new version into qubesd, run",
         "    sudo systemctl restart qubesd",
@@ -85,7 +94,7 @@ def test_removal_is_refused_while_a_pool_needs_it(text, pools, root) -> None:
     assert root.ran() == []
 
 
-def test_removal_is_refused_if_nobody_can_tell(root) -> None:
+def test_removal_is_refused_if_qubes_xml_cannot_be_read(root) -> None:
     place = root / QUBES_XML
     place.mkdir()
     done = root.attempt("-e", NAME)
@@ -108,8 +117,8 @@ def test_removal_is_refused_if_nobody_can_tell(root) -> None:
         "<pools driver='zfs_zvol'/>",
     ],
 )
-def test_removal(text, root) -> None:
-    """Nothing of the package is left, and all else is."""
+def test_a_removal_leaves_no_file(text, root) -> None:
+    """All other files are kept."""
     others = root.files() - set(root.rpm("-ql", NAME).splitlines())
     if text is not None:
         root.write(QUBES_XML, text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is made of the sources without rpm, and that it is the same twice."""
+"""Tarball, wheel and manual, built from the sources without rpm."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def _names(tarball: Path) -> set[str]:
     return {name.partition("/")[2] for name in listing.splitlines()}
 
 
-def test_the_tarball_is_the_tree(tarball) -> None:
+def test_tarball_has_all_tracked_files(tarball) -> None:
     listed = run("git", "-C", PROJECT, "ls-files", "-z").stdout.split("\0")
     names = _names(tarball)
     for name in filter(None, listed):
@@ -45,13 +45,13 @@ def _wheel(tarball: Path, folder: Path, umask: int, spoil: bool) -> Path:
     return wheel
 
 
-def test_the_wheel_is_the_same_twice(tarball, tmp_path) -> None:
-    """Elsewhere, at another time, for somebody else, after another build."""
-    one = _wheel(tarball, tmp_path / "one", 0o022, spoil=False)
-    two = _wheel(tarball, tmp_path / "other-name", 0o077, spoil=True)
-    assert one.name == two.name
-    assert one.read_bytes() == two.read_bytes()
-    with zipfile.ZipFile(one) as archive:
+def test_wheel_builds_are_reproducible(tarball, tmp_path) -> None:
+    """Neither folder, time, umask nor an earlier build changes the wheel."""
+    first = _wheel(tarball, tmp_path / "one", 0o022, spoil=False)
+    second = _wheel(tarball, tmp_path / "other-name", 0o077, spoil=True)
+    assert first.name == second.name
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(first) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
     version = (PROJECT / "version").read_text().strip()
     assert tops == {
@@ -64,7 +64,7 @@ PAGES = sorted(path.stem for path in PROJECT.glob("doc/manpages/*.rst"))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_of_the_manual(page, tmp_path) -> None:
+def test_manual_page_builds_without_warnings(page, tmp_path) -> None:
     section = "1" if page.startswith("qvm-") else "7"
     made = f"build/man{section}/{page}.{section}"
     folder = tmp_path / "doc/manpages"
@@ -88,7 +88,7 @@ def test_a_page_of_the_manual(page, tmp_path) -> None:
     assert attempt(*make, f"PYTHON={sys.executable}").returncode != 0
 
 
-def test_there_is_a_page_for_the_command() -> None:
+def test_the_command_has_a_manual_page() -> None:
     assert "qvm-zfs" in PAGES
 
 
@@ -98,8 +98,8 @@ def _yaml(name: str) -> dict:
     return yaml.safe_load((PROJECT / name).read_text())
 
 
-def test_what_qubes_builder_builds() -> None:
-    """dom0 gets both packages, a qube no package that needs dom0's."""
+def test_qubes_builder_builds_the_right_packages() -> None:
+    """dom0 gets both packages, a qube only the prompt."""
     listed = _yaml(".qubesbuilder")
     main, ask = (
         f"rpm_spec/{name}.spec" for name in (NAME, f"{NAME}-askpassword")
@@ -109,14 +109,14 @@ def test_what_qubes_builder_builds() -> None:
         "rpm": {"build": [ask]},
         "deb": {"build": ["debian"]},
     }
-    found = {path.name for path in (PROJECT / "rpm_spec").glob("*.spec.in")}
-    assert found == {f"{Path(spec).name}.in" for spec in (main, ask)}
+    specs = {path.name for path in (PROJECT / "rpm_spec").glob("*.spec.in")}
+    assert specs == {f"{Path(spec).name}.in" for spec in (main, ask)}
 
 
-def test_ci_of_qubes_builds_what_qubes_builder_builds() -> None:
+def test_ci_of_qubes_builds_the_same_packages() -> None:
     included = {
-        Path(one["file"]).stem: one["project"]
-        for one in _yaml(".gitlab-ci.yml")["include"]
+        Path(first["file"]).stem: first["project"]
+        for first in _yaml(".gitlab-ci.yml")["include"]
     }
     kinds = {"base", "host", "vm-fedora", "vm-debian"}
     assert set(included) == {f"gitlab-{kind}" for kind in kinds}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Roots that rpm really installs into, dependencies and scriptlets included.
+"""Empty roots into which rpm installs packages, with their scriptlets.
 
-In place of what our packages require there are stubs without files, but for
-the shell and sed, which scriptlets run: those are the host's.
+Stubs without files stand in for the packages that ours require.  The shell and
+sed, which scriptlets run, are those of the host.
 """
 
 import functools
@@ -16,7 +16,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "qubes-storage-zfs"
-#: the version of a later release
+#: the version of a later release, for upgrades
 NEWER = "99.0.0"
 SITE = "/usr/lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 POLICY = "/etc/qubes/policy.d/30-qubes-storage-zfs.policy"
@@ -24,16 +24,16 @@ QUBES_XML = "var/lib/qubes/qubes.xml"
 SERVICE = "/etc/qubes-rpc/qubes.AskPassword"
 DROP_IN = "/usr/lib/systemd/system/qubesd.service.d/30-qubes-storage-zfs.conf"
 UNIT = "/usr/lib/systemd/system/qubes-storage-zfs-import.service"
-#: gid of the group qubes in roots; any but root's
+#: GID of the group qubes in roots; any but that of root
 QUBES = 98
 
-# where chroot is, which not every user finds
+# chroot is in /usr/sbin, which is not in the PATH of each user
 os.environ["PATH"] += ":/usr/sbin:/sbin"
 
-#: rpm changes its root
+#: rpm needs root for chroot
 AS_ROOT = [] if os.geteuid() == 0 else ["sudo"]
 
-#: what a system has, as a stub of one package
+#: what a stub provides in place of the packages of a system
 BASE = ", ".join(
     [
         "/bin/sh, /usr/bin/python3, python3 = 3.13.0, sed, util-linux",
@@ -41,25 +41,25 @@ BASE = ", ".join(
         "qubes-core-qrexec = 4.3.0",
     ]
 )
-#: the rest of dom0
+#: packages of dom0 alone, with their versions
 DOM0 = {
     "qubes-core-dom0": "4.3.0",
     "zfs": "2.4.1",
     "python3-pyzfs": "2.4.1",
 }
-#: scriptlets find these before any real one, and so are caught running them
-CAUGHT = ("systemctl", "modprobe", "zpool", "zfs", "qvm-pool", "udevadm")
+#: stand-ins that scriptlets would run; each records its arguments
+INTERCEPTED = ("systemctl", "modprobe", "zpool", "zfs", "qvm-pool", "udevadm")
 
 
 def run(*argv: object, **more) -> subprocess.CompletedProcess:
-    """Run to its end; if it fails, so does the test, with what it said."""
+    """Run a program; fail the test with its output if it fails."""
     done = attempt(*argv, **more)
     assert done.returncode == 0, done.stdout
     return done
 
 
 def attempt(*argv: object, **more) -> subprocess.CompletedProcess:
-    """Run to its end; output and errors come in one text."""
+    """Run a program; return it with output and errors in one text."""
     more.setdefault("stderr", subprocess.STDOUT)
     return subprocess.run(
         [str(word) for word in argv],
@@ -70,14 +70,14 @@ def attempt(*argv: object, **more) -> subprocess.CompletedProcess:
 
 
 @functools.cache
-def _scratch() -> Path:
+def _work_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="rpm-tests-"))
 
 
 @functools.cache
 def stub(name: str, version: str, provides: str = "") -> Path:
-    """A package of that name and version, built once."""
-    folder = _scratch() / f"{name}-{version}-{abs(hash(provides))}"
+    """Build a package without files once; return it."""
+    folder = _work_folder() / f"{name}-{version}-{abs(hash(provides))}"
     macros = {"_topdir": folder, "_rpmdir": folder, "_dbpath": folder}
     macros |= {"stub": name, "stub_version": version}
     if provides:
@@ -92,7 +92,7 @@ def stub(name: str, version: str, provides: str = "") -> Path:
 
 
 def tidy() -> None:
-    shutil.rmtree(_scratch())
+    shutil.rmtree(_work_folder())
 
 
 def base(provides: str = BASE) -> Path:
@@ -100,14 +100,16 @@ def base(provides: str = BASE) -> Path:
 
 
 def dom0(**versions: str | None) -> list[Path]:
-    """Stubs of dom0; *versions* for others, None: without it.
+    """Return stubs for the packages of dom0.
 
-    Names are given with "_" for "-".
+    :param versions: other versions, with "_" for "-"; None: without the package
     """
-    given = {name.replace("_", "-"): one for name, one in versions.items()}
+    chosen = {
+        name.replace("_", "-"): version for name, version in versions.items()
+    }
     return [base()] + [
         stub(name, version)
-        for name, version in {**DOM0, **given}.items()
+        for name, version in {**DOM0, **chosen}.items()
         if version is not None
     ]
 
@@ -118,15 +120,15 @@ def build(tarball: Path, folder: Path) -> dict[str, Path]:
     The names of source packages end in ".src".
     """
     run(PROJECT / "rpm_spec/build", tarball, folder)
-    found = {}
+    packages = {}
     for package in folder.glob("*.rpm"):
         kind = package.name.split(".")[-2]
         name = re.sub(r"-[^-]*-[^-]*\Z", "", package.name)
-        found[f"{name}.src" if kind == "src" else name] = package
-    return found
+        packages[f"{name}.src" if kind == "src" else name] = package
+    return packages
 
 
-def ours(packages: dict[str, Path]) -> list[Path]:
+def binary_packages(packages: dict[str, Path]) -> list[Path]:
     """Return the binary packages of those that build() returned."""
     return [
         package
@@ -136,8 +138,8 @@ def ours(packages: dict[str, Path]) -> list[Path]:
 
 
 def query(package: Path, *options: str) -> list[str]:
-    """What rpm says of a package that is not installed, in lines."""
-    rpm = ["rpm", "--dbpath", _scratch() / "db", "-qp"]
+    """Query a package file; return the lines that rpm prints."""
+    rpm = ["rpm", "--dbpath", _work_folder() / "db", "-qp"]
     return run(*rpm, *options, package).stdout.splitlines()
 
 
@@ -146,20 +148,20 @@ class Root:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for one in "etc", "var/lib/qubes", "dev", "bin", "sbin", "tmp":
-            (folder / one).mkdir(parents=True)
+        for name in "etc", "var/lib/qubes", "dev", "bin", "sbin", "tmp":
+            (folder / name).mkdir(parents=True)
         (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
         (folder / "etc/group").write_text(f"root:x:0:\nqubes:x:{QUBES}:\n")
-        # who writes to it loses nothing; a device would need root
+        # a plain file is enough; a device node would need root
         (folder / "dev/null").touch()
         (folder / "dev/null").chmod(0o666)
         for program in "bash", "sed":
             self._copy_program(program)
         shutil.copy(folder / "bin/bash", folder / "bin/sh")
-        for name in CAUGHT:
-            caught = folder / "sbin" / name
-            caught.write_text(f'#!/bin/sh\necho {name} "$@" >>/ran\n')
-            caught.chmod(0o755)
+        for name in INTERCEPTED:
+            stand_in = folder / "sbin" / name
+            stand_in.write_text(f'#!/bin/sh\necho {name} "$@" >>/ran\n')
+            stand_in.chmod(0o755)
         self.rpm("--initdb")
 
     def _copy_program(self, name: str) -> None:
@@ -177,7 +179,7 @@ class Root:
     def attempt(self, *arguments: object) -> subprocess.CompletedProcess:
         rpm = ["rpm", "--root", self.folder, "--dbpath", "/var/lib/rpm"]
         done = attempt(*AS_ROOT, *rpm, *arguments)
-        # on Debian rpm says first that alien is for that
+        # on Debian, rpm first prints a hint to use alien
         done.stdout = re.sub(r"(?m)^rpm: .*\n", "", done.stdout)
         return done
 
@@ -190,23 +192,23 @@ class Root:
         return self.attempt("-q", name).returncode == 0
 
     def ran(self) -> list[str]:
-        """What scriptlets did run of CAUGHT."""
+        """Return the commands of INTERCEPTED that scriptlets ran."""
         log = self / "ran"
         return log.read_text().splitlines() if log.exists() else []
 
     def files(self) -> set[str]:
-        """All that is no folder, but for rpm's own."""
-        found = run(
+        """Return all files, except those of rpm's database."""
+        packages = run(
             *(*AS_ROOT, "find", self.folder, "-not", "-type", "d"),
             *("-not", "-path", "*/var/lib/rpm/*", "-printf", "/%P\n"),
         )
-        return set(found.stdout.splitlines())
+        return set(packages.stdout.splitlines())
 
     def write(self, path: str, text: str) -> None:
         run(*AS_ROOT, "tee", self / path, input=text)
 
     def shell(self, script: str, *options: str) -> str:
-        """Run a script of bash in it, with only what is in it."""
+        """Run a script with the root's own bash and programs."""
         return run(
             *(*AS_ROOT, "chroot", *options, self.folder),
             *("/bin/bash", "--norc", "-uc", script),

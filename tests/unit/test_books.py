@@ -86,12 +86,12 @@ def test_what_only_root_can_do_says_sudo(name):
 @pytest.mark.parametrize(
     "text, why",
     [
-        ("```\nls\n```", "a block of what"),
-        ("    zfs list\n", "without a mark"),
-        ("<!-- not run: no disk -->\ntext", "of no command"),
-        ("<!-- not run: no disk -->\n```text\nx\n```", "of no command"),
-        ("<!-- not run: -->\n```sh\nls\n```", "what does this comment say"),
-        ("<!-- maybe: x -->\n```sh\nls\n```", "what does this comment say"),
+        ("```\nls\n```", "the language '' is not used"),
+        ("    zfs list\n", "without a language"),
+        ("<!-- not run: no disk -->\ntext", "has no command"),
+        ("<!-- not run: no disk -->\n```text\nx\n```", "has no command"),
+        ("<!-- not run: -->\n```sh\nls\n```", "is no known mark"),
+        ("<!-- maybe: x -->\n```sh\nls\n```", "is no known mark"),
     ],
 )
 def test_a_page_that_breaks_the_rules(text, why):

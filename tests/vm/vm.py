@@ -264,9 +264,9 @@ def accelerator(place: Path) -> list[str]:
         return tcg
     kvm = ["-accel", "kvm", "-cpu", "host"]
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    known = CACHE / "accelerator"
+    cache_file = CACHE / "accelerator"
     with contextlib.suppress(FileNotFoundError):
-        answer = known.read_text("ascii").split()
+        answer = cache_file.read_text("ascii").split()
         if len(answer) == 2 and answer[0] == boot_id:
             return kvm if answer[1] == "kvm" else tcg
     say(f"checking whether KVM works (at most {KVM_PROBE_LIMIT} s)")
@@ -292,7 +292,7 @@ def accelerator(place: Path) -> list[str]:
             errors="replace"
         )
     works = status == 0 and alive
-    known.write_text(f"{boot_id} {'kvm' if works else 'tcg'}\n", "ascii")
+    cache_file.write_text(f"{boot_id} {'kvm' if works else 'tcg'}\n", "ascii")
     say("KVM works" if works else "KVM does not work; the guest is emulated")
     return kvm if works else tcg
 
