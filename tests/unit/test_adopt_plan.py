@@ -110,7 +110,7 @@ WORK = zvol(
 )
 
 
-def test_revisions_are_numbered_in_the_order_they_were_made():
+def test_revisions_are_numbered_in_order_of_creation():
     plan = plan_of(found(dataset(f"{C}/work", WORK)), known())
     assert outline(plan) == [
         ("ChangeTogether", C),
@@ -143,7 +143,7 @@ def test_revisions_are_numbered_in_the_order_they_were_made():
     }
 
 
-def test_what_is_taken_from_a_running_qube_that_died():
+def test_after_a_crash_the_newest_snapshot_is_the_committed_state():
     """The newest committed state is before the revision made of it."""
     there = zvol(
         f"{C}/work/private",
@@ -160,7 +160,7 @@ def test_what_is_taken_from_a_running_qube_that_died():
     assert any("with uncommitted changes" in step.text for step in plan.steps)
 
 
-def test_without_a_committed_state_one_is_made_unless_none_are_kept():
+def test_a_first_revision_is_created_unless_none_are_kept():
     there = found(dataset(f"{C}/work", zvol(f"{C}/work/private")))
     changes = changes_of(plan_of(there, known()), f"{C}/vm/work")
     assert changes[0].dataset == f"{C}/vm/work/private@r1"
@@ -170,7 +170,7 @@ def test_without_a_committed_state_one_is_made_unless_none_are_kept():
     assert all("@" not in change.dataset for change in changes)
 
 
-def test_what_nobody_keeps_is_only_marked():
+def test_a_disposable_volume_is_only_marked():
     root = zvol(f"{C}/work/root", logical=6144)
     plan = plan_of(
         found(dataset(f"{C}/work", root)), known(name="root", keep=False)
@@ -183,7 +183,7 @@ def test_what_nobody_keeps_is_only_marked():
     ]
 
 
-def test_what_was_done_is_not_planned_again():
+def test_completed_steps_are_not_planned_again():
     qubes_root = dataset(f"{C}/vm", set=dict(policy.ROOT_SETTINGS))
     moved = dataset(f"{C}/vm/work", WORK)
     there = found(moved=[moved], qubes_root=qubes_root)
@@ -195,7 +195,7 @@ def test_what_was_done_is_not_planned_again():
     assert plan_of(there, known()).steps == []
 
 
-def test_strangers_stay():
+def test_unconfigured_datasets_stay_in_place():
     plan = plan_of(
         found(
             dataset(f"{C}/work", WORK, zvol(f"{C}/work/other")),
@@ -272,7 +272,7 @@ def test_strangers_stay():
         ),
     ],
 )
-def test_refused(there, volumes, why):
+def test_a_migration_is_refused_with_its_reason(there, volumes, why):
     with pytest.raises(Refused) as caught:
         plan_of(there, *volumes)
     assert any(
@@ -280,7 +280,7 @@ def test_refused(there, volumes, why):
     ), caught.value.reasons
 
 
-def test_without_the_dataset_of_the_qubes():
+def test_a_missing_qubes_root_is_refused():
     older = {"name": "mine", "driver": "zfs_zvol"}
     there = {**found(), "container": dataset("mine")}
     pool = migrating_pool(older, [known(vid="mine/vm/work/private")])
@@ -288,7 +288,7 @@ def test_without_the_dataset_of_the_qubes():
         plan_migration(pool, [], Disk.parse(Reply(there)), "mark").checked()
 
 
-def test_no_strange_name_is_worked_with():
+def test_an_invalid_name_in_a_step_is_refused():
     there = found(dataset(f"{C}/work", zvol(W, snapshot("qubes:a", 1))))
     plan = plan_of(there, known())
     plan.steps.append(steps.RenameDataset(f"{C}/work", "is moved", "x y"))
@@ -296,7 +296,7 @@ def test_no_strange_name_is_worked_with():
         plan.checked()
 
 
-def test_another_pools_container_is_refused():
+def test_a_foreign_container_or_driver_is_refused():
     there = found()
     there["container"]["own"] = {naming.CLAIM: "other"}
     with pytest.raises(Refused, match="tank/q belongs to the pool other"):
@@ -305,7 +305,7 @@ def test_another_pools_container_is_refused():
         migrating_pool({"name": "x", "driver": "lvm_thin"}, [])
 
 
-def test_a_container_that_is_none_is_refused():
+def test_a_missing_or_invalid_container_is_refused():
     there = found()
     del there["container"]
     with pytest.raises(Refused, match="the filesystem tank/q does not exist"):
@@ -322,7 +322,9 @@ def test_a_container_that_is_none_is_refused():
         ("zfs_encrypted", "t/encryption/mine/vm/a/b", "/vm", ""),
     ],
 )
-def test_where_the_older_layout_is(driver, vid, old, qubes_root):
+def test_the_older_layout_is_located_from_the_vids(
+    driver, vid, old, qubes_root
+):
     attributes = {"name": "mine", "driver": driver, "zpool_name": "t"}
     if driver == "zfs_encrypted":
         base = "t/encryption/mine"
@@ -371,7 +373,7 @@ def undone(there, record):
     return plan_undo(pool, before, Disk.parse(Reply(there)), {"work"}).checked()
 
 
-def test_undoing_is_the_reverse():
+def test_undo_reverses_the_migration():
     plan = undone(*adopted())
     assert outline(plan) == [
         ("ChangeTogether", C),
@@ -434,7 +436,7 @@ def _lose(qube, private):
         (_lose, "private of work was replaced after the migration"),
     ],
 )
-def test_undoing_is_refused_after_use(what, why):
+def test_undo_is_refused_after_use(what, why):
     there, record = copy.deepcopy(adopted())
     qube = there["moved"]["1"]
     what(qube, qube["inner"]["1"])
@@ -444,7 +446,7 @@ def test_undoing_is_refused_after_use(what, why):
     assert caught.value.reasons == reasons
 
 
-def test_undoing_is_refused_where_it_cannot_be_as_it_was():
+def test_undo_is_refused_after_datasets_were_created():
     there, record = adopted()
     there["old"] = listed(dataset(f"{C}/work"))
     with pytest.raises(Refused, match="exists again"):
@@ -487,7 +489,7 @@ def _record(**changed):
         _record(set={"x\ty": "none"}),
     ],
 )
-def test_a_container_s_record_of_another_kind_is_refused(text):
+def test_an_invalid_container_record_is_refused(text):
     with pytest.raises(Refused) as caught:
         records.disk_record(C, text)
     (why,) = caught.value.reasons
@@ -495,7 +497,7 @@ def test_a_container_s_record_of_another_kind_is_refused(text):
     assert len(why) < 700
 
 
-def test_a_container_s_records_that_adopting_writes():
+def test_container_records_that_migration_writes_are_read():
     for before in {}, {"mountpoint": None, "volmode": "default"}:
         record = records.disk_record(C, _record(set=before))
         assert (record.origin, record.inside, record.settings) == (
@@ -528,7 +530,7 @@ def test_a_container_s_records_that_adopting_writes():
         ("mine", naming.MIGRATED, "qubes-clean-more"),
     ],
 )
-def test_records_that_adopting_does_not_write_are_refused(where, name, value):
+def test_records_that_migration_does_not_write_are_refused(where, name, value):
     there, record = adopted()
     qube = there["moved"]["1"]
     own = {
@@ -545,7 +547,7 @@ def test_records_that_adopting_does_not_write_are_refused(where, name, value):
     assert any(name in why for why in caught.value.reasons)
 
 
-def test_what_undoing_cannot_put_back_is_not_recorded():
+def test_settings_that_undo_cannot_restore_are_not_recorded():
     attributes = {"name": "mine", "driver": "zfs_zvol"}
     qubes_root = dataset(
         "mine/vm", set={"mountpoint": "/etc", "volmode": "none"}
@@ -587,7 +589,7 @@ POOL_OF_OLDER = MigratingPool(
 )
 
 
-def test_saved_and_loaded(folder):
+def test_a_dom0_record_is_saved_loaded_and_deleted(folder):
     assert saved.load("vault") is None
     saved.save(SAVED)
     saved.save(SAVED)
@@ -600,7 +602,7 @@ def test_saved_and_loaded(folder):
     assert saved.load("vault") is None
 
 
-def test_a_file_of_an_earlier_version_is_loaded(folder):
+def test_a_dom0_record_of_an_earlier_version_is_loaded(folder):
     """It has no settings of the qubes root; those on the disk count."""
     saved.save(SAVED)
     (file,) = folder.iterdir()
@@ -633,7 +635,7 @@ def test_a_file_of_an_earlier_version_is_loaded(folder):
         {"settings": {"sharenfs": None}},
     ],
 )
-def test_a_file_of_another_kind_is_not_loaded(folder, change):
+def test_an_invalid_dom0_record_is_refused(folder, change):
     saved.save(SAVED)
     (file,) = folder.iterdir()
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
@@ -641,7 +643,7 @@ def test_a_file_of_another_kind_is_not_loaded(folder, change):
         saved.load("vault")
 
 
-def test_a_folder_or_file_of_another_user_is_refused(folder):
+def test_a_record_that_another_user_can_write_is_refused(folder):
     saved.save(SAVED)
     (file,) = folder.iterdir()
     file.chmod(0o622)
@@ -661,7 +663,7 @@ def test_a_folder_or_file_of_another_user_is_refused(folder):
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\nb", ".x", "x" * 201])
-def test_a_pool_s_name_that_can_name_no_file(folder, name):
+def test_a_pool_name_that_is_no_file_name_is_refused(folder, name):
     for use in saved.load, saved.delete:
         with pytest.raises(Refused, match="cannot name a record file"):
             use(name)
@@ -677,7 +679,7 @@ def test_a_pool_s_name_that_can_name_no_file(folder, name):
         {"settings": {}},
     ],
 )
-def test_records_of_another_adoption_are_refused(change):
+def test_records_of_another_migration_are_refused(change):
     on_disk = records.DiskRecord(Origin.OLDER, "vm", SAVED.settings)
     records.check_same(POOL_OF_OLDER, on_disk, "123", SAVED)
     other = dataclasses.replace(SAVED, **change)

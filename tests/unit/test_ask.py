@@ -53,13 +53,13 @@ def answer(domain, pool="work", qube=None):
     return came
 
 
-def test_answer_goes_into_the_pipe():
+def test_the_answer_is_written_into_the_pipe():
     domain = Domain('read pool limit; echo "$pool $limit"')
     assert answer(domain) == f"work {prompts.LIMIT}\n".encode()
     assert domain.services == ["qubes.AskPassword+unlock"]
 
 
-def test_the_prompt_is_given_the_qube_that_needs_the_pool():
+def test_the_request_names_the_qube_that_needs_the_pool():
     domain = Domain("head -n 1")
     assert (
         answer(domain, qube="disp7") == f"work {prompts.LIMIT} disp7\n".encode()
@@ -101,12 +101,12 @@ def test_the_prompt_is_given_the_qube_that_needs_the_pool():
         ),
     ],
 )
-def test_no_answer_says_why(script, kind, why):
+def test_a_failed_prompt_reports_its_cause(script, kind, why):
     with pytest.raises(kind, match=why):
         answer(Domain(script))
 
 
-def test_silent_prompt_is_closed(monkeypatch):
+def test_an_unanswered_prompt_is_closed(monkeypatch):
     monkeypatch.setattr(prompts, "LIMIT", 0.2)
     monkeypatch.setattr(prompts, "GRACE", 0.2)
     domain = Domain("cat >/dev/null; exit 4")
@@ -115,7 +115,7 @@ def test_silent_prompt_is_closed(monkeypatch):
     assert domain.process.returncode == 4
 
 
-def test_deaf_prompt_is_killed(monkeypatch):
+def test_an_unresponsive_prompt_is_killed(monkeypatch):
     monkeypatch.setattr(prompts, "LIMIT", 0.2)
     monkeypatch.setattr(prompts, "GRACE", 0.2)
     domain = Domain("exec sleep 60 </dev/null")
@@ -124,7 +124,7 @@ def test_deaf_prompt_is_killed(monkeypatch):
     assert domain.process.returncode == -signal.SIGKILL
 
 
-def test_prompt_is_closed_when_its_verb_is_cancelled():
+def test_the_prompt_is_closed_when_its_operation_is_cancelled():
     domain = Domain("cat >/dev/null; exit 0")
 
     async def leave():
@@ -155,7 +155,7 @@ def system():
     return types.SimpleNamespace(domains=domains, default_guivm=domains["gui"])
 
 
-def test_where_to_ask():
+def test_the_prompt_is_shown_in_the_gui_domain_or_dom0():
     app = system()
     dom0, gui = app.domains["dom0"], app.domains["gui"]
     assert prompts.domain_for(None, "a", app) is gui
@@ -171,7 +171,7 @@ def test_where_to_ask():
         answer(None, "p")
 
 
-def test_a_remote_qube_is_not_asked():
+def test_a_remote_qube_shows_no_prompt():
     """It has no run_service()."""
     app = system()
     app.domains["far"] = far = types.SimpleNamespace(
@@ -186,7 +186,7 @@ def test_a_remote_qube_is_not_asked():
         asyncio.run(asker("unlock", 1))
 
 
-def test_no_qube_says_where_the_passphrase_is_typed():
+def test_guivm_of_a_qube_cannot_redirect_the_prompt():
     """A client that may set ``guivm``, as one that restores a backup."""
     app = system()
     assert prompts.domain_for(None, "c", app) is app.domains["gui"]
@@ -198,7 +198,7 @@ def test_no_qube_says_where_the_passphrase_is_typed():
         assert prompts.domain_for(chosen, qube, app) is other
 
 
-def test_a_later_qube_of_the_same_name_is_not_asked():
+def test_a_new_qube_of_the_same_name_shows_no_prompt():
     app = system()
     chosen = prompts.AskDomain("other", str(app.domains["other"].uuid))
     app.domains["other"] = types.SimpleNamespace(

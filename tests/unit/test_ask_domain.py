@@ -43,7 +43,7 @@ def load(app):
     events.loaded_any(app.domains["dom0"])
 
 
-def test_it_cannot_be_removed_while_the_pool_is_there(app):
+def test_the_prompt_qube_cannot_be_removed_while_the_pool_exists(app):
     load(app)
     with pytest.raises(QubesVMInUseError) as caught:
         events.removing(app, app.domains["gui"])
@@ -57,7 +57,7 @@ def test_it_cannot_be_removed_while_the_pool_is_there(app):
     events.removing(app, app.domains["gui"])
 
 
-def test_qubes_xml_says_which_it_is(app):
+def test_qubes_xml_records_the_uuid_of_the_prompt_qube(app):
     assert "ask_password_domain_uuid" not in app.pools["work"].config
     load(app)
     config = app.pools["work"].config
@@ -72,7 +72,7 @@ def test_qubes_xml_says_which_it_is(app):
     assert app.pools["work"].config["ask_password_domain_uuid"] == str(gui.uuid)
 
 
-def test_a_pool_without_the_option_has_none(app):
+def test_a_pool_without_the_option_has_no_prompt_qube(app):
     pool = app.pools["work"] = pool_that_asks_in(None)
     load(app)
     assert pool.ask_domain is None
@@ -89,7 +89,7 @@ def test_a_pool_without_the_option_has_none(app):
         ("a b", "must be the name of a qube"),
     ],
 )
-def test_what_cannot_be_asked_later_is_refused(app, name, why):
+def test_an_unsuitable_prompt_qube_is_refused(app, name, why):
     app.domains["disp1"] = domain("disp1", auto_cleanup=True)
     app.domains["far"] = domain("far")
     app.domains["far"].klass = "RemoteVM"

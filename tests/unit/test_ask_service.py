@@ -151,14 +151,14 @@ PURPOSES = ["new", "new-again", "new-differs", "new-short"]
 PURPOSES += ["unlock", "unlock-again"]
 
 
-def test_these_are_the_purposes(place) -> None:
+def test_all_programs_have_the_same_purposes(place) -> None:
     assert sorted(place.ask.TEXTS) == PURPOSES
     assert len(set(place.ask.TEXTS.values())) == len(PURPOSES)
     # the service is a separate program, which imports nothing of ours
     assert sorted(keywords.Purpose) == sorted(common.TEXTS) == PURPOSES
 
 
-def test_all_programs_tell_the_same_bounds(place) -> None:
+def test_all_programs_state_the_same_length_bounds(place) -> None:
     bounds = f"{keywords.SHORTEST} to {keywords.LONGEST} bytes"
     texts = (
         messages.NO_NEW_PASSPHRASE,
@@ -172,7 +172,7 @@ def test_all_programs_tell_the_same_bounds(place) -> None:
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_the_person_reads_which_pool_it_is(place, purpose) -> None:
+def test_the_prompt_names_the_pool(place, purpose) -> None:
     place.pinentry("echo 'D x'; echo OK")
     assert place.request(purpose, b"my_pool-1.a 30\n") == (ANSWERED, b"x\n")
     told = place.told.read_text().split("\n")
@@ -183,7 +183,7 @@ def test_the_person_reads_which_pool_it_is(place, purpose) -> None:
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_the_person_reads_which_qube_needs_the_pool(place, purpose) -> None:
+def test_the_prompt_names_the_qube_that_needs_the_pool(place, purpose) -> None:
     place.pinentry("echo 'D x'; echo OK")
     line = b"my_pool-1.a 30 disp_7-x.y\n"
     assert place.request(purpose, line) == (ANSWERED, b"x\n")
@@ -196,7 +196,7 @@ def test_the_person_reads_which_qube_needs_the_pool(place, purpose) -> None:
     assert text.endswith(' (needed by the qube "disp_7-x.y")')
 
 
-def test_zenity_shows_an_underscore_as_one(place) -> None:
+def test_zenity_shows_a_single_underscore(place) -> None:
     """Its label would take it for the mark of a key."""
     place.add("zenity", "echo x")
     assert place.request(line=b"my_pool 30\n") == (ANSWERED, b"x\n")
@@ -206,7 +206,7 @@ def test_zenity_shows_an_underscore_as_one(place) -> None:
 
 
 @pytest.mark.parametrize("name", ["kdialog", "systemd-ask-password"])
-def test_others_are_given_the_text(place, name) -> None:
+def test_other_programs_show_the_text(place, name) -> None:
     place.add(name, "echo x")
     assert place.request() == (ANSWERED, b"x\n")
     seen = place.seen.read_text().split("\0")
@@ -218,7 +218,9 @@ ORDER += ["pinentry-qt6", "pinentry-qt5", "pinentry-fltk", "pinentry"]
 ORDER += ["zenity", "kdialog", "systemd-ask-password"]
 
 
-def test_one_that_cannot_ask_is_followed_by_the_next(place, capfd) -> None:
+def test_a_program_that_cannot_prompt_is_followed_by_the_next(
+    place, capfd
+) -> None:
     for name in ORDER:
         if name == "pinentry-qt":
             place.add(name, "kill -ABRT $$")
@@ -237,7 +239,7 @@ def test_one_that_cannot_ask_is_followed_by_the_next(place, capfd) -> None:
     )
 
 
-def test_one_that_asked_is_the_last(place) -> None:
+def test_no_program_runs_after_one_that_answered(place) -> None:
     place.pinentry("echo 'D x'; echo OK", "pinentry-qt")
     place.pinentry("echo 'D y'; echo OK")
     place.add("zenity", "echo z")
@@ -245,7 +247,7 @@ def test_one_that_asked_is_the_last(place) -> None:
     assert place.started() == ["pinentry-qt"]
 
 
-def test_without_a_screen_only_the_console_is_asked(place) -> None:
+def test_without_a_screen_only_the_console_prompts(place) -> None:
     for name in ORDER:
         place.add(name, "echo x")
     assert place.request(environ={}) == (ANSWERED, b"x\n")
@@ -253,7 +255,7 @@ def test_without_a_screen_only_the_console_is_asked(place) -> None:
     assert "--no-tty" in place.seen.read_text().split("\0")
 
 
-def test_no_program_is_a_sentence(place, capfd) -> None:
+def test_missing_programs_are_reported(place, capfd) -> None:
     assert place.request() == (NOBODY, b"")
     assert "no program could not" not in (said := capfd.readouterr().err)
     assert "no program for a prompt is installed" in said
@@ -261,7 +263,7 @@ def test_no_program_is_a_sentence(place, capfd) -> None:
     assert "no graphical session" in capfd.readouterr().err
 
 
-def test_one_that_cannot_be_run_is_a_sentence(place, capfd) -> None:
+def test_a_program_that_cannot_run_is_reported(place, capfd) -> None:
     (place.folder / "bin/zenity").write_text("#!/nowhere\n")
     (place.folder / "bin/zenity").chmod(0o755)
     assert place.request() == (NOBODY, b"")
@@ -280,7 +282,7 @@ def test_one_that_cannot_be_run_is_a_sentence(place, capfd) -> None:
         ("D " + "%41" * 300 + "\nD " + "%42" * 724, "A" * 300 + "B" * 724),
     ],
 )
-def test_pinentry_escapes(place, data, answer) -> None:
+def test_escapes_of_pinentry_are_decoded(place, data, answer) -> None:
     place.pinentry(
         "".join(f"echo '{line}';" for line in data.split("\n")) + "echo OK"
     )
@@ -288,7 +290,7 @@ def test_pinentry_escapes(place, data, answer) -> None:
 
 
 @pytest.mark.parametrize("data", ["D a%4", "D a%zz", "D a%"])
-def test_pinentry_that_escapes_wrongly_is_no_answer(place, data) -> None:
+def test_an_invalid_escape_of_pinentry_is_refused(place, data) -> None:
     place.pinentry(f"echo '{data}'; echo OK")
     assert place.request() == (NOBODY, b"")
 
@@ -304,7 +306,7 @@ def test_pinentry_that_escapes_wrongly_is_no_answer(place, data) -> None:
         ("systemd-ask-password", r"%s\n", "x" * 1024),
     ],
 )
-def test_a_line_is_the_answer(place, name, printed, answer) -> None:
+def test_one_line_is_the_answer(place, name, printed, answer) -> None:
     place.add(name, f"printf '{printed}' '{answer}'")
     status, said = place.request()
     assert status == ANSWERED
@@ -316,7 +318,7 @@ def test_a_line_is_the_answer(place, name, printed, answer) -> None:
 @pytest.mark.parametrize(
     "printed", [r"a\nb\n", r"a\n\n", r"a\0b\n", "x" * 1025, "x" * 20000]
 )
-def test_anything_else_is_none(place, printed, capfd) -> None:
+def test_an_invalid_answer_is_refused(place, printed, capfd) -> None:
     """It must not be cut: that would be another passphrase."""
     place.add("zenity", f"printf '{printed}'")
     assert place.request() == (CANCELLED, b"")
@@ -324,12 +326,12 @@ def test_anything_else_is_none(place, printed, capfd) -> None:
 
 
 @pytest.mark.parametrize("data", ["a%0Ab", "a%00b", "x" * 1025, "%41" * 9000])
-def test_neither_by_pinentry(place, data) -> None:
+def test_an_invalid_answer_of_pinentry_is_refused(place, data) -> None:
     place.pinentry(f"echo 'D {data}'; echo OK")
     assert place.request() == (CANCELLED, b"")
 
 
-def test_a_pinentry_that_cannot_say_which_pool_is_not_used(place) -> None:
+def test_a_pinentry_that_cannot_show_the_pool_is_not_used(place) -> None:
     place.add(
         "pinentry",
         "echo OK; while read -r line; do case $line in "
@@ -341,7 +343,7 @@ def test_a_pinentry_that_cannot_say_which_pool_is_not_used(place) -> None:
 
 
 @pytest.mark.parametrize("code", [83886179, 83886194, 83886278, 99])
-def test_cancelled_in_pinentry(place, code) -> None:
+def test_cancelling_pinentry_ends_the_prompt(place, code) -> None:
     place.pinentry(f"echo 'ERR {code} Operation cancelled'")
     place.add("zenity", "echo x")
     assert place.request() == (CANCELLED, b"")
@@ -349,14 +351,14 @@ def test_cancelled_in_pinentry(place, code) -> None:
 
 
 @pytest.mark.parametrize("name", ["zenity", "kdialog"])
-def test_cancelled_in_a_dialog(place, name) -> None:
+def test_cancelling_a_dialog_ends_the_prompt(place, name) -> None:
     place.add(name, "echo 'Gtk-WARNING: some display' >&2; exit 1")
     place.add("systemd-ask-password", "echo x")
     assert place.request() == (CANCELLED, b"")
     assert place.started() == [name]
 
 
-def test_a_grab_refused_is_not_cancelled(place) -> None:
+def test_a_refused_keyboard_grab_is_no_cancellation(place) -> None:
     """pinentry-gtk-2 says so when another window has the keyboard."""
     place.pinentry(
         "echo 'could not grab keyboard: already grabbed (1)' >&2;"
@@ -367,7 +369,7 @@ def test_a_grab_refused_is_not_cancelled(place) -> None:
 
 
 @pytest.mark.parametrize("name", ["pinentry", "zenity"])
-def test_a_program_may_see_that_it_is_late(place, name) -> None:
+def test_a_program_may_report_a_timeout(place, name) -> None:
     place.pinentry("echo 'ERR 83886142 Timeout'")
     if name == "zenity":
         (place.folder / "bin/pinentry").unlink()
@@ -397,13 +399,13 @@ def test_a_caller_that_gives_up_closes_the_prompt(place, name, capfd) -> None:
     assert "the caller ended the request" in capfd.readouterr().err
 
 
-def test_more_input_is_not_a_caller_that_gives_up(place) -> None:
+def test_further_input_does_not_close_the_prompt(place) -> None:
     place.add("zenity", "/bin/sleep 0.05; echo x")
     line = b"work 30\n" + b"more\n" * 2000
     assert place.request(line=line) == (ANSWERED, b"x\n")
 
 
-def test_late_closes_the_prompt(place, capfd) -> None:
+def test_the_time_limit_closes_the_prompt(place, capfd) -> None:
     place.add("zenity", _stubborn(place))
     place.add("kdialog", "echo x")
     before = time.monotonic()
@@ -414,7 +416,7 @@ def test_late_closes_the_prompt(place, capfd) -> None:
     assert "the prompt was not answered in time" in capfd.readouterr().err
 
 
-def test_a_caller_that_does_not_read_the_answer(place) -> None:
+def test_an_answer_that_the_caller_does_not_read_is_late(place) -> None:
     place.add("zenity", "echo x")
     stdin, caller = os.pipe()
     answer, stdout = os.pipe()
@@ -458,7 +460,7 @@ def test_a_caller_that_does_not_read_the_answer(place) -> None:
         b"a" * 5000,
     ],
 )
-def test_a_bad_request_asks_nobody(place, line, capfd) -> None:
+def test_an_invalid_request_shows_no_prompt(place, line, capfd) -> None:
     place.add("zenity", "echo x")
     assert place.request(line=line, until=lambda: True) == (BAD, b"")
     assert place.started() == []
@@ -474,7 +476,7 @@ def test_a_bad_request_asks_nobody(place, line, capfd) -> None:
         b"a" * 64 + b" 3600 " + b"b" * 31 + b"\n",
     ],
 )
-def test_a_good_request(place, line) -> None:
+def test_a_valid_request_shows_a_prompt(place, line) -> None:
     place.add("zenity", "echo x")
     assert place.request(line=line) == (ANSWERED, b"x\n")
 
@@ -482,13 +484,13 @@ def test_a_good_request(place, line) -> None:
 @pytest.mark.parametrize(
     "purpose", ["", "new ", "New", "unlock+a", "../unlock"]
 )
-def test_a_bad_purpose_asks_nobody(place, purpose) -> None:
+def test_an_invalid_purpose_shows_no_prompt(place, purpose) -> None:
     place.add("zenity", "echo x")
     assert place.request(purpose) == (BAD, b"")
     assert place.started() == []
 
 
-def test_a_qube_asks_nobody(place) -> None:
+def test_a_request_from_a_qube_shows_no_prompt(place) -> None:
     """Should the policy ever let it through."""
     place.add("zenity", "echo x")
     environ = {**SCREEN, "QREXEC_REMOTE_DOMAIN": "sys-net"}
@@ -532,7 +534,7 @@ def test_the_buffer_is_overwritten(place, monkeypatch) -> None:
     assert len(buffers) == 3 and not any(map(any, buffers))
 
 
-def test_no_descriptor_is_left(place) -> None:
+def test_no_file_descriptor_stays_open(place) -> None:
     place.pinentry("echo 'ERR 1 no'")
     place.add("zenity", "echo x")
     before = os.listdir("/proc/self/fd")
@@ -543,7 +545,7 @@ def test_no_descriptor_is_left(place) -> None:
 # whose screen
 
 
-def test_the_session_of_the_environment(place) -> None:
+def test_the_session_in_the_environment_is_used(place) -> None:
     place.add("systemctl", "echo DISPLAY=:9")
     environ = {"WAYLAND_DISPLAY": "wayland-0", "HOME": "/x", "PATH": "/y"}
     _, found = place.ask.find_session(environ)
@@ -551,7 +553,7 @@ def test_the_session_of_the_environment(place) -> None:
     assert place.started() == []
 
 
-def test_the_session_that_systemd_tells(place) -> None:
+def test_the_session_that_systemd_reports_is_used(place) -> None:
     lines = ["LANG=x", "DISPLAY=:9", "XAUTHORITY=$'/a b'", "=", "A"]
     place.add("systemctl", f'printf "%s\\n" "{chr(10).join(lines)}"')
     run = place.folder / "run" / str(os.getuid())
@@ -572,7 +574,7 @@ def test_the_session_that_systemd_tells(place) -> None:
 @pytest.mark.parametrize(
     "systemctl", ["exit 1", "echo XDG_RUNTIME_DIR=/x", None]
 )
-def test_the_session_of_the_oldest_process(
+def test_the_session_of_the_oldest_process_is_used(
     place, monkeypatch, systemctl
 ) -> None:
     if systemctl:
@@ -625,7 +627,7 @@ def root(place, monkeypatch):
     return process
 
 
-def test_root_asks_in_the_active_session_of_seat0(place, root) -> None:
+def test_root_prompts_in_the_active_session_of_seat0(place, root) -> None:
     """Not the person who has been logged in for longest."""
     root(10, 4001, DISPLAY=":0", XAUTHORITY="/old")
     root(80, 4002, DISPLAY=":1.0", XAUTHORITY="/mine")
@@ -660,7 +662,7 @@ def test_root_asks_in_the_active_session_of_seat0(place, root) -> None:
         {"user": 999},
     ],
 )
-def test_no_session_that_is_not_on_the_screen_is_asked(
+def test_a_session_that_is_not_on_the_screen_shows_no_prompt(
     place, root, active
 ) -> None:
     root(10, 4001, DISPLAY=":1")
@@ -674,7 +676,7 @@ def test_no_session_that_is_not_on_the_screen_is_asked(
 @pytest.mark.parametrize(
     "loginctl", [None, "echo Failed to connect to bus >&2; exit 1", "exit 0"]
 )
-def test_without_logind_the_oldest_process_is_taken(
+def test_without_logind_the_oldest_process_is_used(
     place, root, loginctl
 ) -> None:
     if loginctl:
@@ -685,7 +687,7 @@ def test_without_logind_the_oldest_process_is_taken(
     assert place.ask.find_session({}) == (4002, {"DISPLAY": ":7"})
 
 
-def test_root_takes_the_session_of_a_person(place, monkeypatch) -> None:
+def test_root_prompts_as_the_user_of_the_session(place, monkeypatch) -> None:
     """Not that of the login screen; and asks as that person."""
     owner = os.getuid() or 4321
     place.process(7, 99, DISPLAY=":7")
@@ -714,7 +716,7 @@ def _run(*argv: str, line: bytes = b"work 30\n", **environ: str):
     )
 
 
-def test_the_script_runs() -> None:
+def test_the_script_refuses_invalid_requests() -> None:
     for result in (
         _run(),
         _run("nonsense"),
@@ -728,7 +730,7 @@ def test_the_script_runs() -> None:
     assert SCRIPT.read_text().startswith("#!/usr/bin/python3 -I\n")
 
 
-def test_the_environment_chooses_no_program(place, monkeypatch) -> None:
+def test_the_environment_cannot_choose_a_program(place, monkeypatch) -> None:
     place.add("zenity", "echo x")
     place.add("systemctl", "echo DISPLAY=:9")
     monkeypatch.setenv("PATH", place.ask.PATH)
@@ -740,7 +742,7 @@ def test_the_environment_chooses_no_program(place, monkeypatch) -> None:
     assert all(one.startswith(("/usr/", "/bin", "/sbin")) for one in folders)
 
 
-def test_stopped_by_a_signal(place) -> None:
+def test_a_signal_closes_the_prompt(place) -> None:
     """The prompt goes too, and so it does if nobody can tidy up."""
     place.add("zenity", f"echo $$ > {place.pids}; exec /bin/sleep 60")
     text = SCRIPT.read_text()
@@ -766,7 +768,7 @@ def test_stopped_by_a_signal(place) -> None:
         assert line.split()[4:6] == ["0", "0"]
 
 
-def test_nothing_of_it_is_dumped() -> None:
+def test_the_service_writes_no_core_dump() -> None:
     script = (
         "import importlib.machinery as m, sys, types\n"
         "sys.dont_write_bytecode = True\n"
@@ -781,7 +783,7 @@ def test_nothing_of_it_is_dumped() -> None:
 
 
 @pytest.mark.parametrize("call", ["prctl", "mlock"])
-def test_what_the_kernel_refuses_to_protect_is_not_asked_for(
+def test_no_prompt_is_shown_if_memory_cannot_be_protected(
     place, monkeypatch, capfd, call
 ) -> None:
     place.add("zenity", "echo never shown")
@@ -798,7 +800,7 @@ def test_what_the_kernel_refuses_to_protect_is_not_asked_for(
     assert not place.log.exists()
 
 
-def test_any_user_may_lock_the_buffer() -> None:
+def test_any_user_can_lock_the_buffer() -> None:
     """Without CAP_IPC_LOCK and with the smallest of the usual limits."""
     script = (
         "import importlib.machinery as m, os, resource, sys, types\n"
@@ -818,7 +820,7 @@ def test_any_user_may_lock_the_buffer() -> None:
 # the policy
 
 
-def test_the_policy_denies_every_qube_quietly() -> None:
+def test_the_policy_denies_every_qube_without_notification() -> None:
     lines = (line.split("#")[0].split() for line in open(POLICY))
     rules = [line for line in lines if line]
     assert all(rule[:2] == ["qubes.AskPassword", "*"] for rule in rules)
@@ -848,7 +850,7 @@ def _qubes() -> dict:
 
 
 @pytest.mark.parametrize("purpose", ["+", "+unlock", "+new"])
-def test_qubes_reads_the_policy_so(tmp_path, purpose) -> None:
+def test_qrexec_evaluates_the_policy_as_intended(tmp_path, purpose) -> None:
     parser = pytest.importorskip("qrexec.policy.parser")
     exc = pytest.importorskip("qrexec.exc")
     (tmp_path / POLICY.name).write_bytes(POLICY.read_bytes())

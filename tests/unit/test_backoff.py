@@ -66,7 +66,7 @@ def pool(monkeypatch):
 CANCELLED = keys.PromptFailed("cancelled")
 
 
-def test_a_prompt_that_was_cancelled_delays_the_next(pool, clock):
+def test_a_cancelled_prompt_delays_the_next(pool, clock):
     for minutes in 1, 2, 4, 8, 16, 32, 64, 64, 64:
         assert pool.start(CANCELLED)
         assert not pool.start(None)
@@ -77,7 +77,7 @@ def test_a_prompt_that_was_cancelled_delays_the_next(pool, clock):
     assert pool.start(None) and pool.loaded
 
 
-def test_the_refusal_says_until_when_and_what_to_do(pool, clock, monkeypatch):
+def test_the_refusal_states_the_time_and_the_remedy(pool, clock, monkeypatch):
     monkeypatch.setattr(backoff.time, "time", lambda: 0.0)
     monkeypatch.setattr(backoff.time, "localtime", backoff.time.gmtime)
     pool.start(CANCELLED)
@@ -90,7 +90,7 @@ def test_the_refusal_says_until_when_and_what_to_do(pool, clock, monkeypatch):
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_an_unlocked_pool_has_no_delay(pool, clock, by_hand):
+def test_unlocking_ends_the_delay(pool, clock, by_hand):
     for _ in range(3):
         assert pool.start(CANCELLED)
         clock.now += 64 * MINUTE
@@ -106,17 +106,17 @@ def test_an_unlocked_pool_has_no_delay(pool, clock, by_hand):
     assert pool.start(None)
 
 
-def test_three_wrong_passphrases_delay_too(pool, clock):
+def test_wrong_passphrases_delay_the_next_prompt(pool, clock):
     assert pool.start(WrongPassphrase("tank"))
     assert not pool.start(None)
 
 
-def test_a_prompt_that_was_not_shown_delays_nothing(pool, clock):
+def test_a_prompt_that_was_not_shown_causes_no_delay(pool, clock):
     assert pool.start(keys.NoPrompt("the GUI domain is not running"))
     assert pool.start(None) and pool.loaded
 
 
-def test_a_prompt_that_was_closed_delays_the_next(pool, clock):
+def test_a_closed_prompt_delays_the_next(pool, clock):
     async def leave():
         task = asyncio.create_task(pool.key.unlock(forever))
         while not pool.shown:
@@ -134,7 +134,7 @@ def test_a_prompt_that_was_closed_delays_the_next(pool, clock):
     assert pool.start(None)
 
 
-def test_all_that_start_while_a_prompt_is_shown_wait_for_it(pool, clock):
+def test_concurrent_starts_share_one_prompt(pool, clock):
     async def both():
         pool.replies = [CANCELLED]
         return await asyncio.gather(

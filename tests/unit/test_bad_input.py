@@ -79,7 +79,7 @@ def test_any_option_is_parsed_or_refused(name, value):
 
 @PATIENT
 @given(st.dictionaries(st.sampled_from(OPTIONS), TEXT))
-def test_a_pool_of_any_options_can_be_made(given_options):
+def test_a_pool_with_any_options_can_be_created(given_options):
     """qubesd makes it at its start, and an exception would end qubesd."""
     pool = ZfsZvolPool(name="x", **given_options)
     texts = {key: str(value) for key, value in pool.config.items()}
@@ -96,7 +96,7 @@ def test_a_pool_of_any_options_can_be_made(given_options):
 
 @PATIENT
 @given(ANYTHING)
-def test_revisions_to_keep_of_a_pool(value):
+def test_revisions_to_keep_of_a_pool_is_validated(value):
     pool = ZfsZvolPool(name="x", container="tank/x")
     try:
         pool.revisions_to_keep = value
@@ -118,7 +118,7 @@ def make_volume(**config):
 
 @PATIENT
 @given(ANYTHING)
-def test_revisions_to_keep_of_a_volume(value):
+def test_revisions_to_keep_of_a_volume_is_validated(value):
     """Whatever it is, a program must be able to take it when the qube stops."""
     volume, _ = make_volume(revisions_to_keep=1)
     try:
@@ -145,7 +145,7 @@ def test_revisions_to_keep_of_a_volume(value):
         },
     )
 )
-def test_any_volume_in_qubes_xml_becomes_an_object(config):
+def test_any_volume_in_qubes_xml_can_be_loaded(config):
     """qubesd makes it at its start, and an exception would end qubesd."""
     volume, pool = make_volume(**config)
     assert -1 <= volume.revisions_to_keep < 1 << 63
@@ -158,7 +158,7 @@ def test_any_volume_in_qubes_xml_becomes_an_object(config):
 
 
 @pytest.mark.parametrize("name", ["", "Root", "a/b", "a.1", "%s", "\0"])
-def test_a_volume_of_any_name_becomes_an_object(name):
+def test_a_volume_of_any_name_can_be_loaded(name):
     volume, _ = make_volume(name=name)
     assert volume.vid == f"work/{name}"
     assert isinstance(volume, qubes.storage.Volume)
@@ -166,7 +166,7 @@ def test_a_volume_of_any_name_becomes_an_object(name):
 
 @PATIENT
 @given(TEXT)
-def test_no_name_of_any_kind_reaches_zfs(name):
+def test_no_invalid_name_reaches_zfs(name):
     """A pool in qubes.xml is asked for its volumes without setup()."""
     assume(not NAME.fullmatch(name))
     with pytest.raises(ZfsError) as caught:
@@ -176,7 +176,7 @@ def test_no_name_of_any_kind_reaches_zfs(name):
     assert pool.list_volumes() == [] and pool.size is None
 
 
-def test_longest_name_that_reaches_zfs(monkeypatch):
+def test_the_longest_valid_names_reach_zfs(monkeypatch):
     monkeypatch.setattr(lzc, "library", lambda: 1 / 0)
     for name in "tank/" + "x" * 250, "t/a.b/x:y-z_0@r1":
         with pytest.raises(ZeroDivisionError):

@@ -36,7 +36,7 @@ MEASURED = {
 }
 
 
-def test_table_of_what_was_measured(tmp_path, monkeypatch):
+def test_a_table_is_created_from_measurements(tmp_path, monkeypatch):
     page, kept = tmp_path / "page.md", tmp_path / "results"
     page.write_text("old\n")
     measured = tmp_path / "bench.json"
@@ -55,14 +55,14 @@ def test_table_of_what_was_measured(tmp_path, monkeypatch):
     assert json.loads((kept / "verbs-2.9.1-work.json").read_text()) == MEASURED
 
 
-def test_times_and_ratios_that_are_too_small_for_digits():
+def test_small_times_and_ratios_are_shown_as_bounds():
     assert table.compared(0.03, 60.0, [0]) == "< 0.1 ms, 0"
     assert table.compared(0.3, 60.0, [0]) == "0.3 ms, < 0.01 x, 0"
     assert table.compared(90.0, 60.0, [7, 9]) == "90.0 ms, 1.5 x, 7 or 9"
     assert table.times(417.8) == "420 x"
 
 
-def test_the_page_is_as_the_tables_make_it(tmp_path, monkeypatch):
+def test_the_page_matches_the_stored_results(tmp_path, monkeypatch):
     """It has what the kept results say, and no change by hand."""
     page = tmp_path / "page.md"
     page.write_text(table.PAGE.read_text())

@@ -16,7 +16,7 @@ names = [str(path.relative_to(ROOT)) for path in pages()]
 
 
 @pytest.mark.parametrize("name", names)
-def test_links_lead_somewhere(name):
+def test_links_resolve(name):
     for link in links((ROOT / name).read_text()):
         if link.startswith("https://"):
             continue
@@ -31,7 +31,7 @@ def linked_from(page):
     return {(page.parent / link).resolve() for link in links(page.read_text())}
 
 
-def test_every_book_is_linked_from_the_readme():
+def test_every_page_is_linked_from_the_readme():
     """A decision from the design, which has the list of all."""
     linked = linked_from(ROOT / "README.md")
     decisions = linked_from(ROOT / "doc/design.md")
@@ -41,7 +41,7 @@ def test_every_book_is_linked_from_the_readme():
         assert path.resolve() in known, path
 
 
-def test_decisions_are_numbered_and_listed_in_their_order():
+def test_decisions_are_numbered_and_listed_in_order():
     paths = sorted(ROOT.glob("doc/decisions/*"))
     listed = [
         link.removeprefix("decisions/")
@@ -58,7 +58,7 @@ def test_decisions_are_numbered_and_listed_in_their_order():
 
 
 @pytest.mark.parametrize("name", names)
-def test_every_command_is_marked(name):
+def test_every_command_block_has_a_mark(name):
     for block in blocks((ROOT / name).read_text(), name):
         assert block.lines, block.place
 
@@ -72,7 +72,7 @@ ROOT_ONLY = {"blkdiscard", "cryptsetup", "dnf", "dracut", "modprobe"}
 
 
 @pytest.mark.parametrize("name", names)
-def test_what_only_root_can_do_says_sudo(name):
+def test_commands_that_need_root_use_sudo(name):
     for block in blocks((ROOT / name).read_text(), name):
         for line in block.lines:
             if not block.prepares:
@@ -94,12 +94,12 @@ def test_what_only_root_can_do_says_sudo(name):
         ("<!-- maybe: x -->\n```sh\nls\n```", "is no known mark"),
     ],
 )
-def test_a_page_that_breaks_the_rules(text, why):
+def test_an_invalid_page_is_refused(text, why):
     with pytest.raises(BadPage, match=why):
         blocks(text, "page")
 
 
-def test_what_a_page_says():
+def test_a_page_is_parsed():
     text = (
         "# Title, one\n\n<!-- prepare\nmkdir x\ntouch y\n-->\n"
         "- item\n\n    more of it\n\n<!-- not run: asks -->\n"

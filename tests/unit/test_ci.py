@@ -74,7 +74,7 @@ def collected(*arguments):
     return {line for line in done.stdout.split("\n") if "::" in line}
 
 
-def test_each_test_on_zfs_runs_on_one_version_at_least(notes):
+def test_each_test_on_zfs_runs_on_at_least_one_version(notes):
     assert ci(notes).wait(60) == 0
     selected = {}
     for suite, words in noted(notes):
@@ -91,7 +91,7 @@ def test_each_test_on_zfs_runs_on_one_version_at_least(notes):
     assert len(selected["2.3"] & selected["2.4"]) > len(whole) / 4
 
 
-def test_everything_runs_once(notes):
+def test_each_target_runs_once(notes):
     assert ci(notes).wait(60) == 0
     counted = Counter(words[0] for _suite, words in noted(notes))
     assert counted == dict.fromkeys(
@@ -106,7 +106,7 @@ def test_everything_runs_once(notes):
 @pytest.mark.parametrize(
     "target", ["test-rpm", "test-crash", "zfs-test", "demo"]
 )
-def test_a_failure_fails_the_run_and_keeps_nothing_from_running(notes, target):
+def test_a_failed_target_fails_the_run_but_stops_no_other(notes, target):
     run = ci(notes, FAILING=target)
     said = run.communicate(timeout=60)[0]
     assert run.returncode == 1
@@ -117,7 +117,7 @@ def test_a_failure_fails_the_run_and_keeps_nothing_from_running(notes, target):
 @pytest.mark.parametrize(
     "ending", [signal.SIGTERM, signal.SIGKILL], ids=lambda ending: ending.name
 )
-def test_all_ends_with_the_run(notes, ending):
+def test_the_children_end_with_the_run(notes, ending):
     run = ci(notes, LASTING="zfs-test test")
     end = time.monotonic() + 20
     tests = {"test", "zfs-test"}

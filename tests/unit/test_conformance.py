@@ -81,7 +81,7 @@ def fixture_real():
 
 
 @pytest.mark.parametrize("group", ["utils", "helpers", "exceptions"])
-def test_same_signatures(ours, real, group):
+def test_signatures_match(ours, real, group):
     """Functions, and exceptions with all their bases, are the same."""
     mine = ours["code"][group]
     assert mine
@@ -98,7 +98,7 @@ def test_storage_helpers_are_complete(ours, real):
 @pytest.mark.parametrize(
     "name", ["Pool", "Volume", "Storage", "VolumesCollection", "BlockDevice"]
 )
-def test_same_members(ours, real, name):
+def test_members_match(ours, real, name):
     """Classes have the same members with the same signatures."""
     mine = ours["code"]["classes"][name]
     theirs = real["code"]["classes"][name]
@@ -107,20 +107,20 @@ def test_same_members(ours, real, name):
     assert set(theirs) - set(mine) == LEFT_OUT.get(name, set())
 
 
-def test_same_values(ours, real):
+def test_values_match(ours, real):
     """Configs, XML attributes, conversions and comparisons are the same."""
     assert len(real["values"]) > 50
     assert ours["values"] == real["values"]
 
 
 @pytest.mark.parametrize("part", ["concurrency", "encrypted"])
-def test_same_calls(ours, real, part):
+def test_calls_match(ours, real, part):
     """Coroutines interleave, and encrypted volumes start, the same."""
     assert len(real[part]) > 10
     assert ours[part] == real[part]
 
 
-def test_same_lives(ours, real):
+def test_operations_of_a_qube_match(ours, real):
     """A qube's life makes the same calls and errors, with any failure."""
     assert len(real["lives"]) > 30
     assert ours["lives"].keys() == real["lives"].keys()

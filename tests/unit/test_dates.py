@@ -20,7 +20,7 @@ from qubes_storage_zfs.store.dates import LAST, rising
         ([7, 1 << 62], [7, LAST]),
     ],
 )
-def test_dates_rise(creations, dates):
+def test_revision_dates_never_decrease(creations, dates):
     assert rising(creations) == dates
     texts = [qubes.storage.isodate(date) for date in dates]
     assert texts == sorted(texts)

@@ -23,27 +23,27 @@ def _answers(monkeypatch, *codes: int) -> list[str]:
     return opened
 
 
-def test_a_lock_not_got_in_time_is_tried_again(monkeypatch) -> None:
+def test_opening_is_retried_after_a_lock_timeout(monkeypatch) -> None:
     opened = _answers(monkeypatch, 512, 512)
     os.close(devices.open_node("/dev/zd0", os.O_RDONLY))
     assert opened == ["/dev/zd0"] * 3
 
 
-def test_it_is_not_tried_for_ever(monkeypatch) -> None:
+def test_opening_is_retried_a_limited_number_of_times(monkeypatch) -> None:
     opened = _answers(monkeypatch, *[512] * 100)
     with pytest.raises(OSError):
         devices.open_node("/dev/zd0", os.O_RDONLY)
     assert len(opened) == devices.OPEN_TRIES
 
 
-def test_a_refusal_is_one(monkeypatch) -> None:
+def test_another_error_is_not_retried(monkeypatch) -> None:
     opened = _answers(monkeypatch, 16)
     with pytest.raises(OSError):
         devices.open_node("/dev/zd0", os.O_RDONLY)
     assert len(opened) == 1
 
 
-def test_a_volume_that_cannot_be_flushed_is_told(monkeypatch) -> None:
+def test_a_failed_flush_is_reported(monkeypatch) -> None:
     """Only one that has no node has nothing to be flushed."""
 
     async def flush() -> None:

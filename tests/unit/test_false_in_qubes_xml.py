@@ -31,7 +31,7 @@ def pool():
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_ephemeral_volatile_of_a_pool(pool, wanted):
+def test_ephemeral_volatile_of_a_pool_survives_a_restart(pool, wanted):
     assert again(pool).ephemeral_volatile is True
     pool.ephemeral_volatile = wanted
     assert again(pool).ephemeral_volatile is wanted
@@ -39,7 +39,7 @@ def test_ephemeral_volatile_of_a_pool(pool, wanted):
 
 
 @pytest.mark.parametrize("wanted", [None, True, False])
-def test_ephemeral_of_a_volume(pool, wanted):
+def test_ephemeral_of_a_volume_survives_a_restart(pool, wanted):
     qube = types.SimpleNamespace(name="work", app=None)
     config = {"name": "volatile", "pool": "safe", "size": 1 << 20, "rw": True}
     volume = pool.init_volume(qube, config)

@@ -28,7 +28,7 @@ OFF = b"#\n# CONFIG_INIT_ON_FREE_DEFAULT_ON is not set\n"
         ("init_on_alloc=1", OFF, False),
     ],
 )
-def test_the_kernel_says(monkeypatch, tmp_path, words, config, answer):
+def test_init_on_free_is_detected(monkeypatch, tmp_path, words, config, answer):
     monkeypatch.setattr(freed_memory, "WORDS", tmp_path / "cmdline")
     monkeypatch.setattr(freed_memory, "CONFIG", tmp_path / "config.gz")
     freed_memory.WORDS.write_text(words + "\n")

@@ -54,7 +54,7 @@ def waits(*volumes):
     return asyncio.run(wait())
 
 
-def test_a_vain_wait_is_not_repeated(stale, caplog):
+def test_a_wait_that_timed_out_is_not_repeated(stale, caplog):
     caplog.set_level(logging.WARNING)
     assert stale.is_stopping()
     assert waits(None, stale) >= halting.LIMIT
@@ -67,7 +67,7 @@ def test_a_vain_wait_is_not_repeated(stale, caplog):
     assert stale.is_running()
 
 
-def test_the_next_stop_is_awaited_again(stale, monkeypatch):
+def test_a_later_stop_is_waited_for_again(stale, monkeypatch):
     waits(stale)
     assert not stale.is_stopping()
 

@@ -41,7 +41,7 @@ def other_process(secret, code="print(holder.mark(), flush=True)"):
     )
 
 
-def test_mark_tells_living_processes_from_others(secret):
+def test_a_mark_identifies_a_living_process(secret):
     with other_process(secret) as process:
         mark = process.stdout.readline().strip()
         assert mark != holder.mark()
@@ -53,7 +53,7 @@ def test_mark_tells_living_processes_from_others(secret):
     assert holder.mark() in holder.Living()
 
 
-def test_mark_tells_nothing_to_who_has_the_disk(secret):
+def test_a_mark_does_not_reveal_its_process(secret):
     mark = holder.mark()
     assert re.fullmatch(r"[0-9a-f]{64}", mark)
     boot, pid, start = holder._identity(os.getpid()).split(":")
@@ -66,7 +66,7 @@ def test_mark_tells_nothing_to_who_has_the_disk(secret):
     assert holder.mark() != mark
 
 
-def test_mark_of_another_boot_is_no_living_process(secret):
+def test_a_mark_of_another_boot_belongs_to_no_living_process(secret):
     mark = holder.mark()
     secret.unlink()
     forget()
@@ -89,7 +89,7 @@ def test_marks_of_older_releases_are_understood():
         assert dead not in living
 
 
-def test_one_secret_for_all_that_begin_at_once(secret):
+def test_processes_that_start_together_share_one_secret(secret):
     code = "print(holder._secret().hex(), flush=True)"
     processes = [other_process(secret, code) for _ in range(4)]
     seen = {process.stdout.readline().strip() for process in processes}
@@ -100,7 +100,7 @@ def test_one_secret_for_all_that_begin_at_once(secret):
     assert list(secret.parent.iterdir()) == [secret]
 
 
-def test_without_a_place_for_the_secret_others_count_as_dead(monkeypatch):
+def test_without_a_secret_other_processes_count_as_dead(monkeypatch):
     monkeypatch.setattr(holder, "SECRET", holder.Path("/proc/no/secret"))
     assert holder.mark() in holder.Living()
     with other_process("/proc/no/secret") as process:

@@ -52,7 +52,7 @@ def drain():
     return calls
 
 
-def test_add_pool_order_and_refusals(app):
+def test_adding_a_pool_checks_options_and_calls_setup(app):
     """A pool whose setup() fails is not known; options are checked."""
     assert drain() == ["init mem", "setup mem"]
 
@@ -72,7 +72,7 @@ def test_add_pool_order_and_refusals(app):
     assert drain() == ["init a", "setup a"]
 
 
-def test_restart_hands_out_strings(app):
+def test_a_restart_passes_options_as_strings(app):
     """After a restart all options are texts, except the booleans of volumes."""
 
     async def run():
@@ -101,14 +101,14 @@ def test_restart_hands_out_strings(app):
     assert work.uuid == app.domains["work"].uuid
 
 
-def test_kill_forgets_what_was_not_saved(app):
+def test_unsaved_changes_are_lost_at_a_restart(app):
     """Without save=True only the file counts."""
     app.pools["mem"].revisions_to_keep = 4
     new = asyncio.run(hostapi.restart(app))
     assert new.pools["mem"].revisions_to_keep == "1"
 
 
-def test_restart_leaves_running_qubes_alone(app):
+def test_a_restart_stops_only_halted_qubes(app):
     """Only halted qubes are stopped at start; the others stay running."""
 
     async def run():
@@ -131,7 +131,7 @@ def test_restart_leaves_running_qubes_alone(app):
     asyncio.run(run())
 
 
-def test_offline_copy_is_separate_and_silent(app):
+def test_an_offline_copy_is_independent(app):
     """The copy sees nothing running and is made of other objects."""
 
     async def run():
@@ -148,7 +148,7 @@ def test_offline_copy_is_separate_and_silent(app):
     asyncio.run(run())
 
 
-def test_start_and_stop_order(app):
+def test_volumes_are_verified_before_any_starts(app):
     """All are verified before any starts; a missing disk fails the start."""
 
     async def run():
@@ -170,7 +170,7 @@ def test_start_and_stop_order(app):
     asyncio.run(run())
 
 
-def test_failed_start_stops_nothing(app):
+def test_a_failed_start_stops_no_volume(app):
     """The volumes which did start stay so when another one did not."""
 
     async def run():
@@ -186,7 +186,7 @@ def test_failed_start_stops_nothing(app):
     asyncio.run(run())
 
 
-def test_crash_is_handled_by_the_next_start(app):
+def test_a_crash_is_handled_by_the_next_start(app):
     """A lost stop event leads to stop() before the next start."""
 
     async def run():
@@ -201,7 +201,7 @@ def test_crash_is_handled_by_the_next_start(app):
     asyncio.run(run())
 
 
-def test_failed_create_cleans_up(app):
+def test_a_failed_creation_removes_the_qube(app):
     """Nothing of a qube is left when one volume cannot be created."""
 
     async def run():
@@ -219,7 +219,7 @@ def test_failed_create_cleans_up(app):
     assert not os.listdir(os.path.join(MemoryPool.folder, "appvms"))
 
 
-def test_pool_choice_and_removal(app):
+def test_a_pool_in_use_cannot_be_removed(app):
     """Snapshots stay in their template's pool; a used pool stays."""
 
     async def run():
@@ -243,7 +243,7 @@ def test_pool_choice_and_removal(app):
     asyncio.run(run())
 
 
-def test_disposable(app):
+def test_a_disposable_has_the_volumes_of_its_templates(app):
     """A disposable has snapshots of its template's template and its own."""
 
     async def run():
@@ -261,7 +261,7 @@ def test_disposable(app):
     asyncio.run(run())
 
 
-def test_volume_calls(app, tmp_path):
+def test_volume_operations_follow_the_admin_api(app, tmp_path):
     """Import, clear, clone, backup, revert and resize as the API does them."""
     image = tmp_path / "image"
     image.write_bytes(bytes(200000) + b"data")
@@ -300,7 +300,7 @@ def test_volume_calls(app, tmp_path):
     asyncio.run(run())
 
 
-def test_extensions_hear_events(app, monkeypatch):
+def test_extensions_receive_events(app, monkeypatch):
     """Handlers of an extension run, and may refuse a start."""
     heard = []
     for cls in qubes.vm.LocalVM, qubes.Qubes:

@@ -59,7 +59,7 @@ def test_iterations_out_of_bounds_are_refused(monkeypatch, iterations):
 @pytest.mark.parametrize(
     "printed", ["-\n-", "", "1\n2\n3", "x\n350000", f"{1 << 64}\n350000"]
 )
-def test_parameters_that_are_none_are_refused(monkeypatch, printed):
+def test_invalid_key_parameters_are_refused(monkeypatch, printed):
     check_parameters(monkeypatch, printed, printed.partition("\n")[2] or "-")
 
 
@@ -76,7 +76,7 @@ def check_parameters(monkeypatch, printed, detail):
     assert str(caught.value.detail) == detail
 
 
-def test_each_last_word_has_its_sentence():
+def test_each_end_of_the_keyholder_has_a_message():
     assert set(End) == set(keys._ENDS)
     for word, exception in keys._ENDS.items():
         detail = Purpose.NEW_SHORT if word == End.WRONG else "5 new"
@@ -96,11 +96,11 @@ REQUESTS = st.builds(
 
 
 @given(REQUESTS)
-def test_a_request_is_a_command_line_and_back(request):
+def test_a_request_survives_the_command_line(request):
     assert Request.parse([str(word) for word in request.arguments]) == request
 
 
-def test_a_request_of_qubesd_from_before_an_upgrade_is_read():
+def test_a_request_from_an_earlier_qubesd_is_parsed():
     """It runs on, and starts the keyholder that is installed meanwhile."""
     load = Request.parse(["load", "tank", '{"typed": false}'])
     assert load == Request(Action.LOAD, "tank")
@@ -114,7 +114,7 @@ def test_a_request_of_qubesd_from_before_an_upgrade_is_read():
     )
 
 
-def test_nothing_else_is_a_request():
+def test_an_invalid_request_is_refused():
     for words in ["load", "tank"], ["unload", "tank", "{}"], ["load", "t", "x"]:
         with pytest.raises(ValueError):
             Request.parse(words)
@@ -122,7 +122,7 @@ def test_nothing_else_is_a_request():
         Request.parse(["load", "tank", '{"key": 1}'])
 
 
-def test_stuck_keyholder_is_killed_and_others_go_on(stand_in, monkeypatch):
+def test_a_stuck_keyholder_is_killed_and_others_continue(stand_in, monkeypatch):
     monkeypatch.setattr(keys, "PATIENCE", 1.0)
     stand_in('[ "$2" = tank/good ] || exec sleep 60; sleep 0.5; echo done')
 
@@ -140,14 +140,14 @@ def test_stuck_keyholder_is_killed_and_others_go_on(stand_in, monkeypatch):
     assert "zpool status" in why
 
 
-def test_more_iterations_may_take_longer(stand_in, monkeypatch):
+def test_more_iterations_extend_the_time_limit(stand_in, monkeypatch):
     monkeypatch.setattr(keys, "PATIENCE", 0.5)
     monkeypatch.setattr(keys, "SLOWEST", 100)
     stand_in("echo deriving 1000; sleep 2; echo done")
     asyncio.run(keys.load("tank/x", prompt))
 
 
-def test_keyholder_that_does_not_die_is_not_waited_for(monkeypatch, caplog):
+def test_an_unkillable_keyholder_is_not_waited_for(monkeypatch, caplog):
     """As one that waits in the kernel for a disk."""
     monkeypatch.setattr(keys, "GRACE", 0.1)
     monkeypatch.setattr(keys, "END_LIMIT", 0.2)
@@ -174,7 +174,7 @@ def test_keyholder_that_does_not_die_is_not_waited_for(monkeypatch, caplog):
     assert "waits for ZFS" in caplog.text
 
 
-def test_keyholder_may_wipe_before_it_is_killed(
+def test_the_keyholder_can_wipe_memory_before_it_is_killed(
     stand_in, monkeypatch, tmp_path
 ):
     wiped = tmp_path / "wiped"
@@ -191,9 +191,7 @@ def test_keyholder_may_wipe_before_it_is_killed(
 
 
 @pytest.mark.parametrize("error", [answers.CallerGone, answers.BadLine])
-def test_first_of_two_answers_is_wiped_if_there_is_no_second(
-    monkeypatch, error
-):
+def test_the_first_answer_is_wiped_if_the_second_is_missing(monkeypatch, error):
     first = bytearray(b"long enough")
     given = iter([first])
 
@@ -208,7 +206,7 @@ def test_first_of_two_answers_is_wiped_if_there_is_no_second(
     assert first == bytes(len(first))
 
 
-def test_person_is_asked_three_times(monkeypatch):
+def test_the_user_is_asked_three_times(monkeypatch):
     monkeypatch.setattr(answers, "read_piped", lambda: bytearray(b"short"))
     with pytest.raises(keyholder.Stopped) as caught:
         keyholder.new_passphrase(keyholder.Asker(False))
@@ -218,7 +216,7 @@ def test_person_is_asked_three_times(monkeypatch):
     assert messages.reason(failure) == messages.NO_NEW_PASSPHRASE
 
 
-def test_typed_line_is_one_line_and_no_more():
+def test_read_typed_consumes_exactly_one_line():
     code = (
         "from qubes_storage_zfs.zfs import answers\n"
         "print(bytes(answers.read_typed()), bytes(answers.read_typed()))\n"
@@ -284,7 +282,7 @@ def test_memory_that_cannot_be_locked_is_an_error():
     assert "could not protect its memory (mlockall: " in why
 
 
-def test_end_of_keyholder_without_a_word(stand_in):
+def test_a_keyholder_that_ends_without_a_report_is_an_error(stand_in):
     stand_in("exit 3")
     with pytest.raises(ZfsError, match="exited early; try again"):
         asyncio.run(keys.load("tank/x", prompt))

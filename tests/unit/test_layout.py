@@ -19,7 +19,9 @@ ZFS_COMPONENT = set(
 
 
 @given(QUBE, VOLUME, st.integers(0, 10**17))
-def test_generations_are_told_apart(qube, volume, number):
+def test_generations_of_different_volumes_are_distinguished(
+    qube, volume, number
+):
     name = naming.volume_name("tank/q/vm", f"{qube}/{volume}")
     assert name == VolumeName("tank/q/vm", qube, volume)
     assert name.number_of(name.generation(number)) == number
@@ -28,13 +30,13 @@ def test_generations_are_told_apart(qube, volume, number):
 
 
 @pytest.mark.parametrize("tail", [".0", ".01", ".x", ".", "@r1", ".1.2", ".-1"])
-def test_what_is_no_generation(tail):
+def test_a_name_with_another_suffix_is_no_generation(tail):
     name = VolumeName("tank/vm", "work", "private")
     assert name.number_of("tank/vm/work/private" + tail) is None
 
 
 @given(st.text(max_size=40))
-def test_no_bad_name_gets_through(text):
+def test_no_invalid_name_is_accepted(text):
     for parse in (
         lambda: naming.volume_name("tank/vm", text).generation(0),
         lambda: naming.dataset_name(text),
@@ -53,7 +55,7 @@ def test_no_bad_name_gets_through(text):
 
 
 @given(QUBE, VOLUME, st.sampled_from("@#/.%: \n\0é,"), st.integers(0, 40))
-def test_one_bad_sign_in_a_good_vid_is_refused(qube, volume, sign, at):
+def test_one_invalid_character_in_a_vid_is_refused(qube, volume, sign, at):
     """Of those a qube may have in its name only the dot."""
     vid = f"{qube}/{volume}"
     at = min(at, len(vid))
@@ -64,7 +66,7 @@ def test_one_bad_sign_in_a_good_vid_is_refused(qube, volume, sign, at):
 
 
 @given(st.text(max_size=30))
-def test_no_bad_revision_gets_through(text):
+def test_no_invalid_revision_is_accepted(text):
     try:
         number = naming.revision_number(text)
     except BadName:
@@ -92,12 +94,12 @@ def test_no_bad_revision_gets_through(text):
         "pool%",
     ],
 )
-def test_zpool_names_that_zfs_reserves_or_refuses(name):
+def test_reserved_and_invalid_zpool_names_are_refused(name):
     with pytest.raises(BadName):
         naming.zpool_name(name)
 
 
-def test_names_that_only_zfs_allows():
+def test_names_that_only_zfs_allows_are_refused():
     """ZFS can have them, and the message must not deny it."""
     for name, kind in (
         ("tank/my qubes", "dataset name 'my qubes'"),
@@ -114,11 +116,11 @@ def test_names_that_only_zfs_allows():
 
 
 @pytest.mark.parametrize("name", ["tank", "my-pool", "p.1_2", "logs", "cold"])
-def test_zpool_names_that_are_fine(name):
+def test_valid_zpool_names_are_accepted(name):
     assert naming.zpool_name(name) == name
 
 
-def test_no_room_for_revisions_is_too_long():
+def test_a_name_must_leave_room_for_revisions():
     naming.volume_name("tank/vm", "q" * 215 + "/private")
     with pytest.raises(BadName, match="too long"):
         naming.volume_name("tank/vm", "q" * 216 + "/private")
@@ -137,7 +139,7 @@ def test_no_room_for_revisions_is_too_long():
         (naming.zpool_name, "t" * 65, messages.LONG_NAME),
     ],
 )
-def test_each_bad_name_has_its_sentence(check, name, template):
+def test_each_invalid_name_has_its_message(check, name, template):
     with pytest.raises(BadName) as caught:
         check(name)
     assert caught.value.template == template

@@ -120,7 +120,7 @@ def documented():
     return found
 
 
-def test_the_documented_table_is_the_one_that_is_used():
+def test_the_documented_table_matches_the_code():
     used = {
         (phase, event): TRANSITIONS[phase].get(event, ".")
         for phase, event in CELLS
@@ -128,7 +128,7 @@ def test_the_documented_table_is_the_one_that_is_used():
     assert documented() == used
 
 
-def test_phases_in_which_a_generation_is_known():
+def test_phases_that_may_have_a_generation():
     assert {p for p in Phase if p.may_have_generation} == WITH_GENERATION
     for phase, event in CELLS:
         after = TRANSITIONS[phase].get(event)
@@ -137,7 +137,7 @@ def test_phases_in_which_a_generation_is_known():
             assert phase is Phase.IN_USE or event is Event.STARTED
 
 
-def test_a_session_and_its_preparation(volume):
+def test_a_session_is_followed_by_a_preparation(volume):
     lifecycle = volume.lifecycle
     assert not lifecycle.in_use
     lifecycle.fire(Event.START)
@@ -176,7 +176,7 @@ def test_a_start_drops_a_preparation_requested_meanwhile(volume):
     assert lifecycle.phase is Phase.IN_USE and lifecycle.generation == 3
 
 
-def test_one_wait_for_a_stop_that_does_not_come(volume, caplog):
+def test_a_missing_stop_is_waited_for_once(volume, caplog):
     lifecycle = in_phase(volume, Phase.IN_USE)
     volume.noted, volume.state = True, "Halted"
     assert lifecycle.is_stopping
@@ -190,7 +190,7 @@ def test_one_wait_for_a_stop_that_does_not_come(volume, caplog):
     assert lifecycle.is_stopping and lifecycle.generation == 7
 
 
-def test_a_qube_that_is_starting(volume):
+def test_a_volume_of_a_starting_qube_is_not_halted(volume):
     lifecycle = in_phase(volume, Phase.IN_USE)
     assert not lifecycle.is_starting
 
@@ -214,7 +214,7 @@ def test_a_qube_that_is_starting(volume):
         (Phase.FOREIGN, True, None, False, False),
     ],
 )
-def test_whose_content_it_is(
+def test_a_volume_owns_no_content_of_a_removed_qube(
     volume, phase, saves, current, is_disposable, owns
 ):
     volume.save_on_stop = saves
@@ -230,7 +230,7 @@ def reported(caplog):
     return [(r.levelname, r.getMessage()) for r in caplog.records]
 
 
-def test_an_operation_writes_one_line(caplog):
+def test_an_operation_logs_one_line(caplog):
     caplog.set_level(logging.INFO)
     with operations.operation("stop", "x/v", "tank", "work:v") as operation:
         operation.note("stop committed generation 3")
@@ -254,7 +254,7 @@ def test_an_operation_writes_one_line(caplog):
         (InUse("z/a", holders=("qube x",)), "z/a is in use by qube x"),
     ],
 )
-def test_a_failure_has_its_prefix_and_no_line(caplog, failure, why):
+def test_a_failure_has_its_prefix_and_logs_nothing(caplog, failure, why):
     caplog.set_level(logging.INFO)
     with pytest.raises(StoragePoolException) as caught:
         with operations.operation("revert", "x/v", "tank") as operation:

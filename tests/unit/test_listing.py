@@ -12,7 +12,7 @@ from qubes_storage_zfs.zfs import errors, runtime, zcp
 from qubes_storage_zfs.zfs.reply import Reply
 
 
-def test_a_late_answer_is_the_last_one(monkeypatch):
+def test_a_late_list_becomes_the_last_known_list(monkeypatch):
     gate = threading.Event()
 
     def run(programs, sync):

@@ -233,7 +233,7 @@ def undo(attributes, configured, memory):
 
 @PATIENT
 @given(worlds())
-def test_undoing_restores_everything(world):
+def test_undo_restores_everything(world):
     attributes, configured, memory = world
     before = dict(memory.datasets)
     _, plan = plans(*world)
@@ -247,7 +247,7 @@ def test_undoing_restores_everything(world):
 
 @PATIENT
 @given(worlds(), st.integers(0, 20), st.integers(0, 20))
-def test_a_plan_that_was_cut_short_is_continued(world, first, second):
+def test_an_interrupted_plan_is_continued(world, first, second):
     attributes, configured, memory = world
     before = dict(memory.datasets)
     for step in plans(*world)[1].steps:
@@ -261,7 +261,7 @@ def test_a_plan_that_was_cut_short_is_continued(world, first, second):
 
 @PATIENT
 @given(worlds(), st.integers(0, 20), st.integers(0, 20))
-def test_an_undo_that_was_cut_short_is_continued(world, first, second):
+def test_an_interrupted_undo_is_continued(world, first, second):
     attributes, configured, memory = world
     before = dict(memory.datasets)
     for step in plans(*world)[1].steps[:first]:
@@ -317,7 +317,7 @@ def test_each_change_has_its_text_and_arguments():
     assert list(changes[2].names()) == ["a/b", "a/b@old", "a/b@new"]
 
 
-def test_several_reasons_are_one_exception():
+def test_several_reasons_are_raised_together():
     exc = Refused("{a} first", "second", "third", a=1)
     assert exc.reasons == ("1 first", "second", "third")
     assert str(exc) == "1 first"
@@ -349,7 +349,7 @@ def run(**options):
     return asyncio.run(adopt.run(argparse.Namespace(**given)))
 
 
-def test_a_pool_that_is_ours_is_not_adopted(situation, capsys):
+def test_a_pool_of_this_driver_is_not_migrated(situation, capsys):
     with pytest.raises(Failed, match="the pool vault already uses this driver"):
         run()
     situation["record"] = '{"was": "older", "old": "vm", "set": {}}'
@@ -358,14 +358,16 @@ def test_a_pool_that_is_ours_is_not_adopted(situation, capsys):
 
 
 @pytest.mark.parametrize("is_migrated", [True, False])
-def test_a_pool_that_was_not_adopted_is_not_undone(situation, is_migrated):
+def test_a_pool_that_was_not_migrated_cannot_be_undone(situation, is_migrated):
     situation["is_migrated"] = is_migrated
     with pytest.raises(Failed, match="the pool vault was not migrated"):
         run(undo=True)
 
 
 @pytest.mark.parametrize("apply", [True, False])
-def test_an_undo_that_only_left_the_file_is_finished(situation, apply, capsys):
+def test_an_undo_that_left_only_the_dom0_record_is_finished(
+    situation, apply, capsys
+):
     situation["is_migrated"] = False
     record = records.Dom0Record(
         *("vault", "tank/q", "1", Origin.OLDER, "vm", True), {}
@@ -376,13 +378,13 @@ def test_an_undo_that_only_left_the_file_is_finished(situation, apply, capsys):
     assert (adopt.saved.load("vault") is None) == apply
 
 
-def test_nothing_is_read_while_qubesd_runs(monkeypatch):
+def test_a_migration_is_refused_while_qubesd_runs(monkeypatch):
     monkeypatch.setattr(qubes_xml, "qubesd_runs", lambda: True)
     with pytest.raises(Failed, match="qubesd is running; shut down the qubes"):
         run()
 
 
-def test_every_outline_of_a_step_names_what_it_changes():
+def test_every_step_names_its_datasets():
     made = [
         steps.CreateRoot("a", "is made"),
         steps.SetProperties("a", "is set", {"x": "1"}),

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYHOLDER = ("zfs.keyholder", "zfs.answers", "zfs.secrecy")
 
 
-def test_it_imports_without_pyzfs_and_loads_nothing_of_zfs():
+def test_the_package_can_be_imported_without_pyzfs():
     script = (
         "import sys\n"
         f"sys.path[:0] = [{str(ROOT)!r}]\n"
@@ -33,7 +33,7 @@ def test_it_imports_without_pyzfs_and_loads_nothing_of_zfs():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_all_that_qubesd_runs_is_loaded_when_it_starts(tmp_path):
+def test_qubesd_loads_all_its_modules_at_start(tmp_path):
     """Else an upgrade of the package would mix two versions in one qubesd."""
     package = ROOT / "qubes_storage_zfs"
     script = (
@@ -106,7 +106,7 @@ def sentences():
     }
 
 
-def test_doc_lists_every_sentence():
+def test_the_documentation_lists_every_message():
     text = " ".join(
         (ROOT / "doc/errors.md").read_text().replace("`", "").split()
     )
@@ -114,7 +114,7 @@ def test_doc_lists_every_sentence():
         assert " ".join(sentence.split()) in text, name
 
 
-def test_doc_names_a_test_for_every_sentence():
+def test_the_documentation_names_a_test_for_every_message():
     text = (ROOT / "doc/errors.md").read_text()
     tests = " ".join(
         path.read_text() for path in (ROOT / "tests").rglob("test_*.py")
@@ -151,7 +151,7 @@ def test_doc_names_a_test_for_every_sentence():
         (OSError(5, "Input/output error"), "Input/output error"),
     ],
 )
-def test_every_failure_has_its_sentence(exc, text):
+def test_every_failure_has_its_message(exc, text):
     with pytest.raises(qubes.exc.StoragePoolException) as caught:
         with errors.prefixed("Cannot do it"):
             raise exc
@@ -202,18 +202,18 @@ def test_advice_to_force_is_not_shown():
     assert all_sentences.reason(exc) == "zpool import: no: more"
 
 
-def test_no_percent_reaches_the_client():
+def test_percent_signs_are_escaped_for_the_client():
     exc = errors.refusal("Cannot", "50% of /dev/disk/%s")
     assert str(exc) % () == "Cannot: 50% of /dev/disk/%s"
 
 
-def test_bad_options_do_not_raise_before_setup():
+def test_invalid_options_do_not_raise_before_setup():
     pool = ZfsZvolPool(name="p", revisions_to_keep="x", volblocksize="y")
     assert pool.revisions_to_keep == 2
     assert pool.config["volblocksize"] == "y"
 
 
-def test_no_module_is_a_sentence(monkeypatch):
+def test_a_missing_kernel_module_is_reported(monkeypatch):
     import asyncio
 
     if Path("/dev/zfs").exists():

@@ -44,7 +44,7 @@ ALMOST = st.lists(
         ),
     ],
 )
-def test_forms(text, pointer):
+def test_each_form_is_parsed_and_formatted(text, pointer):
     assert Pointer.parse(text) == pointer
     assert str(pointer) == text
 
@@ -79,6 +79,6 @@ def test_any_text_is_parsed_or_refused(text):
     "text",
     ["", " 5", "5 ", "-1", "5 scratch x", "5 from r3 8", "5 from", "٣", "5\n"],
 )
-def test_refused(text):
+def test_an_invalid_pointer_is_refused(text):
     with pytest.raises(BadPointer):
         Pointer.parse(text)

@@ -44,40 +44,40 @@ def violations(world, *states, vid=VID):
     return world.violations
 
 
-def test_what_was_committed_is_there(world):
+def test_an_intact_committed_state_is_accepted(world):
     assert not violations(world, of("one"))
 
 
-def test_what_was_committed_is_lost(world):
+def test_a_lost_committed_state_is_detected(world):
     assert violations(world)
 
 
 @pytest.mark.parametrize("found", ["two", tags.ZERO])
-def test_what_was_committed_is_other(world, found):
+def test_a_changed_committed_state_is_detected(world, found):
     assert violations(world, of(found))
 
 
 @pytest.mark.parametrize("found", ["one", "two"])
-def test_unsynced_block_is_old_or_new(world, found):
+def test_an_unsynced_block_may_be_old_or_new(world, found):
     done(world, "start", 1)
     write(world, "two", [(1, 2)])
     assert not violations(world, of("one"), ("one", found, "one", "one"))
 
 
-def test_unsynced_block_is_neither(world):
+def test_an_unsynced_block_with_other_content_is_detected(world):
     done(world, "start", 1)
     write(world, "two", [(1, 2)])
     assert violations(world, of("one"), ("one", "three", "one", "one"))
 
 
-def test_write_in_flight_is_old_or_new(world):
+def test_a_block_of_an_unfinished_write_may_be_old_or_new(world):
     done(world, "start", 1)
     write(world, "two", [(0, 4)], end=False)
     assert not violations(world, of("one"), ("two", "one", "two", "one"))
 
 
 @pytest.mark.parametrize("found, wrong", [("one", True), ("two", False)])
-def test_synced_block_is_new(world, found, wrong):
+def test_a_synced_block_must_be_new(world, found, wrong):
     done(world, "start", 1)
     write(world, "two", [(1, 1)])
     done(world, "sync", 1)
@@ -86,7 +86,7 @@ def test_synced_block_is_new(world, found, wrong):
 
 
 @pytest.mark.parametrize("states", [["one"], ["one", "two"]])
-def test_what_was_written_is_committed_by_the_recovery(world, states):
+def test_recovery_must_commit_synced_writes(world, states):
     done(world, "start", 1)
     write(world, "two", [[0, BLOCKS]])
     done(world, "sync", 1)
@@ -94,7 +94,7 @@ def test_what_was_written_is_committed_by_the_recovery(world, states):
 
 
 @pytest.mark.parametrize("states", [1, 2])
-def test_session_without_a_write_is_no_revision(world, states):
+def test_a_session_without_a_write_must_not_add_a_revision(world, states):
     done(world, "start", 1)
     assert bool(violations(world, *[of("one")] * states)) == (states == 2)
 
@@ -109,13 +109,13 @@ def test_session_without_a_write_is_no_revision(world, states):
         ([], True),
     ],
 )
-def test_import_in_flight_is_before_or_after(world, states, wrong):
+def test_an_unfinished_import_must_be_complete_or_absent(world, states, wrong):
     begin(world, "import", content="two", blocks=BLOCKS)
     assert bool(violations(world, *states)) == wrong
 
 
 @pytest.mark.parametrize("verb", ["create", "remove"])
-def test_only_these_verbs_leave_no_volume(verb):
+def test_an_unfinished_create_or_remove_may_leave_no_volume(verb):
     world = World()
     if verb == "remove":
         done(world, "create", 1, blocks=BLOCKS)
@@ -123,18 +123,18 @@ def test_only_these_verbs_leave_no_volume(verb):
     assert not violations(world)
 
 
-def test_removed_stays_removed(world):
+def test_a_removed_volume_that_reappears_is_detected(world):
     done(world, "remove", 0)
     assert violations(world, of("one"))
 
 
-def test_recreated_volume_shows_nothing_of_the_old_one(world):
+def test_a_recreated_volume_with_old_content_is_detected(world):
     done(world, "remove", 0)
     done(world, "create", 1, blocks=BLOCKS)
     assert violations(world, of("one"))
 
 
-def test_a_volume_that_nobody_made():
+def test_an_unknown_volume_is_detected():
     assert violations(World(), ZEROES)
 
 
@@ -159,31 +159,33 @@ def read(world, name, vid):
 @pytest.mark.parametrize(
     "name, wrong", [("one", False), ("two", False), ("three", True)]
 )
-def test_clone_of_what_is_one_of_two(ambiguous, name, wrong):
+def test_a_clone_of_an_ambiguous_state_may_have_either_content(
+    ambiguous, name, wrong
+):
     done(ambiguous, "clone", 1, "b/private", of=VID)
     assert bool(read(ambiguous, name, "b/private")) == wrong
 
 
-def test_what_was_read_rules_out_the_other(ambiguous):
+def test_reading_resolves_an_ambiguous_state(ambiguous):
     assert not read(ambiguous, "two", VID)
     done(ambiguous, "clone", 1, "b/private", of=VID)
     assert read(ambiguous, "one", "b/private")
 
 
-def test_revert_and_what_it_leaves(world):
+def test_a_revert_keeps_the_states_before_it(world):
     done(world, "import", 2, content="two", blocks=BLOCKS)
     done(world, "revert", 3, index=0)
     states = of("one"), of("two"), of("one")
     assert not violations(world, *states)
 
 
-def test_revert_that_loses_the_state_before(world):
+def test_a_revert_that_loses_a_state_is_detected(world):
     done(world, "import", 2, content="two", blocks=BLOCKS)
     done(world, "revert", 2, index=0)
     assert world.violations
 
 
-def test_old_revisions_are_pruned(world):
+def test_pruned_revisions_are_accepted(world):
     for number in range(2, KEEP + 3):
         name = f"number {number}"
         states = min(number, KEEP + 1)
@@ -193,7 +195,7 @@ def test_old_revisions_are_pruned(world):
     assert not violations(world, *map(of, names[-KEEP - 1 :]))
 
 
-def test_clone_has_the_committed_state_of_its_source(world):
+def test_a_clone_has_the_committed_state_of_its_source(world):
     done(world, "create", 1, "b/private", blocks=BLOCKS)
     done(world, "clone", 1, "b/private", of=VID)
     done(world, "remove", 0)
@@ -201,21 +203,21 @@ def test_clone_has_the_committed_state_of_its_source(world):
 
 
 @pytest.mark.parametrize("found, wrong", [("one", False), ("two", True)])
-def test_what_a_guest_reads(world, found, wrong):
+def test_content_that_a_guest_reads_is_checked(world, found, wrong):
     content = tags.packed([found] * BLOCKS)
     report = {"vid": VID, "of": VID, "content": content, "blocks": BLOCKS}
     world.read(report)
     assert bool(world.violations) == wrong
 
 
-def test_volatile_volume_is_zeroes():
+def test_a_volatile_volume_must_read_as_zeroes():
     world = World()
     content = tags.packed([tags.ZERO, "junk"])
     world.read({"vid": "a/volatile", "content": content, "blocks": 2})
     assert world.violations
 
 
-def test_tags():
+def test_tags_identify_blocks():
     data = tags.extent("x", 0, 2) + bytes(tags.BLOCK) + tags.block("y", 3)
     assert tags.names(data) == ["x", "x", tags.ZERO, "y"]
     torn = data[:2048] + bytes(2048)

@@ -116,7 +116,7 @@ def adopted(path):
     return place, store.write()
 
 
-def test_adopted_and_back(file):
+def test_undo_restores_the_migrated_file(file):
     place, kept = adopted(file)
     text = file.read_text()
     expected = TEXT.replace('driver="zfs"', 'driver="zfs_zvol"')
@@ -133,7 +133,7 @@ def test_adopted_and_back(file):
     assert len(list(file.parent.iterdir())) <= 3
 
 
-def test_volumes_of_the_older_layout_are_what_their_class_says(file):
+def test_volumes_of_the_older_layout_follow_the_class_of_their_qube(file):
     old = TEXT.replace('driver="zfs"', 'driver="zfs_zvol" zfs_ns="tank"')
     old = old.replace('vid="tank/qubes/', 'vid="tank/qubes/vm/')
     old = old.replace('"True" snap_on_start="False" s', '"False" s')
@@ -159,14 +159,14 @@ def test_volumes_of_the_older_layout_are_what_their_class_says(file):
     assert store.write() is None
 
 
-def test_nothing_to_change_is_not_written(file):
+def test_an_unchanged_file_is_not_written(file):
     store = qubes_xml.QubesXml(file)
     assert store.write() is None
     assert list(file.parent.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("how", ["qubesd", "changed"])
-def test_not_written_if_qubesd_came_back(file, how):
+def test_the_file_is_not_written_if_qubesd_runs_again(file, how):
     store = qubes_xml.QubesXml(file)
     store.adopt(place_of(store))
     with socket.socket(socket.AF_UNIX) as listening:
@@ -181,7 +181,7 @@ def test_not_written_if_qubesd_came_back(file, how):
     assert file.read_text() == before
 
 
-def test_a_dead_qubesd_does_not_run(file):
+def test_a_stale_socket_is_no_running_qubesd(file):
     assert not qubes_xml.qubesd_runs()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(qubes_xml.SOCKET)
@@ -191,7 +191,7 @@ def test_a_dead_qubesd_does_not_run(file):
 
 
 @pytest.mark.parametrize("text", ["", "<qubes>", "\0"])
-def test_unreadable_is_refused(file, text):
+def test_an_unreadable_file_is_refused(file, text):
     file.write_text(text)
     with pytest.raises(Refused, match="cannot be read"):
         qubes_xml.QubesXml(file)
@@ -201,7 +201,7 @@ def test_unreadable_is_refused(file, text):
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="QUBES_CORE_ADMIN is not set")
-def test_core_admin_reads_what_was_made_of_its_own(tmp_path, monkeypatch):
+def test_core_admin_reads_the_migrated_file(tmp_path, monkeypatch):
     monkeypatch.setattr(qubes_xml, "SOCKET", str(tmp_path / "sock"))
     path = tmp_path / "qubes.xml"
     info = tmp_path / "qubes_core-4.dist-info"
@@ -272,7 +272,7 @@ def test_a_file_swapped_for_a_symlink_is_not_written(file):
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace", "fchmod"])
-def test_nothing_half_written_stays(file, monkeypatch, fails):
+def test_a_failed_write_leaves_no_temporary_file(file, monkeypatch, fails):
     store = qubes_xml.QubesXml(file)
     store.adopt(place_of(store))
 
@@ -288,7 +288,7 @@ def test_nothing_half_written_stays(file, monkeypatch, fails):
     assert not [name for name in names if name.startswith(".")]
 
 
-def test_names_of_new_files_cannot_be_foreseen(file, monkeypatch):
+def test_names_of_temporary_files_are_unpredictable(file, monkeypatch):
     created, create = [], files._create
 
     def noting(folder, name, data, like):
@@ -302,7 +302,7 @@ def test_names_of_new_files_cannot_be_foreseen(file, monkeypatch):
     assert first != second and len(first) > 32
 
 
-def test_every_change_is_shown(file):
+def test_every_change_is_listed(file):
     store = qubes_xml.QubesXml(file)
     store.adopt(place_of(store), "123")
     assert list(store.changes()) == [
@@ -314,7 +314,7 @@ def test_every_change_is_shown(file):
     ]
 
 
-def test_undoing_takes_out_what_adopting_noted(file):
+def test_undo_removes_the_recorded_guid(file):
     store = qubes_xml.QubesXml(file)
     place = place_of(store)
     store.adopt(place, "123")
@@ -327,7 +327,7 @@ def test_undoing_takes_out_what_adopting_noted(file):
     assert file.read_text().replace(" />", "/>") == TEXT
 
 
-def test_what_adopting_drops_must_be_true_or_false(file):
+def test_dropped_attributes_must_be_boolean(file):
     file.write_text(TEXT.replace('driver="zfs"', 'driver="zfs_zvol"'))
     store = qubes_xml.QubesXml(file)
     place = place_of(store)

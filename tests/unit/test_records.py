@@ -65,7 +65,7 @@ dom0_records = st.builds(
         attributes.map(QubeRecord),
     )
 )
-def test_every_record_is_read_as_it_was_written(record):
+def test_every_record_survives_a_round_trip(record):
     text = str(record)
     assert text.isascii()
     assert type(record).parse(text) == record
@@ -80,7 +80,7 @@ def test_every_record_is_read_as_it_was_written(record):
         st.none() | st.booleans() | st.integers() | st.text(), st.lists
     ).map(json.dumps),
 )
-def test_any_other_text_is_refused(kind, text):
+def test_any_text_is_parsed_or_refused(kind, text):
     try:
         record = kind.parse(text)
     except NotARecord:
@@ -105,7 +105,7 @@ def test_records_of_earlier_releases_are_read():
     assert str(record) == text
 
 
-def test_the_part_that_is_wrong_is_named():
+def test_the_invalid_part_is_named():
     text = '{"was": "zfs", "old": "", "set": {"volmode": "full"}}'
     with pytest.raises(NotARecord) as caught:
         DiskRecord.parse(text)

@@ -22,7 +22,7 @@ VALUES = st.recursive(
 )
 
 
-def test_nothing_is_empty():
+def test_an_empty_reply_has_no_values():
     reply = Reply()
     assert reply.is_none() and not reply.as_flag() and reply.table() == {}
     assert reply.items() == [] and reply.at("any").is_none()
@@ -30,12 +30,12 @@ def test_nothing_is_empty():
     assert not reply.flag("any") and reply.flag("any", default=True)
 
 
-def test_a_list_is_in_its_order():
+def test_a_list_keeps_its_order():
     reply = Reply({str(number): number for number in (10, 2, 1)})
     assert reply.numbers() == [1, 2, 10]
 
 
-def test_a_truth_value_is_no_number():
+def test_a_boolean_is_not_a_number():
     with pytest.raises(BadReply):
         Reply(True).as_number()
 

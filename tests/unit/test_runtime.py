@@ -21,7 +21,7 @@ def _own(monkeypatch):
     monkeypatch.setattr(runtime, "_current", runtime.Runtime())
 
 
-def test_there_is_one_of_each_kind():
+def test_each_class_has_one_registry():
     class Other(Registry):
         pass
 
@@ -29,7 +29,7 @@ def test_there_is_one_of_each_kind():
     assert runtime.of(Registry) is not runtime.of(Other)
 
 
-def test_a_restart_closes_all_and_begins_empty():
+def test_a_restart_closes_all_registries():
     before = runtime.of(Registry)
     runtime.restart()
     assert before.closed
@@ -37,7 +37,7 @@ def test_a_restart_closes_all_and_begins_empty():
     assert not runtime.of(Registry).closed
 
 
-def test_threads_that_ask_at_once_get_the_same():
+def test_concurrent_threads_get_the_same_registry():
     barrier, seen = threading.Barrier(8), []
 
     class Slow:

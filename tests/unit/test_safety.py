@@ -12,7 +12,7 @@ from qubes_storage_zfs.zfs import lzc
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_documents_have_the_table():
+def test_the_documentation_has_the_table():
     design = (ROOT / "doc/design.md").read_text().split()
     moving = (ROOT / "doc/moving-zpools.md").read_text().split()
     manual = (ROOT / "doc/manpages/qvm-zfs.rst").read_text()
@@ -26,7 +26,7 @@ def test_the_documents_have_the_table():
             assert f"``{item.name}``" in manual
 
 
-def test_every_word_has_the_number_that_libzfs_core_takes():
+def test_every_value_has_the_type_that_libzfs_core_expects():
     """All native properties but mountpoint are numbers to ZFS."""
     given = {**policy.ZPOOL_ROOT_SETTINGS, "atime": 0}
     taken = lzc._properties(given)
@@ -36,7 +36,7 @@ def test_every_word_has_the_number_that_libzfs_core_takes():
         assert type(value) is kind, name
 
 
-def test_what_migrating_reads_and_undoing_restores_is_of_the_table():
+def test_migration_and_undo_use_the_same_table():
     names = {item.name for item in policy.SAFETY}
     assert set(disk.SETTINGS) == set(records.SETTINGS) == names
     assert set(disk.ZVOL_SETTINGS) - {"readonly"} == set(policy.SAFE)
@@ -45,7 +45,7 @@ def test_what_migrating_reads_and_undoing_restores_is_of_the_table():
 
 
 @pytest.mark.parametrize("item", policy.SAFETY, ids=lambda item: item.name)
-def test_undoing_restores_nothing_that_is_unsafe(item):
+def test_undo_restores_no_unsafe_value(item):
     dangerous = {"full", "geom", "visible", "/mnt", "on"}
     assert not dangerous & set(item.restorable)
     assert item.value in item.restorable

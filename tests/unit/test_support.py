@@ -10,7 +10,7 @@ TESTS = Path(__file__).resolve().parents[1]
 CONFTESTS = sorted(TESTS.rglob("conftest.py"))
 
 
-def test_nothing_is_imported_from_a_test_or_a_conftest() -> None:
+def test_no_module_imports_from_a_test_or_a_conftest() -> None:
     for path in TESTS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom):
@@ -21,7 +21,7 @@ def test_nothing_is_imported_from_a_test_or_a_conftest() -> None:
 @pytest.mark.parametrize(
     "path", CONFTESTS, ids=[path.parent.name for path in CONFTESTS]
 )
-def test_a_conftest_has_fixtures_and_hooks_alone(path) -> None:
+def test_a_conftest_has_only_fixtures_and_hooks(path) -> None:
     for node in ast.parse(path.read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef):
             decorators = " ".join(map(ast.unparse, node.decorator_list))

@@ -8,14 +8,14 @@ from tests.teeth.faults import FAULTS, TREE
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault_has_its_place(fault) -> None:
+def test_the_text_that_a_fault_replaces_occurs_once(fault) -> None:
     text = fault.place().read_text("utf-8")
     assert text.count(fault.right) == 1
     assert fault.wrong != fault.right
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_the_tests_that_should_notice_are_there(fault) -> None:
+def test_the_tests_of_a_fault_exist(fault) -> None:
     for test in fault.tests:
         file, _, name = test.partition("::")
         text = (TREE / file).read_text("utf-8")

@@ -24,7 +24,7 @@ def gate():
     event.set()
 
 
-def test_what_is_in_one_zpool_shares_its_threads(own):
+def test_datasets_of_one_zpool_share_its_threads(own):
     for subject in "slow", "slow/x", "slow@y", "slow/a/b@r1":
         assert threads.for_zpool_of(subject) is own
     for subject in "slower", "slower/slow", "", "/dev/sda", "a b", "1":
@@ -36,7 +36,7 @@ def test_what_is_in_one_zpool_shares_its_threads(own):
     assert threads.for_zpool_of(threads.both("", "fast/b")) is not none
 
 
-def test_an_overdue_question_is_not_asked_again(own, gate):
+def test_an_overdue_question_is_not_repeated(own, gate):
     asked = []
 
     def slow():
@@ -60,20 +60,20 @@ def test_an_overdue_question_is_not_asked_again(own, gate):
     assert own.questions.ask(slow) is True
 
 
-def test_a_slow_list_holds_up_no_property(own, gate):
+def test_a_slow_listing_does_not_delay_properties(own, gate):
     with pytest.raises(errors.SilentZpool):
         own.listings.ask(gate.wait)
     assert own.responds
     assert own.questions.ask(int) == 0
 
 
-def test_what_a_question_raises(own):
+def test_an_exception_in_a_question_is_raised(own):
     with pytest.raises(ZeroDivisionError):
         own.questions.ask(lambda: 1 / 0)
     assert own.responds
 
 
-def test_questions_of_several_threads_wait_for_each_other(own):
+def test_concurrent_questions_run_one_after_another(own):
     found = []
 
     def work():
@@ -87,7 +87,7 @@ def test_questions_of_several_threads_wait_for_each_other(own):
     assert found == [None] * 5 and own.responds
 
 
-def test_a_zpool_that_hangs_leaves_others_their_threads(own, gate):
+def test_a_hanging_zpool_does_not_block_others(own, gate):
     many = 2 * threads.WORKERS
 
     async def work():

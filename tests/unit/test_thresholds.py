@@ -29,7 +29,7 @@ def measured(monkeypatch):
     return Thresholds("tank"), disk
 
 
-def test_before_it_measured_nothing_is_blank(measured):
+def test_no_volume_is_blank_before_the_measurement(measured):
     found, _ = measured
     assert not found.measured
     assert found.limits == Limits(UNMEASURED, DOUBTFUL, LARGEST)
@@ -39,7 +39,7 @@ def test_before_it_measured_nothing_is_blank(measured):
     "referenced, untouched",
     [(12288, 3072), (90112, 22528), (1 << 40, LARGEST)],
 )
-def test_what_was_measured_is_capped(measured, referenced, untouched):
+def test_the_measured_threshold_is_capped(measured, referenced, untouched):
     found, disk = measured
     disk["referenced"] = referenced
     asyncio.run(found.measure("tank/v"))
@@ -47,7 +47,7 @@ def test_what_was_measured_is_capped(measured, referenced, untouched):
     assert found.limits.blank == 6144
 
 
-def test_another_zpool_of_that_name_is_measured_again(measured):
+def test_another_zpool_of_the_same_name_is_measured_again(measured):
     found, disk = measured
     asyncio.run(found.measure("tank/v"))
     disk["guid"] = "2"
@@ -59,11 +59,11 @@ def test_another_zpool_of_that_name_is_measured_again(measured):
     assert not found.measured
 
 
-def test_no_line_is_above_the_smallest_change():
+def test_no_threshold_exceeds_the_smallest_change():
     """6144 bytes, and as much as a blank zvol refers to (doc/design.md)."""
     assert DOUBTFUL < 6144 and UNMEASURED < 12288 and LARGEST < 90112
 
 
-def test_what_zfs_itself_writes_is_unwritten_unmeasured():
+def test_bytes_that_zfs_itself_writes_do_not_count():
     """Up to 8192 bytes (doc/design.md), where nothing can be measured."""
     assert UNMEASURED >= 8192

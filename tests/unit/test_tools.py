@@ -34,7 +34,7 @@ from qubes_storage_zfs.zfs.importexport import ImportableZpool
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_the_manual_has_every_verb_and_option():
+def test_the_manual_has_every_command_and_option():
     manual = (ROOT / "doc/manpages/qvm-zfs.rst").read_text()
     (verbs,) = (
         action
@@ -58,7 +58,7 @@ def test_tools_do_not_import_qubesd_modules():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_volumes_outside_are_found():
+def test_volumes_outside_an_encrypted_pool_are_found():
     def volume(name, pool, **more):
         kind = {"rw": True, "ephemeral": False, **more}
         return types.SimpleNamespace(name=name, pool=pool, **kind)
@@ -101,7 +101,7 @@ def test_text_becomes_printable():
 
 
 @given(st.binary())
-def test_bytes_of_a_disk_and_back(value):
+def test_bytes_of_a_disk_survive_a_round_trip(value):
     there = text.from_disk(value)
     assert text.to_disk(there) == value
     shown = text.printable(there)
@@ -110,7 +110,7 @@ def test_bytes_of_a_disk_and_back(value):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-def test_output_on_a_terminal_of_any_kind(monkeypatch, encoding):
+def test_output_is_printable_in_any_encoding(monkeypatch, encoding):
     for say, name in (output.say, "stdout"), (output.warn, "stderr"):
         raw = io.BytesIO()
         stream = io.TextIOWrapper(raw, encoding=encoding)
@@ -127,13 +127,13 @@ def test_json_output_is_ascii(capsys):
     assert json.loads(out) == {EVIL: [EVIL]}
 
 
-def test_a_command_line_is_not_printed_as_it_is(capsys):
+def test_an_invalid_command_line_is_printed_escaped(capsys):
     with pytest.raises(SystemExit):
         main.parser().parse_args(["lock", "a", "b\x1b[2J"])
     assert capsys.readouterr().err.replace("\n", "").isprintable()
 
 
-def test_nothing_is_printed_elsewhere():
+def test_only_the_output_module_prints():
     """All that the tool prints goes through output.py."""
     for file in (ROOT / "qubes_storage_zfs/tools").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -190,7 +190,7 @@ def test_a_mark_is_a_claim():
     assert survey(ours, marks=[other]).other_claim(ours) == "q"
 
 
-def test_qubes_xml_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+def test_an_unreadable_qubes_xml_is_an_error(tmp_path, monkeypatch):
     file = tmp_path / "qubes.xml"
     monkeypatch.setattr(common, "QUBES_XML", file)
     assert common.configured(None) == []
@@ -242,7 +242,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
     assert out == "b (x/y) is locked\n" and "qubes.xml cannot be" in err
 
 
-def test_a_zpool_that_is_exported_meanwhile_ends_nothing(monkeypatch, capsys):
+def test_a_zpool_exported_meanwhile_does_not_stop_locking(monkeypatch, capsys):
     """After it was found that a disk claims a pool in it."""
 
     async def unload(dataset):
@@ -267,7 +267,7 @@ def test_a_zpool_that_is_exported_meanwhile_ends_nothing(monkeypatch, capsys):
 # --- refusals
 
 
-def test_refusals_of_attach():
+def test_attach_refuses_an_unsuitable_pool_or_zpool():
     ours = [Pool("p", "zfs_zvol", "tank/p")]
     with pytest.raises(Failed, match="qubesd has no ZFS pool q;"):
         attach._configured_pool("q", ours)
@@ -279,7 +279,7 @@ def test_refusals_of_attach():
         attach._must_have_no_pool("tank", ours)
 
 
-def test_which_zpool_is_chosen():
+def test_attach_chooses_the_right_zpool():
     def zpool(name="stick", guid="1", state="ONLINE", status="", *devices):
         return ImportableZpool(name, guid, state, status, devices)
 
@@ -308,7 +308,7 @@ def test_which_zpool_is_chosen():
             attach._must_be_importable(found, False)
 
 
-def test_refusals_of_an_encrypted_pool(monkeypatch):
+def test_a_plain_or_absent_pool_is_refused(monkeypatch):
     plain = Pool("plain", "zfs_zvol", "tank/plain")
     safe = Pool("safe", "zfs_encrypted", "tank/encryption/safe")
 
@@ -330,7 +330,7 @@ def test_refusals_of_an_encrypted_pool(monkeypatch):
         asyncio.run(pools_of.encrypted_pool("safe"))
 
 
-def test_refusals_of_locking(monkeypatch, capsys):
+def test_lock_reports_its_failures(monkeypatch, capsys):
     marks = [pools_of.ClaimedDataset("x y/z", "gone", "x y/z", True)]
 
     async def look(ours):
@@ -347,7 +347,7 @@ def test_refusals_of_locking(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("holders", [(), ("work/root: dd", "b: cat")])
-def test_a_changed_passphrase_of_a_pool_that_stays_unlocked(
+def test_a_changed_passphrase_reports_a_pool_that_stays_unlocked(
     monkeypatch, holders
 ):
     async def pool(name):

@@ -68,13 +68,13 @@ def each(table):
 
 
 @pytest.mark.parametrize("feature, value", each(GOOD))
-def test_what_a_qube_can_have(feature, value):
+def test_a_valid_feature_is_accepted(feature, value):
     features.check(feature, value, VOLUMES)
     features.check(feature, value, None)
 
 
 @pytest.mark.parametrize("feature, value", each(BAD))
-def test_what_a_qube_cannot_have(feature, value):
+def test_an_invalid_feature_is_refused(feature, value):
     with pytest.raises(BadOption):
         features.check(feature, value, VOLUMES)
 
@@ -90,14 +90,14 @@ def test_dedup_is_an_option_of_the_pool(caplog):
         assert "the feature zfs.dedup is ignored" in caplog.text
 
 
-def test_a_volume_before_its_qube():
+def test_a_feature_of_a_volume_overrides_that_of_its_qube():
     mine = qube(zfs_compression="off", zfs_private_compression="zstd")
     assert features.zfs_properties(mine, "private") == {"compression": "zstd"}
     assert features.zfs_properties(mine, "root") == {"compression": "off"}
     assert features.zfs_properties(mine, "volatile") == {"compression": "off"}
 
 
-def test_disposables_follow_their_template_and_others_do_not():
+def test_only_disposables_inherit_features_of_their_template():
     base = qube(zfs_compression="off", zfs_sync="always")
     disposable = qube("DispVM", base, zfs_sync="disabled")
     assert features.zfs_properties(disposable, "private") == {
@@ -108,14 +108,14 @@ def test_disposables_follow_their_template_and_others_do_not():
     assert features.zfs_properties(None, "private") == {}
 
 
-def test_what_was_not_let_in_is_left_out():
+def test_an_invalid_stored_feature_is_ignored():
     assert (
         features.zfs_properties(qube(zfs_compression="x; rm"), "private") == {}
     )
     assert features.reset_to(qube(**{"zfs_reset-on-start": "x=y"}), "x") is None
 
 
-def test_what_a_volume_is_reset_to():
+def test_reset_on_start_names_the_content_of_a_volume():
     mine = qube(**{"zfs_reset-on-start": "private=r3 root"})
     assert features.reset_to(mine, "private") == "r3"
     assert features.reset_to(mine, "root") == features.BLANK

@@ -129,7 +129,7 @@ def test_the_guest_ends_with_its_command(environment, command, ending):
         process.wait()
 
 
-def test_a_guest_that_is_to_stay_stays_until_it_is_told_to_go(environment):
+def test_a_guest_of_vm_up_runs_until_vm_down(environment):
     process, guest, folder = booted(environment, *VM_PY, "up")
     try:
         assert process.wait(20) == 0
@@ -143,7 +143,7 @@ def test_a_guest_that_is_to_stay_stays_until_it_is_told_to_go(environment):
         assert not is_left(guest)
 
 
-def test_the_building_of_an_image_ends_with_its_command(environment, tmp_path):
+def test_building_an_image_ends_with_its_command(environment, tmp_path):
     vm.image_place().rmdir()
     report = Path(environment["STAND_IN_PID"])
     for name, script in {

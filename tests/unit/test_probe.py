@@ -26,12 +26,12 @@ from qubes_storage_zfs.zfs import commands, errors, probe, sysfs
         ("sda sdb", ["sda", "sdb"]),
     ],
 )
-def test_split_devices(text: str, devices: list[str]) -> None:
+def test_a_list_of_devices_is_split(text: str, devices: list[str]) -> None:
     assert probe.split_devices(text) == devices
 
 
 @pytest.mark.parametrize("text", ["", "  ", ",", " ,\n"])
-def test_split_devices_none(text: str) -> None:
+def test_an_empty_list_of_devices_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="block_devices names no device"):
         probe.split_devices(text)
 
@@ -45,7 +45,7 @@ MOUNTINFO = """\
 """
 
 
-def test_mounted_at() -> None:
+def test_the_mount_point_of_a_device_is_found() -> None:
     assert sysfs.mounted_at(os.makedev(254, 48), MOUNTINFO) == "/mnt/a b"
     assert sysfs.mounted_at(os.makedev(254, 4), MOUNTINFO) is None
     # a number of its own, so the source tells
@@ -53,7 +53,7 @@ def test_mounted_at() -> None:
     assert sysfs.mounted_at(null, MOUNTINFO) == "/mnt/c"
 
 
-def test_partitions_and_the_whole_disk(tmp_path) -> None:
+def test_partitions_and_their_disk_are_found(tmp_path) -> None:
     disk = tmp_path / "vdz"
     for number in ("1", "9"):
         (disk / f"vdz{number}").mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_partitions_and_the_whole_disk(tmp_path) -> None:
     assert probe.Device("/dev/vdz", 0, disk).disk == disk
 
 
-def test_partition_of_a_disk_that_is_given_too(tmp_path) -> None:
+def test_a_partition_of_a_listed_disk_is_refused(tmp_path) -> None:
     disk = tmp_path / "vdz"
     part = disk / "vdz1"
     part.mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_partition_of_a_disk_that_is_given_too(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("edges", [(0, 0), (1, 0), (0, 1)])
-def test_edges(tmp_path, edges) -> None:
+def test_a_device_with_data_at_an_edge_is_not_empty(tmp_path, edges) -> None:
     file = tmp_path / "image"
     middle = b"x" * probe.EDGE
     first, last = (bytes([byte]) for byte in edges)
@@ -101,7 +101,7 @@ def test_edges(tmp_path, edges) -> None:
         ("/dev/100%full\n", "does not exist"),
     ],
 )
-def test_refused_by_name(path: str, words: str) -> None:
+def test_a_path_that_names_no_device_is_refused(path: str, words: str) -> None:
     async def check() -> None:
         async with probe.checked([path]):
             pass
@@ -114,7 +114,7 @@ def test_refused_by_name(path: str, words: str) -> None:
     assert sentence.isprintable() and "%" not in sentence
 
 
-def test_run_gives_status_and_output() -> None:
+def test_run_returns_status_and_output() -> None:
     async def check() -> None:
         assert await commands.run("echo", "a b", "$HOME") == (0, "a b $HOME")
         assert await commands.run("false", ok=(1,)) == (1, "")
@@ -125,7 +125,7 @@ def test_run_gives_status_and_output() -> None:
     asyncio.run(check())
 
 
-def test_run_fails_with_what_was_printed() -> None:
+def test_run_raises_with_the_output() -> None:
     with pytest.raises(errors.CommandFailed, match="none-such") as caught:
         asyncio.run(commands.run("ls", "/none-such"))
     assert caught.value.code == 2
@@ -137,7 +137,7 @@ def test_run_fails_with_what_was_printed() -> None:
     assert caught.value.code == 127
 
 
-def test_run_waits_for_its_child_when_cancelled() -> None:
+def test_a_cancelled_run_waits_for_its_child() -> None:
     async def check() -> float:
         task = asyncio.ensure_future(commands.run("sleep", "0.5"))
         await asyncio.sleep(0.1)
@@ -168,7 +168,7 @@ def fake_run(monkeypatch, outcomes):
     return called
 
 
-def test_create_zpool_is_one_call_and_never_forced(monkeypatch) -> None:
+def test_create_zpool_runs_one_command_without_force(monkeypatch) -> None:
     called = fake_run(monkeypatch, [])
     asyncio.run(
         commands.create_zpool("tank", ["/dev/a"], "zstd", {"atime": "on"})
@@ -182,7 +182,7 @@ def test_create_zpool_is_one_call_and_never_forced(monkeypatch) -> None:
     assert [word for word in command if "atime" in word] == ["atime=on"]
 
 
-def test_create_zpool_tries_again_while_busy(monkeypatch) -> None:
+def test_create_zpool_retries_while_a_device_is_busy(monkeypatch) -> None:
     busy = "cannot open '/dev/a': Device or resource busy"
     called = fake_run(monkeypatch, [busy, busy])
     asyncio.run(commands.create_zpool("tank", ["/dev/a"], "lz4", {}))
@@ -200,13 +200,13 @@ def test_create_zpool_tries_again_while_busy(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("devices", [[], ["mirror", "/dev/a"], ["-f"]])
-def test_create_zpool_takes_only_paths(monkeypatch, devices) -> None:
+def test_create_zpool_accepts_only_paths(monkeypatch, devices) -> None:
     called = fake_run(monkeypatch, [])
     with pytest.raises(ValueError):
         asyncio.run(commands.create_zpool("tank", devices, "lz4", {}))
     assert not called
 
 
-def test_no_zpool_without_the_module() -> None:
+def test_no_zpool_is_imported_without_the_module() -> None:
     assert not commands.zpool_imported("")
     assert not commands.zpool_imported("no-such-zpool")

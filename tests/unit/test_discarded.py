@@ -52,14 +52,14 @@ def collected(monkeypatch, before, after):
     return destroyed
 
 
-def test_a_qube_that_gets_a_volume_back_keeps_it(monkeypatch):
+def test_a_volume_that_a_qube_has_again_is_not_destroyed(monkeypatch):
     assert collected(monkeypatch, [], []) == [VID]
     assert collected(monkeypatch, [VID], [VID]) == []
     assert collected(monkeypatch, [], [VID]) == []
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_creation_in_progress_has_it_collected_later(monkeypatch, offline):
+def test_a_creation_in_progress_postpones_the_collection(monkeypatch, offline):
     """A qube that is being created may have the volume: it has no storage."""
 
     async def read(*_):
@@ -85,7 +85,7 @@ def test_a_creation_in_progress_has_it_collected_later(monkeypatch, offline):
     assert destroyed == ([] if offline else [VID])
 
 
-def test_what_has_no_volumes_counts_as_loaded():
+def test_a_remote_qube_counts_as_loaded():
     """A RemoteVM's storage is None, as that of a qube being loaded."""
     qubes = app(VID)
     bare = types.SimpleNamespace(klass="RemoteVM", storage=None, volumes={})
@@ -95,7 +95,7 @@ def test_what_has_no_volumes_counts_as_loaded():
     assert discarded.volumes_of_qubes(qubes) is None
 
 
-def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
+def test_a_repeated_removal_is_marked_as_a_retry(monkeypatch):
     """A volume may have been created under the same name meanwhile."""
     told = []
     answers = [
@@ -119,7 +119,7 @@ def test_a_removal_tells_that_it_is_tried_again(monkeypatch):
     assert told == [False, True, True] and not answers
 
 
-def test_bookmarks_may_have_names_of_any_bytes(monkeypatch):
+def test_bookmark_names_may_have_any_bytes(monkeypatch):
     """As a disk may have them; an exception would escape stop()."""
     called = []
     answers = {"get_bookmarks": {b"\xff": {}}, "destroy_bookmarks": None}
