@@ -9,6 +9,7 @@ import errno
 import functools
 import importlib.resources
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,14 +59,18 @@ def decode(value: object) -> object:
     return value
 
 
+_COMMENT = re.compile(rb"^[ \t]*(--.*)?\n", re.MULTILINE)
+
+
 def _texts(*folders: str) -> dict[str, bytes]:
     """Return the texts of the Lua files in a folder of this package, by name.
 
-    The texts are constant, because names of datasets are arguments.
+    The texts are constant, because names of datasets are arguments. Lines that
+    are comments are left out: ZFS gets and parses the text at each call.
     """
     folder = importlib.resources.files(__package__).joinpath(*folders)
     return {
-        file.name.removesuffix(".lua"): file.read_bytes()
+        file.name.removesuffix(".lua"): _COMMENT.sub(b"", file.read_bytes())
         for file in folder.iterdir()
         if file.name.endswith(".lua")
     }
