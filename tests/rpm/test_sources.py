@@ -115,8 +115,8 @@ def test_qubes_builder_builds_the_right_packages() -> None:
 
 def test_ci_of_qubes_builds_the_same_packages() -> None:
     included = {
-        Path(first["file"]).stem: first["project"]
-        for first in _yaml(".gitlab-ci.yml")["include"]
+        Path(entry["file"]).stem: entry["project"]
+        for entry in _yaml(".gitlab-ci.yml")["include"]
     }
     kinds = {"base", "host", "vm-fedora", "vm-debian"}
     assert set(included) == {f"gitlab-{kind}" for kind in kinds}

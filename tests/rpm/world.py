@@ -198,11 +198,11 @@ class Root:
 
     def files(self) -> set[str]:
         """Return all files, except those of rpm's database."""
-        packages = run(
+        listing = run(
             *(*AS_ROOT, "find", self.folder, "-not", "-type", "d"),
             *("-not", "-path", "*/var/lib/rpm/*", "-printf", "/%P\n"),
         )
-        return set(packages.stdout.splitlines())
+        return set(listing.stdout.splitlines())
 
     def write(self, path: str, text: str) -> None:
         run(*AS_ROOT, "tee", self / path, input=text)

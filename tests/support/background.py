@@ -13,8 +13,8 @@ T = TypeVar("T")
 def be_patient() -> None:
     """Let synchronous properties of pools and volumes take long.
 
-    On an emulated, shared machine a property that waits for no disk can take
-    longer than the driver's deadline; then it would return an earlier answer.
+    On an emulated, shared machine, a property can exceed the driver's deadline
+    although it waits for no disk. It would then return an earlier answer.
     """
     threads.DEADLINE = 30.0
 
@@ -30,7 +30,7 @@ def _tasks() -> list[asyncio.Task[None]]:
 async def afterwards() -> None:
     """Wait for these tasks.
 
-    The event loop of a test ends sooner than the one of qubesd.
+    A test's event loop ends when the test returns; that of qubesd continues.
 
     :raises BaseException: the exception that a task ended with
     """
@@ -40,9 +40,9 @@ async def afterwards() -> None:
             task.result()
 
 
-async def settled(verb: Awaitable[T]) -> T:
+async def settled(operation: Awaitable[T]) -> T:
     """Wait for an operation and then for what it left; return its result."""
-    result = await verb
+    result = await operation
     await afterwards()
     return result
 

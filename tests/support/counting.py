@@ -24,8 +24,8 @@ PROC_EVENT_EXEC = 2
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 RECEIVED = 64 << 20  # bytes
 
-#: seconds between transaction groups that nobody waits for: none comes while
-#: something is counted
+#: seconds between transaction groups that no process requests; set so long that
+#: none ends while a cost is counted
 TXG_TIMEOUT = Path("/sys/module/zfs/parameters/zfs_txg_timeout")
 
 
@@ -34,26 +34,26 @@ def events_of_processes() -> socket.socket:
 
     Byte 36 of a message is the kind of event; its data begin at byte 52.
     """
-    told = socket.socket(
+    events = socket.socket(
         socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR
     )
     # events of all processes come here, and none may be lost
-    told.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVED)
-    told.bind((0, CN_IDX_PROC))
+    events.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVED)
+    events.bind((0, CN_IDX_PROC))
     body = struct.pack("=IIIIHHI", CN_IDX_PROC, 1, 0, 0, 4, 0, 1)
-    told.send(
+    events.send(
         struct.pack("=IHHII", 16 + len(body), 3, 0, 0, os.getpid()) + body
     )
     time.sleep(0.1)
-    return told
+    return events
 
 
 class Forks:
     """Count the child processes that this process and its threads start.
 
-    From the kernel's process connector; a new thread is no new process.
+    The kernel's process connector reports them. Threads do not count.
 
-    :ivar count: known when the block is left
+    :ivar count: set when the block is left
     """
 
     count: int | None = None
@@ -64,8 +64,10 @@ class Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """All before a last child is counted: the kernel starts threads of
-        its own all the time."""
+        """Count until the event of one last child arrives.
+
+        Other events come all the time, because the kernel starts threads.
+        """
         self.count = 0
         with subprocess.Popen(["true"]) as last:
             while (child := self._next_child()) != last.pid:
@@ -73,13 +75,13 @@ class Forks:
         self.socket.close()
 
     def _next_child(self) -> int | None:
-        """Of the next event of any process, if that is a new child of ours.
+        """Return the child in the next event, if it is a new one of ours.
 
-        :raises TimeoutError: if there is none
+        :raises TimeoutError: if no event arrives
         """
         message = self.socket.recv(4096)
-        (what,) = struct.unpack_from("=I", message, 36)
-        if what != PROC_EVENT_FORK:
+        (kind_of_event,) = struct.unpack_from("=I", message, 36)
+        if kind_of_event != PROC_EVENT_FORK:
             return None
         fields = struct.unpack_from("=IIII", message, 52)
         parent_tgid, child_pid, child_tgid = fields[1:]
@@ -92,26 +94,28 @@ class Forks:
 def calls(
     spans: list[tuple[float, float]] | None = None,
 ) -> Iterator[list[str]]:
-    """Calls of libzfs_core, each one ioctl on /dev/zfs: what was called, of
-    channel programs the names, with a + between those that ran as one.
+    """Record the calls of libzfs_core in this block.
 
-    :param spans: begin and end of each are added to it
+    Each call is one ioctl on /dev/zfs. A channel program is recorded by its
+    name; the names of a batch are joined by +.
+
+    :param spans: a list that gets the start and end of each call
     """
     made: list[str] = []
     call, run = lzc.call, zcp.run
 
-    def counted(what: str, subject: str, *args: Any) -> Any:
-        if not what.startswith("channel_program"):
-            made.append(what)
-        begin = time.monotonic()
+    def counted(name: str, subject: str, *args: Any) -> Any:
+        if not name.startswith("channel_program"):
+            made.append(name)
+        start = time.monotonic()
         try:
-            return call(what, subject, *args)
+            return call(name, subject, *args)
         finally:
             if spans is not None:
-                spans.append((begin, time.monotonic()))
+                spans.append((start, time.monotonic()))
 
     def counted_run(programs: Any, sync: bool) -> Any:
-        made.append("+".join(sorted(each.name for each in programs)))
+        made.append("+".join(sorted(program.name for program in programs)))
         return run(programs, sync)
 
     lzc.call, zcp.run = counted, counted_run
@@ -129,7 +133,7 @@ def txg(zpool: str) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let no transaction group end but those that a process waits for."""
+    """Let only those transaction groups end that a process waits for."""
     before = TXG_TIMEOUT.read_text()
     TXG_TIMEOUT.write_text("3600")
     try:
@@ -139,8 +143,10 @@ def quiet() -> Iterator[None]:
 
 
 def settled(zpool: str) -> int:
-    """As txg(), once nothing goes on any more: ZFS frees what was destroyed
-    over some transaction groups afterwards."""
+    """Wait until no transaction group ends any more; return as txg().
+
+    After a destruction, ZFS frees the space in several transaction groups.
+    """
     last, since = txg(zpool), time.monotonic()
     while time.monotonic() - since < 0.5:
         time.sleep(0.05)
@@ -153,10 +159,10 @@ def settled(zpool: str) -> int:
 def now(function: Callable[[], object]) -> Callable[[], Awaitable[object]]:
     """Return a coroutine function for a synchronous property."""
 
-    async def verb() -> object:
+    async def operation() -> object:
         return function()
 
-    return verb
+    return operation
 
 
 def rest(zpool: str | None) -> None:
@@ -168,11 +174,11 @@ def rest(zpool: str | None) -> None:
 
 @dataclass
 class Cost:
-    """Of what was done meanwhile; known when it is over.
+    """The cost of a block; complete when the block is left.
 
-    :ivar seconds: it took
-    :ivar in_calls: seconds of these in which ZFS was called
-    :ivar calls: of libzfs_core, sorted
+    :ivar seconds: the time of the block
+    :ivar in_calls: seconds of these in calls of ZFS
+    :ivar calls: calls of libzfs_core, sorted; see calls()
     :ivar txgs: transaction groups that ended; None: there is no zpool
     """
 
@@ -185,8 +191,8 @@ class Cost:
 def _covered(spans: list[tuple[float, float]]) -> float:
     """Return how long at least one of the spans lasted."""
     covered, reached = 0.0, 0.0
-    for begin, end in sorted(spans):
-        covered += max(0.0, end - max(begin, reached))
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return covered
 
@@ -197,9 +203,9 @@ def cost(zpool: str | None) -> Iterator[Cost]:
     spent, spans = Cost(), list[tuple[float, float]]()
     with calls(spans) as made:
         before = txg(zpool) if zpool else 0
-        begin = time.monotonic()
+        start = time.monotonic()
         yield spent
-        spent.seconds = time.monotonic() - begin
+        spent.seconds = time.monotonic() - start
         if zpool:
             spent.txgs = txg(zpool) - before
     spent.calls = sorted(made)

@@ -3,10 +3,10 @@
 
     python -m tests.support.keeper ZPOOL NAME [OPTION=VALUE ...]
 
-Passphrases are asked for by the packaged service, which shows its prompt by
-the first program that it finds; see Person in test_no_leaks.py.  This process
-does what it is told on its standard input, a word a line: add, write, lock,
-ask; and says when that is done.
+The packaged service asks for passphrases.  It shows its prompt by the first
+program that it finds; see Person in test_no_leaks.py.  This process reads one
+word a line from its standard input (add, write, lock or ask), does this, and
+prints "done".
 """
 
 import asyncio

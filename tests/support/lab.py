@@ -30,8 +30,8 @@ def configure(*configs):
     root = ElementTree.Element("qubes")
     pools = ElementTree.SubElement(root, "pools")
     for config in configs:
-        given = {name: str(value) for name, value in config.items()}
-        ElementTree.SubElement(pools, "pool", given)
+        attributes = {name: str(value) for name, value in config.items()}
+        ElementTree.SubElement(pools, "pool", attributes)
     common.QUBES_XML.parent.mkdir(exist_ok=True)
     common.QUBES_XML.unlink(missing_ok=True)
     common.QUBES_XML.write_bytes(ElementTree.tostring(root))
@@ -92,7 +92,7 @@ class Lab:
     def volatile(self, qube="work", **config):
         return self.volume(qube, "volatile", **config)
 
-    # a qube's life, as Storage.start() and stop() order it
+    # sessions of a qube, in the order of Storage.start() and stop()
 
     def start(self, *volumes):
         for volume in volumes:
@@ -116,7 +116,7 @@ class Lab:
         self.run(volume.import_data_end(True))
 
     def content(self, volume, length=16):
-        """Return the beginning of what an export of a volume shows."""
+        """Return the first bytes of an export of a volume."""
         path = self.run(volume.export())
         try:
             return read(path, length)
@@ -156,7 +156,7 @@ class Lab:
     def sweep_until(self, gone):
         """Collect garbage until *gone()*; return whether it became true.
 
-        udev may probe a zvol meanwhile, which keeps it.
+        udev may probe a zvol meanwhile; ZFS then does not destroy it.
         """
         for _ in range(20):
             self.run(self.pool.store.collect_garbage())
@@ -169,8 +169,8 @@ class Lab:
 class EncryptedLab(Lab):
     """One encrypted pool; a test must replace the passphrase prompt.
 
-    :ivar asked: whether the pool is added as a person adds it, which takes a
-        process and two prompts; otherwise the same is written to the disk
+    :ivar asked: whether the pool is added with two prompts and a keyholder, as
+        a user adds it; otherwise its datasets are created directly
     """
 
     kind = ZfsEncryptedPool

@@ -34,7 +34,7 @@ class Mapped:
         sh("zpool", "create", *sectors(), "-m", "none", name, self.path)
 
     def hang(self):
-        """Let the disk answer no more."""
+        """Let the disk stop answering."""
         sh("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
 
     def go_on(self):
@@ -48,7 +48,7 @@ class Mapped:
     def fail(self):
         """Let the disk refuse everything; wait until the zpool is suspended."""
         self._become(self.bad)
-        # it hangs until the disk is back
+        # this command hangs until the disk works again
         subprocess.Popen(
             ["zfs", "set", "test:word=x", self.name],
             stdout=subprocess.DEVNULL,
@@ -65,7 +65,7 @@ class Mapped:
         sh("zpool", "clear", self.name)
 
     def import_again(self, *options):
-        """Import the zpool again, with nothing of it in a cache."""
+        """Import the zpool again, with empty caches."""
         export_zpool(self.name)
         folder = os.path.dirname(self.path)
         sh("zpool", "import", *options, "-d", folder, self.name)

@@ -5,22 +5,22 @@ import contextlib
 import re
 from pathlib import Path
 
-#: in the arguments of each keyholder
+#: part of the arguments of each keyholder
 KEYHOLDER = b"zfs.keyholder import main"
 
 
 def memory(pid):
     """Return the readable memory of a process."""
-    found = []
+    parts = []
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
         for line in Path(f"/proc/{pid}/maps").read_text().split("\n"):
             match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r", line)
             if match and "[v" not in line:
-                start, end = (int(part, 16) for part in match.groups())
+                start, end = (int(address, 16) for address in match.groups())
                 with contextlib.suppress(OSError, ValueError):
                     mem.seek(start)
-                    found.append(mem.read(end - start))
-    return b"".join(found)
+                    parts.append(mem.read(end - start))
+    return b"".join(parts)
 
 
 def processes_with(word):

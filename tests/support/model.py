@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a volume may contain: the one model that all judges of volumes share.
+"""A model of what a volume may contain, in plain Python.
 
-It is plain Python, and knows the rules of doc/design.md and nothing of the
-code. The crash tests (tests/crash), the model test (tests/zfs/test_model.py)
+The model follows the rules of doc/design.md and shares no code with the driver.
+The crash tests (tests/crash), the model test (tests/zfs/test_model.py)
 and the power cuts (tests/power) compare ZFS with it.
 """
 
@@ -22,9 +22,9 @@ C = TypeVar("C", bound=AnyContent)
 
 @dataclass(frozen=True)
 class Content:
-    """A content that one tag is written all over.
+    """A content that repeats one tag.
 
-    :ivar tag: "" if the volume is blank
+    :ivar tag: the tag; "" if the volume is blank
     :ivar size: bytes
     """
 
@@ -40,12 +40,11 @@ class Content:
 class VolumeModel(Generic[C]):
     """A volume that is saved on stop; operations return another model.
 
-    :ivar keep: how many revisions are kept beside the committed state; -1:
-        snapshots are disabled
-    :ivar current: what the device shows; None if there is no such volume
+    :ivar keep: revisions_to_keep of the volume; -1: snapshots are disabled
+    :ivar current: content of the device; None if the volume does not exist
     :ivar states: committed contents that are kept, oldest first
-    :ivar begun: whether the last state is the beginning of a session, which
-        the next commit deletes
+    :ivar begun: whether the last state is the blank state that a session was
+        reset to; the next commit deletes it
     """
 
     keep: int
@@ -55,7 +54,7 @@ class VolumeModel(Generic[C]):
 
     @property
     def committed(self) -> C | None:
-        """What an export, a clone and a start of a dependent qube show."""
+        """The content that exports, clones and dependent qubes get."""
         return self.states[-1] if self.keep >= 0 else self.current
 
     @property
@@ -72,7 +71,7 @@ class VolumeModel(Generic[C]):
         return replace(self, current=None, states=(), begun=False)
 
     def showing(self, content: C) -> Self:
-        """Return the model after a qube wrote, or a resize that is no commit."""
+        """Return the model after a write, or after a resize without a commit."""
         return replace(self, current=content)
 
     def stopped(self) -> Self:
@@ -120,10 +119,10 @@ class VolumeModel(Generic[C]):
         return replace(self, states=self.states[-1 - self.keep :])
 
     def before_import(self, unsure: bool) -> list[Self]:
-        """Return what an import, a clone or a revert may find.
+        """Return the models that an import, clone or revert may start from.
 
-        The state that they replace is a revision afterwards. If it is not
-        committed, it is committed first.
+        These operations keep the replaced state as a revision. They commit it
+        first if it is not committed.
 
         :param unsure: whether ZFS may count the current content as modified,
             so that it may be committed a second time

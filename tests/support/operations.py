@@ -22,20 +22,20 @@ class Cut:
     def __init__(self, at=0, way="early"):
         self.at, self.way, self.waits = at, way, 0
 
-    async def run(self, verb):
+    async def run(self, operation):
         """Return whether the operation returned, and its result."""
-        task = asyncio.ensure_future(self._all_of(verb))
+        task = asyncio.ensure_future(self._all_of(operation))
         try:
             return True, await task
         except asyncio.CancelledError:
             return False, None
 
-    async def _all_of(self, verb):
-        return await self._steps(verb, asyncio.current_task())
+    async def _all_of(self, operation):
+        return await self._steps(operation, asyncio.current_task())
 
     @types.coroutine
-    def _steps(self, verb, task):
-        resume, value = verb.send, None
+    def _steps(self, operation, task):
+        resume, value = operation.send, None
         while True:
             try:
                 future = resume(value)
@@ -45,9 +45,9 @@ class Cut:
             if self.waits == self.at:
                 self._strike(task, future)
             try:
-                resume, value = verb.send, (yield future)
+                resume, value = operation.send, (yield future)
             except BaseException as exc:
-                resume, value = verb.throw, exc
+                resume, value = operation.throw, exc
 
     def _strike(self, task, future):
         loop = asyncio.get_running_loop()
@@ -66,13 +66,13 @@ class Cut:
 
 
 async def never(*_):
-    """Return False; replaces a method that tells whether a thing is possible."""
+    """Return False, in place of a method that returns whether it can act."""
     return False
 
 
-async def together(*verbs):
+async def together(*operations):
     """Run operations at once, as qubesd does for the volumes of a qube."""
-    return await asyncio.gather(*(verb() for verb in verbs))
+    return await asyncio.gather(*(operation() for operation in operations))
 
 
 async def begin(volume):

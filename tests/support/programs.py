@@ -4,9 +4,10 @@
     python -m tests.support.programs
 
 The kernel reports each exec before the program's first instruction.  This
-process is in real time, so on one processor it looks before that instruction,
-and on several long before the program can end.  It says "ready", and when its
-standard input ends what it saw, and how many programs were gone too soon.
+process runs in real time.  On one processor it reads the program's arguments
+before that instruction, and on several long before the program can end.  It
+prints "ready".  When its standard input ends, it prints the programs, and how
+many of them ended too soon.
 """
 
 import contextlib
@@ -21,13 +22,13 @@ from collections.abc import Iterator
 from .counting import PROC_EVENT_EXEC, events_of_processes
 
 
-def look(pid):
+def read_process(pid):
     """Return the arguments and environment of a process, as bytes."""
-    found = b""
+    data = b""
     for kind in "cmdline", "environ":
         with open(f"/proc/{pid}/{kind}", "rb") as file:
-            found += file.read()
-    return found
+            data += file.read()
+    return data
 
 
 def main():
@@ -39,18 +40,18 @@ def main():
     print("ready", flush=True)
     seen, missed = [], 0
     while True:
-        ready = {fd for fd, _ in poll.poll()}
-        if events.fileno() in ready:
+        readable = {fd for fd, _ in poll.poll()}
+        if events.fileno() in readable:
             message = events.recv(4096)
-            (what,) = struct.unpack_from("=I", message, 36)
-            if what == PROC_EVENT_EXEC:
+            (kind_of_event,) = struct.unpack_from("=I", message, 36)
+            if kind_of_event == PROC_EVENT_EXEC:
                 (pid,) = struct.unpack_from("=I", message, 52)
-                found = b""
+                data = b""
                 with contextlib.suppress(OSError):
-                    found = look(pid)
-                missed += not found
-                seen.append(found.decode("latin1"))
-        elif sys.stdin.fileno() in ready:
+                    data = read_process(pid)
+                missed += not data
+                seen.append(data.decode("latin1"))
+        elif sys.stdin.fileno() in readable:
             break
     json.dump({"seen": seen, "missed": missed}, sys.stdout)
 
@@ -59,7 +60,7 @@ class Programs:
     """The programs that were recorded.
 
     :ivar seen: arguments and environment of each program, as bytes
-    :ivar missed: how many were gone before they could be looked at
+    :ivar missed: how many programs ended before they could be read
     """
 
     def __init__(self) -> None:
@@ -69,8 +70,8 @@ class Programs:
 
 @contextlib.contextmanager
 def programs() -> Iterator[Programs]:
-    """Record the programs that start inside; complete when it is left."""
-    found = Programs()
+    """Record the programs that start in this block."""
+    recorded = Programs()
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.programs"],
         stdin=subprocess.PIPE,
@@ -80,12 +81,12 @@ def programs() -> Iterator[Programs]:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         try:
-            yield found
+            yield recorded
         finally:
             process.stdin.close()
-            told = json.load(process.stdout)
-    found.seen = [words.encode("latin1") for words in told["seen"]]
-    found.missed = told["missed"]
+            report = json.load(process.stdout)
+    recorded.seen = [words.encode("latin1") for words in report["seen"]]
+    recorded.missed = report["missed"]
 
 
 if __name__ == "__main__":

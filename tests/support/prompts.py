@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Stand-ins for the person who answers the passphrase prompt."""
+"""Stand-ins for the user who answers the passphrase prompt."""
 
 import asyncio
 import errno
@@ -14,16 +14,16 @@ PASSPHRASE = b"correct horse battery staple"
 class Person:
     """Answer prompts and record them.
 
-    :ivar replies: one for each prompt, then PASSPHRASE: bytes are written as
-        they are and a newline after them, an exception is raised, None is
-        waited for until it is cancelled
+    :ivar replies: one for each prompt; later prompts get PASSPHRASE. Bytes are
+        written with a newline, an exception is raised, and None waits until
+        the prompt is cancelled
     """
 
     def __init__(self, *replies):
         self.replies = list(replies)
-        #: what was asked for
+        #: the purpose of each prompt
         self.asked = []
-        #: how many prompts were closed by who asked
+        #: how many prompts the driver closed
         self.closed = 0
         self.domains = []
 

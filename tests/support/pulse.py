@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How late an event loop is."""
+"""Measure the delays of an event loop."""
 
 import asyncio
 import threading
 import time
 
-#: the worst gaps, of which there are as many, are not due to one callback
+#: this many worst gaps cannot all come from one callback
 QUBES = 8
 
 
 class Pulse:
-    """How late a loop is, at worst, for something due every millisecond."""
+    """Record the delays of a task that is due every millisecond."""
 
     def __init__(self):
         self.gaps = []
@@ -31,7 +31,7 @@ class Pulse:
 
 
 class Bare:
-    """A loop with nothing to do but its pulse, in a thread."""
+    """Run a loop with only its pulse in a thread, for comparison."""
 
     def __enter__(self):
         self.pulse, self.stop = Pulse(), threading.Event()

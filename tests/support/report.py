@@ -5,7 +5,7 @@ from pathlib import Path
 
 import qubes.storage
 
-#: printed when all tests have run
+#: lines to print when all tests have run
 said: list[str] = []
 
 

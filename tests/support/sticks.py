@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A disk that a person connects and takes away."""
+"""A disk that a user connects and disconnects."""
 
 import contextlib
 import subprocess
@@ -19,7 +19,7 @@ PART = 512000  # sectors of 512 bytes
 
 
 class Disks:
-    """Parts of a disk that come and go."""
+    """Parts of a disk that tests connect and disconnect."""
 
     def __init__(self):
         self.here = set()
@@ -69,7 +69,7 @@ def parts_of_a_disk():
 
 
 def make(kind, disks):
-    """Make a pool on the zpool stick, and a qubes.xml with it."""
+    """Create a pool on the zpool stick, and a qubes.xml with the pool."""
     options = {"asked": True} if kind is EncryptedLab else {}
     lab = kind("stick", **options)
     configure(lab.pool.config)
@@ -105,7 +105,7 @@ def guid():
 
 @contextlib.contextmanager
 def no_node_appears():
-    """Check that no node of a zvol appears, not even for a moment."""
+    """Check that no node of a zvol appears, even for a moment."""
     log = Path("/tmp/uevents")
     with open(log, "wb") as file:
         command = ["udevadm", "monitor", "--kernel", "-s", "block"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qvm-zfs as a person runs it."""
+"""Run qvm-zfs as a user does."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 COMMAND = [sys.executable, "-m", "qubes_storage_zfs.tools.main"]
-#: printed where the machine is slow
+#: lines of progress, which appear on a slow machine
 _PROGRESS = re.compile(r"^.* \.\.\.\n", re.MULTILINE)
 
 
@@ -16,7 +16,7 @@ def qvm_zfs(*arguments, given=b"", env=None):
     """Run qvm-zfs; return its status, its output and its errors.
 
     :param given: standard input
-    :param env: what is added to the environment
+    :param env: variables to add to the environment
     """
     done = subprocess.run(
         [*COMMAND, *arguments],
@@ -38,6 +38,6 @@ def refused(*arguments, env=None):
 
 
 def status(lab):
-    """Return what "qvm-zfs status" says of a pool."""
+    """Return what "qvm-zfs status" reports about a pool."""
     _, out, _ = qvm_zfs("status", "--json", lab.name)
     return json.loads(out)["pools"][0]

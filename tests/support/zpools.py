@@ -16,7 +16,7 @@ DISK = Path("/tmp/tank.img")
 
 
 def attempt(*command, given=""):
-    """Run a command to its end; return it completed, whatever its status.
+    """Run a command; return the finished process, whatever its status.
 
     :param given: standard input
     """
@@ -26,7 +26,7 @@ def attempt(*command, given=""):
         capture_output=True,
         text=True,
         check=False,
-        # the name of a dataset may be any bytes
+        # the name of a dataset may have any bytes
         errors="surrogateescape",
     )
 
@@ -44,15 +44,15 @@ def sh(*command, check=True, given=""):
 
 
 def value(dataset, name):
-    """Return the value of a property, as a program reads it."""
+    """Return the parsable value of a property."""
     return sh("zfs", "get", "-Hpo", "value", name, dataset)
 
 
 def sectors():
     """Return the options of zpool create that set the size of a sector.
 
-    512 bytes on OpenZFS 2.3 and 4 KiB, as most disks have, on others, because
-    the space that ZFS counts for a volume depends on it.
+    Tests use 512 bytes on OpenZFS 2.3, and on others 4 KiB, as most disks have.
+    The space that ZFS counts for a volume depends on this size.
     """
     version = lzc.version_numbers()
     assert version is not None, "the zfs module is not loaded"
@@ -72,7 +72,7 @@ def export_zpool(name):
         if "busy" not in attempt("zpool", "export", name).stderr:
             return
         time.sleep(0.5)
-    raise RuntimeError(f"{name} stays busy")
+    raise RuntimeError(f"{name} is still busy")
 
 
 def clear():
@@ -83,13 +83,13 @@ def clear():
 
 
 def disk_of(name):
-    """Return the file that another_zpool() makes a zpool on."""
+    """Return the file of a zpool that another_zpool() creates."""
     return Path(f"/tmp/{name}.img")
 
 
 @contextlib.contextmanager
 def another_zpool(name, *options):
-    """Create a zpool for one test, which can be exported; then destroy it."""
+    """Create a zpool that a test can export; destroy it at the end."""
     create_zpool(name, disk_of(name), options=options)
     yield name
     sh("zpool", "destroy", "-f", name, check=False)
@@ -99,9 +99,9 @@ def another_zpool(name, *options):
 def inherit_no_further(dataset):
     """Set properties of a dataset to the values that they have.
 
-    Each time ZFS opens a dataset it looks up each of these, from there to the
-    root of the zpool or to where it is set. Under emulation this is half of
-    the cost of opening a dataset.
+    Each time ZFS opens a dataset, it looks up each property from there up to
+    the dataset that sets it. Under emulation this is half of the cost of
+    opening a dataset.
     """
     values = {
         "checksum": "on",
