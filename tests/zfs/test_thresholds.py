@@ -140,6 +140,8 @@ def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
     away.stop(volume)
     assert away.pool.store.thresholds.measured
     assert volume.view.committed_ids() == listed
+    # prepared clones of it stay
+    assert given or volume.commits == 0
     assert away.datasets("volume") == ["vm/work/private"]
 
 
