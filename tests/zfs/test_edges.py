@@ -100,10 +100,10 @@ def test_import_ends_though_somebody_looks(lab):
     assert lab.content(volume) == b"new"
 
 
-@pytest.mark.parametrize("keep", [-1, 2])
-def test_stop_drops_what_a_crash_left_of_an_export(lab, keep):
+@pytest.mark.parametrize("before, keep", [(-1, -1), (-1, 2), (2, 2)])
+def test_stop_drops_what_a_crash_left_of_an_export(lab, before, keep):
     """An export of a volume without revisions begins with a snapshot @x1."""
-    volume = lab.private(content=b"one", revisions_to_keep=-1)
+    volume = lab.private(content=b"one", revisions_to_keep=before)
     sh("zfs", "snapshot", f"{volume.dataset}@x1")
     volume.revisions_to_keep = keep
     lab.run(volume.stop())

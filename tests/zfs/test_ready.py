@@ -8,7 +8,8 @@ import types
 import pytest
 from qubes.exc import StoragePoolException
 
-from qubes_storage_zfs.zfs import batch, runtime
+from qubes_storage_zfs.driver.phases import Phase
+from qubes_storage_zfs.zfs import batch, devices, runtime
 
 from ..support.counting import cost, quiet, rest
 from ..support.operations import together
@@ -109,6 +110,24 @@ def test_replaced_source_frees_its_old_state(lab, qube, verb):
             lab.run(template.remove())
             assert not any("tmpl" in name for name in lab.datasets())
     assert not any("app/root" in name for name in lab.datasets())
+
+
+def test_source_committed_while_its_clone_is_prepared(lab, qube, monkeypatch):
+    root, _, template = qube
+    lab.start(root, template)
+    write(template.path, b"v2")
+    wait_for_link = devices.wait_for_link
+
+    async def commit_first(dataset):
+        if f"/{root.vid}" in dataset:
+            await template.stop()
+        return await wait_for_link(dataset)
+
+    monkeypatch.setattr(devices, "wait_for_link", commit_first)
+    lab.stop(root)
+    assert template.lifecycle.phase is Phase.HALTED
+    held = [name for name in lab.datasets("snapshot") if "tmpl" in name]
+    assert len(held) == 1
 
 
 def test_source_committed_while_its_clone_stops(lab, qube):
