@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the verbs of a qube cost, here and in the other drivers."""
+"""Measure the operations of a qube, with this driver and with others."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Measures all contenders, in the guest; what came out goes to a file.
+"""Measure all contenders in the guest; write the results to a file.
 
     python3 -m benchmarks [--rounds N] [--clock CLOCK] [--out FILE]
 
-Each round runs each verb once for each contender, one contender after the
-other, so that whatever the machine does meanwhile meets all of them alike.
-Times are those of the guest's clock, see VM_CLOCK in doc/testing.md.
+Each round runs each operation for one contender after the other, so that other
+load of the machine affects all of them alike.  Times are those of the guest's
+clock; see VM_CLOCK in doc/testing.md.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from tests.support.counting import Forks, cost, quiet, rest
 from tests.support.report import core_admin_version
 from tests.support.zpools import sh
 
-from .common import DISKS, begin, parser, save, write
+from .common import DISKS, parser, save, set_state_folder, write
 from .contenders import Contender, Driver, OnFiles, OnThinPool, OnZpool
 from .peers import Files, ThinCommands, ZfsCommands
 
 
 def contenders() -> list[Contender]:
-    """Ourselves, the peers' ways, and the peers where they are at hand."""
-    every: list[Contender] = [
+    """Return this driver, the peers' commands, and the peers if installed."""
+    all_contenders: list[Contender] = [
         OnZpool("zfs_zvol", ZfsZvolPool, {"container": "ours/qubes"}),
         ZfsCommands("commands"),
         ThinCommands("thin"),
@@ -36,8 +36,8 @@ def contenders() -> list[Contender]:
         Files("btrfs"),
     ]
     if core_admin_version():
-        every += real_peers()
-    return every
+        all_contenders += real_peers()
+    return all_contenders
 
 
 def real_peers() -> list[Driver]:
@@ -56,7 +56,7 @@ def real_peers() -> list[Driver]:
 
 
 class Measured:
-    """What one verb cost one contender, a list with an item for each round."""
+    """The costs of one operation of one contender, an item for each round."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -82,62 +82,65 @@ async def measure(
     rest(contender.zpool)
 
 
-async def life(
+async def measure_qube(
     contender: Contender, number: int, results: dict[str, Measured]
 ) -> None:
-    """A qube's, each verb measured; a copy of it as well."""
+    """Measure each operation of a qube, from create to remove."""
     qube, copy = f"qube{number}", f"copy{number}"
 
-    async def verb(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def operation(name: str, work: Callable[[], Awaitable[None]]) -> None:
         await measure(contender, work, results[name])
 
-    await verb("create", lambda: contender.create(qube))
+    await operation("create", lambda: contender.create(qube))
     for start in "qube's first start", "qube start", "qube start":
-        await verb(start, lambda: contender.start(qube))
+        await operation(start, lambda: contender.start(qube))
         for path in contender.paths(qube):
             write(path)
-        await verb("qube stop", lambda: contender.stop(qube))
-        await verb("after a stop", afterwards)
-    await verb("revisions", lambda: contender.revisions(qube))
-    await verb("usage", lambda: contender.usage(qube))
-    await verb("pool size and usage", contender.pool)
-    await verb("export", lambda: contender.export(qube))
+        await operation("qube stop", lambda: contender.stop(qube))
+        await operation("after a stop", afterwards)
+    await operation("revisions", lambda: contender.revisions(qube))
+    await operation("usage", lambda: contender.usage(qube))
+    await operation("pool size and usage", contender.pool)
+    await operation("export", lambda: contender.export(qube))
     await contender.create(copy)
-    await verb("clone", lambda: contender.clone(qube, copy))
+    await operation("clone", lambda: contender.clone(qube, copy))
     await contender.remove(copy)
-    await verb("revert", lambda: contender.revert(qube))
-    await verb("remove", lambda: contender.remove(qube))
+    await operation("revert", lambda: contender.revert(qube))
+    await operation("remove", lambda: contender.remove(qube))
 
 
 async def run(rounds: int) -> dict[str, Any]:
-    every = contenders()
+    all_contenders = contenders()
     results: dict[str, dict[str, Measured]] = {}
-    for contender, disk in zip(every, DISKS, strict=False):
+    for contender, disk in zip(all_contenders, DISKS, strict=False):
         await contender.setup(disk)
         results[contender.name] = defaultdict(Measured)
         print(f"bench: {contender.name} is ready", flush=True)
-    # the first round warms up caches, and is not counted
+    # the first round fills caches and is not counted
     for number in range(rounds + 1):
-        for contender in every:
+        for contender in all_contenders:
             into = results[contender.name] if number else defaultdict(Measured)
-            await life(contender, number, into)
+            await measure_qube(contender, number, into)
         print(f"bench: round {number} of {rounds}", flush=True)
-    for contender in every:
+    for contender in all_contenders:
         if contender.zpool:
             sh("zpool", "destroy", "-f", contender.zpool)
     return {
-        name: {verb: vars(measured) for verb, measured in verbs.items()}
-        for name, verbs in results.items()
+        name: {
+            operation: vars(measured)
+            for operation, measured in operations.items()
+        }
+        for name, operations in results.items()
     }
 
 
 def main() -> int:
     be_patient()
-    given = parser(__doc__, "bench", rounds=5).parse_args()
-    begin()
+    options = parser(__doc__, "bench", rounds=5).parse_args()
+    set_state_folder()
     with quiet():
-        found = asyncio.run(run(given.rounds))
-    save(given, {"verbs": found})
+        results = asyncio.run(run(options.rounds))
+    save(options, {"operations": results})
     return 0
 
 

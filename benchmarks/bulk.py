@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Copying a volume from one zpool to another, beside dd.
+"""Measure copies of a volume from one zpool to another, compared with dd.
 
     python3 -m benchmarks.bulk [--size MIB] [--rounds N] [--clock CLOCK]
                                [--out FILE]
 
-Half of what is copied is zeroes.  Meanwhile a qube is started and stopped,
-again and again; and something of dom0's is in the page cache.
+Half of the volume is zeroes.  Meanwhile, a qube is started and stopped again
+and again, and a file of dom0 is in the page cache.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from tests.support.background import afterwards, be_patient
 from tests.support.counting import rest
 from tests.support.zpools import sh
 
-from .common import DISKS, MIB, begin, parser, save
+from .common import DISKS, MIB, parser, save, set_state_folder
 from .contenders import OnZpool
 from .peers import run as program
 
@@ -33,7 +33,7 @@ CACHED = Path("/root/cached")
 
 
 def fill(path: str, size: int) -> None:
-    """Runs of random data and runs of zeroes, in turn."""
+    """Write runs of random data, with runs of zeroes between them."""
     with open(path, "r+b") as file:
         for offset in range(0, size, 2 * RUN):
             file.seek(offset)
@@ -43,7 +43,7 @@ def fill(path: str, size: int) -> None:
 
 
 def cached() -> float:
-    """How much of a file that was read before is still in memory."""
+    """Return the fraction of a file that is still in the page cache."""
     size = CACHED.stat().st_size
     pages = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
     with (
@@ -59,7 +59,7 @@ def cached() -> float:
 
 
 class Bulk:
-    """Two pools, a volume in the first, a qube that starts beside it."""
+    """Two pools, with a volume and a qube in the first."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -92,7 +92,7 @@ class Bulk:
         await target.remove()
 
     async def dd(self, *nice: str) -> None:
-        """The same by the means of a qvm-volume import."""
+        """Copy as "qvm-volume import" does."""
         target = await self._target()
         source = await self.source.export()
         path = await target.import_data(self.size)
@@ -107,11 +107,11 @@ class Bulk:
     async def measure(
         self, work: Callable[[], Awaitable[None]]
     ) -> dict[str, Any]:
-        """How long it takes; starts beside it; what is left of the cache."""
+        """Measure a copy, the starts of a qube meanwhile, and the page cache."""
         rest("first")
         rest("second")
         CACHED.read_bytes()
-        begin = time.monotonic()
+        begun = time.monotonic()
         task = asyncio.ensure_future(work())
         starts = []
         while not task.done():
@@ -123,7 +123,7 @@ class Bulk:
             await asyncio.wait([task], timeout=0.5)
         await task
         return {
-            "seconds": time.monotonic() - begin,
+            "seconds": time.monotonic() - begun,
             "start": statistics.median(starts),
             "slowest start": max(starts),
             "cached": cached(),
@@ -149,10 +149,10 @@ async def measured(size: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 def main() -> int:
     be_patient()
-    given = parser(__doc__, "bulk", size=2048, rounds=3).parse_args()
-    begin()
-    found = asyncio.run(measured(given.size * MIB, given.rounds))
-    save(given, {"MiB": given.size, "ways": found})
+    options = parser(__doc__, "bulk", size=2048, rounds=3).parse_args()
+    set_state_folder()
+    results = asyncio.run(measured(options.size * MIB, options.rounds))
+    save(options, {"MiB": options.size, "ways": results})
     for zpool in "first", "second":
         sh("zpool", "destroy", "-f", zpool)
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What all benchmarks have in common: disks, a machine, a command line."""
+"""Code that all benchmarks share: disks, the machine, the command line."""
 
 import argparse
 import json
@@ -14,13 +14,13 @@ from qubes_storage_zfs.zfs import lzc
 from tests.support.report import core_admin_version
 
 MIB = 1 << 20
-#: the guest's, all empty
+#: the empty disks of the guest
 DISKS = [f"/dev/vd{letter}" for letter in "bcdefghijk"]
 WRITTEN = MIB
 
 
 def write(path: str) -> None:
-    """What a qube does, and what Xen does when it ends."""
+    """Write as a qube does, and flush as Xen does when the qube ends."""
     with open(path, "r+b") as file:
         file.write(os.urandom(WRITTEN))
         os.fsync(file)
@@ -29,33 +29,33 @@ def write(path: str) -> None:
 def parser(
     about: str | None, out: str, **numbers: int
 ) -> argparse.ArgumentParser:
-    """Of a benchmark's command line.
+    """Return the parser of a benchmark's command line.
 
-    :param about: its docstring
-    :param out: the file that it writes by default
-    :param numbers: its options that are numbers, with their defaults
+    :param about: docstring of the benchmark
+    :param out: default name of the results
+    :param numbers: options with a number -> their defaults
     """
-    made = argparse.ArgumentParser(description=(about or "").split("\n")[0])
+    result = argparse.ArgumentParser(description=(about or "").split("\n")[0])
     for name, default in numbers.items():
-        made.add_argument(f"--{name}", type=int, default=default)
-    made.add_argument("--clock", default="wall", choices=["wall", "work"])
-    made.add_argument("--out", default=f"/out/{out}.json")
-    return made
+        result.add_argument(f"--{name}", type=int, default=default)
+    result.add_argument("--clock", default="wall", choices=["wall", "work"])
+    result.add_argument("--out", default=f"/out/{out}.json")
+    return result
 
 
-def begin() -> None:
-    """As qubesd does: where running volumes are marked."""
+def set_state_folder() -> None:
+    """Set the folder of the state files of running volumes, as qubesd does."""
     qubes.storage.VOLUME_STATE_DIR = "/run/qubes/storage"
 
 
-def save(given: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Write what was found to where the command line says."""
+def save(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Write the results to the file that the command line names."""
     machine = {
         "openzfs": lzc.module_version(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "core-admin": core_admin_version(),
-        "clock": given.clock,
+        "clock": options.clock,
     }
-    text = json.dumps({"machine": machine, **found}, indent=1)
-    Path(given.out).write_text(text + "\n", "ascii")
+    text = json.dumps({"machine": machine, **results}, indent=1)
+    Path(options.out).write_text(text + "\n", "ascii")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Who is measured: drivers, through the API that qubesd uses.
+"""The measured drivers, called through the API that qubesd uses.
 
-A contender keeps qubes as qubesd does: a template with a root, and qubes with
-a root that is a copy of the template's, a private volume and a volatile one.
+A contender has a template with a root volume.  Its qubes have a root, which is
+a clone of the template's, a private volume and a volatile one.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tests.support.zpools import sh
 from .common import MIB
 
 ROOT, PRIVATE, VOLATILE = 256 * MIB, 64 * MIB, 128 * MIB
-#: bytes in the template's root
+#: bytes written to the template's root
 FILLED = 32 * MIB
 
 _numbers = itertools.count(1)
@@ -35,14 +35,14 @@ def make_thin_pool(group: str, name: str, disk: str) -> None:
 
 
 def make_file_system(kind: str, disk: str, place: str) -> None:
-    """*place* is where it is mounted."""
+    """Create a file system on *disk* and mount it at *place*."""
     os.makedirs(place, exist_ok=True)
     sh(f"mkfs.{kind}", "-f", disk)
     sh("mount", disk, place)
 
 
 def fill(path: str) -> None:
-    """Random data at the beginning, on disk when this returns."""
+    """Write random data to the first FILLED bytes, and flush it."""
     with open(path, "r+b") as file:
         for _ in range(FILLED // MIB):
             file.write(os.urandom(MIB))
@@ -50,10 +50,10 @@ def fill(path: str) -> None:
 
 
 class Contender(ABC):
-    """One way to keep qubes.
+    """One way to store qubes.
 
-    :ivar name: in tables
-    :ivar zpool: its zpool, if it has one; for counting
+    :ivar name: its name in tables
+    :ivar zpool: its zpool, if it has one, to count transaction groups
     """
 
     name: str
@@ -61,23 +61,23 @@ class Contender(ABC):
 
     @abstractmethod
     async def setup(self, disk: str) -> None:
-        """Take *disk*, an empty one, and make the template."""
+        """Set up an empty disk, and create the template."""
 
     @abstractmethod
     async def create(self, qube: str) -> None:
-        """A new private volume, empty."""
+        """Create an empty private volume."""
 
     @abstractmethod
     async def start(self, qube: str) -> None:
-        """Root, private and volatile; ready when this returns."""
+        """Start root, private and volatile."""
 
     @abstractmethod
     async def stop(self, qube: str) -> None:
-        """Private is committed, the others are thrown away."""
+        """Commit private, and discard the others."""
 
     @abstractmethod
     def paths(self, qube: str) -> list[str]:
-        """Of private, root and volatile, to be written to."""
+        """Return the devices of private, root and volatile."""
 
     @abstractmethod
     async def revisions(self, qube: str) -> None:
@@ -85,7 +85,7 @@ class Contender(ABC):
 
     @abstractmethod
     async def usage(self, qube: str) -> None:
-        """How much is in the private volume."""
+        """Read the space that the private volume uses."""
 
     @abstractmethod
     async def pool(self) -> None:
@@ -93,19 +93,19 @@ class Contender(ABC):
 
     @abstractmethod
     async def revert(self, qube: str) -> None:
-        """The private volume goes back to its newest revision."""
+        """Revert the private volume to its newest revision."""
 
     @abstractmethod
     async def clone(self, qube: str, copy: str) -> None:
-        """The private volume of *copy*, which exists, becomes this one."""
+        """Replace the private volume of the existing *copy* by a clone."""
 
     @abstractmethod
     async def export(self, qube: str) -> None:
-        """The private volume can be read for a backup, and was."""
+        """Start and finish an export of the private volume."""
 
     @abstractmethod
     async def remove(self, qube: str) -> None:
-        """The private volume and all its revisions."""
+        """Remove the private volume and all its revisions."""
 
 
 class Driver(Contender):
@@ -127,7 +127,7 @@ class Driver(Contender):
         await self.root.import_data_end(True)
 
     def prepare(self, disk: str) -> None:
-        """Make of the disk what the driver's options name."""
+        """Create on the disk what the driver's options name."""
         raise NotImplementedError
 
     def _volume(
@@ -214,7 +214,7 @@ def _state_file(volume: Any) -> Path:
 
 
 class OnZpool(Driver):
-    """A driver that is given a dataset in a zpool."""
+    """A driver whose pool is a dataset in a zpool."""
 
     def prepare(self, disk: str) -> None:
         zpool = self.options["container"].partition("/")[0]
@@ -223,7 +223,7 @@ class OnZpool(Driver):
 
 
 class OnThinPool(Driver):
-    """lvm_thin."""
+    """The driver lvm_thin."""
 
     def prepare(self, disk: str) -> None:
         options = self.options
@@ -231,7 +231,7 @@ class OnThinPool(Driver):
 
 
 class OnFiles(Driver):
-    """file-reflink."""
+    """The driver file-reflink."""
 
     def __init__(self, name: str, kind: type, file_system: str) -> None:
         self.file_system = file_system

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Peers' ways to do the same, as far as their commands go, for where their
-drivers are not at hand.
+"""The commands of the other drivers, for machines without these drivers.
 
-What is kept is which program is run in which order and what is waited for,
-not a line of their code.  Where a driver's cache saves a command, it is
-saved here.
+Each class runs the same programs in the same order as a driver, and waits for
+the same events.  It has none of the driver's code.  If a driver's cache saves a
+command, the class does not run it either.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ FICLONE = 0x40049409  # linux/fs.h
 
 
 async def run(*command: str) -> str:
-    """Fork it, as the drivers do."""
+    """Run a program as a child process, as the drivers do."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -43,13 +42,13 @@ async def run(*command: str) -> str:
 
 
 async def appears(path: str) -> None:
-    """Looked for every hundredth of a second."""
+    """Wait for a path; check every 10 ms."""
     while not os.path.exists(path):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
 class ZfsCommands(Contender):
-    """Upstream's zfs: a `zfs` for everything, one at a time."""
+    """core-admin's driver zfs: a `zfs` process for each step, one at a time."""
 
     name = "zfs commands"
     DIRTY = "org.qubes:dirty"
@@ -207,7 +206,7 @@ class ZfsCommands(Contender):
 
 
 class ThinCommands(Contender):
-    """lvm_thin: an `lvm` for everything."""
+    """The driver lvm_thin: an `lvm` process for each step."""
 
     name = "lvm commands"
 
@@ -215,7 +214,7 @@ class ThinCommands(Contender):
         self.group = group
         self.number = 0
         #: the revisions of each qube
-        self.kept: dict[str, list[str]] = {}
+        self.revisions_of: dict[str, list[str]] = {}
 
     def _device(self, volume: str) -> str:
         return f"/dev/{self.group}/{volume}"
@@ -242,17 +241,19 @@ class ThinCommands(Contender):
         await self._lvm("lvrename", "-q", self.group, old, new)
 
     async def _replace(self, qube: str, new: str) -> str:
-        """*new* becomes the private volume; what that was becomes a revision,
-        whose name this gives."""
+        """Replace the private volume by *new*; return the new revision.
+
+        The old private volume becomes this revision.
+        """
         self.number += 1
         back = f"{qube}-private-{self.number}-back"
         await self._rename(f"{qube}-private", back)
         await self._rename(new, f"{qube}-private")
-        await self._look()
+        await self._read_cache()
         return back
 
-    async def _look(self) -> None:
-        """What it knows of all volumes is read anew after each change."""
+    async def _read_cache(self) -> None:
+        """Read the state of all volumes, as the driver does after a change."""
         columns = "vg_name,pool_lv,name,lv_size,data_percent,lv_attr,origin"
         await self._lvm(
             *("lvs", "--noheadings", "-o", columns, "--units", "b"),
@@ -266,34 +267,34 @@ class ThinCommands(Contender):
 
     async def create(self, qube: str) -> None:
         await self._new(f"{qube}-private", PRIVATE)
-        await self._look()
+        await self._read_cache()
 
     async def start(self, qube: str) -> None:
         async def root() -> None:
             await self._snapshot("template-root", f"{qube}-root-snap")
-            await self._look()
+            await self._read_cache()
 
         async def private() -> None:
             await self._snapshot(f"{qube}-private", f"{qube}-private-snap")
-            await self._look()
+            await self._read_cache()
 
         async def volatile() -> None:
             await self._new(f"{qube}-volatile", VOLATILE)
-            await self._look()
+            await self._read_cache()
 
         await asyncio.gather(root(), private(), volatile())
 
     async def stop(self, qube: str) -> None:
         async def drop(volume: str) -> None:
             await self._drop(volume)
-            await self._look()
+            await self._read_cache()
 
         async def private() -> None:
-            kept = self.kept.setdefault(qube, [])
-            kept.append(await self._replace(qube, f"{qube}-private-snap"))
-            if len(kept) > 2:
-                await self._drop(kept.pop(0))
-                await self._look()
+            revisions = self.revisions_of.setdefault(qube, [])
+            revisions.append(await self._replace(qube, f"{qube}-private-snap"))
+            if len(revisions) > 2:
+                await self._drop(revisions.pop(0))
+                await self._read_cache()
 
         await asyncio.gather(
             drop(f"{qube}-root-snap"), private(), drop(f"{qube}-volatile")
@@ -304,26 +305,26 @@ class ThinCommands(Contender):
         return [self._device(f"{qube}-{name}") for name in names]
 
     async def revisions(self, qube: str) -> None:
-        """In its cache."""
+        """Run nothing: the answer is in the driver's cache."""
 
     async def usage(self, qube: str) -> None:
-        """In its cache."""
+        """Run nothing: the answer is in the driver's cache."""
 
     async def pool(self) -> None:
-        """In its cache."""
+        """Run nothing: the answer is in the driver's cache."""
 
     async def revert(self, qube: str) -> None:
         await self._drop(f"{qube}-private")
-        await self._snapshot(self.kept[qube][-1], f"{qube}-private")
-        await self._look()
+        await self._snapshot(self.revisions_of[qube][-1], f"{qube}-private")
+        await self._read_cache()
 
     async def clone(self, qube: str, copy: str) -> None:
         await self._snapshot(f"{qube}-private", f"{copy}-private-import")
-        await self._look()
+        await self._read_cache()
         await self._replace(copy, f"{copy}-private-import")
 
     async def export(self, qube: str) -> None:
-        """The volume itself is read, from a device that is there."""
+        """Run nothing: the existing device of the volume is read."""
 
     async def remove(self, qube: str) -> None:
         volumes = [
@@ -332,11 +333,11 @@ class ThinCommands(Contender):
         ]
         for volume in volumes:
             await self._drop(volume)
-        await self._look()
+        await self._read_cache()
 
 
 class Files(Contender):
-    """file-reflink: files that share their blocks."""
+    """The driver file-reflink: files that share blocks."""
 
     def __init__(self, file_system: str) -> None:
         self.file_system = file_system
@@ -360,15 +361,15 @@ class Files(Contender):
         with open(path, "wb") as file:
             file.truncate(size)
 
-    def _kept(self, qube: str) -> list[Path]:
-        """The revisions, oldest first."""
+    def _revisions(self, qube: str) -> list[Path]:
+        """Return the revisions, oldest first."""
         return sorted(
             (self.place / qube).glob("private.img@*"),
             key=lambda path: int(path.name.rpartition("@")[2]),
         )
 
     def _keep(self, qube: str) -> None:
-        """The private volume as it is becomes a revision."""
+        """Copy the private volume to a new revision."""
         self.number += 1
         clean = self._path(qube, "private")
         self._copy(clean, clean.with_name(f"private.img@{self.number}"))
@@ -409,7 +410,7 @@ class Files(Contender):
             self._keep(qube)
             dirty = self._path(qube, "private-dirty")
             _rename(dirty, self._path(qube, "private"))
-            for path in self._kept(qube)[:-2]:
+            for path in self._revisions(qube)[:-2]:
                 path.unlink()
 
         await asyncio.gather(
@@ -423,7 +424,7 @@ class Files(Contender):
         return [str(self._path(qube, name)) for name in names]
 
     async def revisions(self, qube: str) -> None:
-        assert self._kept(qube)
+        assert self._revisions(qube)
 
     async def usage(self, qube: str) -> None:
         assert self._path(qube, "private").stat().st_blocks >= 0
@@ -433,7 +434,7 @@ class Files(Contender):
 
     async def revert(self, qube: str) -> None:
         def work() -> None:
-            newest = self._kept(qube)[-1]
+            newest = self._revisions(qube)[-1]
             self._keep(qube)
             self._copy(newest, self._path(qube, "private"))
 
@@ -445,7 +446,7 @@ class Files(Contender):
         )
 
     async def export(self, qube: str) -> None:
-        """The file itself is read."""
+        """Run nothing: the file itself is read."""
 
     async def remove(self, qube: str) -> None:
         def work() -> None:
@@ -456,7 +457,7 @@ class Files(Contender):
 
 
 def _rename(old: Path, new: Path) -> None:
-    """On disk when it returns, as that driver has it."""
+    """Rename a file and flush its folder, as the driver does."""
     folder = os.open(new.parent, os.O_RDONLY)
     try:
         os.rename(old, new)

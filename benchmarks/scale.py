@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether a pool with many volumes is slower than an empty one.
+"""Measure whether a pool with many volumes is slower than an empty one.
 
     python3 -m benchmarks.scale [--volumes N] [--revisions N] [--clock CLOCK]
                                 [--out FILE]
 
-A qube lives in an empty pool, in the same one with others beside it, and so
-on; what it costs is measured each time.  The others' volumes have no nodes:
-making those is udev's work and not what is measured.
+The operations of a qube are measured in an empty pool, and again in the same
+pool with other volumes beside it.  The other volumes have no device nodes,
+because making these is work of udev, which is not measured.
 """
 
 import asyncio
@@ -30,23 +30,23 @@ from tests.support.background import afterwards, be_patient
 from tests.support.counting import Cost, cost, now, quiet, rest
 from tests.support.zpools import sh
 
-from .common import DISKS, MIB, begin, parser, save, write
+from .common import DISKS, MIB, parser, save, set_state_folder, write
 from .contenders import Driver, OnZpool
 
 ZPOOL = "ours"
-#: changes in one program, which holds up the transaction group it is in
+#: changes in one program, because a program delays its transaction group
 AT_ONCE = 200
 ROUNDS = 5
-#: of many volumes, those whose verbs are called to see what memory it takes
+#: number of volumes whose operations are called to measure their memory
 USED = 50
 
 _CHANGES = b"""
-local given = (...).argv
-for _, item in pairs(given.snapshots) do
+local argv = (...).argv
+for _, item in pairs(argv.snapshots) do
     assert(zfs.sync.snapshot(item) == 0)
 end
-for qube, value in pairs(given.pointers) do
-    assert(zfs.sync.set_prop(qube, given.property, value) == 0)
+for qube, value in pairs(argv.pointers) do
+    assert(zfs.sync.set_prop(qube, argv.property, value) == 0)
 end
 """
 
@@ -59,24 +59,24 @@ def _run(**arguments: Any) -> None:
 
 def _bytes(value: Any) -> Any:
     if isinstance(value, dict):
-        return {_bytes(key): _bytes(each) for key, each in value.items()}
+        return {_bytes(key): _bytes(item) for key, item in value.items()}
     if isinstance(value, list):
-        return {b"%d" % n: _bytes(each) for n, each in enumerate(value)}
+        return {b"%d" % n: _bytes(item) for n, item in enumerate(value)}
     return value.encode()
 
 
 def fill(qubes_root: str, first: int, last: int, revisions: int) -> None:
-    """Qubes with a private volume each, and what was committed of it."""
-    given = {b"volsize": 64 * MIB, b"volblocksize": 16384}
+    """Create qubes with a private volume each and its revisions."""
+    properties = {b"volsize": 64 * MIB, b"volblocksize": 16384}
 
     def make(number: int) -> str:
         qube = f"{qubes_root}/other{number}"
         volume = f"{qube}/private"
         libzfs_core.lzc_create(qube.encode(), "zfs", {b"canmount": 0})
-        libzfs_core.lzc_create(volume.encode(), "zvol", given)
+        libzfs_core.lzc_create(volume.encode(), "zvol", properties)
         return volume
 
-    # many share a transaction group; none gets a device
+    # many creations share a transaction group, and no device node is made
     inhibit = Path(commands.INHIBIT)
     inhibit.write_text("1")
     try:
@@ -89,7 +89,7 @@ def fill(qubes_root: str, first: int, last: int, revisions: int) -> None:
         for revision in range(1, revisions + 1)
         for volume in volumes
     ]
-    # a volume gets one snapshot in a transaction group
+    # ZFS makes one snapshot of a volume in a transaction group
     step = min(AT_ONCE, len(volumes))
     for at in range(0, len(names), step):
         _run(
@@ -98,28 +98,28 @@ def fill(qubes_root: str, first: int, last: int, revisions: int) -> None:
             property="-",
         )
     for at in range(0, len(volumes), AT_ONCE):
-        some = volumes[at : at + AT_ONCE]
+        part = volumes[at : at + AT_ONCE]
         for name, value in (
             (naming.POINTER, "0"),
             (naming.COMMITTED, f"private@r{revisions}"),
         ):
             _run(
                 snapshots=[],
-                pointers={each.rpartition("/")[0]: value for each in some},
+                pointers={item.rpartition("/")[0]: value for item in part},
                 property=name + "private",
             )
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> dict[str, Any]:
     rest(ZPOOL)
-    # what is known until the loop goes on is not what is measured
+    # an answer that is reused until the loop continues must not be measured
     await asyncio.sleep(0)
     with cost(ZPOOL) as spent:
         await work()
-    return told(spent)
+    return summary(spent)
 
 
-def told(spent: Cost) -> dict[str, Any]:
+def summary(spent: Cost) -> dict[str, Any]:
     return {
         "seconds": spent.seconds,
         "txgs": spent.txgs,
@@ -127,50 +127,52 @@ def told(spent: Cost) -> dict[str, Any]:
     }
 
 
-async def lives(contender: Driver) -> dict[str, Any]:
-    """Medians of what a qube's verbs take."""
-    found: dict[str, list[dict[str, Any]]] = {}
+async def measure_qube(contender: Driver) -> dict[str, Any]:
+    """Return medians of the costs of a qube's operations."""
+    results: dict[str, list[dict[str, Any]]] = {}
 
-    async def verb(name: str, work: Callable[[], Awaitable[object]]) -> None:
-        found.setdefault(name, []).append(await timed(work))
+    async def operation(
+        name: str, work: Callable[[], Awaitable[object]]
+    ) -> None:
+        results.setdefault(name, []).append(await timed(work))
 
     await contender.create("qube")
     private = contender.qubes["qube"]["private"]
     for number in range(ROUNDS + 1):
         if number == 1:
-            # what was measured before was the first time, and is another
-            found.clear()
-        await verb("start", lambda: contender.start("qube"))
+            # the first time differs, and is not counted
+            results.clear()
+        await operation("start", lambda: contender.start("qube"))
         for path in contender.paths("qube"):
             write(path)
-        await verb("stop", lambda: contender.stop("qube"))
-        await verb("after a stop", afterwards)
-        await verb("revisions", now(lambda: private.revisions))
-        await verb("usage", now(lambda: private.usage))
-        await verb("revert", private.revert)
+        await operation("stop", lambda: contender.stop("qube"))
+        await operation("after a stop", afterwards)
+        await operation("revisions", now(lambda: private.revisions))
+        await operation("usage", now(lambda: private.usage))
+        await operation("revert", private.revert)
         await private.stop()
     store = contender.store
     for _ in range(ROUNDS):
-        await verb("pool size and usage", contender.pool)
-        await verb("list all volumes", now(store.list_volumes))
+        await operation("pool size and usage", contender.pool)
+        await operation("list all volumes", now(store.list_volumes))
     await contender.remove("qube")
     return {
         name: {
-            kind: statistics.median(each[kind] for each in items)
+            kind: statistics.median(item[kind] for item in items)
             for kind in items[0]
         }
-        for name, items in found.items()
+        for name, items in results.items()
     }
 
 
-def restarted(contender: Driver) -> ZfsZvolPool:
-    """The pool of a qubesd that has just begun."""
+def restarted_pool(contender: Driver) -> ZfsZvolPool:
+    """Return the pool object of a qubesd that has just started."""
     runtime.restart()
     return ZfsZvolPool(name=contender.store.name, **contender.options)
 
 
-def made(pool: ZfsZvolPool, volumes: int) -> list[Any]:
-    """What qubesd makes of qubes.xml when it starts."""
+def create_objects(pool: ZfsZvolPool, volumes: int) -> list[Any]:
+    """Return volume objects as qubesd makes them from qubes.xml."""
     return [
         pool.init_volume(
             types.SimpleNamespace(name=f"other{number}", app=None),
@@ -188,49 +190,51 @@ def made(pool: ZfsZvolPool, volumes: int) -> list[Any]:
 
 
 async def memory(contender: Driver, volumes: int) -> dict[str, Any]:
-    """What the volumes' objects take, and what is added by using them."""
-    pool = restarted(contender)
+    """Measure the memory of volume objects, before and after their use."""
+    pool = restarted_pool(contender)
     tracemalloc.start()
-    every = made(pool, volumes)
+    volumes_of_pool = create_objects(pool, volumes)
     gc.collect()
-    begun, _ = tracemalloc.get_traced_memory()
+    before, _ = tracemalloc.get_traced_memory()
     pool.list_volumes()
-    for volume in every[:USED]:
+    for volume in volumes_of_pool[:USED]:
         await volume.stop()
         assert volume.revisions
     gc.collect()
     then, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return {
-        "memory, all made": {"bytes": begun},
+        "memory, all made": {"bytes": before},
         f"memory, then listed and {USED} stopped": {"bytes": then},
     }
 
 
 async def first_use(contender: Driver, volumes: int) -> dict[str, Any]:
-    """What qubesd does when it starts: all volumes are made, one is used."""
-    pool = restarted(contender)
+    """Measure the start of qubesd: it makes all volumes, and uses one."""
+    pool = restarted_pool(contender)
     with cost(ZPOOL) as spent:
-        every = made(pool, volumes)
+        volumes_of_pool = create_objects(pool, volumes)
     first = await timed(lambda: pool.first_use())
-    one = await timed(every[0].stop)
+    stop = await timed(volumes_of_pool[0].stop)
     return {
-        "init of all": told(spent),
+        "init of all": summary(spent),
         "first use": first,
-        "stop of one that did not run": one,
+        "stop of one that did not run": stop,
         **await memory(contender, volumes),
     }
 
 
-async def polls(contender: Driver, volumes: int) -> dict[str, Any]:
-    """What the disk space widget has qubesd do each minute: for all pools,
-    and for all volumes, of which none runs."""
-    pool = restarted(contender)
-    every = made(pool, volumes)
+async def measure_polls(contender: Driver, volumes: int) -> dict[str, Any]:
+    """Measure what the disk space widget requests each minute.
+
+    The widget asks for all pools and all volumes; no volume is in use.
+    """
+    pool = restarted_pool(contender)
+    volumes_of_pool = create_objects(pool, volumes)
 
     def poll() -> None:
         assert pool.size and pool.usage and pool.usage_details
-        for volume in every:
+        for volume in volumes_of_pool:
             assert volume.usage and volume.path
 
     first = await timed(now(poll))
@@ -248,19 +252,19 @@ async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
     await contender.setup(DISKS[0])
     qubes_root = contender.store.qubes_root
     results: dict[str, Any] = {}
-    there = 0
+    existing = 0
     for size in sizes:
         since = time.monotonic()
-        for at in range(there, size, 200):
+        for at in range(existing, size, 200):
             end = min(at + 200, size)
             fill(qubes_root, at, end, revisions)
             took = time.monotonic() - since
             print(f"scale: {end} in {took:.0f} s", flush=True)
-        there = size
-        results[str(size)] = await lives(contender)
+        existing = size
+        results[str(size)] = await measure_qube(contender)
         if size:
             results[str(size)] |= await first_use(contender, size)
-            results[str(size)] |= await polls(contender, size)
+            results[str(size)] |= await measure_polls(contender, size)
         print(f"scale: {size} volumes measured", flush=True)
     return results
 
@@ -268,12 +272,12 @@ async def run(sizes: list[int], revisions: int) -> dict[str, Any]:
 def main() -> int:
     be_patient()
     command = parser(__doc__, "scale", volumes=2000, revisions=10)
-    given = command.parse_args()
-    begin()
-    sizes = [0, given.volumes // 10, given.volumes]
+    options = command.parse_args()
+    set_state_folder()
+    sizes = [0, options.volumes // 10, options.volumes]
     with quiet():
-        found = asyncio.run(run(sizes, given.revisions))
-    save(given, {"revisions": given.revisions, "volumes": found})
+        results = asyncio.run(run(sizes, options.revisions))
+    save(options, {"revisions": options.revisions, "volumes": results})
     sh("zpool", "destroy", "-f", ZPOOL)
     return 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "doc" / "performance-tables.md"
 OURS = "zfs_zvol"
 
@@ -119,10 +119,10 @@ def about(machine: dict[str, str]) -> str:
     )
 
 
-def verbs_of(measured: dict[str, Any]) -> list[str]:
+def operations_of(measured: dict[str, Any]) -> list[str]:
     """Return a table of our operations, and one of the other drivers."""
-    verbs = measured["verbs"]
-    ours = verbs[OURS]
+    operations = measured["operations"]
+    ours = operations[OURS]
     rounds = len(ours["create"]["times"])
     lines = [
         f"Medians of {rounds} rounds.",
@@ -131,28 +131,28 @@ def verbs_of(measured: dict[str, Any]) -> list[str]:
         " | calls of ZFS |",
         "|---|---|---|---|---|---|",
     ]
-    for verb, cost in ours.items():
+    for operation, cost in ours.items():
         lines.append(
-            f"| {shown(verb)} | {milliseconds(cost['times']):.1f}"
+            f"| {shown(operation)} | {milliseconds(cost['times']):.1f}"
             f" ({spread(cost['times'])})"
             f" | {milliseconds(cost['in_calls']):.1f}"
             f" | {how_often(cost['txgs'])}"
             f" | {counts(cost['forks'])} | {names_of(cost['calls'])} |"
         )
-    others = [name for name in verbs if name != OURS]
+    others = [name for name in operations if name != OURS]
     lines += [
         "",
         "| operation | " + " | ".join(others) + " |",
         "|---" * (len(others) + 1) + "|",
     ]
-    for verb, cost in ours.items():
+    for operation, cost in ours.items():
         mine = milliseconds(cost["times"])
         cells = []
         for name in others:
-            theirs = verbs[name][verb]
+            theirs = operations[name][operation]
             time = milliseconds(theirs["times"])
             cells.append(compared(time, mine, theirs["forks"]))
-        lines.append(f"| {shown(verb)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {shown(operation)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -167,23 +167,23 @@ def scale_of(measured: dict[str, Any]) -> list[str]:
         "| other volumes in the pool | " + " | ".join(sizes) + " |",
         "|---" * (len(sizes) + 1) + "|",
     ]
-    for verb in sizes[full]:
+    for operation in sizes[full]:
         cells = []
         for size, costs in sizes.items():
-            if verb not in costs:
+            if operation not in costs:
                 cells.append("")
                 continue
-            cost = costs[verb]
+            cost = costs[operation]
             if "bytes" in cost:
                 cells.append(f"{cost['bytes'] / 1024:.0f} KiB")
                 continue
             calls = f"{cost['calls']:.0f} call" + "s" * (cost["calls"] != 1)
             cell = f"{cost['seconds'] * 1000:.1f} ms, {calls}"
-            first = sizes[empty].get(verb)
+            first = sizes[empty].get(operation)
             if first and size != empty:
                 cell += f", {times(cost['seconds'] / first['seconds'])}"
             cells.append(cell)
-        lines.append(f"| {shown(verb)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {shown(operation)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -199,16 +199,16 @@ def bulk_of(measured: dict[str, Any]) -> list[str]:
     ways = measured["ways"]
 
     def middle(way: str, kind: str) -> float:
-        return statistics.median(each[kind] for each in ways[way])
+        return statistics.median(item[kind] for item in ways[way])
 
     for way, items in ways.items():
-        times = [each["seconds"] for each in items]
+        times = [item["seconds"] for item in items]
         lines.append(
             f"| {way} | {middle(way, 'seconds'):.1f}"
             f" ({min(times):.1f} to {max(times):.1f})"
             f" | {middle(way, 'seconds') / middle('dd', 'seconds'):.2f} x"
             f" | {middle(way, 'start') * 1000:.0f} ms"
-            f" | {max(each['slowest start'] for each in items) * 1000:.0f} ms"
+            f" | {max(item['slowest start'] for item in items) * 1000:.0f} ms"
             f" | {middle(way, 'cached'):.0%} |"
         )
     return lines
@@ -216,7 +216,7 @@ def bulk_of(measured: dict[str, Any]) -> list[str]:
 
 #: the key of a result -> its name in file names, its title and its table
 KINDS = {
-    "verbs": ("verbs", "Operations of a qube", verbs_of),
+    "operations": ("operations", "Operations of a qube", operations_of),
     "volumes": ("scale", "A pool with many volumes", scale_of),
     "ways": ("bulk", "A copy between zpools", bulk_of),
 }
@@ -229,16 +229,20 @@ def kind_of(measured: dict[str, Any]) -> str:
 
 def main() -> int:
     if len(sys.argv) > 1:
-        KEPT.mkdir(exist_ok=True)
+        RESULTS.mkdir(exist_ok=True)
         measured = json.loads(Path(sys.argv[1]).read_text("ascii"))
         version = measured["machine"]["openzfs"].partition("-")[0]
         clock = measured["machine"]["clock"]
         name, _, _ = KINDS[kind_of(measured)]
-        shutil.copy(sys.argv[1], KEPT / f"{name}-{version}-{clock}.json")
+        shutil.copy(sys.argv[1], RESULTS / f"{name}-{version}-{clock}.json")
     parts = [HEAD]
-    # the operations first
-    for file in sorted(KEPT.glob("*.json"), reverse=True):
-        measured = json.loads(file.read_text("ascii"))
+    results = [
+        (file, json.loads(file.read_text("ascii")))
+        for file in sorted(RESULTS.glob("*.json"), reverse=True)
+    ]
+    # in the order of KINDS, the newest version of each first
+    results.sort(key=lambda result: list(KINDS).index(kind_of(result[1])))
+    for file, measured in results:
         _, title, lines = KINDS[kind_of(measured)]
         version = measured["machine"]["openzfs"].partition("-")[0]
         parts += [

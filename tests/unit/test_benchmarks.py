@@ -13,7 +13,7 @@ MEASURED = {
         "core-admin": "",
         "clock": "work",
     },
-    "verbs": {
+    "operations": {
         "zfs_zvol": {
             "create": {
                 "times": [0.01, 0.03, 0.02],
@@ -42,7 +42,7 @@ def test_a_table_is_created_from_measurements(tmp_path, monkeypatch):
     measured = tmp_path / "bench.json"
     measured.write_text(json.dumps(MEASURED))
     monkeypatch.setattr(table, "PAGE", page)
-    monkeypatch.setattr(table, "KEPT", kept)
+    monkeypatch.setattr(table, "RESULTS", kept)
     monkeypatch.setattr("sys.argv", ["table", str(measured)])
     assert table.main() == 0
     text = page.read_text()
@@ -52,7 +52,10 @@ def test_a_table_is_created_from_measurements(tmp_path, monkeypatch):
     assert "an emulated CPU" in text and "Medians of 3 rounds" in text
     assert "old" not in text and text.startswith(table.HEAD)
     assert "## Operations of a qube (OpenZFS 2.9.1)" in text
-    assert json.loads((kept / "verbs-2.9.1-work.json").read_text()) == MEASURED
+    assert (
+        json.loads((kept / "operations-2.9.1-work.json").read_text())
+        == MEASURED
+    )
 
 
 def test_small_times_and_ratios_are_shown_as_bounds():
