@@ -15,7 +15,7 @@ from ..store.options import BadOption
 from ..zfs import runtime
 from . import discarded, features, prompts, tags
 from .admin import Application, Qube, Volume
-from .encrypted import encrypted_pools, plain_volumes, pools_of
+from .encrypted_qubes import encrypted_pools, plain_volumes, pools_of
 from .errors import plain, prefixed
 from .pool import ZfsPool
 from .volume import ZfsVolume
