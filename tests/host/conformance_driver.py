@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A driver and qubes that note what is done to them."""
+"""A driver and qubes that record each call."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ def note(*words):
 
 
 def fail(method, name):
-    """Fail if this call is meant to."""
+    """Raise an error if this call must fail."""
     kind = FAIL.get(f"{method} {name}") or FAIL.get(f"{method} *")
     if kind:
         note("fail", method, name)
@@ -33,7 +33,7 @@ def fail(method, name):
 
 
 class RecVolume(qubes.storage.Volume):
-    """Notes every call, and fails those it is told to fail."""
+    """Record each call, and let chosen calls fail."""
 
     usage = 7
     path = "/dev/null"
@@ -90,7 +90,7 @@ class RecVolume(qubes.storage.Volume):
 
 
 class SyncVolume(RecVolume):
-    """A driver may have plain functions, too."""
+    """A volume with plain functions, which a driver may have too."""
 
     def create(self):
         note("sync create", self.name)
@@ -109,7 +109,7 @@ class SyncVolume(RecVolume):
 
 
 class RecPool(qubes.storage.Pool):
-    """Notes every call."""
+    """Record each call."""
 
     volume_class = RecVolume
 
@@ -120,7 +120,7 @@ class RecPool(qubes.storage.Pool):
             name=name, revisions_to_keep=revisions_to_keep, **kwargs
         )
         self.colour = colour
-        self.known = {}
+        self.volumes_by_vid = {}
 
     @property
     def config(self):
@@ -146,19 +146,19 @@ class RecPool(qubes.storage.Pool):
         config = dict(volume_config, pool=self)
         config.setdefault("vid", f"{vm.name}/{config['name']}")
         volume = self.volume_class(**config)
-        self.known[volume.vid] = volume
+        self.volumes_by_vid[volume.vid] = volume
         return volume
 
     def get_volume(self, vid):
         note("get_volume", vid)
-        return self.known[vid]
+        return self.volumes_by_vid[vid]
 
     def list_volumes(self):
-        return list(self.known.values())
+        return list(self.volumes_by_vid.values())
 
 
 class FakeVM:
-    """As much of a qube as Storage looks at."""
+    """The part of a qube that Storage uses."""
 
     klass = "AppVM"
     running = False
@@ -195,7 +195,7 @@ class FakeVM:
 
 
 class FakeApp:
-    """Two pools, one of them the default."""
+    """Two pools; one of them is the default."""
 
     def __init__(self, base, volume_class):
         self.base = base
@@ -214,7 +214,7 @@ class FakeApp:
 
 
 def volume_config(root_source=False):
-    """Config of a qube with a root volume of its own, or a snapshot."""
+    """Return the config of a qube with an own root volume, or a snapshot."""
     keys = {"rw": True, "snap_on_start": False, "save_on_stop": True}
     root: dict[str, Any] = {**keys, "size": 4096}
     if root_source:

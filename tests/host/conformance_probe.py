@@ -18,7 +18,7 @@ from typing import Any
 
 
 def _stub_libvirt():
-    """core-admin imports it, nothing here calls it."""
+    """An empty module: core-admin imports it, and nothing here calls it."""
     stub = types.ModuleType("libvirt")
     vars(stub)["libvirtError"] = type("libvirtError", (Exception,), {})
     sys.modules.setdefault("libvirt", stub)
@@ -43,7 +43,7 @@ from conformance_driver import (  # noqa: E402
 
 
 async def outcome(awaitable):
-    """What came out of a call."""
+    """Return the result of a call, or its exception."""
     try:
         if inspect.isawaitable(awaitable):
             awaitable = await awaitable
@@ -57,7 +57,7 @@ INJECTED = {"OSError", "CalledProcessError", "KeyError"}
 
 
 async def life(failures, volume_class):
-    """One qube's life through Storage; returns what was recorded."""
+    """Run the life of one qube through Storage; return the record."""
     LOG.clear()
     FAIL.clear()
     FAIL.update(failures)
@@ -159,10 +159,10 @@ LIVES = [
 
 
 async def encrypted():
-    """Calls made for ephemeral volumes, with the programs replaced."""
+    """Return the calls for ephemeral volumes, with the programs replaced."""
     LOG.clear()
     FAIL.clear()
-    kept = qubes.utils.cryptsetup, qubes.utils.run_program
+    originals = qubes.utils.cryptsetup, qubes.utils.run_program
 
     async def program(*args, **kwargs):
         note("program", args, sorted(kwargs.items()))
@@ -174,8 +174,8 @@ async def encrypted():
         vm.app.pools["two"].ephemeral_volatile = True
         module: Any = sys.modules[qubes.storage.Volume.__module__]
         module._am_root = False
-        for what in vm.storage.start(), vm.storage.stop():
-            note("->", await outcome(what))
+        for operation in vm.storage.start(), vm.storage.stop():
+            note("->", await outcome(operation))
         for dev in vm.storage.block_devices():
             note(sorted(vars(dev).items()))
         volume = vm.volumes["volatile"]
@@ -190,19 +190,19 @@ async def encrypted():
                 vm.volumes[name].ephemeral = True
             except qubes.exc.QubesValueError:
                 note("refused", name)
-    qubes.utils.cryptsetup, qubes.utils.run_program = kept
+    qubes.utils.cryptsetup, qubes.utils.run_program = originals
     return list(LOG)
 
 
 def describe_values():
-    """What classes and helpers make of certain values."""
-    found = {}
+    """Return what classes and helpers make of certain values."""
+    result = {}
 
     def put(label, func, *args, **kwargs):
         try:
-            found[label] = repr(func(*args, **kwargs))
+            result[label] = repr(func(*args, **kwargs))
         except Exception as exc:
-            found[label] = "raises " + type(exc).__name__
+            result[label] = "raises " + type(exc).__name__
 
     def xml(obj):
         return sorted(obj.__xml__().attrib.items())
@@ -229,7 +229,7 @@ def describe_values():
             colour="",
             **{"ephemeral_volatile": text},
         )
-    found = {k: v.split(" object at")[0] for k, v in found.items()}
+    result = {k: v.split(" object at")[0] for k, v in result.items()}
     make = qubes.storage.Volume
     combos = {
         "plain": {},
@@ -248,7 +248,7 @@ def describe_values():
     }
     for label, options in combos.items():
 
-        def look(options):
+        def describe_volume(options):
             vol = make("root", pool, "a-b/c@d", **options)
             state = (vol.size, vol.ephemeral, vol.snapshots_disabled)
             texts = (str(vol), repr(vol), vol.state_file, vol.is_running())
@@ -257,7 +257,7 @@ def describe_values():
             mapped = vol.encrypted_volume_path("a_b-c", "xvdc")
             return xml(vol), state, texts, same, hashed, mapped
 
-        put("volume " + label, look, options)
+        put("volume " + label, describe_volume, options)
     vol = make("root", pool, "v")
     for name in "revisions", "is_dirty", "is_outdated", "block_device":
         put("base " + name, lambda: getattr(vol, name)())
@@ -287,11 +287,11 @@ def describe_values():
         put("rename", qubes.utils.rename_file, path, path + "2")
         put("remove file", qubes.utils.remove_file, path + "2")
         put("fsync no file", qubes.utils.fsync_path, path)
-    return found
+    return result
 
 
 def signature(func):
-    """Names, kinds and defaults of parameters."""
+    """Return names, kinds and defaults of parameters."""
     return [
         (par.name, str(par.kind), repr(par.default))
         for par in inspect.signature(func).parameters.values()
@@ -299,25 +299,25 @@ def signature(func):
 
 
 def members(cls):
-    """Everything defined in a class, with signatures of functions."""
-    found = {}
+    """Return everything that a class defines, with signatures."""
+    result = {}
     for name, obj in vars(cls).items():
         func = getattr(obj, "__func__", obj)
         if isinstance(obj, property):
-            found[name] = ["property", obj.fset is not None]
+            result[name] = ["property", obj.fset is not None]
         elif inspect.isfunction(func):
             kind = "async" if inspect.iscoroutinefunction(func) else "def"
-            found[name] = [kind, signature(func)]
+            result[name] = [kind, signature(func)]
         elif not name.startswith("__"):
-            found[name] = [
+            result[name] = [
                 "value",
                 str(obj) if obj is None else type(obj).__name__,
             ]
-    return found
+    return result
 
 
 def describe_code():
-    """Signatures of classes and functions, and the exceptions."""
+    """Return signatures of classes and functions, and the exceptions."""
     storage = qubes.storage
     classes = ["Pool", "Volume", "Storage", "VolumesCollection", "BlockDevice"]
     utils = {
@@ -348,7 +348,7 @@ def describe_code():
 
 
 async def concurrency():
-    """void_coros_maybe() runs all to the end, and raises afterwards."""
+    """Check that void_coros_maybe() runs all to the end, then raises."""
     LOG.clear()
 
     async def work(name, rounds, error=None):
@@ -369,19 +369,19 @@ async def concurrency():
 
 
 async def describe():
-    """All of it."""
+    """Return the whole description."""
     warnings.simplefilter("ignore", RuntimeWarning)
     logging.disable(logging.CRITICAL)
-    found = {"code": describe_code(), "values": describe_values()}
-    found["package"] = os.path.dirname(qubes.__file__)
-    found["concurrency"] = await concurrency()
-    found["encrypted"] = await encrypted()
-    found["lives"] = {}
+    result = {"code": describe_code(), "values": describe_values()}
+    result["package"] = os.path.dirname(qubes.__file__)
+    result["concurrency"] = await concurrency()
+    result["encrypted"] = await encrypted()
+    result["lives"] = {}
     for failures in LIVES:
         for volume_class in RecVolume, SyncVolume:
             label = f"{volume_class.__name__} {failures}"
-            found["lives"][label] = await life(failures, volume_class)
-    return found
+            result["lives"][label] = await life(failures, volume_class)
+    return result
 
 
 if __name__ == "__main__":

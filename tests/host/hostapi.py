@@ -22,13 +22,13 @@ SAFE = frozenset(
 
 
 def register_driver(name, cls):
-    """Have the driver *name* found although no package provides it."""
+    """Register the driver *name*, which no package provides."""
     group = qubes.storage.STORAGE_ENTRY_POINT
     qubes.utils.register_entry_point(group, name, cls)
 
 
 def new_app(store, hold_devices=False):
-    """A new system with dom0 and the pool "varlibqubes" in *store*."""
+    """Return a new system with dom0 and the pool "varlibqubes"."""
     hypervisor = qubes.app.Hypervisor(hold_devices)
     app = qubes.Qubes(store, load=False, hypervisor=hypervisor)
     app.load_initial_values()
@@ -37,7 +37,7 @@ def new_app(store, hold_devices=False):
 
 
 async def restart(app, save=False):
-    """A new daemon on the XML file and the domains of the old one.
+    """Return a new daemon with the XML file and domains of the old one.
 
     The old one is killed, or, with save=True, told to end.
     """
@@ -49,7 +49,7 @@ async def restart(app, save=False):
 
 
 def offline_copy(app):
-    """The second set of objects that a backup makes in the daemon.
+    """Return the second set of objects that a backup makes in the daemon.
 
     All its qubes seem halted, and it is silent after its load.
     """
@@ -66,10 +66,10 @@ async def add_pool(app, name, driver, **options):
     """Check the options (texts) as admin.pool.Add does, add the pool."""
     if not set(name) <= SAFE:
         raise qubes.exc.ProtocolError("bad character in the pool name")
-    known = qubes.storage.driver_parameters(driver)
-    if set(options) - set(known):
+    allowed = qubes.storage.driver_parameters(driver)
+    if set(options) - set(allowed):
         raise qubes.exc.ProtocolError("Unexpected driver options found")
-    missing = [key for key in known if known[key] and key not in options]
+    missing = [key for key in allowed if allowed[key] and key not in options]
     if missing:
         raise qubes.exc.QubesException(
             "missing required driver options: " + " ".join(missing)
@@ -89,7 +89,7 @@ async def remove_pool(app, name):
 
 
 def pool_info(app, name):
-    """What admin.pool.Info and UsageDetails show, as one dict."""
+    """Return the results of admin.pool.Info and UsageDetails in one dict."""
     pool = app.pools[name]
     info = dict(pool.config)
     info.update({"size": pool.size, "usage": pool.usage})
@@ -149,7 +149,7 @@ async def clone_vm(src, name, pool=None):
 
 
 def volume_info(vm, name):
-    """What admin.vm.volume.Info shows, as a dict of texts."""
+    """Return the result of admin.vm.volume.Info as a dict of texts."""
     volume = vm.volumes[name]
     keys = "pool vid size usage rw source path save_on_stop snap_on_start"
     info = {}
@@ -256,7 +256,7 @@ async def _import_end(vm, name, success):
 
 
 async def backup_volume(vm, name):
-    """The bytes a backup of a volume holds."""
+    """Return the bytes of a volume in a backup."""
     path = await vm.storage.export(name)
     try:
         with open(path, "rb") as exported:

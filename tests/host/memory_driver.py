@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The driver "memory": keeps files, notes calls, fails when told to."""
+"""The driver "memory": it stores files, records calls, and can fail."""
 
 import asyncio
 import os
@@ -11,16 +11,16 @@ import qubes.storage
 
 
 class MemoryVolume(qubes.storage.Volume):
-    """Notes its calls in its pool's class, keeps data in a file."""
+    """Record calls in the class of the pool, and store data in a file."""
 
     @property
     def path(self):
-        """The file with the data."""
+        """Return the file with the data."""
         return os.path.join(MemoryPool.folder, self.vid.replace("/", "+"))
 
     @property
     def revisions(self):
-        """One, always."""
+        """Return one revision, always the same."""
         return {"first": "2020-01-01T00:00:00"}
 
     async def _call(self, method):
@@ -80,7 +80,7 @@ class MemoryVolume(qubes.storage.Volume):
 
 
 class MemoryPool(qubes.storage.Pool):
-    """A driver which remembers how it was made."""
+    """A driver that records how it was created."""
 
     calls: ClassVar[list] = []
     failing: ClassVar[set] = set()

@@ -13,11 +13,11 @@ import qubes.exc
 
 # the real package has a class of this name, and drivers use its helper
 class property:
-    """Holder of the value converters which drivers borrow."""
+    """The class with the value converters that drivers use."""
 
     @staticmethod
     def bool(self, prop, value):
-        """Convert *value*; refuse text that is no known spelling."""
+        """Convert *value*; refuse text with an unknown spelling."""
         if not isinstance(value, str):
             return True if value else False
         text = value.lower()

@@ -24,7 +24,7 @@ qubes.utils.register_entry_point(
 
 
 class Hypervisor:
-    """The running domains; outlives the application objects.
+    """The running domains; they outlive the application objects.
 
     With hold_devices=True every disk is open while its domain runs, so
     that a missing one fails the start and a used one is busy.
@@ -35,7 +35,7 @@ class Hypervisor:
         self._domains = {}
 
     def is_running(self, name):
-        """Whether the domain *name* runs."""
+        """Return whether the domain *name* runs."""
         return name in self._domains
 
     def create(self, name, devices):
@@ -56,7 +56,7 @@ class Hypervisor:
 
 
 class VMCollection:
-    """The qubes by qid, name or object, iterated in the order of qids."""
+    """The qubes by qid, name or object; iteration is in the order of qids."""
 
     def __init__(self, app):
         self.app = app
@@ -96,12 +96,12 @@ class VMCollection:
         self.app.fire_event("domain-delete", vm=vm)
 
     def get_new_unused_qid(self):
-        """The lowest free qid."""
+        """Return the lowest free qid."""
         return next(qid for qid in range(1, 10000) if qid not in self._dict)
 
 
 def _default_pool(suffix):
-    """Property: the pool for new volumes of a kind, or the general one."""
+    """A property: the pool for new volumes of a kind, or the general one."""
     name = "default_pool" + suffix
 
     def fget(self):
@@ -123,7 +123,7 @@ def _default_pool(suffix):
 
 
 class Qubes(qubes.events.Emitter):
-    """All that the daemon knows, loaded from the XML file *store*."""
+    """The state of the daemon, loaded from the XML file *store*."""
 
     POOL_KINDS = "", "_private", "_root", "_volatile", "_kernel"
     default_pool = _default_pool("")
@@ -158,7 +158,7 @@ class Qubes(qubes.events.Emitter):
         )
 
     def load(self):
-        """Load pools, then qubes, then tell each qube.
+        """Load pools, then qubes, then notify each qube.
 
         A pool that cannot be made for a QubesException is dropped; any
         other error of a driver ends the load.
@@ -201,7 +201,7 @@ class Qubes(qubes.events.Emitter):
         qubes.utils.rename_file(temporary, self.store)
 
     def get_vm_class(self, clsname):
-        """The class of qubes called *clsname*."""
+        """Return the class of qubes with the name *clsname*."""
         try:
             return qubes.vm.kinds.CLASSES[clsname]
         except KeyError:
@@ -210,7 +210,7 @@ class Qubes(qubes.events.Emitter):
             ) from None
 
     def add_new_vm(self, cls, qid=None, **kwargs):
-        """Make a qube, without anything on disk yet."""
+        """Create a qube object; nothing changes on disk."""
         if qid is None:
             qid = self.domains.get_new_unused_qid()
         if isinstance(cls, str):
@@ -238,7 +238,7 @@ class Qubes(qubes.events.Emitter):
             ) from None
 
     def get_pool(self, pool):
-        """The pool itself, or the one of that name."""
+        """Return a pool object, or the pool with this name."""
         if isinstance(pool, qubes.storage.Pool):
             return pool
         if pool not in self.pools:
@@ -246,7 +246,7 @@ class Qubes(qubes.events.Emitter):
         return self.pools[pool]
 
     async def add_pool(self, name, **kwargs):
-        """Make a pool and set it up; it is known only if both worked."""
+        """Create a pool and set it up; add it only if both succeeded."""
         if name in self.pools:
             raise qubes.exc.QubesException(f"pool {name} already exists")
         pool = self._get_pool(name=name, **kwargs)
@@ -256,7 +256,7 @@ class Qubes(qubes.events.Emitter):
         return pool
 
     async def remove_pool(self, name):
-        """Forget a pool that nothing uses; its data is not touched."""
+        """Remove an unused pool from the system; its data is unchanged."""
         if name not in self.pools:
             return
         pool = self.pools[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Defaults which storage code reads."""
+"""Defaults that storage code reads."""
 
 defaults = {
     "private_img_size": 2 << 30,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Events: who hears them, and in which order."""
+"""Events, their handlers, and the order of these."""
 
 import asyncio
 import collections
@@ -7,7 +7,7 @@ import fnmatch
 
 
 def handler(*events):
-    """Mark a method as its own class's handler of *events* (patterns)."""
+    """Mark a method as a handler of *events* (patterns) for its class."""
 
     def mark(func):
         func.ha_events = events
@@ -18,12 +18,12 @@ def handler(*events):
 
 
 def ishandler(obj):
-    """Whether *obj* was marked as an event handler."""
+    """Return whether *obj* was marked as an event handler."""
     return callable(obj) and hasattr(obj, "ha_events")
 
 
 class Emitter:
-    """Something that events happen to; silent until events_enabled.
+    """An object with events; it fires none before events_enabled.
 
     Handlers run from the base class to the derived one (the other way for
     a "pre" event) and, within one class, its own before those of
@@ -49,10 +49,10 @@ class Emitter:
         if not pre_event:
             holders.reverse()
         for holder in holders:
-            known = vars(holder).get("__handlers__", {})
+            handlers_by_event = vars(holder).get("__handlers__", {})
             funcs = [
                 func
-                for pattern, group in known.items()
+                for pattern, group in handlers_by_event.items()
                 if fnmatch.fnmatch(event, pattern)
                 for func in group
             ]
@@ -71,7 +71,7 @@ class Emitter:
         return effects, pending
 
     def fire_event(self, event, pre_event=False, **kwargs):
-        """Call the handlers; one that is a coroutine is a RuntimeError."""
+        """Call the handlers; a coroutine among them is a RuntimeError."""
         effects, pending = self._fire(event, pre_event, kwargs)
         for coro in pending:
             coro.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Exceptions known to the storage code, its drivers and the Admin API.
+"""Exceptions of the storage code, its drivers and the Admin API.
 
 A QubesException and a ProtocolError reach the user as text; anything else
 reaches the user as an empty response.
@@ -7,15 +7,15 @@ reaches the user as an empty response.
 
 
 class QubesException(Exception):
-    """An error whose text is meant for the user."""
+    """An error with a text for the user."""
 
 
 class ProtocolError(AssertionError):
-    """The client sent something no correct client would send."""
+    """The client broke the protocol."""
 
 
 class QubesVMNotFoundError(QubesException, KeyError):
-    """There is no qube of that name."""
+    """No qube has this name."""
 
     def __init__(self, vmname):
         super().__init__(f"No such domain: {vmname!r}")
@@ -30,7 +30,7 @@ class QubesVMAlreadyExistsError(QubesException):
 
 
 class QubesVMError(QubesException):
-    """Something is wrong with the qube *vm*."""
+    """An error of the qube *vm*."""
 
     def __init__(self, vm, msg):
         super().__init__(msg)

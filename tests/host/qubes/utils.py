@@ -16,12 +16,12 @@ _registered = {}
 
 
 def register_entry_point(group, name, obj):
-    """Make *obj* found as entry point *name* without an installed package."""
+    """Register *obj* as the entry point *name*, without a package."""
     _registered[group, name] = obj
 
 
 def entry_point_names(group):
-    """Names of all entry points of *group*, installed or registered."""
+    """Return the names of all entry points of *group*."""
     installed = importlib.metadata.entry_points(group=group)
     names = [point.name for point in installed]
     return names + [name for (grp, name) in _registered if grp == group]
@@ -41,13 +41,13 @@ def get_entry_point_one(group, name):
 
 def parse_bool(value):
     """Strict conversion: few spellings, ValueError for all others."""
-    known = {"True": True, "1": True, "on": True}
-    known.update({"False": False, "0": False, "off": False, "": False})
+    spellings = {"True": True, "1": True, "on": True}
+    spellings.update({"False": False, "0": False, "off": False, "": False})
     if isinstance(value, bool):
         return value
-    if not isinstance(value, str) or value not in known:
+    if not isinstance(value, str) or value not in spellings:
         raise ValueError(f"invalid bool: {value}")
-    return known[value]
+    return spellings[value]
 
 
 if IS_R43:
@@ -55,7 +55,7 @@ if IS_R43:
 
 
 async def coro_maybe(value):
-    """Await *value* if it is a coroutine object, else hand it back."""
+    """Await *value* if it is a coroutine object, else return it."""
     if asyncio.iscoroutine(value):
         return await value
     return value
@@ -119,7 +119,7 @@ def fsync_path(path):
 
 
 def remove_file(path, *, logger=LOGGER, log_level=logging.DEBUG):
-    """Remove *path* for good; return whether it was there."""
+    """Remove *path* and flush its folder; return whether it existed."""
     try:
         os.remove(path)
         fsync_path(os.path.dirname(path))

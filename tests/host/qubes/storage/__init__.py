@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Pools, and what finds their drivers."""
+"""Pools, and the functions that find their drivers."""
 
 import inspect
 import os
@@ -19,7 +19,7 @@ VOLUME_STATE_PREFIX = "volume-running-"
 
 
 def _sanitize_config(config):
-    """What an XML element keeps; False is not written by R4.3."""
+    """Return the attributes of an XML element; R4.3 omits False."""
     return {
         key: str(value)
         for key, value in config.items()
@@ -63,11 +63,11 @@ class VolumesCollection:
         return found is not None
 
     def keys(self):
-        """List of volume ids."""
+        """Return the list of volume ids."""
         return [volume.vid for volume in self]
 
     def values(self):
-        """List of Volume objects."""
+        """Return the list of Volume objects."""
         return list(self)
 
 
@@ -107,7 +107,7 @@ class Pool:
 
     @property
     def config(self):
-        """What __init__ needs to make this pool again, and its driver."""
+        """The arguments of __init__ for this pool, and its driver."""
         raise self._not_implemented("config")
 
     @property
@@ -117,30 +117,30 @@ class Pool:
 
     @property
     def size(self):
-        """Bytes in total, or None if not known."""
+        """The size in bytes, or None if unknown."""
         return None
 
     @property
     def usage(self):
-        """Bytes in use, or None if not known."""
+        """The bytes in use, or None if unknown."""
         return None
 
     @property
     def usage_details(self):
-        """Known ones of data_usage and data_size."""
+        """Those of data_usage and data_size that are available."""
         numbers = {"data_usage": self.usage, "data_size": self.size}
         return {key: num for key, num in numbers.items() if num is not None}
 
     async def setup(self):
-        """Called once, when the pool is added to the system."""
+        """Set up the pool; called once, when the pool is added."""
         raise self._not_implemented("setup")
 
     async def destroy(self):
-        """Meant for the removal of the pool; nothing calls it."""
+        """Undo setup(); nothing calls this."""
         raise self._not_implemented("destroy")
 
     def init_volume(self, vm, volume_config):
-        """Make the Volume object for *volume_config*."""
+        """Return the Volume object for *volume_config*."""
         raise self._not_implemented("init_volume")
 
     def list_volumes(self):
@@ -148,20 +148,20 @@ class Pool:
         raise self._not_implemented("list_volumes")
 
     def get_volume(self, vid):
-        """The volume *vid*, or KeyError."""
+        """Return the volume *vid*; KeyError without it."""
         raise self._not_implemented("get_volume")
 
     def included_in(self, app):
-        """The pool this one lives in, as far as can be told."""
+        """Return the pool that this pool is in, if it can be determined."""
 
 
 def pool_drivers():
-    """Names of all drivers."""
+    """Return the names of all drivers."""
     return qubes.utils.entry_point_names(STORAGE_ENTRY_POINT)
 
 
 def driver_parameters(name):
-    """Options of the driver *name*, each with whether it is required."""
+    """Return the options of a driver -> whether an option is required."""
     init = qubes.utils.get_entry_point_one(STORAGE_ENTRY_POINT, name).__init__
     return {
         param.name: param.default is param.empty
@@ -171,13 +171,13 @@ def driver_parameters(name):
 
 
 def isodate(seconds):
-    """Time stamp as UTC date without zone, fit for sorting."""
+    """Return a time stamp as a UTC date without zone, fit for sorting."""
     moment = datetime.fromtimestamp(seconds, tz=UTC)
     return moment.replace(tzinfo=None).isoformat()
 
 
 def search_pool_containing_dir(pools, dir_path):
-    """The first pool with a dir_path at or above *dir_path*, or None."""
+    """Return the first pool with a dir_path at or above *dir_path*."""
     wanted = os.path.realpath(dir_path)
     for pool in pools:
         if hasattr(pool, "dir_path"):

@@ -12,7 +12,7 @@ from qubes.storage.volume import Volume
 
 
 class Storage:
-    """The volumes of *vm*, made as soon as this object is."""
+    """The volumes of *vm*, created together with this object."""
 
     def __init__(self, vm):
         self.vm = vm
@@ -67,7 +67,7 @@ class Storage:
 
     @property
     def outdated_volumes(self):
-        """Volumes whose source moved on; none of a halted qube."""
+        """Volumes whose source has changed; none of a halted qube."""
         if self.vm.is_halted():
             return []
         return [vol for vol in self.vm.volumes.values() if vol.is_outdated()]
@@ -153,7 +153,7 @@ class Storage:
             self.log.exception("some volume is left")
 
     async def clone_volume(self, src_vm, name):
-        """Make the volume *name* with the data of that of *src_vm*."""
+        """Create the volume *name* with the data of *src_vm*'s volume."""
         config = self.vm.volume_config[name]
         pool = self.vm.app.get_pool(config["pool"])
         volume = pool.init_volume(self.vm, config)
@@ -215,30 +215,30 @@ class Storage:
         self.vm.volumes[volume].revisions_to_keep = value
 
     async def export(self, volume):
-        """Path to read the volume from."""
+        """Start an export; return the path to read."""
         return await qubes.utils.coro_maybe(self.get_volume(volume).export())
 
     async def export_end(self, volume, export_path):
-        """Done with the path of export()."""
+        """Finish an export."""
         volume = self.get_volume(volume)
         await qubes.utils.coro_maybe(volume.export_end(export_path))
 
     async def import_data(self, volume, size):
-        """Path to write *size* bytes to, or as many as the volume has."""
+        """Start an import of *size* bytes; return the path to write."""
         volume = self.get_volume(volume)
         if size is None:
             size = volume.size
         return await qubes.utils.coro_maybe(volume.import_data(size))
 
     async def import_data_end(self, volume, success):
-        """Done with the path of import_data()."""
+        """Finish an import."""
         volume = self.get_volume(volume)
         return await qubes.utils.coro_maybe(
             volume.import_data_end(success=success)
         )
 
     async def import_volume(self, dst_volume, src_volume):
-        """Copy a volume; returns what the driver says is the result."""
+        """Copy a volume; return the driver's result."""
         if src_volume.is_running() and src_volume.snapshots_disabled:
             raise StoragePoolException(
                 f"Volume {src_volume.vid} has to be stopped first"

@@ -5,7 +5,7 @@ import qubes.storage
 
 
 class PlaceholderVolume(qubes.storage.Volume):
-    """A volume that can live through everything and holds nothing."""
+    """A volume without data, which accepts all operations."""
 
     path = "/dev/null"
     revisions = {}

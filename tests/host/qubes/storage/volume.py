@@ -17,7 +17,7 @@ _ZEROED = 64 << 10
 
 
 class BlockDevice:
-    """A disk as it is given to the hypervisor."""
+    """A disk, as the hypervisor gets it."""
 
     def __init__(
         self, path, name, script=None, rw=True, domain=None, devtype="disk"
@@ -32,7 +32,7 @@ class BlockDevice:
 
 
 class Volume:
-    """One disk of a qube; equal to any with its pool and volume id."""
+    """One disk of a qube; equal if pool and volume id are equal."""
 
     devtype = "disk"
     domain = None
@@ -97,7 +97,7 @@ class Volume:
 
     @staticmethod
     def locked(method):
-        """Decorator: only one such coroutine of a volume at a time."""
+        """Run only one decorated coroutine of a volume at a time."""
 
         @functools.wraps(method)
         async def wrapper(self, *args, **kwargs):
@@ -114,7 +114,7 @@ class Volume:
 
     @property
     def config(self):
-        """What the XML file keeps of this volume."""
+        """The attributes of this volume in the XML file."""
         result = {"name": self.name, "pool": str(self.pool), "vid": self.vid}
         for key in "revisions_to_keep", "rw", "save_on_stop", "snap_on_start":
             result[key] = getattr(self, key)
@@ -128,12 +128,12 @@ class Volume:
 
     @property
     def size(self):
-        """Bytes the qube sees."""
+        """The size that the qube sees, in bytes."""
         return self._size
 
     @property
     def revisions(self):
-        """Dict of revision id to creation date."""
+        """A dict: revision id -> creation date."""
         raise NotImplementedError(f"{type(self)} has no revisions")
 
     @property
@@ -143,7 +143,7 @@ class Volume:
 
     @property
     def ephemeral(self):
-        """Whether a throw-away key encrypts it; by default the pool says."""
+        """Whether a key of one session encrypts it; the pool has the default."""
         if self._ephemeral is not None:
             return self._ephemeral
         return self._is_volatile and self.pool.ephemeral_volatile
@@ -164,7 +164,7 @@ class Volume:
 
     @property
     def state_file(self):
-        """The file that is there while the volume is started."""
+        """The file that exists while the volume is started."""
         ident = f"{self.pool.name}:{self.vid}"
         ident = ident.replace("-", "--").replace("/", "-")
         return os.path.join(
@@ -238,7 +238,7 @@ class Volume:
         await qubes.utils.coro_maybe(self.stop())
 
     async def create(self):
-        """Make the volume on disk."""
+        """Create the volume on disk."""
         raise self._not_implemented("create")
 
     async def remove(self):
@@ -246,33 +246,33 @@ class Volume:
         raise self._not_implemented("remove")
 
     async def start(self):
-        """Make it ready for the qube."""
+        """Prepare the volume for the qube."""
         raise self._not_implemented("start")
 
     async def stop(self):
-        """Keep or drop what the qube wrote."""
+        """Commit or discard what the qube wrote."""
         raise self._not_implemented("stop")
 
     async def verify(self):
-        """True, or an exception that says what is wrong."""
+        """Return True, or raise an exception with the reason."""
         raise self._not_implemented("verify")
 
     async def export(self):
-        """Path to read frozen data from."""
+        """Return a path with the committed data."""
         raise self._not_implemented("export")
 
     async def export_end(self, path):
-        """The path of export() is not needed any more."""
+        """Release the path of export()."""
 
     async def import_data(self, size):
-        """Path to write *size* bytes of new data to."""
+        """Return a path for *size* bytes of new data."""
         raise self._not_implemented("import_data")
 
     async def import_data_end(self, success):
-        """Take over or drop what was written."""
+        """Commit or discard what was written."""
 
     async def import_volume(self, src_volume):
-        """Take over the data of another volume; returns the new one."""
+        """Import the data of another volume; return the new volume."""
         raise self._not_implemented("import_volume")
 
     async def resize(self, size):
@@ -280,7 +280,7 @@ class Volume:
         raise self._not_implemented("resize")
 
     async def revert(self, revision=None):
-        """Go back to *revision*."""
+        """Revert to *revision*."""
         raise self._not_implemented("revert")
 
     def is_dirty(self):

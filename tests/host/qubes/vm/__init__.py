@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What all local qubes have in common."""
+"""The base of all local qubes."""
 
 import logging
 import string
@@ -49,7 +49,7 @@ class Tags(set):
         self.vm = vm
 
     def add(self, elem):
-        """Add *elem* if it is not there."""
+        """Add *elem* if it is missing."""
         if not set(elem) <= TAG_CHARACTERS:
             raise ValueError("Invalid character in tag")
         if elem not in self:
@@ -62,7 +62,7 @@ class Tags(set):
         self.vm.fire_event("domain-tag-delete:" + elem, tag=elem)
 
     def discard(self, elem):
-        """Remove *elem* if it is there."""
+        """Remove *elem* if it exists."""
         if elem in self:
             self.remove(elem)
 
@@ -107,7 +107,7 @@ class LocalVM(qubes.events.Emitter):
 
     @property
     def klass(self):
-        """Name of the class, as the API gives it."""
+        """The name of the class in the API."""
         return type(self).__name__
 
     def __str__(self):
@@ -117,7 +117,7 @@ class LocalVM(qubes.events.Emitter):
         return f"<{self.klass} {self.name}>"
 
     def load_extras(self):
-        """Load what needs all qubes to be there: features and tags."""
+        """Load features and tags, when all qubes exist."""
         for node in self.xml.iterfind("./features/feature"):
             self.features[node.get("name")] = node.text or ""
         for node in self.xml.iterfind("./tags/tag"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The kinds of qubes, which differ in what becomes of their volumes."""
+"""The kinds of qubes, which differ in how their volumes are kept."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def _volatile(size):
 
 
 class AdminVM(LocalVM):
-    """dom0: always there, always running, without volumes."""
+    """dom0, which always exists, always runs and has no volumes."""
 
     name = "dom0"
 
@@ -55,7 +55,7 @@ class _OwnRoot(QubesVM):
 
 
 class TemplateVM(_OwnRoot):
-    """Its root volume is what its AppVMs start from."""
+    """A template; app qubes start from its root volume."""
 
     DIRECTORY = "vm-templates"
 
@@ -88,7 +88,7 @@ class DisposableTemplate(QubesVM):
 
 
 class StandaloneVM(DisposableTemplate, _OwnRoot):
-    """Everything is its own."""
+    """A qube with volumes of its own."""
 
 
 class _Based(QubesVM):
@@ -139,7 +139,7 @@ class _Based(QubesVM):
 
 
 class AppVM(DisposableTemplate, _Based):
-    """Keeps its private volume only."""
+    """A qube that keeps only its private volume."""
 
     PROPERTIES = {**_Based.PROPERTIES, **DisposableTemplate.PROPERTIES}
     default_volume_config = {
@@ -155,7 +155,7 @@ class AppVM(DisposableTemplate, _Based):
 
 
 class DispVM(_Based):
-    """Keeps nothing."""
+    """A qube that keeps no volume."""
 
     default_volume_config = {
         "root": _snapshot("root"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""QubesVM: a qube with volumes, and its life."""
+"""QubesVM, a qube with volumes that can run."""
 
 import asyncio
 import os
@@ -100,7 +100,7 @@ class QubesVM(LocalVM):
         return "Running" if self.is_running() else "Halted"
 
     async def run_service_for_stdio(self, service, **kwargs):
-        """Note the call of a service in the qube, and answer it."""
+        """Record the call of a service in the qube, and answer it."""
         if self.is_halted():
             raise qubes.exc.QubesVMNotRunningError(self)
         self.services.append((service, kwargs))
@@ -163,7 +163,7 @@ class QubesVM(LocalVM):
         await self._handle_stop()
 
     def crash(self):
-        """End the domain with nobody noticing, as if the event was lost.
+        """End the domain without an event, as if the event was lost.
 
         The next start or removal cleans up, or stop_storage() after a
         restart of the daemon.
@@ -179,7 +179,7 @@ class QubesVM(LocalVM):
 
     @qubes.events.handler("domain-stopped")
     async def on_domain_stopped(self, _event):
-        """Stop the volumes; a driver's refusal is only logged."""
+        """Stop the volumes; log a refusal of a driver."""
         try:
             await self.storage.stop()
         except qubes.exc.StoragePoolException:
