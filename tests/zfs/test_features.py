@@ -65,7 +65,7 @@ def local(volume):
 # --- tuning
 
 
-def test_properties_come_with_a_start_and_go_with_the_feature(
+def test_start_sets_properties_and_resets_those_of_removed_features(
     lab, qube, volumes
 ):
     root, private, volatile = volumes
@@ -98,9 +98,7 @@ def test_properties_come_with_a_start_and_go_with_the_feature(
     lab.stop(*volumes)
 
 
-def test_a_start_with_features_costs_nothing_once_they_are_set(
-    lab, qube, volumes
-):
+def test_start_with_unchanged_features_makes_no_extra_calls(lab, qube, volumes):
     qube.set("zfs.compression", "off")
     for _ in range(2):
         lab.start(*volumes)
@@ -113,7 +111,7 @@ def test_a_start_with_features_costs_nothing_once_they_are_set(
     lab.stop(*volumes)
 
 
-def test_a_new_generation_is_tuned_at_the_next_start(lab, qube, volumes):
+def test_next_start_sets_properties_of_a_new_generation(lab, qube, volumes):
     private = volumes[1]
     qube.set("zfs.compression", "off")
     lab.session(private, b"one")
@@ -124,7 +122,7 @@ def test_a_new_generation_is_tuned_at_the_next_start(lab, qube, volumes):
     lab.stop(private)
 
 
-def test_block_size_of_new_generations_alone(lab, qube, volumes):
+def test_volblocksize_applies_only_to_new_generations(lab, qube, volumes):
     _, private, volatile = volumes
     lab.session(private, b"one")
     lab.session(volatile, b"x")
@@ -148,7 +146,9 @@ def test_block_size_of_new_generations_alone(lab, qube, volumes):
     lab.stop(private, volatile)
 
 
-def test_a_volatile_volume_of_other_blocks_stays_ready(lab, qube, volumes):
+def test_volatile_volume_with_another_block_size_is_still_prepared(
+    lab, qube, volumes
+):
     volatile = volumes[2]
     qube.set("zfs.volatile.volblocksize", "8k")
     lab.session(volatile, b"x")
@@ -158,7 +158,9 @@ def test_a_volatile_volume_of_other_blocks_stays_ready(lab, qube, volumes):
     lab.stop(volatile)
 
 
-def test_what_cannot_be_set_refuses_the_start(lab, qube, volumes, monkeypatch):
+def test_start_fails_if_a_property_cannot_be_set(
+    lab, qube, volumes, monkeypatch
+):
     """Compression off may be what a person relies on."""
     private = volumes[1]
     qube.set("zfs.compression", "off")
@@ -175,7 +177,9 @@ def test_what_cannot_be_set_refuses_the_start(lab, qube, volumes, monkeypatch):
     lab.stop(private)
 
 
-def test_killed_between_two_properties(lab, qube, volumes, monkeypatch):
+def test_next_start_completes_a_killed_reset_of_properties(
+    lab, qube, volumes, monkeypatch
+):
     """What was unset by then is unset again, and the rest follows."""
     private = volumes[1]
     qube.set("zfs.copies", "2")
@@ -202,7 +206,9 @@ def test_killed_between_two_properties(lab, qube, volumes, monkeypatch):
     lab.stop(private)
 
 
-def test_dedup_is_switched_on_by_the_pool_alone(lab, qube, volumes, zpool):
+def test_dedup_is_an_option_of_the_pool_and_no_feature(
+    lab, qube, volumes, zpool
+):
     private = volumes[1]
     with pytest.raises(QubesValueError, match="-o dedup=on-for-ever"):
         qube.set("zfs.dedup", "on-for-ever")
@@ -223,7 +229,7 @@ def test_dedup_is_switched_on_by_the_pool_alone(lab, qube, volumes, zpool):
     other.run(other.again(volume).remove())
 
 
-def test_what_is_refused_when_it_is_set(lab, qube, volumes):
+def test_invalid_features_are_refused(lab, qube, volumes):
     for feature, value in {
         "zfs.encryption": "off",
         "zfs.compression": "fast",
@@ -264,7 +270,7 @@ def states(lab, volume):
     return held
 
 
-def test_reset_to_a_blank_state(lab, qube, volumes):
+def test_reset_on_start_empties_a_volume(lab, qube, volumes):
     private = volumes[1]
     qube.set("zfs.reset-on-start", "private")
     for number in range(1, 5):
@@ -282,7 +288,7 @@ def test_reset_to_a_blank_state(lab, qube, volumes):
     lab.stop(private)
 
 
-def test_reset_to_a_revision_which_stays(lab, qube, volumes):
+def test_reset_on_start_keeps_its_revision(lab, qube, volumes):
     private = volumes[1]
     for content in b"one", b"two", b"three":
         lab.session(private, content)
@@ -309,7 +315,7 @@ def test_reset_to_a_revision_which_stays(lab, qube, volumes):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_nothing_is_made_twice(lab, qube, volumes, named):
+def test_repeated_start_creates_no_second_generation(lab, qube, volumes, named):
     """A start that is asked for again, and a qube that wrote nothing."""
     private = volumes[1]
     lab.session(private, b"one")
@@ -326,7 +332,9 @@ def test_nothing_is_made_twice(lab, qube, volumes, named):
     lab.stop(private)
 
 
-def test_what_is_not_committed_is_kept_and_not_gone_on_with(lab, qube, volumes):
+def test_reset_on_start_keeps_uncommitted_content_as_a_revision(
+    lab, qube, volumes
+):
     """Nobody called stop(), and no transaction group has ended since: the
     last to close a zvol waits for one, so somebody else has it open."""
     private = volumes[1]
@@ -338,7 +346,7 @@ def test_what_is_not_committed_is_kept_and_not_gone_on_with(lab, qube, volumes):
     assert b"lost?" in states(lab, private).values()
 
 
-def test_reset_to_a_revision_that_is_gone_is_refused(lab, qube, volumes):
+def test_reset_to_a_missing_revision_is_refused(lab, qube, volumes):
     private = volumes[1]
     lab.session(private, b"one")
     lab.session(private, b"two")
@@ -358,12 +366,14 @@ def test_reset_to_a_revision_that_is_gone_is_refused(lab, qube, volumes):
     )
 
 
-def test_a_clone_is_given_its_features_first(lab, qube, volumes):
+def test_reset_on_start_of_a_blank_volume_accepts_any_revision(
+    lab, qube, volumes
+):
     qube.set("zfs.reset-on-start", "private=r7")
     assert volumes[1].view.committed_ids() == []
 
 
-def test_reset_keeps_a_size_that_was_given(lab, qube, volumes):
+def test_reset_on_start_keeps_the_size_after_a_resize(lab, qube, volumes):
     private = volumes[1]
     lab.session(private, b"one")
     base = private.view.committed_ids()[-1]
@@ -376,7 +386,7 @@ def test_reset_keeps_a_size_that_was_given(lab, qube, volumes):
 
 
 @pytest.mark.parametrize("keep", [-1, 0])
-def test_reset_of_what_keeps_nothing(lab, qube, volumes, keep):
+def test_reset_on_start_works_without_revisions(lab, qube, volumes, keep):
     private = volumes[1]
     private.revisions_to_keep = keep
     qube.set("zfs.reset-on-start", "private")
@@ -387,7 +397,7 @@ def test_reset_of_what_keeps_nothing(lab, qube, volumes, keep):
     )
 
 
-def test_a_template_that_begins_anew_outdates_its_clones(lab):
+def test_reset_of_a_template_outdates_its_clones(lab):
     template = Qube("tmpl")
     source = lab.private("tmpl", b"v1", name="root")
     template.takes(source)
@@ -407,7 +417,7 @@ def test_a_template_that_begins_anew_outdates_its_clones(lab):
     lab.stop(clone)
 
 
-def test_removed_with_all_that_was_reset(lab, qube, volumes):
+def test_remove_destroys_all_generations_of_a_reset_volume(lab, qube, volumes):
     private = volumes[1]
     qube.set("zfs.reset-on-start", "private")
     for content in b"one", b"two":

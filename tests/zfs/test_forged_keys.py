@@ -32,7 +32,7 @@ def forge(root, iterations):
     assert printed == str(iterations)
 
 
-def test_iterations_of_a_forged_disk_are_refused(zpool, person):
+def test_excessive_iterations_of_a_forged_key_are_refused(zpool, person):
     lab, healthy = EncryptedLab(zpool), EncryptedLab(zpool)
     volume = lab.private(content=b"data")
     other = healthy.private(content=b"data")

@@ -10,7 +10,7 @@ from ..support.counting import Forks
 from ..support.zpools import write
 
 
-def test_the_counter_counts():
+def test_fork_counter_counts_forks():
     with Forks() as forks:
         for _ in range(3):
             if os.fork() == 0:
@@ -19,7 +19,7 @@ def test_the_counter_counts():
     assert forks.count == 3
 
 
-def test_no_process_is_started_on_the_hot_path(lab):
+def test_no_operation_starts_a_process(lab):
     root = lab.private("tmpl", b"v1", name="root")
     private = lab.private("app", b"data", revisions_to_keep=3)
     app, volatile = lab.clone_of(root), lab.volatile("app")
@@ -46,7 +46,7 @@ def test_no_process_is_started_on_the_hot_path(lab):
 
 
 @pytest.mark.parametrize("count", [3])
-def test_event_loop_is_not_held(lab, count):
+def test_operations_do_not_block_the_event_loop(lab, count):
     """Verbs run in threads: the loop ticks on while they wait for ZFS."""
     import asyncio
 

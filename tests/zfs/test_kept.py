@@ -22,7 +22,7 @@ def _died_after_writing(lab, text, **config):
     return volume
 
 
-def test_import_over_what_was_not_committed_keeps_it(lab):
+def test_import_keeps_uncommitted_content_as_a_revision(lab):
     source = lab.private("source", b"new")
     volume = _died_after_writing(lab, b"two")
     # what was written since this is nothing
@@ -33,7 +33,7 @@ def test_import_over_what_was_not_committed_keeps_it(lab):
     assert lab.content(volume) == b"two"
 
 
-def test_revert_of_a_session_that_was_not_committed(lab):
+def test_revert_keeps_uncommitted_content_as_a_revision(lab):
     volume = _died_after_writing(lab, b"two")
     assert list(volume.revisions) == ["r1"]
     lab.run(volume.revert("r2"))
@@ -42,7 +42,7 @@ def test_revert_of_a_session_that_was_not_committed(lab):
     assert read(volume.path) == b"two"
 
 
-def test_shrink_of_what_was_not_committed_is_undone(lab):
+def test_revert_undoes_a_shrink_of_uncommitted_content(lab):
     volume = _died_after_writing(lab, b"two", size=4 * MIB)
     write(volume.path, b"end", offset=3 * MIB)
     lab.run(volume.resize(2 * MIB))
@@ -54,7 +54,7 @@ def test_shrink_of_what_was_not_committed_is_undone(lab):
     lab.run(volume.export_end(path))
 
 
-def test_what_is_open_for_a_moment_is_waited_for(lab):
+def test_export_end_waits_until_the_device_is_closed(lab):
     """As udev opens every zvol after each event."""
     volume = lab.private(content=b"data")
     path = lab.run(volume.export())
@@ -66,7 +66,7 @@ def test_what_is_open_for_a_moment_is_waited_for(lab):
 
 
 @pytest.mark.parametrize("keep", [0, 1])
-def test_what_is_open_while_it_is_pruned_goes_then(lab, keep):
+def test_an_open_revision_is_pruned_when_it_is_closed(lab, keep):
     """An old generation, by the import itself or by a later stop."""
     source = lab.private("source", b"new")
     volume = lab.private(content=b"old", revisions_to_keep=keep)
@@ -84,7 +84,7 @@ def test_what_is_open_while_it_is_pruned_goes_then(lab, keep):
     assert len(lab.datasets("volume")) == 2
 
 
-def test_what_was_kept_for_a_pruned_clone_alone_goes_with_it(lab):
+def test_generation_is_destroyed_with_the_last_clone_that_needs_it(lab):
     source = lab.private("source", b"new")
     volume = lab.private(content=b"one", revisions_to_keep=1)
     lab.session(volume, b"two")
@@ -103,7 +103,7 @@ def test_what_was_kept_for_a_pruned_clone_alone_goes_with_it(lab):
     assert lab.content(volume) == b"five"
 
 
-def test_removal_frees_what_no_clone_needs(lab):
+def test_remove_frees_blocks_that_no_clone_needs(lab):
     source = lab.private("source", b"data", size=8 * MIB)
     clone, second = lab.private("clone"), lab.private("second")
     lab.run(clone.import_volume(source))
@@ -129,7 +129,7 @@ def test_removal_frees_what_no_clone_needs(lab):
 
 
 @pytest.mark.parametrize("how", ["discard", "sweep"])
-def test_what_is_kept_for_another_pools_clones_goes_with_all_but_one(
+def test_removed_source_is_kept_until_one_clone_of_another_pool_is_left(
     lab, make_lab, how
 ):
     source = lab.private("source", b"data")
@@ -154,7 +154,7 @@ def test_what_is_kept_for_another_pools_clones_goes_with_all_but_one(
     assert f"vm/target/private.{made[1][0]}" in other.datasets("volume")
 
 
-def test_what_somebody_put_among_the_qubes_stays(lab, tmp_path):
+def test_foreign_datasets_in_the_qubes_root_are_kept(lab, tmp_path):
     qubes_root = lab.pool.qubes_root
     (tmp_path / "mnt").mkdir()
     mine = f"mountpoint={tmp_path / 'mnt'}"

@@ -62,7 +62,9 @@ async def two_pools(app, zpool, timeout):
     return safe
 
 
-def test_key_comes_before_a_start_and_goes_after_the_end(app, person, zpool):
+def test_key_is_loaded_at_a_start_and_unloaded_after_the_stop(
+    app, person, zpool
+):
     async def story():
         safe = await two_pools(app, zpool, 0)
         assert await becomes_locked(safe)
@@ -110,7 +112,7 @@ def test_start_without_a_key_is_refused(app, person, zpool, reply):
     asyncio.run(story())
 
 
-def test_start_that_fails_elsewhere_does_not_keep_the_key(app, person, zpool):
+def test_key_is_unloaded_after_a_failed_start(app, person, zpool):
     async def story():
         safe = await two_pools(app, zpool, 0)
         work = app.domains["work"]
@@ -154,7 +156,7 @@ def test_restarted_qubesd_keeps_the_key_of_running_qubes(app, person, zpool):
     asyncio.run(story())
 
 
-def test_volumes_outside_are_told_of(app, person, zpool, caplog):
+def test_volumes_in_unencrypted_pools_are_logged(app, person, zpool, caplog):
     async def story():
         with caplog.at_level(logging.WARNING):
             safe = await two_pools(app, zpool, 1200)
@@ -166,7 +168,9 @@ def test_volumes_outside_are_told_of(app, person, zpool, caplog):
     asyncio.run(story())
 
 
-def test_what_the_first_start_needs_is_made_with_the_qube(app, person, zpool):
+def test_disposable_volumes_are_prepared_when_a_qube_is_created(
+    app, person, zpool
+):
     async def story():
         await two_pools(app, zpool, 1200)
         await afterwards()
@@ -182,7 +186,7 @@ def test_what_the_first_start_needs_is_made_with_the_qube(app, person, zpool):
     asyncio.run(story())
 
 
-def test_no_qube_can_have_the_prompt_shown_again_and_again(
+def test_prompts_of_qubes_are_delayed_after_failures(
     app, person, zpool, monkeypatch
 ):
     """As one that opens links in disposables whose pool is locked."""
@@ -226,7 +230,9 @@ def test_no_qube_can_have_the_prompt_shown_again_and_again(
     asyncio.run(story())
 
 
-def test_the_qube_that_asks_is_not_removed(app, person, zpool, monkeypatch):
+def test_qube_that_shows_the_prompt_cannot_be_removed(
+    app, person, zpool, monkeypatch
+):
     monkeypatch.setattr(runtime.of(prompts.CurrentApplication), "app", app)
 
     async def add(name, domain):

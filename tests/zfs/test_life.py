@@ -11,7 +11,7 @@ from qubes.exc import StoragePoolException
 from ..support.zpools import MIB, read, sh, write
 
 
-def test_create_makes_an_empty_committed_volume(lab):
+def test_create_commits_an_empty_volume(lab):
     volume = lab.private()
     assert lab.datasets() == [
         "vm",
@@ -25,7 +25,7 @@ def test_create_makes_an_empty_committed_volume(lab):
     assert lab.content(volume) == b""
 
 
-def test_what_was_written_is_there_after_stop(lab):
+def test_stop_commits_written_content(lab):
     volume = lab.private(content=b"hello")
     assert lab.content(volume) == b"hello"
     assert list(volume.revisions) == ["r1"]
@@ -39,7 +39,7 @@ def test_what_was_written_is_there_after_stop(lab):
     assert list(volume.revisions) == ["r1", "r2"]
 
 
-def test_volatile_is_new_at_each_start(lab):
+def test_volatile_volume_is_empty_at_each_start(lab):
     volume = lab.volatile()
     lab.run(volume.create())
     assert lab.datasets() == ["vm"]
@@ -66,7 +66,7 @@ def test_root_of_an_app_qube_is_a_clone_of_the_committed_state(lab):
     lab.stop(app)
 
 
-def test_revert_and_its_undo(lab):
+def test_revert_can_be_reverted(lab):
     volume = lab.private(content=b"one")
     lab.session(volume, b"two")
     assert list(volume.revisions) == ["r1", "r2"]
@@ -77,7 +77,7 @@ def test_revert_and_its_undo(lab):
     assert lab.content(volume) == b"two"
 
 
-def test_export_while_running_is_the_committed_state(lab):
+def test_export_of_a_running_volume_has_the_committed_state(lab):
     volume = lab.private(content=b"before")
     lab.start(volume)
     write(volume.path, b"during")
@@ -87,7 +87,7 @@ def test_export_while_running_is_the_committed_state(lab):
     assert lab.content(volume) == b"during"
 
 
-def test_import_data(lab):
+def test_import_data_replaces_content_and_size(lab):
     volume = lab.private(content=b"old" * 100)
     path = lab.run(volume.import_data(5 * MIB + 1))
     assert read(path, 4096) == b""
@@ -110,7 +110,7 @@ def test_failed_import_changes_nothing(lab):
     assert lab.content(volume) == b"old"
 
 
-def test_import_volume_is_a_clone(lab):
+def test_import_volume_clones_the_source(lab):
     source = lab.private("a", b"data")
     target = lab.private("b")
     lab.run(target.import_volume(source))
@@ -119,7 +119,7 @@ def test_import_volume_is_a_clone(lab):
     assert origin.endswith("/vm/a/private@r2")
 
 
-def test_resize(lab):
+def test_resize_takes_effect_and_can_be_reverted(lab):
     volume = lab.private(content=b"x")
     lab.start(volume)
     lab.run(volume.resize(8 * MIB))
@@ -135,7 +135,7 @@ def test_resize(lab):
     lab.stop(volume)
 
 
-def test_remove_leaves_nothing(lab):
+def test_remove_leaves_no_dataset(lab):
     volume = lab.private(content=b"x")
     lab.session(volume, b"y")
     lab.run(volume.revert())
@@ -155,7 +155,7 @@ def journal(caplog):
     return [f"{line[1]} {line[2]}" for line in lines if line]
 
 
-def test_the_journal_tells_what_was_changed(lab, caplog):
+def test_each_change_is_logged(lab, caplog):
     caplog.set_level(logging.INFO)
     volume = lab.private(content=b"one")
     assert journal(caplog) == [

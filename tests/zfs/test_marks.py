@@ -43,7 +43,7 @@ def is_plain(text):
     return text.replace("\n", "").isprintable()
 
 
-def test_a_name_that_two_datasets_claim(safe, claim):
+def test_commands_refuse_a_name_that_two_datasets_claim(safe, claim):
     name = safe.name
     theirs = f"{claim}/encryption/{name}"
     create_encrypted(theirs, name)
@@ -85,7 +85,7 @@ def test_a_name_that_two_datasets_claim(safe, claim):
     assert code == 1 and "cannot be read" in err
 
 
-def test_lock_all_locks_what_it_can(safe, claim):
+def test_lock_all_continues_after_errors(safe, claim):
     """One is in use, one has an impossible mark, one an unsupported name."""
     volume = safe.private(content=b"one")
     other = EncryptedLab("tank")
@@ -116,7 +116,7 @@ def test_lock_all_locks_what_it_can(safe, claim):
     assert code == 0 and f"{safe.name} is locked\n" in out, err
 
 
-def test_no_control_character_is_printed(safe, claim):
+def test_control_characters_are_escaped(safe, claim):
     mark(claim, EVIL)
     sh("zfs", "create", f"{claim}/a b")
     mark(f"{claim}/a b", safe.name.encode() + b"\n\tx")

@@ -305,7 +305,7 @@ def model_zpool():
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
-def test_any_verbs_in_any_order(model_zpool, encrypted):
+def test_any_operations_in_any_order_match_the_model(model_zpool, encrypted):
     begin = time.monotonic()
     Qubes.encrypted, Qubes.refused = encrypted, 0
     Qubes.ran.clear()

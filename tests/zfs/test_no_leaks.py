@@ -173,7 +173,7 @@ def found_in(path, needles):
     return {each for data in data_of(path) for each in needles if each in data}
 
 
-def test_passphrase_and_key_are_nowhere(make_keeper):
+def test_passphrase_and_key_are_not_leaked(make_keeper):
     begin = time.time() - 1
     with programs() as seen:
         keeper = make_keeper()
@@ -210,7 +210,7 @@ def test_passphrase_and_key_are_nowhere(make_keeper):
         assert secret not in output("journalctl", "-a", "--no-pager")
 
 
-def test_keyholder_leaves_no_core_and_no_swap(make_keeper, person):
+def test_keyholder_locks_its_memory_and_dumps_no_core(make_keeper, person):
     keeper = make_keeper()
     keeper.does("add", "lock")
     person.unlink()
@@ -261,7 +261,7 @@ def test_keyholder_wipes_passphrase_and_key(make_keeper):
     keeper.does("lock")
 
 
-def test_nobody_can_have_keyholder_dumped(make_keeper):
+def test_keyholder_dumps_no_core_with_a_raised_limit(make_keeper):
     """Not even who raises its limit again."""
     keeper = make_keeper()
     keeper.does("add", "lock")
@@ -332,7 +332,7 @@ def pieces(text, length=10):
     return {text[at : at + length] for at in range(len(text) - length + 1)}
 
 
-def test_what_a_locked_disk_shows(make_keeper):
+def test_locked_disk_shows_only_the_documented_names(make_keeper):
     """As encryption.md says: no more, and that much."""
     identities = []
 

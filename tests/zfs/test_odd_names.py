@@ -33,12 +33,12 @@ def program(text, arguments):
     return library.lzc_channel_program(b"tank", text, *limits, arguments)
 
 
-def test_text_of_a_disk_goes_back_to_it():
+def test_bytes_from_disk_survive_decoding_and_encoding():
     for value in b"\xff\x1b", "é\n".encode(), b"":
         assert zcp.encode(zcp.decode(value)) == value
 
 
-def test_strangers_beside_ours_stay(lab, caplog):
+def test_datasets_with_foreign_names_are_kept(lab, caplog):
     """A snapshot, and since OpenZFS 2.4 a volume, whose name is not UTF-8."""
     caplog.set_level(logging.DEBUG)
     volume = lab.private(content=b"one")
@@ -73,7 +73,7 @@ def test_strangers_beside_ours_stay(lab, caplog):
 
 
 @pytest.mark.parametrize("value", [b"\x1b[2J\xff\n", b"\xff" * 9])
-def test_a_log_line_is_printable(caplog, value):
+def test_log_lines_are_printable(caplog, value):
     text = value.decode(errors="surrogateescape")
     lzc.LOG.warning("%s stays", text)
     lzc.LOG.warning("%s", lzc.errors.NotFound(text, 2, "destroy"))

@@ -108,7 +108,7 @@ def test_operations_wait_for_a_stop_in_progress(lab, ended):
                 lab.stop(app)
 
 
-def test_a_running_qube_is_not_waited_for(lab, ended):
+def test_operations_do_not_wait_for_a_running_qube(lab, ended):
     began = time.monotonic()
     for state, offline in (("Running", False), ("Halted", True)):
         ended.app.power_state = state
@@ -127,14 +127,14 @@ def test_a_running_qube_is_not_waited_for(lab, ended):
     lab.stop(ended)
 
 
-def test_the_wait_for_a_stop_ends(lab, ended, monkeypatch):
+def test_wait_for_a_stop_times_out(lab, ended, monkeypatch):
     monkeypatch.setattr(halting, "LIMIT", 0.3)
     with pytest.raises(StoragePoolException, match="the qube is running"):
         lab.run(ended.revert())
     lab.stop(ended)
 
 
-def test_a_qube_that_is_starting_is_not_reverted(lab, ended):
+def test_revert_refuses_a_starting_qube(lab, ended):
     """Another of its volumes takes its time; qubesd notes it afterwards."""
     lab.stop(ended)
 
@@ -148,7 +148,7 @@ def test_a_qube_that_is_starting_is_not_reverted(lab, ended):
     lab.run(starting())
 
 
-def test_a_size_that_is_the_sources_is_refused(lab):
+def test_resize_of_a_stopped_root_clone_is_refused(lab):
     template = lab.private("tmpl", b"v1", name="root")
     root = lab.clone_of(template)
     with pytest.raises(StoragePoolException, match="resize tmpl:root SIZE"):
@@ -181,7 +181,7 @@ async def clear(volume):
     await volume.import_data_end(True)
 
 
-def test_operations_after_an_import_that_died(lab):
+def test_operations_work_after_an_abandoned_import(lab):
     volume = lab.private(content=b"one", revisions_to_keep=3)
     dead_import(lab, volume)
     lab.run(clear(volume))
@@ -207,7 +207,7 @@ def test_operations_after_an_import_that_died(lab):
     assert lab.datasets() == ["vm"]
 
 
-def test_operations_while_an_import_is_written(lab):
+def test_operations_are_refused_while_an_import_is_written(lab):
     volume = lab.private(content=b"one", revisions_to_keep=3)
     path = lab.run(volume.import_data(MIB))
     with open_device(path, os.O_RDWR):

@@ -45,7 +45,7 @@ async def _nothing(*_):
     pass
 
 
-def test_import_data_killed_before_the_end_keeps_the_old(lab, monkeypatch):
+def test_killed_import_data_keeps_the_old_content(lab, monkeypatch):
     volume = lab.private(content=b"old")
     write(lab.run(volume.import_data(MIB)), b"new")
     die_at_adopt(lab, monkeypatch, lambda: volume.import_data_end(True))
@@ -57,7 +57,7 @@ def test_import_data_killed_before_the_end_keeps_the_old(lab, monkeypatch):
     assert lab.datasets("volume") == ["vm/work/private"]
 
 
-def test_import_volume_killed_before_the_end_keeps_the_old(lab, monkeypatch):
+def test_killed_import_volume_keeps_the_old_content(lab, monkeypatch):
     source = lab.private("a", b"new")
     volume = lab.private("b", b"old")
     die_at_adopt(lab, monkeypatch, lambda: volume.import_volume(source))
@@ -94,7 +94,7 @@ def test_abandoned_import_does_not_block_a_start(lab):
         lab.run(volume.import_data_end(True))
 
 
-def test_import_being_written_refuses_a_start_and_another(lab):
+def test_start_and_import_are_refused_while_an_import_is_written(lab):
     volume = lab.private(content=b"old")
     with open(lab.run(volume.import_data(MIB)), "r+b"):
         for verb in volume.start(), volume.import_data(MIB):
@@ -104,7 +104,7 @@ def test_import_being_written_refuses_a_start_and_another(lab):
     lab.run(volume.start())
 
 
-def test_revert_with_living_clones_loses_no_revision(lab):
+def test_revert_with_existing_clones_loses_no_revision(lab):
     volume = lab.private(content=b"one", revisions_to_keep=5)
     other = lab.private("other")
     lab.run(other.import_volume(volume))
@@ -125,7 +125,7 @@ def test_revert_with_living_clones_loses_no_revision(lab):
     lab.stop(app)
 
 
-def test_removing_a_source_gives_its_history_to_nobody(lab):
+def test_removal_of_a_source_passes_no_revision_to_its_clone(lab):
     source = lab.private("source", b"SECRET", revisions_to_keep=5)
     lab.session(source, b"public")
     clone = lab.private("clone")
@@ -183,7 +183,7 @@ def test_blank_first_state_is_no_revision_of_a_clone(lab):
     assert kept == ["vm/source/private@r1", "vm/used/private@r1"]
 
 
-def test_zfs_by_hand_is_seen_at_once(lab):
+def test_changes_by_zfs_commands_are_noticed_at_once(lab):
     volume = lab.private(content=b"one", revisions_to_keep=5)
     lab.session(volume, b"two")
     assert list(volume.revisions) == ["r1", "r2"]
@@ -200,7 +200,7 @@ def test_zfs_by_hand_is_seen_at_once(lab):
     assert lab.content(volume) == b"two"
 
 
-def test_volume_that_came_by_hand_is_seen(lab):
+def test_volume_created_by_zfs_commands_is_found(lab):
     volume = lab.private("work", b"data")
     qubes_root = f"{lab.container}/vm"
     with pytest.raises(KeyError):
@@ -217,7 +217,7 @@ def test_volume_that_came_by_hand_is_seen(lab):
     assert lab.content(copy) == b"data"
 
 
-def test_absent_zpool_costs_only_its_own_qubes_and_comes_back(away):
+def test_absent_zpool_is_reported_and_works_after_an_import(away):
     volume = away.private(content=b"data")
     export_zpool("away")
     away.restart()
@@ -244,7 +244,7 @@ def test_absent_zpool_costs_only_its_own_qubes_and_comes_back(away):
     assert away.datasets() == ["vm"]
 
 
-def test_one_busy_volume_delays_no_other(lab, monkeypatch):
+def test_busy_volume_delays_no_other(lab, monkeypatch):
     """The peer's lock is the pool's: a busy device stopped every qube."""
     busy, other = lab.volatile("busy"), lab.private("other", b"x")
     lab.start(busy)
@@ -283,7 +283,7 @@ def test_size_respects_quota(make_lab, zpool):
     }
 
 
-def test_usage_of_a_root_clone_is_its_own(lab):
+def test_usage_of_a_root_clone_excludes_its_source(lab):
     root = lab.private("tmpl", name="root")
     lab.session(root, bytes(range(256)) * 4096)
     assert root.usage > 1000000
@@ -293,7 +293,7 @@ def test_usage_of_a_root_clone_is_its_own(lab):
     lab.stop(app)
 
 
-def test_commit_is_never_stale(lab):
+def test_stop_after_a_restart_commits_the_session(lab):
     """The peer clears its dirty mark before the snapshot is taken."""
     volume = lab.private(content=b"one")
     lab.start(volume)
@@ -310,7 +310,7 @@ def test_commit_is_never_stale(lab):
     assert lab.content(volume) == b"two"
 
 
-def test_foreign_snapshots_neither_hide_changes_nor_go(lab):
+def test_foreign_snapshots_hide_no_changes_and_are_kept(lab):
     volume = lab.private(content=b"one")
     lab.start(volume)
     write(volume.path, b"two")
@@ -331,7 +331,7 @@ def test_foreign_snapshots_neither_hide_changes_nor_go(lab):
         lab.pool.get_volume("work/private")
 
 
-def test_what_others_put_beside_our_volumes_is_not_touched(lab):
+def test_foreign_datasets_beside_volumes_are_kept(lab):
     volume = lab.private(content=b"data")
     qubes_root = f"{lab.container}/vm"
     sh("zfs", "clone", f"{volume.dataset}@r2", f"{qubes_root}/work/recovery")
@@ -354,7 +354,7 @@ def test_revision_is_the_state_at_stop(lab):
     assert lab.content(volume) == b"one"
 
 
-def test_outdated_goes_by_identity_not_by_date(lab):
+def test_is_outdated_compares_snapshots_and_no_dates(lab):
     root = lab.private("tmpl", b"v1", name="root")
     app = lab.clone_of(root)
     lab.start(app)
@@ -368,7 +368,7 @@ def test_outdated_goes_by_identity_not_by_date(lab):
     lab.stop(app)
 
 
-def test_container_can_be_moved(lab):
+def test_container_can_be_renamed(lab):
     """The peer's vid is the dataset's full name."""
     volume = lab.private(content=b"data")
     assert volume.vid == "work/private"

@@ -62,7 +62,7 @@ def refused(lab, work):
     return text
 
 
-def test_first_use_checks_everything_below_the_qubes_root(either):
+def test_first_use_checks_all_datasets_below_the_qubes_root(either):
     lab = either
     lab.private(content=b"data")
     other = lab.private("other", content=b"other")
@@ -89,7 +89,7 @@ def test_first_use_checks_everything_below_the_qubes_root(either):
     ]
 
 
-def test_an_encrypted_pool_has_one_root_for_all(zpool, person):
+def test_encrypted_pool_must_have_one_encryption_root(zpool, person):
     lab = EncryptedLab(zpool)
     volume = lab.private(content=b"data")
     plain = f"{lab.container}/plain"
@@ -109,7 +109,7 @@ def test_an_encrypted_pool_has_one_root_for_all(zpool, person):
     assert person.asked == ["unlock"]
 
 
-def test_first_use_is_one_program_and_no_other_pools_wait(lab, make_lab):
+def test_first_use_runs_one_check_per_pool(lab, make_lab):
     volume = lab.private(content=b"data")
     bad = make_lab()
     broken = bad.private(content=b"data")
@@ -129,7 +129,7 @@ def test_first_use_is_one_program_and_no_other_pools_wait(lab, make_lab):
     assert made.count("policy") == 2
 
 
-def test_another_import_is_checked_again(away):
+def test_pool_is_checked_again_after_an_import_of_its_zpool(away):
     lab = away
     volume = lab.private(content=b"data")
     lab.session(volume, b"more")
@@ -142,7 +142,7 @@ def test_another_import_is_checked_again(away):
 
 
 @pytest.mark.parametrize("below", ["work/private", "work", ""])
-def test_a_start_notices_what_was_changed_meanwhile(lab, below):
+def test_start_refuses_properties_changed_after_first_use(lab, below):
     kept, fresh = lab.private(content=b"data"), lab.volatile()
     for name, value in (
         ("volmode", "none"),
@@ -163,7 +163,7 @@ def test_a_start_notices_what_was_changed_meanwhile(lab, below):
     lab.stop(kept, fresh)
 
 
-def test_a_value_that_was_received_is_a_value(lab):
+def test_received_properties_are_checked(lab):
     volume = lab.private(content=b"data")
     source, target = f"{lab.container}/sent", f"{lab.pool.qubes_root}/work/got"
     sh("zfs", "create", "-s", "-V", "4M", "-o", "volmode=full", source)
@@ -174,7 +174,7 @@ def test_a_value_that_was_received_is_a_value(lab):
     assert f"{target} has volmode=full instead of dev," in said
 
 
-def test_words_from_the_disk_are_shown_escaped_and_short(lab):
+def test_values_from_disk_are_escaped_and_shortened(lab):
     volume = lab.private(content=b"data")
     change(lab, "work/private", FLAG, "true\n\x1b[2Jx\t" + "y" * 4000)
     lab.restart()
@@ -188,7 +188,7 @@ def test_words_from_the_disk_are_shown_escaped_and_short(lab):
 
 
 @pytest.mark.parametrize("below, name, value", WRONG[:4])
-def test_add_refuses_what_is_not_allowed(either, person, below, name, value):
+def test_add_refuses_unsafe_properties(either, person, below, name, value):
     lab = either
     lab.private(content=b"data")
     change(lab, below, name, value)
@@ -201,7 +201,7 @@ def test_add_refuses_what_is_not_allowed(either, person, below, name, value):
     lab.run(lab.restart().setup())
 
 
-def test_a_container_larger_than_the_limit_is_refused(lab, monkeypatch):
+def test_container_with_too_many_datasets_is_refused(lab, monkeypatch):
     volume = lab.private(content=b"data")
     monkeypatch.setattr(policy, "LIMIT", 2)
     lab.restart()
@@ -209,7 +209,7 @@ def test_a_container_larger_than_the_limit_is_refused(lab, monkeypatch):
     assert "number of datasets=more instead of at most 2," in said
 
 
-def test_tasks_share_one_check(lab):
+def test_concurrent_tasks_share_one_check(lab):
     volumes = [lab.private(f"q{n}", content=b"data") for n in range(3)]
     lab.restart()
     volumes = [lab.again(volume) for volume in volumes]
@@ -225,7 +225,7 @@ def test_tasks_share_one_check(lab):
 
 
 @pytest.mark.parametrize("verb", ["unlock", "passwd"])
-def test_the_tool_loads_no_key_of_what_is_not_allowed(zpool, verb):
+def test_tool_loads_no_key_of_a_pool_with_unsafe_properties(zpool, verb):
     """A key that is loaded makes devices."""
     lab = EncryptedLab(zpool)
     lab.private(content=b"data")

@@ -38,7 +38,7 @@ def prop(dataset, name):
     return sh("zfs", "get", "-Ho", "value", name, dataset)
 
 
-def test_new_container_has_what_keeps_dom0_from_reading_volumes(lab):
+def test_new_container_has_safe_properties(lab):
     volume = lab.private()
     for dataset in f"{lab.container}/vm", volume.dataset:
         assert prop(dataset, "volmode") == "dev"
@@ -50,7 +50,7 @@ def test_new_container_has_what_keeps_dom0_from_reading_volumes(lab):
     assert prop(volume.dataset, "refreservation") == "none"
 
 
-def test_options_of_volumes(make_lab):
+def test_options_of_a_pool_apply_to_its_volumes(make_lab):
     lab = make_lab(volblocksize="8k", compression="zstd-3")
     volume = lab.private(size=100000)
     assert prop(volume.dataset, "volblocksize") == "8K"
@@ -58,7 +58,7 @@ def test_options_of_volumes(make_lab):
     assert volume.size == 106496
 
 
-def test_container_in_an_existing_dataset_changes_only_what_is_ours(zpool):
+def test_existing_dataset_keeps_its_properties_as_a_container(zpool):
     sh("zfs", "create", f"{zpool}/mine")
     sh("zfs", "create", f"{zpool}/mine/data")
 
@@ -75,7 +75,7 @@ def test_container_in_an_existing_dataset_changes_only_what_is_ours(zpool):
     assert prop(f"{zpool}/mine/data", "type") == "filesystem"
 
 
-def test_adoption_by_the_same_name_only(lab):
+def test_container_is_added_again_only_under_its_name(lab):
     volume = lab.private(content=b"data")
     refused(
         lab, "other", f"belongs to the pool {lab.name}", container=lab.container
@@ -85,7 +85,7 @@ def test_adoption_by_the_same_name_only(lab):
     assert lab.content(lab.again(volume)) == b"data"
 
 
-def test_pool_that_finds_anothers_mark_is_absent(lab):
+def test_operations_refuse_a_container_of_another_pool(lab):
     volume = lab.private(content=b"data")
     sh("zfs", "set", "qubes-storage-zfs:pool=other", lab.container)
     with pytest.raises(StoragePoolException, match="belongs to the pool other"):
@@ -95,7 +95,7 @@ def test_pool_that_finds_anothers_mark_is_absent(lab):
         lab.run(volume.verify())
 
 
-def test_container_gone(lab):
+def test_missing_container_is_reported(lab):
     volume = lab.private()
     sh("zfs", "rename", lab.container, lab.container + "-x")
     with pytest.raises(StoragePoolException, match="does not exist"):
@@ -143,13 +143,11 @@ def test_container_gone(lab):
         ({"block_devices": "/dev/nothing-here"}, "/dev/nothing-here"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_touched(
-    another, options, match
-):
+def test_add_refuses_invalid_options_without_changes(another, options, match):
     refused(another, "newpool", match, **options)
 
 
-def test_container_that_is_a_volume_or_within_anothers_home(lab, zpool):
+def test_add_refuses_a_volume_or_a_qubes_root_as_container(lab, zpool):
     volume = lab.private()
     refused(lab, "p", "is a volume, not", container=volume.dataset)
     refused(
@@ -164,7 +162,7 @@ def test_container_that_is_a_volume_or_within_anothers_home(lab, zpool):
     )
 
 
-def test_setup_that_fails_half_way_leaves_nothing(lab, zpool, monkeypatch):
+def test_failed_setup_leaves_no_dataset(lab, zpool, monkeypatch):
     create = lzc.create_filesystem
 
     async def failing(dataset, properties):
@@ -179,7 +177,7 @@ def test_setup_that_fails_half_way_leaves_nothing(lab, zpool, monkeypatch):
     assert prop(f"{zpool}/half2", "qubes-storage-zfs:pool") == "-"
 
 
-def test_zpool_from_block_devices():
+def test_setup_creates_a_zpool_from_block_devices():
     pool = ZfsZvolPool(name="fresh", block_devices="/dev/vdd")
     lab = Lab.__new__(Lab)
     lab.container, lab.name, lab.pool = "fresh", "fresh", pool
@@ -203,7 +201,7 @@ def test_zpool_from_block_devices():
         lab.run(probe.make_empty_again(["/dev/vdd"]))
 
 
-def test_clone_between_qubes_pools_of_one_zpool(make_lab):
+def test_import_between_pools_of_one_zpool_clones(make_lab):
     one, two = make_lab(), make_lab()
     source = one.private("a", b"data")
     target = two.private("b")
@@ -243,7 +241,7 @@ def test_copy_between_zpools_is_sparse(lab, tmp_path):
         subprocess.run(["zpool", "destroy", "-f", "second"], check=False)
 
 
-def test_list_volumes_is_what_is_on_disk(lab):
+def test_list_volumes_lists_only_volumes_on_disk(lab):
     """init_volume() is called for volumes that never exist."""
     lab.volume("phantom", save_on_stop=True)
     assert lab.pool.list_volumes() == []
@@ -262,7 +260,7 @@ def test_list_volumes_is_what_is_on_disk(lab):
         lab.pool.get_volume("nobody/root")
 
 
-def test_settable_options(lab):
+def test_revisions_to_keep_of_a_pool_can_be_set(lab):
     lab.pool.revisions_to_keep = 5
     assert lab.pool.config["revisions_to_keep"] == 5
     assert lab.volume(save_on_stop=True).revisions_to_keep == 5
@@ -270,7 +268,7 @@ def test_settable_options(lab):
         lab.pool.revisions_to_keep = -2
 
 
-def test_init_touches_no_zfs(monkeypatch, lab):
+def test_constructors_do_not_call_zfs(monkeypatch, lab):
     def fail(*_):
         raise RuntimeError("ZFS was asked")
 

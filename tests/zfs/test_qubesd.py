@@ -30,7 +30,7 @@ async def committed(vm, name):
         await vm.storage.export_end(name, path)
 
 
-def test_life_of_three_qubes(app, zpool):
+def test_three_qubes_run_from_creation_to_removal(app, zpool):
     container = f"{zpool}/{os.path.basename(os.path.dirname(app.store))}"
     asyncio.run(life(app, container))
     left = sh("zfs", "list", "-Hro", "name", container).split()
@@ -100,7 +100,7 @@ async def life(app, container):
         await hostapi.remove_vm(app.domains[name])
 
 
-def test_failed_create_leaves_nothing(app, zpool):
+def test_failed_create_leaves_no_dataset(app, zpool):
     async def story():
         pool = await hostapi.add_pool(
             app, "fails", "zfs_zvol", container=f"{zpool}/fails"

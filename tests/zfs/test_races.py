@@ -90,7 +90,7 @@ async def after(seconds, verb):
     return await verb
 
 
-def test_template_stops_while_its_app_qubes_start(tidy, later):
+def test_app_qubes_starting_during_a_template_stop_show_one_state(tidy, later):
     """Each shows a whole old or a whole new template."""
     lab, big = tidy, 64 << 10
     root = lab.private("tmpl", b"o" * big, name="root", revisions_to_keep=0)
@@ -113,7 +113,7 @@ def test_template_stops_while_its_app_qubes_start(tidy, later):
     assert root.revisions == {}
 
 
-def test_export_while_reverted(tidy, later):
+def test_export_during_a_revert_has_the_old_or_new_content(tidy, later):
     volume = tidy.private(content=b"one", revisions_to_keep=9)
     tidy.session(volume, b"two")
 
@@ -130,7 +130,7 @@ def test_export_while_reverted(tidy, later):
     asyncio.run(race())
 
 
-def test_two_reverts(tidy, later):
+def test_concurrent_reverts_keep_all_revisions(tidy, later):
     volume = tidy.private(content=b"one", revisions_to_keep=9)
     tidy.session(volume, b"two")
     tidy.session(volume, b"three")
@@ -146,7 +146,7 @@ def test_two_reverts(tidy, later):
     assert set(volume.revisions) > {"r1", "r2", "r3"}
 
 
-def test_revert_while_started(tidy, later):
+def test_start_during_a_revert_keeps_its_content(tidy, later):
     """qubesd says that a qube runs only when all its volumes started."""
     volume = tidy.private(content=b"one", revisions_to_keep=9)
     tidy.session(volume, b"two")
@@ -175,7 +175,7 @@ async def import_file(volume, text, pause=0.0):
     await volume.import_data_end(True)
 
 
-def test_two_imports_of_data(tidy, later):
+def test_concurrent_imports_leave_one_content(tidy, later):
     volume = tidy.private(content=b"old", revisions_to_keep=9)
 
     async def race():
@@ -191,7 +191,7 @@ def test_two_imports_of_data(tidy, later):
     asyncio.run(race())
 
 
-def test_the_end_of_a_replaced_import_is_not_taken_for_anothers(tidy):
+def test_import_data_end_of_a_replaced_import_is_refused(tidy):
     """The later one's device would become the volume while it is written."""
     volume = tidy.private(content=b"old")
 
@@ -219,7 +219,7 @@ def test_the_end_of_a_replaced_import_is_not_taken_for_anothers(tidy):
     asyncio.run(race())
 
 
-def test_import_of_data_and_of_a_volume(tidy, later):
+def test_import_data_during_import_volume_leaves_one_content(tidy, later):
     volume = tidy.private(content=b"old", revisions_to_keep=9)
     source = tidy.private("source", b"source")
 
@@ -237,7 +237,7 @@ def test_import_of_data_and_of_a_volume(tidy, later):
     asyncio.run(race())
 
 
-def test_source_removed_while_cloned(tidy, later):
+def test_clone_during_removal_of_its_source_is_complete_or_refused(tidy, later):
     source = tidy.private("source", b"source")
     targets = [tidy.private(f"t{n}", b"old") for n in range(3)]
 
@@ -254,7 +254,7 @@ def test_source_removed_while_cloned(tidy, later):
     asyncio.run(race())
 
 
-def test_removed_while_exported(tidy, later):
+def test_export_during_a_removal_is_complete_or_refused(tidy, later):
     volume = tidy.private(content=b"data")
 
     async def race():
@@ -270,7 +270,7 @@ def test_removed_while_exported(tidy, later):
     assert tidy.pool.list_volumes() == []
 
 
-def test_removed_while_imported_to(tidy):
+def test_remove_destroys_an_unfinished_import(tidy):
     """The client is gone, and its device with the qube."""
     volume = tidy.private(content=b"data")
     tidy.run(volume.import_data(MIB))
@@ -278,7 +278,7 @@ def test_removed_while_imported_to(tidy):
     assert tidy.sweep_until(lambda: tidy.datasets() == ["vm"])
 
 
-def test_resized_while_exported(tidy, later):
+def test_export_during_a_resize_has_the_old_or_new_size(tidy, later):
     volume = tidy.private(content=b"data", revisions_to_keep=9)
 
     async def race():
@@ -380,7 +380,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS // 2))
-def test_sixteen_qubes(tidy, patience, round_):
+def test_sixteen_qubes_run_random_operations_at_once(tidy, patience, round_):
     print(f"seed {SEED}, round {round_}")
     crowd = Crowd(tidy, f"{SEED} {round_}")
     asyncio.run(crowd.live())

@@ -46,7 +46,7 @@ def guids(lab, *volumes):
     return sh("zfs", "get", "-Hpo", "value", "guid", *names).split()
 
 
-def test_a_ready_start_waits_for_nothing(lab, qube):
+def test_start_of_prepared_volumes_waits_for_no_txg(lab, qube):
     root, volatile, _ = qube
     before = guids(lab, root, volatile)
     with quiet():
@@ -59,7 +59,7 @@ def test_a_ready_start_waits_for_nothing(lab, qube):
     lab.stop(root, volatile)
 
 
-def test_what_was_written_is_gone_after_stop(lab, qube):
+def test_stop_resets_disposable_volumes(lab, qube):
     for volume in qube[:2]:
         name = volume.dataset
         written = sh("zfs", "get", "-Hpo", "value", "written@s1", name)
@@ -68,7 +68,7 @@ def test_what_was_written_is_gone_after_stop(lab, qube):
             assert b"session" not in file.read(4 * MIB)
 
 
-def test_committed_source_frees_its_old_state(lab, qube):
+def test_commit_of_a_source_frees_its_old_state(lab, qube):
     root, volatile, template = qube
     lab.session(template, b"v2")
     assert not any("app/root" in name for name in lab.datasets())
@@ -79,7 +79,7 @@ def test_committed_source_frees_its_old_state(lab, qube):
     lab.stop(root, volatile)
 
 
-def test_volume_that_is_used_after_its_removal_is_listed_again(lab, qube):
+def test_removed_volume_is_listed_again_when_it_is_used(lab, qube):
     """qubesd keeps a qube if one of its volumes cannot be removed."""
     root, volatile, template = qube
     lab.run(root.remove())
@@ -91,7 +91,7 @@ def test_volume_that_is_used_after_its_removal_is_listed_again(lab, qube):
 
 
 @pytest.mark.parametrize("verb", ["import", "clone", "revert", "remove"])
-def test_replaced_source_frees_its_old_state(lab, qube, verb):
+def test_replacement_of_a_source_frees_its_old_state(lab, qube, verb):
     root, _, template = qube
     if verb == "revert":
         template.revisions_to_keep = 2
@@ -130,7 +130,9 @@ def test_source_committed_while_its_clone_is_prepared(lab, qube, monkeypatch):
     assert len(held) == 1
 
 
-def test_source_committed_while_its_clone_stops(lab, qube):
+def test_commit_of_a_source_while_its_clone_stops_frees_its_old_state(
+    lab, qube
+):
     root, _, template = qube
     lab.start(root)
     lab.start(template)
@@ -141,7 +143,7 @@ def test_source_committed_while_its_clone_stops(lab, qube):
     assert len(held) == 1
 
 
-def test_a_clone_of_the_past_is_not_used_by_a_new_qubesd(
+def test_outdated_clone_is_not_used_after_a_restart_of_qubesd(
     lab, qube, monkeypatch
 ):
     """qubesd dies when the template is committed."""
@@ -163,7 +165,7 @@ def test_a_clone_of_the_past_is_not_used_by_a_new_qubesd(
     lab.stop(root)
 
 
-def test_first_start_finds_what_was_prepared(lab, qube):
+def test_first_start_uses_prepared_volumes(lab, qube):
     _, _, template = qube
     root, volatile = lab.clone_of(template, "new"), lab.volatile("new")
     private = lab.private("new")
@@ -181,7 +183,7 @@ def test_first_start_finds_what_was_prepared(lab, qube):
 
 
 @pytest.mark.parametrize("verb", ["start", "remove", "resize"])
-def test_verb_that_comes_before_the_preparation(lab, qube, verb):
+def test_operation_before_the_preparation_finds_no_old_content(lab, qube, verb):
     root, volatile, _ = qube
     lab.start(root, volatile)
     for volume in root, volatile:
@@ -221,7 +223,7 @@ def test_verb_that_comes_before_the_preparation(lab, qube, verb):
     lab.stop(root, volatile)
 
 
-def test_preparation_leaves_alone_what_a_removed_qube_left(lab, qube):
+def test_preparation_keeps_a_volume_of_a_removed_qube(lab, qube):
     _, _, template = qube
     left = lab.private("gone", b"data", name="root")
     root = lab.clone_of(template, "gone")
@@ -232,7 +234,7 @@ def test_preparation_leaves_alone_what_a_removed_qube_left(lab, qube):
     assert lab.content(left) == b"data"
 
 
-def test_nothing_is_prepared_that_has_no_source(lab, qube):
+def test_clone_without_a_source_is_not_prepared(lab, qube):
     root, _, template = qube
     lab.run(root.remove())
     lab.run(template.remove())
@@ -241,7 +243,9 @@ def test_nothing_is_prepared_that_has_no_source(lab, qube):
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_qubesd_that_died_in_a_session_gives_nothing_away(lab, qube, stopped):
+def test_start_after_a_crash_of_qubesd_resets_disposable_volumes(
+    lab, qube, stopped
+):
     root, volatile, _ = qube
     lab.start(root, volatile)
     write(root.path, b"secret")
@@ -258,7 +262,7 @@ def test_qubesd_that_died_in_a_session_gives_nothing_away(lab, qube, stopped):
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_size_of_the_next_start(lab, running):
+def test_resize_applies_to_the_next_start(lab, running):
     volume = lab.volatile(size=4 * MIB + 1)
     live(lab, volume)
     name = volume.dataset
@@ -276,7 +280,7 @@ def test_size_of_the_next_start(lab, running):
     lab.stop(volume)
 
 
-def test_somebody_elses_snapshot_is_not_gone_back_to(lab, qube):
+def test_reset_ignores_a_foreign_snapshot(lab, qube):
     _, volatile, _ = qube
     lab.start(volatile)
     write(volatile.path, b"secret")
@@ -292,7 +296,7 @@ def test_somebody_elses_snapshot_is_not_gone_back_to(lab, qube):
     assert len([name for name in lab.datasets("volume") if "app" in name]) == 2
 
 
-def test_what_is_held_open_is_given_to_nobody(lab, qube):
+def test_open_generation_is_not_used_again(lab, qube):
     _, volatile, _ = qube
     lab.start(volatile)
     write(volatile.path, b"secret")
@@ -305,7 +309,7 @@ def test_what_is_held_open_is_given_to_nobody(lab, qube):
     lab.stop(volatile)
 
 
-def test_kept_clone_is_not_ready(lab, qube):
+def test_clone_with_forensics_is_not_prepared(lab, qube):
     _, _, template = qube
     root = lab.clone_of(template, "other", snap_on_start_forensics=True)
     lab.session(root, b"traces")
@@ -315,7 +319,7 @@ def test_kept_clone_is_not_ready(lab, qube):
     lab.stop(root)
 
 
-def test_disposable_leaves_nothing(lab, qube):
+def test_disposable_qube_leaves_no_dataset(lab, qube):
     _, _, template = qube
     disposable = types.SimpleNamespace(name="disp1", auto_cleanup=True)
     app = types.SimpleNamespace(domains={"disp1": disposable})
@@ -325,7 +329,7 @@ def test_disposable_leaves_nothing(lab, qube):
     assert not any("disp1" in name for name in lab.datasets())
 
 
-def test_another_source(lab, qube):
+def test_start_after_a_template_change_uses_the_new_template(lab, qube):
     """qubesd makes a new object when a qube gets another template."""
     lab.private("other", b"other", name="root")
     other = lab.pool.get_volume("other/root")
@@ -335,7 +339,7 @@ def test_another_source(lab, qube):
     lab.stop(root)
 
 
-def test_nobody_waits_long_for_the_others(lab, monkeypatch):
+def test_slow_task_does_not_delay_its_batch_for_long(lab, monkeypatch):
     """One of a qube's volumes takes its time; the rest goes on."""
     first, second = lab.volatile(), lab.private()
     times = {}
@@ -359,7 +363,7 @@ def test_nobody_waits_long_for_the_others(lab, monkeypatch):
     lab.stop(first)
 
 
-def test_who_is_cancelled_keeps_nobody_waiting(lab):
+def test_cancelled_task_does_not_block_its_batch(lab):
     volumes = [lab.volatile(), lab.private()]
 
     async def one_is_cancelled():
@@ -375,7 +379,7 @@ def test_who_is_cancelled_keeps_nobody_waiting(lab):
     lab.stop(*volumes)
 
 
-def test_janitor_leaves_what_is_ready(lab, qube):
+def test_collect_keeps_prepared_volumes(lab, qube):
     root, volatile, _ = qube
     before = lab.datasets()
     runtime.restart()

@@ -114,7 +114,7 @@ def check_it_works(lab, volumes):
     assert own(lab.container, naming.CLAIM) == ("-", "-")
 
 
-def test_a_pool_moves_to_another_zpool(away, second):
+def test_received_pool_works_in_another_zpool(away, second):
     volumes = lived_in(away)
     send(away, "-R")
     take_the_place(away)
@@ -122,7 +122,7 @@ def test_a_pool_moves_to_another_zpool(away, second):
     check_it_works(away, volumes)
 
 
-def test_an_encrypted_pool_moves_and_keeps_its_passphrase(away, second):
+def test_received_encrypted_pool_keeps_its_key(away, second):
     lab = EncryptedLab("away")
     private = lab.private("app", b"one")
     send(lab, "-Rw")
@@ -139,7 +139,7 @@ def test_an_encrypted_pool_moves_and_keeps_its_passphrase(away, second):
     assert lab.pool.list_volumes() == [] and lab.datasets() == []
 
 
-def test_a_replica_without_properties_says_so(away, second):
+def test_replica_without_properties_is_refused(away, second):
     volume = away.private(content=b"data")
     copy = f"second/{away.name}"
     for dataset in sh("zfs", "list", "-Hro", "name", away.container).split(
@@ -172,7 +172,7 @@ def test_a_replica_without_properties_says_so(away, second):
         lab.run(lab.again(volume).verify())
 
 
-def test_marks_of_a_process_do_not_travel(away, second):
+def test_received_holder_marks_are_ignored(away, second):
     """A mark that was received names no process that has it in hand."""
     volume = away.private(content=b"data")
     path = away.run(volume.export())
@@ -195,7 +195,7 @@ def test_marks_of_a_process_do_not_travel(away, second):
     assert f"{copy}/vm/work/private" in left
 
 
-def test_an_unmarked_clone_of_what_is_not_ours_stays(lab):
+def test_unmarked_clone_of_an_unmarked_volume_is_kept(lab):
     """As `zfs receive` leaves it if it was sent without properties."""
     volume = lab.private(content=b"data")
     sh("zfs", "inherit", naming.HOLDER, volume.dataset)

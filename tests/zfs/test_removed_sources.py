@@ -51,7 +51,7 @@ def big(lab, qube="f1", mib=4):
     return lab.private(qube, os.urandom(mib * MIB), size=8 * MIB)
 
 
-def test_upgrades_in_place_take_no_space(lab):
+def test_repeated_clone_and_remove_takes_no_space(lab):
     """A clone is made, all of it is written anew, its source is removed."""
     source = big(lab)
     before = used(lab)
@@ -69,7 +69,7 @@ def test_upgrades_in_place_take_no_space(lab):
     assert len(lab.datasets("snapshot")) == 1
 
 
-def test_no_state_of_the_removed_is_a_revision(lab):
+def test_states_of_a_removed_source_are_no_revisions_of_its_clone(lab):
     source = big(lab, mib=1)
     for content in b"a", b"b", b"c":
         lab.session(source, content)
@@ -84,7 +84,7 @@ def test_no_state_of_the_removed_is_a_revision(lab):
     assert lab.content(clone, 1) == b"c"
 
 
-def test_older_generations_of_the_removed_go_as_well(lab):
+def test_remove_destroys_older_generations_of_a_source(lab):
     """Each is kept for the next one, and the last for the clone."""
     source = lab.private("source", b"one", revisions_to_keep=5)
     first = cloned(lab, source, "first")
@@ -99,7 +99,7 @@ def test_older_generations_of_the_removed_go_as_well(lab):
     assert lab.content(second, 3) == b"one"
 
 
-def test_several_clones_keep_it_until_one_is_left(lab):
+def test_removed_source_is_kept_until_one_clone_is_left(lab):
     source = big(lab)
     first, second = cloned(lab, source, "a"), cloned(lab, source, "b")
     lab.run(source.remove())
@@ -117,7 +117,7 @@ def test_several_clones_keep_it_until_one_is_left(lab):
     assert list(second.revisions) == []
 
 
-def test_old_generation_that_another_volume_needs(lab):
+def test_pruned_generation_with_one_clone_is_destroyed(lab):
     """No removal: its last revision is pruned."""
     source = big(lab)
     clone = cloned(lab, source, "clone")
@@ -143,7 +143,7 @@ def foreign(lab, source, kind):
 
 
 @pytest.mark.parametrize("kind", ["clone", "hold", "snapshot"])
-def test_what_others_made_of_it_is_left_alone(lab, kind):
+def test_removed_source_in_foreign_use_is_kept(lab, kind):
     source = big(lab, mib=1)
     clone = cloned(lab, source, "clone")
     dataset, end = source.dataset, foreign(lab, source, kind)
@@ -158,7 +158,7 @@ def test_what_others_made_of_it_is_left_alone(lab, kind):
     assert list(clone.revisions) == []
 
 
-def test_a_clone_that_is_not_ours_is_left_alone(lab):
+def test_removed_source_with_a_foreign_clone_alone_is_kept(lab):
     source = big(lab, mib=1)
     end = foreign(lab, source, "clone")
     lab.run(source.remove())
@@ -168,7 +168,7 @@ def test_a_clone_that_is_not_ours_is_left_alone(lab):
     assert lab.sweep_until(lambda: lab.datasets() == ["vm"])
 
 
-def test_no_room_below_the_clones_quota(lab):
+def test_removed_source_is_kept_if_the_quota_of_its_clone_is_too_small(lab):
     source = big(lab)
     clone = cloned(lab, source, "clone", revisions_to_keep=0)
     lab.session(clone, os.urandom(4 * MIB))
@@ -186,7 +186,7 @@ def test_no_room_below_the_clones_quota(lab):
     assert lab.content(clone, 5) == b"works"
 
 
-def test_cut_off_after_the_promotion(lab, monkeypatch):
+def test_removal_killed_after_the_promotion_is_completed(lab, monkeypatch):
     """qubesd is killed then; tests/crash stops everywhere else."""
     source = big(lab, mib=1)
     clone = cloned(lab, source, "clone")
@@ -220,7 +220,7 @@ def test_cut_off_after_the_promotion(lab, monkeypatch):
     assert lab.content(clone, 3) == b"own"
 
 
-def test_locked_pool(zpool):
+def test_source_is_removed_in_a_locked_pool(zpool):
     """A promotion needs no key."""
     lab = EncryptedLab(zpool)
     source = big(lab)
@@ -241,7 +241,7 @@ def bookmarks(lab):
     return lab.datasets("bookmark")
 
 
-def test_bookmarks_stop_no_operation(lab):
+def test_operations_work_with_foreign_bookmarks(lab):
     volume = lab.private(content=b"one", revisions_to_keep=2)
     bookmark(volume.dataset, "x")
     lab.session(volume, b"two")
@@ -261,7 +261,7 @@ def test_bookmarks_stop_no_operation(lab):
 
 
 @pytest.mark.parametrize("clones", [1, 2])
-def test_bookmarks_of_a_removed_source(lab, clones):
+def test_remove_destroys_bookmarks_of_a_source(lab, clones):
     source = big(lab)
     made = [cloned(lab, source, f"c{number}") for number in range(clones)]
     bookmark(made[0].dataset, "x")
@@ -276,7 +276,7 @@ def test_bookmarks_of_a_removed_source(lab, clones):
     assert before - used(lab) > 3.5 * MIB
 
 
-def test_bookmarks_of_what_is_discarded(lab):
+def test_reset_destroys_bookmarks(lab):
     volume = lab.volatile("app")
     lab.start(volume)
     bookmark(volume.dataset, "late")
@@ -289,7 +289,7 @@ def test_bookmarks_of_what_is_discarded(lab):
     lab.stop(volume)
 
 
-def test_a_removal_that_is_tried_again_spares_a_new_volume(lab):
+def test_retried_removal_keeps_a_new_volume(lab):
     """It is tried again while a process holds open what it rolls back."""
     volume = lab.private(content=b"new")
     lab.run(

@@ -36,7 +36,7 @@ def value(dataset, name):
     return int(sh("zfs", "get", "-Hpo", "value", name, dataset))
 
 
-def test_a_quota_is_the_size(lab):
+def test_size_of_a_pool_is_its_quota(lab):
     before = lab.pool.size
     sh("zfs", "set", f"quota={64 * MIB}", lab.container)
     assert before > 64 * MIB >= lab.pool.size > 63 * MIB
@@ -45,7 +45,7 @@ def test_a_quota_is_the_size(lab):
     assert lab.pool.usage >= 4 * MIB
 
 
-def test_what_others_reserve_is_not_ours(lab):
+def test_size_excludes_foreign_reservations(lab):
     before = lab.pool.size
     beside = f"{lab.pool.zpool}/beside"
     sh("zfs", "create", "-o", f"refreservation={200 * MIB}", beside)
@@ -57,7 +57,7 @@ def test_what_others_reserve_is_not_ours(lab):
 
 
 @pytest.mark.parametrize("layout", [["mirror"], ["raidz1"]])
-def test_parity_and_slop_are_no_space(tmp_path, layout):
+def test_size_excludes_parity_and_slop(tmp_path, layout):
     """The raw size is what zpool list shows, and cannot be written."""
     disks = [tmp_path / f"disk{number}" for number in range(3)]
     for disk in disks:
@@ -79,7 +79,7 @@ def test_parity_and_slop_are_no_space(tmp_path, layout):
         sh("zpool", "destroy", "-f", "parity")
 
 
-def test_a_pool_within_another_is_included_in_it(zpool, make_lab):
+def test_included_in_returns_the_outer_pool(zpool, make_lab):
     """Else what shows how full disks are would count it twice."""
     outer, inner = make_lab(), make_lab()
     inner.pool.container = f"{outer.container}/below/inner"
@@ -102,7 +102,7 @@ def polled(pool, volumes=()):
     return found, [volume.usage for volume in volumes]
 
 
-def test_what_revisions_hold_is_told(lab, monkeypatch):
+def test_usage_of_revisions_is_reported(lab, monkeypatch):
     volume = lab.private(size=16 * MIB)
     for _ in range(3):
         lab.session(volume, os.urandom(2 * MIB))
@@ -128,7 +128,7 @@ def test_what_revisions_hold_is_told(lab, monkeypatch):
     assert abs(told - freed) < 0.5 * MIB
 
 
-def test_a_poll_asks_once_and_of_halted_qubes_never_again(
+def test_poll_runs_one_program_and_none_for_halted_qubes(
     lab, asked, monkeypatch
 ):
     volumes = [lab.private(f"q{number}", b"x") for number in range(5)]
@@ -156,7 +156,7 @@ def test_a_poll_asks_once_and_of_halted_qubes_never_again(
     assert lab.run(poll())[1][0] == after[1][0]
 
 
-def test_an_absent_pool_has_no_space_and_comes_back(away, asked):
+def test_absent_pool_reports_no_size(away, asked):
     volume = away.private(content=b"x")
     known = away.run(one_poll(away.pool, volume))
     sh("zpool", "export", "away")
@@ -171,7 +171,7 @@ async def one_poll(pool, volume):
     return polled(pool, [volume])
 
 
-def test_what_cannot_be_counted_is_not_told(lab, monkeypatch):
+def test_uncountable_usage_is_not_reported(lab, monkeypatch):
     async def story():
         lab.pool.space._revisions = 5
         lab.pool.space.qubes_root = "nothere/vm"

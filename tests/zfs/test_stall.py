@@ -170,7 +170,7 @@ def _for_each_qube(times):
     return sorted(times)[-QUBES]
 
 
-def test_no_verb_holds_the_event_loop(
+def test_no_operation_blocks_the_event_loop(
     lab, monkeypatch, patience, calls, listener
 ):
     root = lab.private("tmpl", b"v1", name="root")
@@ -184,7 +184,7 @@ def test_no_verb_holds_the_event_loop(
     assert measured.is_good()
 
 
-def test_what_the_listener_hears(lab, tmp_path, listener):
+def test_listener_records_calls_of_its_own_thread(lab, tmp_path, listener):
     volume = lab.private()
     lab.start(volume)
     with listener as may_wait:
@@ -197,7 +197,7 @@ def test_what_the_listener_hears(lab, tmp_path, listener):
     assert [call.partition(" ")[0] for call in may_wait] == ["open"]
 
 
-def test_copying_between_pools_does_not_ask_in_the_loop(
+def test_copy_between_pools_does_not_call_zfs_in_the_loop(
     lab, monkeypatch, calls
 ):
     source, target = lab.private("a", b"data"), lab.private("b")
@@ -208,7 +208,7 @@ def test_copying_between_pools_does_not_ask_in_the_loop(
     assert lab.content(target) == b"data"
 
 
-def test_what_the_synchronous_properties_cost(lab, calls):
+def test_synchronous_properties_make_the_expected_calls(lab, calls):
     """The API wants them at once, so the loop waits for ZFS, which a thread
     asks: each once, and of what cannot have changed never again."""
     root = lab.private("tmpl", b"v1", name="root")

@@ -118,7 +118,7 @@ def askers():
     ]
 
 
-def test_a_silent_zpool_holds_up_nothing_else(lab, stuck):
+def test_silent_zpool_delays_no_other_pool(lab, stuck):
     far = Lab("stuck")
     volume = far.private("far", b"one", revisions_to_keep=3)
     far.session(volume, b"two")

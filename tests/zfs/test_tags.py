@@ -56,7 +56,7 @@ def story(app, zpool):
     return tell
 
 
-def test_a_tag_for_each_pool_that_a_qube_keeps_something_in(app, zpool):
+def test_qube_has_a_tag_for_each_pool_of_its_kept_volumes(app, zpool):
     @story(app, zpool)
     async def _():
         tmpl = app.domains["tmpl"]
@@ -84,7 +84,7 @@ def test_a_tag_for_each_pool_that_a_qube_keeps_something_in(app, zpool):
         assert both.tags == again.domains["both"].tags
 
 
-def test_what_is_not_true_is_dropped(app, zpool):
+def test_wrong_tags_are_corrected(app, zpool):
     @story(app, zpool)
     async def _():
         work = await hostapi.create_vm(app, "AppVM", "work", template="tmpl")
@@ -107,7 +107,9 @@ def test_what_is_not_true_is_dropped(app, zpool):
         assert ours(again.domains["copy"]) == {"zfs-pool-two"}
 
 
-def test_a_disposable_keeps_nothing_and_has_its_templates_features(app, zpool):
+def test_disposable_qube_has_no_tags_and_the_features_of_its_template(
+    app, zpool
+):
     @story(app, zpool)
     async def _():
         base = await hostapi.create_vm(
@@ -137,7 +139,7 @@ def test_a_disposable_keeps_nothing_and_has_its_templates_features(app, zpool):
         await base.shutdown()
 
 
-def test_a_feature_is_refused_and_nothing_is_set(app, zpool):
+def test_invalid_feature_is_refused_and_not_set(app, zpool):
     @story(app, zpool)
     async def _():
         tmpl = app.domains["tmpl"]
@@ -154,7 +156,7 @@ def test_a_feature_is_refused_and_nothing_is_set(app, zpool):
         assert dict(copy.features) == {"zfs.sync": "always"}
 
 
-def test_a_pool_that_goes_takes_no_tag_of_others(app, zpool):
+def test_removal_of_a_pool_keeps_tags_of_other_pools(app, zpool):
     @story(app, zpool)
     async def _():
         with pytest.raises(QubesException):

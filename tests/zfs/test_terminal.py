@@ -112,7 +112,7 @@ def test_tool_never_has_the_passphrase(safe, typist):
 
 
 @pytest.mark.parametrize("how", ["interrupted", "keyholder", "tool"])
-def test_terminal_is_as_before_whatever_ends_it(safe, typist, how):
+def test_echo_is_restored_after_any_exit(safe, typist, how):
     person = typist("unlock", safe.name)
     person.sees(rb"Passphrase of the pool [^:]*: \Z")
     assert not termios.tcgetattr(person.terminal)[3] & termios.ECHO
@@ -131,7 +131,7 @@ def test_terminal_is_as_before_whatever_ends_it(safe, typist, how):
     assert safe.is_locked()
 
 
-def test_status_says_whether_freed_memory_is_overwritten(safe):
+def test_status_reports_whether_freed_memory_is_overwritten(safe):
     said = sh(*COMMAND, "status", safe.name)
     told = json.loads(sh(*COMMAND, "status", "--json", safe.name))
     overwritten = "init_on_free=1" in Path("/proc/cmdline").read_text()

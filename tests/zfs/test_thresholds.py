@@ -26,7 +26,7 @@ def measured_too_much(lab):
     lab.pool.store.thresholds._blank = Blank(guid, 1, 1 << 40)
 
 
-def test_a_forged_threshold_changes_nothing(lab):
+def test_forged_threshold_has_no_effect(lab):
     root = lab.private("tmpl", b"v1", name="root")
     private = lab.private("app", b"one")
     app, volatile = lab.clone_of(root), lab.volatile("app")
@@ -53,7 +53,7 @@ def test_a_forged_threshold_changes_nothing(lab):
     lab.stop(app, volatile)
 
 
-def test_create_destroys_nothing_by_a_forged_threshold(lab):
+def test_create_with_a_forged_threshold_destroys_nothing(lab):
     private = lab.private(content=b"data")
     forged = number("logicalreferenced", private.dataset)
     sh("zfs", "set", f"{BLANK}={forged} {forged}", lab.pool.qubes_root)
@@ -68,9 +68,7 @@ def test_create_destroys_nothing_by_a_forged_threshold(lab):
 
 
 @pytest.mark.parametrize("ready", [True, False])
-def test_the_smallest_write_is_not_found_by_the_next_session(
-    lab, ready, monkeypatch
-):
+def test_reset_discards_the_smallest_write(lab, ready, monkeypatch):
     """Whatever counts as written elsewhere."""
     monkeypatch.setattr(thresholds, "LARGEST", 1 << 30)
     root = lab.private("tmpl", b"v1", name="root")
@@ -88,7 +86,7 @@ def test_the_smallest_write_is_not_found_by_the_next_session(
     lab.stop(app, volatile)
 
 
-def test_what_is_committed_is_capped(lab):
+def test_stop_commits_writes_above_the_largest_threshold(lab):
     volume = lab.private(content=b"one")
     measured_too_much(lab)
     lab.start(volume)
@@ -99,7 +97,7 @@ def test_what_is_committed_is_capped(lab):
     assert lab.content(volume, 3) == b"two"
 
 
-def test_leftovers_are_measured_before_they_go(lab):
+def test_unmarked_zvols_are_measured_before_they_are_collected(lab):
     """A crash left an unwritten zvol without its mark."""
     volume = lab.private(content=b"data")
     for name in ("private.5", "private.6"):
@@ -126,7 +124,9 @@ def imported_again(away):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
+def test_write_by_a_zpool_import_is_measured_and_not_committed(
+    away, monkeypatch, given
+):
     """What ZFS writes when a zpool was imported is not a change, also where
     that is more than this process takes for unwritten by itself."""
     volume, listed = imported_again(away)
@@ -145,7 +145,9 @@ def test_a_doubt_is_measured_and_no_revision(away, monkeypatch, given):
     assert away.datasets("volume") == ["vm/work/private"]
 
 
-def test_a_doubt_that_cannot_be_measured_is_no_revision(away, monkeypatch):
+def test_write_by_a_zpool_import_is_not_committed_without_a_measurement(
+    away, monkeypatch
+):
     """As in a locked pool, where no zvol can be created."""
     volume, listed = imported_again(away)
     away.start(volume)
@@ -163,7 +165,7 @@ def test_a_doubt_that_cannot_be_measured_is_no_revision(away, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_the_smallest_change_is_committed_unmeasured(away, given):
+def test_smallest_change_is_committed_without_a_measurement(away, given):
     """One disk with sectors of 512 bytes, and metadata that is not doubled."""
     sh("zfs", "set", "redundant_metadata=none", away.pool.qubes_root)
     volume = away.private(content=b"one")

@@ -15,7 +15,7 @@ from ..support.tool import COMMAND, qvm_zfs, status
 pytestmark = pytest.mark.side_b
 
 
-def test_lock_and_unlock(safe):
+def test_lock_unloads_and_unlock_loads_the_key(safe):
     name = safe.name
     assert qvm_zfs("lock", name) == (0, f"{name} is locked\n", "")
     assert safe.is_locked() and status(safe)["state"] == "locked"
@@ -41,7 +41,7 @@ def test_lock_and_unlock(safe):
     assert qvm_zfs("unlock", name)[1] == f"{name} is already unlocked\n"
 
 
-def test_unlock_at_a_terminal_shows_nothing(safe):
+def test_unlock_at_a_terminal_hides_the_passphrase(safe):
     assert qvm_zfs("lock", safe.name)[0] == 0
     pid, terminal = pty.fork()
     if pid == 0:
@@ -63,7 +63,7 @@ def test_unlock_at_a_terminal_shows_nothing(safe):
     assert not safe.is_locked()
 
 
-def test_who_holds_a_pool(safe):
+def test_status_and_lock_name_the_process_that_uses_a_pool(safe):
     volume = safe.private(content=b"one")
     path = safe.run(volume.export())
     with open(path, "rb"):
@@ -79,7 +79,7 @@ def test_who_holds_a_pool(safe):
     assert qvm_zfs("lock", safe.name)[0] == 0
 
 
-def test_seconds_until_forgotten(safe):
+def test_status_reports_seconds_until_the_key_is_unloaded(safe):
     told = safe.pool.key
     told._announce(keytimer.now() + 100)
     found = status(safe)
@@ -91,7 +91,7 @@ def test_seconds_until_forgotten(safe):
     assert status(safe)["unloaded_in"] is None
 
 
-def test_passwd(safe):
+def test_passwd_changes_the_passphrase(safe):
     name, new = safe.name, b"another passphrase"
     given = b"\n".join([PASSPHRASE, new, new, b""])
     code, out, _ = qvm_zfs("passwd", name, given=given)
@@ -105,7 +105,7 @@ def test_passwd(safe):
     assert qvm_zfs("unlock", name, given=PASSPHRASE + b"\n")[0] == 0
 
 
-def test_misuse_is_a_line(safe, make_lab):
+def test_misuse_prints_one_line(safe, make_lab):
     plain = make_lab()
     code, _, err = qvm_zfs("unlock", "nothing")
     assert (code, err.count("\n")) == (1, 1) and "there is no ZFS pool" in err

@@ -126,7 +126,7 @@ def looked_into(path):
     return found
 
 
-def test_dom0_looks_into_a_zvol_that_is_no_qubes(zpool, dom0_rules, table):
+def test_dom0_scans_a_zvol_outside_all_pools(zpool, dom0_rules, table):
     """Else the next test would show nothing."""
     name = f"{zpool}/no-qubes"
     sh("zfs", "create", "-s", "-V", str(SIZE), name)
@@ -139,7 +139,7 @@ def test_dom0_looks_into_a_zvol_that_is_no_qubes(zpool, dom0_rules, table):
     asyncio.run(devices.retry_busy(name, lambda: lzc.destroy(name), 60))
 
 
-def test_dom0_looks_into_no_volume(lab, dom0_rules, table):
+def test_dom0_scans_no_volume(lab, dom0_rules, table):
     root = lab.private("tmpl", name="root", size=SIZE)
     put(table, lab.run(root.import_data(SIZE)))
     lab.run(root.import_data_end(True))

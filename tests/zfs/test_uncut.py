@@ -111,7 +111,7 @@ def revisions(lab, volume):
     return [revision.id for revision in state.revisions]
 
 
-def test_commit(lab, monkeypatch):
+def test_commit_interrupted_at_any_change_is_completed(lab, monkeypatch):
     def prepare(qube):
         volume = lab.private(qube, b"one")
         lab.start(volume)
@@ -126,7 +126,9 @@ def test_commit(lab, monkeypatch):
         assert len(revisions(lab, volume)) == 3
 
 
-def test_import(lab, monkeypatch):
+def test_import_interrupted_at_any_change_has_old_or_new_content(
+    lab, monkeypatch
+):
     def prepare(qube):
         volume = lab.private(qube, b"one", revisions_to_keep=3)
         write(lab.run(volume.import_data(MIB)), b"new")
@@ -147,7 +149,7 @@ def test_import(lab, monkeypatch):
     assert [key for key, _ in itertools.groupby(found)] == [b"one", b"new"]
 
 
-def test_start_of_a_disposable_volume(lab, monkeypatch):
+def test_start_interrupted_at_any_change_can_be_repeated(lab, monkeypatch):
     def prepare(qube):
         volume = lab.volatile(qube)
         return volume, volume.start
@@ -160,7 +162,7 @@ def test_start_of_a_disposable_volume(lab, monkeypatch):
         lab.stop(volume)
 
 
-def test_remove(lab, monkeypatch):
+def test_remove_interrupted_at_any_change_can_be_repeated(lab, monkeypatch):
     def prepare(qube):
         volume = lab.private(qube, b"one", revisions_to_keep=3)
         lab.session(volume, b"two")

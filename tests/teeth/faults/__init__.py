@@ -4,7 +4,7 @@ r"""Read the deliberate faults; each text file here has one topic.
 A fault is a block of lines:
 
     zfs/answers.py: the passphrase is written to the journal
-        tests/zfs/test_no_leaks.py::test_passphrase_and_key_are_nowhere
+        tests/zfs/test_no_leaks.py::test_passphrase_and_key_are_not_leaked
     -        end = buffer.index(b"\n")
     +        end = buffer.index(b"\n")
     +        os.write(2, buffer)
