@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where `qubes` comes from: a core-admin checkout if one is given, else our
-stand-in, which is last on the path and so never hides a real one."""
+"""Make the package `qubes` importable.
+
+QUBES_CORE_ADMIN names a checkout of core-admin.  The stand-in in tests/host is
+last on the path, so it never hides a real package.
+"""
 
 import os
 import sys
@@ -10,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 
 checkout = os.environ.get("QUBES_CORE_ADMIN")
 if checkout:
-    # its own stand-ins for libvirt and the like come after it
+    # the checkout has stand-ins for libvirt and other packages
     sys.path[:0] = [checkout, os.path.join(checkout, "test-packages")]
 sys.path.insert(0, str(HERE.parent))
 sys.path.append(str(HERE / "host"))

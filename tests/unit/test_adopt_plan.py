@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What adopting and undoing it would do, from what is on disk."""
+"""Plans to migrate a pool, and to undo that, for a disk in a given state."""
 
 import copy
 import dataclasses
@@ -26,6 +26,7 @@ C = "tank/q"
 
 
 def listed(*items):
+    """Return a list as a channel program returns it."""
     return {str(number): item for number, item in enumerate(items, 1)}
 
 
@@ -52,11 +53,11 @@ def dataset(name, *inner, kind="filesystem", **more):
 
 
 def zvol(name, *snapshots, logical=1 << 20, **more):
-    given = {"snapshots": listed(*snapshots), "logical": logical, **more}
-    return {**dataset(name, kind="volume"), **given}
+    fields = {"snapshots": listed(*snapshots), "logical": logical, **more}
+    return {**dataset(name, kind="volume"), **fields}
 
 
-def known(qube="work", name="private", keep=True, klass="AppVM", vid=None):
+def configured(qube="work", name="private", keep=True, klass="AppVM", vid=None):
     return ConfiguredVolume(
         qube,
         klass,
@@ -69,7 +70,8 @@ def known(qube="work", name="private", keep=True, klass="AppVM", vid=None):
     )
 
 
-def found(*old, moved=(), qubes_root=None):
+def disk_reply(*old, moved=(), qubes_root=None):
+    """Return what migratable.lua reports of a disk with these datasets."""
     return {
         "container": dataset(C),
         "old": listed(*old),
@@ -79,10 +81,10 @@ def found(*old, moved=(), qubes_root=None):
     }
 
 
-def plan_of(there, *volumes):
+def plan_of(reply, *volumes):
     pool = migrating_pool(POOL, volumes)
     return plan_migration(
-        pool, volumes, Disk.parse(Reply(there)), "mark"
+        pool, volumes, Disk.parse(Reply(reply)), "mark"
     ).checked()
 
 
@@ -111,7 +113,7 @@ WORK = zvol(
 
 
 def test_revisions_are_numbered_in_order_of_creation():
-    plan = plan_of(found(dataset(f"{C}/work", WORK)), known())
+    plan = plan_of(disk_reply(dataset(f"{C}/work", WORK)), configured())
     assert outline(plan) == [
         ("ChangeTogether", C),
         ("CreateRoot", f"{C}/vm"),
@@ -144,13 +146,13 @@ def test_revisions_are_numbered_in_order_of_creation():
 
 
 def test_after_a_crash_the_newest_snapshot_is_the_committed_state():
-    """The newest committed state is before the revision made of it."""
-    there = zvol(
+    """The session that crashed wrote after both snapshots."""
+    volume = zvol(
         f"{C}/work/private",
         snapshot("qubes-clean-abc", 30, since=90000),
         snapshot("qubes:before-start:2.0", 40, since=90000),
     )
-    plan = plan_of(found(dataset(f"{C}/work", there)), known())
+    plan = plan_of(disk_reply(dataset(f"{C}/work", volume)), configured())
     committed = [
         c.value
         for c in changes_of(plan, f"{C}/vm/work")
@@ -161,19 +163,20 @@ def test_after_a_crash_the_newest_snapshot_is_the_committed_state():
 
 
 def test_a_first_revision_is_created_unless_none_are_kept():
-    there = found(dataset(f"{C}/work", zvol(f"{C}/work/private")))
-    changes = changes_of(plan_of(there, known()), f"{C}/vm/work")
+    reply = disk_reply(dataset(f"{C}/work", zvol(f"{C}/work/private")))
+    changes = changes_of(plan_of(reply, configured()), f"{C}/vm/work")
     assert changes[0].dataset == f"{C}/vm/work/private@r1"
-    attributes = {**known().attributes, "revisions_to_keep": "-1"}
-    none = ConfiguredVolume("work", "AppVM", attributes)
-    changes = changes_of(plan_of(there, none), f"{C}/vm/work")
+    attributes = {**configured().attributes, "revisions_to_keep": "-1"}
+    without_revisions = ConfiguredVolume("work", "AppVM", attributes)
+    changes = changes_of(plan_of(reply, without_revisions), f"{C}/vm/work")
     assert all("@" not in change.dataset for change in changes)
 
 
 def test_a_disposable_volume_is_only_marked():
     root = zvol(f"{C}/work/root", logical=6144)
     plan = plan_of(
-        found(dataset(f"{C}/work", root)), known(name="root", keep=False)
+        disk_reply(dataset(f"{C}/work", root)),
+        configured(name="root", keep=False),
     )
     changes = changes_of(plan, f"{C}/vm/work")
     assert [(c.dataset, c.name) for c in changes] == [
@@ -186,25 +189,25 @@ def test_a_disposable_volume_is_only_marked():
 def test_completed_steps_are_not_planned_again():
     qubes_root = dataset(f"{C}/vm", set=dict(policy.ROOT_SETTINGS))
     moved = dataset(f"{C}/vm/work", WORK)
-    there = found(moved=[moved], qubes_root=qubes_root)
-    there["container"]["own"] = {naming.MIGRATED: "{}"}
-    plan = plan_of(there, known())
+    reply = disk_reply(moved=[moved], qubes_root=qubes_root)
+    reply["container"]["own"] = {naming.MIGRATED: "{}"}
+    plan = plan_of(reply, configured())
     assert [step.dataset for step in plan.steps] == [f"{C}/vm/work", C]
-    there["moved"]["1"]["own"] = {naming.MIGRATED: "{}"}
-    there["container"]["own"][naming.CLAIM] = "vault"
-    assert plan_of(there, known()).steps == []
+    reply["moved"]["1"]["own"] = {naming.MIGRATED: "{}"}
+    reply["container"]["own"][naming.CLAIM] = "vault"
+    assert plan_of(reply, configured()).steps == []
 
 
 def test_unconfigured_datasets_stay_in_place():
     plan = plan_of(
-        found(
+        disk_reply(
             dataset(f"{C}/work", WORK, zvol(f"{C}/work/other")),
             dataset(f"{C}/gone", zvol(f"{C}/gone/private")),
             dataset(f"{C}/.exported", dataset(f"{C}/.exported/x")),
             dataset(f"{C}/.tmp"),
         ),
-        known(),
-        known("away"),
+        configured(),
+        configured("away"),
     )
     assert plan.left == [
         "the volume private of away is not on disk: tank/q/away/private",
@@ -217,99 +220,123 @@ def test_unconfigured_datasets_stay_in_place():
 
 
 @pytest.mark.parametrize(
-    "there, volumes, why",
+    "reply, volumes, reason",
     [
-        (found(), [known(vid="x/y/z")], "does not start with tank/q/work/"),
-        (found(), [known("a" * 240)], "too long"),
-        (found(), [known(name="Private")], "is not a valid volume name"),
-        (found(), [known(vid=f"{C}/work/a/b")], "is not a valid volume name"),
-        (found(), [known(vid=f"{C}/work/../x")], "is not a valid volume name"),
-        (found(qubes_root=dataset(f"{C}/vm")), [known()], "rename it"),
         (
-            found(zvol(f"{C}/work")),
-            [known()],
+            disk_reply(),
+            [configured(vid="x/y/z")],
+            "does not start with tank/q/work/",
+        ),
+        (disk_reply(), [configured("a" * 240)], "too long"),
+        (
+            disk_reply(),
+            [configured(name="Private")],
+            "is not a valid volume name",
+        ),
+        (
+            disk_reply(),
+            [configured(vid=f"{C}/work/a/b")],
+            "is not a valid volume name",
+        ),
+        (
+            disk_reply(),
+            [configured(vid=f"{C}/work/../x")],
+            "is not a valid volume name",
+        ),
+        (
+            disk_reply(qubes_root=dataset(f"{C}/vm")),
+            [configured()],
+            "rename it",
+        ),
+        (
+            disk_reply(zvol(f"{C}/work")),
+            [configured()],
             "is a volume, but the dataset of a qube",
         ),
         (
-            found(dataset(f"{C}/work"), moved=[dataset(f"{C}/vm/work")]),
-            [known()],
+            disk_reply(dataset(f"{C}/work"), moved=[dataset(f"{C}/vm/work")]),
+            [configured()],
             "both exist",
         ),
         (
-            found(dataset(f"{C}/work", dataset(f"{C}/work/private"))),
-            [known()],
+            disk_reply(dataset(f"{C}/work", dataset(f"{C}/work/private"))),
+            [configured()],
             "is not a zvol",
         ),
         (
-            found(dataset(f"{C}/work", WORK, set={"snapdev": "visible"})),
-            [known()],
+            disk_reply(dataset(f"{C}/work", WORK, set={"snapdev": "visible"})),
+            [configured()],
             "has snapdev=visible",
         ),
         (
-            found(dataset(f"{C}/work", WORK)),
-            [known(keep=False)],
+            disk_reply(dataset(f"{C}/work", WORK)),
+            [configured(keep=False)],
             "qubesd discards its content",
         ),
         (
-            found(dataset(f"{C}/work", WORK, zvol(f"{C}/work/private.1"))),
-            [known()],
+            disk_reply(dataset(f"{C}/work", WORK, zvol(f"{C}/work/private.1"))),
+            [configured()],
             "its name looks like one that this driver gives",
         ),
         (
-            found(dataset(f"{C}/work", WORK, zvol(f"{C}/work/x", logical=9))),
-            [known()],
+            disk_reply(
+                dataset(f"{C}/work", WORK, zvol(f"{C}/work/x", logical=9))
+            ),
+            [configured()],
             "which is nearly empty",
         ),
         (
-            found(dataset(f"{C}/work", zvol(W, snapshot("r3", 1)))),
-            [known()],
+            disk_reply(dataset(f"{C}/work", zvol(W, snapshot("r3", 1)))),
+            [configured()],
             "private@r3 has a name that this driver uses itself",
         ),
         (
-            found(dataset(f"{C}/work", zvol(W, snapshot("qubes:\xe4", 1)))),
-            [known("w\xf6rk")],
+            disk_reply(
+                dataset(f"{C}/work", zvol(W, snapshot("qubes:\xe4", 1)))
+            ),
+            [configured("w\xf6rk")],
             "is not a valid volume name",
         ),
     ],
 )
-def test_a_migration_is_refused_with_its_reason(there, volumes, why):
+def test_a_migration_is_refused_with_its_reason(reply, volumes, reason):
     with pytest.raises(Refused) as caught:
-        plan_of(there, *volumes)
+        plan_of(reply, *volumes)
     assert any(
-        why in text for text in caught.value.reasons
+        reason in text for text in caught.value.reasons
     ), caught.value.reasons
 
 
 def test_a_missing_qubes_root_is_refused():
     older = {"name": "mine", "driver": "zfs_zvol"}
-    there = {**found(), "container": dataset("mine")}
-    pool = migrating_pool(older, [known(vid="mine/vm/work/private")])
+    reply = {**disk_reply(), "container": dataset("mine")}
+    pool = migrating_pool(older, [configured(vid="mine/vm/work/private")])
     with pytest.raises(Refused, match="the dataset mine/vm does not exist"):
-        plan_migration(pool, [], Disk.parse(Reply(there)), "mark").checked()
+        plan_migration(pool, [], Disk.parse(Reply(reply)), "mark").checked()
 
 
 def test_an_invalid_name_in_a_step_is_refused():
-    there = found(dataset(f"{C}/work", zvol(W, snapshot("qubes:a", 1))))
-    plan = plan_of(there, known())
+    reply = disk_reply(dataset(f"{C}/work", zvol(W, snapshot("qubes:a", 1))))
+    plan = plan_of(reply, configured())
     plan.steps.append(steps.RenameDataset(f"{C}/work", "is moved", "x y"))
     with pytest.raises(Refused, match="does not support the name 'x y'"):
         plan.checked()
 
 
 def test_a_foreign_container_or_driver_is_refused():
-    there = found()
-    there["container"]["own"] = {naming.CLAIM: "other"}
+    reply = disk_reply()
+    reply["container"]["own"] = {naming.CLAIM: "other"}
     with pytest.raises(Refused, match="tank/q belongs to the pool other"):
-        plan_of(there, known())
+        plan_of(reply, configured())
     with pytest.raises(Refused, match="its driver is lvm_thin"):
         migrating_pool({"name": "x", "driver": "lvm_thin"}, [])
 
 
 def test_a_missing_or_invalid_container_is_refused():
-    there = found()
-    del there["container"]
+    reply = disk_reply()
+    del reply["container"]
     with pytest.raises(Refused, match="the filesystem tank/q does not exist"):
-        plan_of(there, known())
+        plan_of(reply, configured())
     with pytest.raises(Refused, match="does not support"):
         migrating_pool({**POOL, "container": "tank/a b"}, [])
 
@@ -329,7 +356,7 @@ def test_the_older_layout_is_located_from_the_vids(
     if driver == "zfs_encrypted":
         base = "t/encryption/mine"
         old, qubes_root = base + old, base + qubes_root
-    pool = migrating_pool(attributes, [known(vid=vid)])
+    pool = migrating_pool(attributes, [configured(vid=vid)])
     assert (pool.old, pool.qubes_root, pool.origin) == (
         old,
         qubes_root,
@@ -337,11 +364,11 @@ def test_the_older_layout_is_located_from_the_vids(
     )
 
 
-# --- undoing
+# --- undo
 
 
-def adopted():
-    """The work qube, adopted."""
+def migrated():
+    """Return the reply for a migrated pool with the qube work, and its record."""
     qubes_root = dataset(f"{C}/vm", set=dict(policy.ROOT_SETTINGS))
     moved = dataset(
         f"{C}/vm/work",
@@ -358,23 +385,23 @@ def adopted():
             naming.COMMITTED + "private": "private@r2",
         },
     )
-    there = found(moved=[moved], qubes_root=qubes_root)
+    reply = disk_reply(moved=[moved], qubes_root=qubes_root)
     record = json.dumps({"was": "zfs", "old": "", "set": {}})
-    there["container"]["own"] = {
+    reply["container"]["own"] = {
         naming.MIGRATED: record,
         naming.CLAIM: "vault",
     }
-    return there, record
+    return reply, record
 
 
-def undone(there, record):
+def undo_plan(reply, record):
     before = records.disk_record(C, record)
     pool = migrating_pool(POOL, [], (before.origin, before.inside))
-    return plan_undo(pool, before, Disk.parse(Reply(there)), {"work"}).checked()
+    return plan_undo(pool, before, Disk.parse(Reply(reply)), {"work"}).checked()
 
 
 def test_undo_reverses_the_migration():
-    plan = undone(*adopted())
+    plan = undo_plan(*migrated())
     assert outline(plan) == [
         ("ChangeTogether", C),
         ("SetProperties", f"{C}/vm/work/private"),
@@ -393,7 +420,7 @@ def test_undo_reverses_the_migration():
     assert f"rename {C}/vm/work/private@r2 to @qubes-clean-abc" in shown
     assert f"inherit {naming.CLAIM} of {C}" in shown
     gone = [c.name for c in changes if c.dataset == f"{C}/vm/work"]
-    assert gone == sorted(adopted()[0]["moved"]["1"]["own"])
+    assert gone == sorted(migrated()[0]["moved"]["1"]["own"])
 
 
 def _commit(qube, private):
@@ -412,7 +439,7 @@ def _import(qube, private):
     qube["own"][naming.POINTER + "private"] = "1"
 
 
-def _begin_import(qube, private):
+def _start_import(qube, private):
     qube["inner"]["2"] = zvol(f"{C}/vm/work/private.1")
 
 
@@ -425,39 +452,39 @@ def _lose(qube, private):
 
 
 @pytest.mark.parametrize(
-    "what, why",
+    "change, reason",
     [
         (_commit, "private of work was committed after the migration"),
         (_write, "private of work was written to after the migration"),
         (_prune, "private of work lost a revision after the migration"),
         (_import, "private of work was replaced after the migration"),
-        (_begin_import, "private of work was replaced after the migration"),
+        (_start_import, "private of work was replaced after the migration"),
         (_start, "work was started after the migration (root)"),
         (_lose, "private of work was replaced after the migration"),
     ],
 )
-def test_undo_is_refused_after_use(what, why):
-    there, record = copy.deepcopy(adopted())
-    qube = there["moved"]["1"]
-    what(qube, qube["inner"]["1"])
+def test_undo_is_refused_after_use(change, reason):
+    reply, record = copy.deepcopy(migrated())
+    qube = reply["moved"]["1"]
+    change(qube, qube["inner"]["1"])
     with pytest.raises(Refused) as caught:
-        undone(there, record)
-    reasons = (f"{why}, so the migration cannot be undone",)
+        undo_plan(reply, record)
+    reasons = (f"{reason}, so the migration cannot be undone",)
     assert caught.value.reasons == reasons
 
 
 def test_undo_is_refused_after_datasets_were_created():
-    there, record = adopted()
-    there["old"] = listed(dataset(f"{C}/work"))
+    reply, record = migrated()
+    reply["old"] = listed(dataset(f"{C}/work"))
     with pytest.raises(Refused, match="exists again"):
-        undone(there, record)
-    there, record = adopted()
-    there["moved"]["2"] = dataset(f"{C}/vm/new")
+        undo_plan(reply, record)
+    reply, record = migrated()
+    reply["moved"]["2"] = dataset(f"{C}/vm/new")
     with pytest.raises(Refused, match="was created after the migration"):
-        undone(there, record)
+        undo_plan(reply, record)
 
 
-# --- what a disk may record
+# --- records on the disk
 
 
 def _record(**changed):
@@ -492,9 +519,11 @@ def _record(**changed):
 def test_an_invalid_container_record_is_refused(text):
     with pytest.raises(Refused) as caught:
         records.disk_record(C, text)
-    (why,) = caught.value.reasons
-    assert why.startswith(f"{C} has {naming.MIGRATED}") and why.isprintable()
-    assert len(why) < 700
+    (reason,) = caught.value.reasons
+    assert (
+        reason.startswith(f"{C} has {naming.MIGRATED}") and reason.isprintable()
+    )
+    assert len(reason) < 700
 
 
 def test_container_records_that_migration_writes_are_read():
@@ -531,8 +560,8 @@ def test_container_records_that_migration_writes_are_read():
     ],
 )
 def test_records_that_migration_does_not_write_are_refused(where, name, value):
-    there, record = adopted()
-    qube = there["moved"]["1"]
+    reply, record = migrated()
+    qube = reply["moved"]["1"]
     own = {
         "qube": qube["own"],
         "r1": qube["inner"]["1"]["snapshots"]["1"]["own"],
@@ -540,11 +569,11 @@ def test_records_that_migration_does_not_write_are_refused(where, name, value):
     }[where]
     own[name] = value
     with pytest.raises(Refused) as caught:
-        undone(there, record)
-    for why in caught.value.reasons:
-        assert "which 'qvm-zfs adopt' does not write" in why
-        assert why.isprintable()
-    assert any(name in why for why in caught.value.reasons)
+        undo_plan(reply, record)
+    for reason in caught.value.reasons:
+        assert "which 'qvm-zfs adopt' does not write" in reason
+        assert reason.isprintable()
+    assert any(name in reason for reason in caught.value.reasons)
 
 
 def test_settings_that_undo_cannot_restore_are_not_recorded():
@@ -552,9 +581,9 @@ def test_settings_that_undo_cannot_restore_are_not_recorded():
     qubes_root = dataset(
         "mine/vm", set={"mountpoint": "/etc", "volmode": "none"}
     )
-    there = {**found(qubes_root=qubes_root), "container": dataset("mine")}
-    pool = migrating_pool(attributes, [known(vid="mine/vm/a/private")])
-    plan = plan_migration(pool, [], Disk.parse(Reply(there)), "mark").checked()
+    reply = {**disk_reply(qubes_root=qubes_root), "container": dataset("mine")}
+    pool = migrating_pool(attributes, [configured(vid="mine/vm/a/private")])
+    plan = plan_migration(pool, [], Disk.parse(Reply(reply)), "mark").checked()
     record = json.loads(plan.steps[0].changes[0].value)
     assert "mountpoint" not in record["set"]
     assert record["set"]["volmode"] == "none"
@@ -563,7 +592,7 @@ def test_settings_that_undo_cannot_restore_are_not_recorded():
     assert any("mountpoint=/etc of mine/vm" in text for text in plan.left)
 
 
-# --- what dom0 records
+# --- records in dom0
 
 
 @pytest.fixture
@@ -603,7 +632,7 @@ def test_a_dom0_record_is_saved_loaded_and_deleted(folder):
 
 
 def test_a_dom0_record_of_an_earlier_version_is_loaded(folder):
-    """It has no settings of the qubes root; those on the disk count."""
+    """It has no settings of the qubes root, so those on the disk count."""
     saved.save(SAVED)
     (file,) = folder.iterdir()
     value = json.loads(file.read_text())

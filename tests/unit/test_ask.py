@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What answers a prompt, and what does not, with services of all kinds."""
+"""The prompt for a passphrase, with services that answer and that fail."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from qubes_storage_zfs.driver import prompts
 
 
 class Domain:
-    """Its service is a line of shell."""
+    """A qube whose service is a line of shell."""
 
     name = "sys-gui"
     klass = "AppVM"
@@ -41,7 +41,7 @@ class Domain:
 
 
 def answer(domain, pool="work", qube=None):
-    """What comes out of the pipe when *domain* asks."""
+    """Return the text that the service of *domain* writes into the pipe."""
     asker = prompts.Asker(pool, lambda: domain, prompts.UNLOCK_BY_HAND, qube)
     theirs, ours = os.pipe()
     try:
@@ -49,8 +49,8 @@ def answer(domain, pool="work", qube=None):
     finally:
         os.close(ours)
         with open(theirs, "rb") as pipe:
-            came = pipe.read()
-    return came
+            received = pipe.read()
+    return received
 
 
 def test_the_answer_is_written_into_the_pipe():
@@ -70,7 +70,7 @@ def test_the_request_names_the_qube_that_needs_the_pool():
 
 
 @pytest.mark.parametrize(
-    "script, kind, why",
+    "script, kind, reason",
     [
         ("exit 1", prompts.PromptFailed, "prompt was cancelled"),
         (
@@ -101,8 +101,8 @@ def test_the_request_names_the_qube_that_needs_the_pool():
         ),
     ],
 )
-def test_a_failed_prompt_reports_its_cause(script, kind, why):
-    with pytest.raises(kind, match=why):
+def test_a_failed_prompt_reports_its_cause(script, kind, reason):
+    with pytest.raises(kind, match=reason):
         answer(Domain(script))
 
 
@@ -127,7 +127,7 @@ def test_an_unresponsive_prompt_is_killed(monkeypatch):
 def test_the_prompt_is_closed_when_its_operation_is_cancelled():
     domain = Domain("cat >/dev/null; exit 0")
 
-    async def leave():
+    async def cancel():
         theirs, ours = os.pipe()
         asker = prompts.Asker("work", lambda: domain, "")
         task = asyncio.create_task(asker("unlock", ours))
@@ -139,7 +139,7 @@ def test_the_prompt_is_closed_when_its_operation_is_cancelled():
         os.close(ours)
         return task.cancelled()
 
-    assert asyncio.run(leave())
+    assert asyncio.run(cancel())
     assert domain.process.returncode == 0
 
 
@@ -161,7 +161,7 @@ def test_the_prompt_is_shown_in_the_gui_domain_or_dom0():
     assert prompts.domain_for(None, "a", app) is gui
     assert prompts.domain_for(None, "b", app) is dom0
     assert prompts.domain_for(None, "d", app) is gui
-    # a pool is added: no qube yet
+    # when a pool is added, no qube needs it yet
     assert prompts.domain_for(None, None, app) is gui
     app.default_guivm = None
     for qube in "a", "b", "d", None:
@@ -172,7 +172,7 @@ def test_the_prompt_is_shown_in_the_gui_domain_or_dom0():
 
 
 def test_a_remote_qube_shows_no_prompt():
-    """It has no run_service()."""
+    """A RemoteVM has no run_service()."""
     app = system()
     app.domains["far"] = far = types.SimpleNamespace(
         name="far", klass="RemoteVM", uuid=uuid.uuid4()
@@ -187,7 +187,7 @@ def test_a_remote_qube_shows_no_prompt():
 
 
 def test_guivm_of_a_qube_cannot_redirect_the_prompt():
-    """A client that may set ``guivm``, as one that restores a backup."""
+    """An untrusted client may set ``guivm``, as when it restores a backup."""
     app = system()
     assert prompts.domain_for(None, "c", app) is app.domains["gui"]
     app.default_guivm = None

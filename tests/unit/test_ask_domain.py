@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The qube in ask_password_domain: recorded, kept, and asked alone."""
+"""The option ask_password_domain: its qube is recorded and is not removed."""
 
 import asyncio
 import types
@@ -39,7 +39,7 @@ def app(monkeypatch):
 
 
 def load(app):
-    """Tell the extension that qubesd has loaded qubes.xml."""
+    """Fire the event of qubesd when it has loaded qubes.xml."""
     events.loaded_any(app.domains["dom0"])
 
 
@@ -51,7 +51,7 @@ def test_the_prompt_qube_cannot_be_removed_while_the_pool_exists(app):
         "Cannot remove gui: the pool work shows its passphrase prompt there"
     )
     events.removing(app, app.domains["other"])
-    # another one that has its name
+    # a new qube of the same name
     events.removing(app, domain("gui"))
     del app.pools["work"]
     events.removing(app, app.domains["gui"])
@@ -64,9 +64,9 @@ def test_qubes_xml_records_the_uuid_of_the_prompt_qube(app):
     gui = app.domains["gui"]
     assert config["ask_password_domain_uuid"] == str(gui.uuid)
     config.pop("driver")
-    again = ZfsEncryptedPool(**config)
-    assert again.ask_domain.find(app, "") is gui
-    # it is written once
+    reloaded = ZfsEncryptedPool(**config)
+    assert reloaded.ask_domain.find(app, "") is gui
+    # a recorded UUID is not replaced
     app.domains["gui"] = domain("gui")
     load(app)
     assert app.pools["work"].config["ask_password_domain_uuid"] == str(gui.uuid)
@@ -81,7 +81,7 @@ def test_a_pool_without_the_option_has_no_prompt_qube(app):
 
 
 @pytest.mark.parametrize(
-    "name, why",
+    "name, reason",
     [
         ("gone", "names the qube gone, which does not exist; create it first"),
         ("disp1", "names the qube disp1, which Qubes removes when it stops"),
@@ -89,9 +89,9 @@ def test_a_pool_without_the_option_has_no_prompt_qube(app):
         ("a b", "must be the name of a qube"),
     ],
 )
-def test_an_unsuitable_prompt_qube_is_refused(app, name, why):
+def test_an_unsuitable_prompt_qube_is_refused(app, name, reason):
     app.domains["disp1"] = domain("disp1", auto_cleanup=True)
     app.domains["far"] = domain("far")
     app.domains["far"].klass = "RemoteVM"
-    with pytest.raises(StoragePoolException, match=why):
+    with pytest.raises(StoragePoolException, match=reason):
         asyncio.run(pool_that_asks_in(name).setup())

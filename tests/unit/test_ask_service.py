@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qubes.AskPassword, with programs made up here in place of pinentry & co.
+"""The service qubes.AskPassword, with stand-ins for pinentry and others.
 
-Each of them writes down its arguments, its environment and what it read.
+Each stand-in records its arguments, its environment and the commands it read.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ POLICY = DOM0 / "policy.d/30-qubes-storage-zfs.policy"
 
 SECRET = "correct horse 7%"
 SCREEN = {"DISPLAY": ":5"}
-ANSWERED, CANCELLED, NOBODY, BAD, LATE = range(5)
+ANSWERED, CANCELLED, UNAVAILABLE, BAD, LATE = range(5)
 
 PINENTRY = """
-echo OK made up
+echo OK stand-in
 while read -r line; do
-    echo "$line" >> {told}
+    echo "$line" >> {commands}
     case "$line" in
     GETPIN) {getpin} ;;
     "OPTION lc-"*) echo 'ERR 83886254 Unknown option' ;;
@@ -57,14 +57,14 @@ def load() -> types.ModuleType:
     return module
 
 
-class Place:
-    """A host with the programs that a test puts there, and one request."""
+class Host:
+    """A host with the programs that a test adds, which takes requests."""
 
     def __init__(self, folder: Path) -> None:
         self.ask = load()
         self.folder = folder
         self.log, self.seen = folder / "log", folder / "seen"
-        self.told, self.pids = folder / "told", folder / "pids"
+        self.commands, self.pids = folder / "told", folder / "pids"
         for name in "bin", "proc", "run":
             (folder / name).mkdir()
         self.ask.PATH = str(folder / "bin")
@@ -79,7 +79,7 @@ class Place:
         file.chmod(0o755)
 
     def pinentry(self, getpin: str, name: str = "pinentry") -> None:
-        self.add(name, PINENTRY.format(told=self.told, getpin=getpin))
+        self.add(name, PINENTRY.format(commands=self.commands, getpin=getpin))
 
     def request(
         self,
@@ -88,7 +88,7 @@ class Place:
         environ: dict = SCREEN,
         until=None,
     ) -> tuple[int, bytes]:
-        """Status and stdout; stdin is closed once *until* is true."""
+        """Return (status, answer); the caller gives up once *until* is true."""
         stdin, caller = os.pipe()
         answer, stdout = os.pipe()
         os.write(caller, line)
@@ -116,7 +116,7 @@ class Place:
         return self.log.read_text().split() if self.log.exists() else []
 
     def alive(self) -> list[str]:
-        """Those of the noted processes that are; a dead one may be a zombie."""
+        """Return the noted processes that still run; a zombie does not."""
         alive = []
         for pid in self.pids.read_text().split():
             with contextlib.suppress(OSError):
@@ -126,7 +126,7 @@ class Place:
         return alive
 
     def process(self, pid: int, started: int, **environ: str) -> None:
-        """Put a process of ours into the made up /proc."""
+        """Add a process of this user to the simulated /proc."""
         folder = self.folder / "proc" / str(pid)
         folder.mkdir()
         stat = [pid, "(a) b)", "S", *[0] * 18, started, 0]
@@ -135,30 +135,30 @@ class Place:
         (folder / "environ").write_text("\0".join(lines) + "\0")
 
 
-def _wait(true) -> None:
+def _wait(condition) -> None:
     limit = time.monotonic() + 5
-    while not true():
+    while not condition():
         assert time.monotonic() < limit
         time.sleep(0.01)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
 
 
 PURPOSES = ["new", "new-again", "new-differs", "new-short"]
 PURPOSES += ["unlock", "unlock-again"]
 
 
-def test_all_programs_have_the_same_purposes(place) -> None:
-    assert sorted(place.ask.TEXTS) == PURPOSES
-    assert len(set(place.ask.TEXTS.values())) == len(PURPOSES)
+def test_all_programs_have_the_same_purposes(host) -> None:
+    assert sorted(host.ask.TEXTS) == PURPOSES
+    assert len(set(host.ask.TEXTS.values())) == len(PURPOSES)
     # the service is a separate program, which imports nothing of ours
     assert sorted(keywords.Purpose) == sorted(common.TEXTS) == PURPOSES
 
 
-def test_all_programs_state_the_same_length_bounds(place) -> None:
+def test_all_programs_state_the_same_length_bounds(host) -> None:
     bounds = f"{keywords.SHORTEST} to {keywords.LONGEST} bytes"
     texts = (
         messages.NO_NEW_PASSPHRASE,
@@ -166,50 +166,50 @@ def test_all_programs_state_the_same_length_bounds(place) -> None:
         common.TEXTS[keywords.Purpose.NEW_SHORT],
     )
     assert all(bounds in text for text in texts)
-    assert f" {keywords.SHORTEST} characters" in place.ask.TEXTS["new"]
-    short = place.ask.TEXTS["new-short"]
+    assert f" {keywords.SHORTEST} characters" in host.ask.TEXTS["new"]
+    short = host.ask.TEXTS["new-short"]
     assert f" {bounds} long" in short
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_the_prompt_names_the_pool(place, purpose) -> None:
-    place.pinentry("echo 'D x'; echo OK")
-    assert place.request(purpose, b"my_pool-1.a 30\n") == (ANSWERED, b"x\n")
-    told = place.told.read_text().split("\n")
-    (text,) = (line for line in told if line.startswith("SETDESC "))
+def test_the_prompt_names_the_pool(host, purpose) -> None:
+    host.pinentry("echo 'D x'; echo OK")
+    assert host.request(purpose, b"my_pool-1.a 30\n") == (ANSWERED, b"x\n")
+    commands = host.commands.read_text().split("\n")
+    (text,) = (line for line in commands if line.startswith("SETDESC "))
     assert '"my_pool-1.a"' in text
     assert "%" not in text
-    assert "SETTIMEOUT 30" in told and "OPTION grab" in told
+    assert "SETTIMEOUT 30" in commands and "OPTION grab" in commands
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
-def test_the_prompt_names_the_qube_that_needs_the_pool(place, purpose) -> None:
-    place.pinentry("echo 'D x'; echo OK")
+def test_the_prompt_names_the_qube_that_needs_the_pool(host, purpose) -> None:
+    host.pinentry("echo 'D x'; echo OK")
     line = b"my_pool-1.a 30 disp_7-x.y\n"
-    assert place.request(purpose, line) == (ANSWERED, b"x\n")
+    assert host.request(purpose, line) == (ANSWERED, b"x\n")
     (text,) = (
         line
-        for line in place.told.read_text().split("\n")
+        for line in host.commands.read_text().split("\n")
         if line.startswith("SETDESC ")
     )
     assert '"my_pool-1.a"' in text
     assert text.endswith(' (needed by the qube "disp_7-x.y")')
 
 
-def test_zenity_shows_a_single_underscore(place) -> None:
-    """Its label would take it for the mark of a key."""
-    place.add("zenity", "echo x")
-    assert place.request(line=b"my_pool 30\n") == (ANSWERED, b"x\n")
-    seen = place.seen.read_text().split("\0")
+def test_zenity_shows_a_single_underscore(host) -> None:
+    """A label of GTK reads a single underscore as a keyboard mnemonic."""
+    host.add("zenity", "echo x")
+    assert host.request(line=b"my_pool 30\n") == (ANSWERED, b"x\n")
+    seen = host.seen.read_text().split("\0")
     assert "--hide-text" in seen
     assert any(arg.endswith('pool "my__pool"') for arg in seen)
 
 
 @pytest.mark.parametrize("name", ["kdialog", "systemd-ask-password"])
-def test_other_programs_show_the_text(place, name) -> None:
-    place.add(name, "echo x")
-    assert place.request() == (ANSWERED, b"x\n")
-    seen = place.seen.read_text().split("\0")
+def test_other_programs_show_the_text(host, name) -> None:
+    host.add(name, "echo x")
+    assert host.request() == (ANSWERED, b"x\n")
+    seen = host.seen.read_text().split("\0")
     assert 'Passphrase of the encrypted pool "work"' in seen
 
 
@@ -219,54 +219,54 @@ ORDER += ["zenity", "kdialog", "systemd-ask-password"]
 
 
 def test_a_program_that_cannot_prompt_is_followed_by_the_next(
-    place, capfd
+    host, capfd
 ) -> None:
     for name in ORDER:
         if name == "pinentry-qt":
-            place.add(name, "kill -ABRT $$")
+            host.add(name, "kill -ABRT $$")
         elif name.startswith("pinentry"):
-            place.pinentry("echo 'ERR 83918950 Inappropriate ioctl'", name)
+            host.pinentry("echo 'ERR 83918950 Inappropriate ioctl'", name)
         elif name == "zenity":
-            place.add(name, "echo 'cannot open display: :5' >&2; exit 1")
+            host.add(name, "echo 'cannot open display: :5' >&2; exit 1")
         elif name == "kdialog":
-            place.add(name, "kill -HUP $$")
+            host.add(name, "kill -HUP $$")
         else:
-            place.add(name, "exit 1")
-    assert place.request() == (NOBODY, b"")
-    assert place.started() == ORDER
+            host.add(name, "exit 1")
+    assert host.request() == (UNAVAILABLE, b"")
+    assert host.started() == ORDER
     assert (
         "kdialog and systemd-ask-password could not" in capfd.readouterr().err
     )
 
 
-def test_no_program_runs_after_one_that_answered(place) -> None:
-    place.pinentry("echo 'D x'; echo OK", "pinentry-qt")
-    place.pinentry("echo 'D y'; echo OK")
-    place.add("zenity", "echo z")
-    assert place.request() == (ANSWERED, b"x\n")
-    assert place.started() == ["pinentry-qt"]
+def test_no_program_runs_after_one_that_answered(host) -> None:
+    host.pinentry("echo 'D x'; echo OK", "pinentry-qt")
+    host.pinentry("echo 'D y'; echo OK")
+    host.add("zenity", "echo z")
+    assert host.request() == (ANSWERED, b"x\n")
+    assert host.started() == ["pinentry-qt"]
 
 
-def test_without_a_screen_only_the_console_prompts(place) -> None:
+def test_without_a_screen_only_the_console_prompts(host) -> None:
     for name in ORDER:
-        place.add(name, "echo x")
-    assert place.request(environ={}) == (ANSWERED, b"x\n")
-    assert place.started() == ["systemd-ask-password"]
-    assert "--no-tty" in place.seen.read_text().split("\0")
+        host.add(name, "echo x")
+    assert host.request(environ={}) == (ANSWERED, b"x\n")
+    assert host.started() == ["systemd-ask-password"]
+    assert "--no-tty" in host.seen.read_text().split("\0")
 
 
-def test_missing_programs_are_reported(place, capfd) -> None:
-    assert place.request() == (NOBODY, b"")
-    assert "no program could not" not in (said := capfd.readouterr().err)
-    assert "no program for a prompt is installed" in said
-    assert place.request(environ={}) == (NOBODY, b"")
+def test_missing_programs_are_reported(host, capfd) -> None:
+    assert host.request() == (UNAVAILABLE, b"")
+    assert "no program could not" not in (output := capfd.readouterr().err)
+    assert "no program for a prompt is installed" in output
+    assert host.request(environ={}) == (UNAVAILABLE, b"")
     assert "no graphical session" in capfd.readouterr().err
 
 
-def test_a_program_that_cannot_run_is_reported(place, capfd) -> None:
-    (place.folder / "bin/zenity").write_text("#!/nowhere\n")
-    (place.folder / "bin/zenity").chmod(0o755)
-    assert place.request() == (NOBODY, b"")
+def test_a_program_that_cannot_run_is_reported(host, capfd) -> None:
+    (host.folder / "bin/zenity").write_text("#!/nowhere\n")
+    (host.folder / "bin/zenity").chmod(0o755)
+    assert host.request() == (UNAVAILABLE, b"")
     assert "zenity could not show a prompt" in capfd.readouterr().err
 
 
@@ -282,17 +282,17 @@ def test_a_program_that_cannot_run_is_reported(place, capfd) -> None:
         ("D " + "%41" * 300 + "\nD " + "%42" * 724, "A" * 300 + "B" * 724),
     ],
 )
-def test_escapes_of_pinentry_are_decoded(place, data, answer) -> None:
-    place.pinentry(
+def test_escapes_of_pinentry_are_decoded(host, data, answer) -> None:
+    host.pinentry(
         "".join(f"echo '{line}';" for line in data.split("\n")) + "echo OK"
     )
-    assert place.request() == (ANSWERED, answer.encode() + b"\n")
+    assert host.request() == (ANSWERED, answer.encode() + b"\n")
 
 
 @pytest.mark.parametrize("data", ["D a%4", "D a%zz", "D a%"])
-def test_an_invalid_escape_of_pinentry_is_refused(place, data) -> None:
-    place.pinentry(f"echo '{data}'; echo OK")
-    assert place.request() == (NOBODY, b"")
+def test_an_invalid_escape_of_pinentry_is_refused(host, data) -> None:
+    host.pinentry(f"echo '{data}'; echo OK")
+    assert host.request() == (UNAVAILABLE, b"")
 
 
 @pytest.mark.parametrize(
@@ -306,124 +306,125 @@ def test_an_invalid_escape_of_pinentry_is_refused(place, data) -> None:
         ("systemd-ask-password", r"%s\n", "x" * 1024),
     ],
 )
-def test_one_line_is_the_answer(place, name, printed, answer) -> None:
-    place.add(name, f"printf '{printed}' '{answer}'")
-    status, said = place.request()
+def test_one_line_is_the_answer(host, name, printed, answer) -> None:
+    host.add(name, f"printf '{printed}' '{answer}'")
+    status, output = host.request()
     assert status == ANSWERED
     assert (
-        said.decode() == printed.replace("%s", answer).replace("\\n", "") + "\n"
+        output.decode()
+        == printed.replace("%s", answer).replace("\\n", "") + "\n"
     )
 
 
 @pytest.mark.parametrize(
     "printed", [r"a\nb\n", r"a\n\n", r"a\0b\n", "x" * 1025, "x" * 20000]
 )
-def test_an_invalid_answer_is_refused(place, printed, capfd) -> None:
-    """It must not be cut: that would be another passphrase."""
-    place.add("zenity", f"printf '{printed}'")
-    assert place.request() == (CANCELLED, b"")
+def test_an_invalid_answer_is_refused(host, printed, capfd) -> None:
+    """The answer is not truncated, because that is another passphrase."""
+    host.add("zenity", f"printf '{printed}'")
+    assert host.request() == (CANCELLED, b"")
     assert "the answer is " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("data", ["a%0Ab", "a%00b", "x" * 1025, "%41" * 9000])
-def test_an_invalid_answer_of_pinentry_is_refused(place, data) -> None:
-    place.pinentry(f"echo 'D {data}'; echo OK")
-    assert place.request() == (CANCELLED, b"")
+def test_an_invalid_answer_of_pinentry_is_refused(host, data) -> None:
+    host.pinentry(f"echo 'D {data}'; echo OK")
+    assert host.request() == (CANCELLED, b"")
 
 
-def test_a_pinentry_that_cannot_show_the_pool_is_not_used(place) -> None:
-    place.add(
+def test_a_pinentry_that_cannot_show_the_pool_is_not_used(host) -> None:
+    host.add(
         "pinentry",
         "echo OK; while read -r line; do case $line in "
         "SETDESC*) echo 'ERR 1 no' ;; GETPIN) echo 'D x'; echo OK ;; "
         "*) echo OK ;; esac; done",
     )
-    place.add("zenity", "echo y")
-    assert place.request() == (ANSWERED, b"y\n")
+    host.add("zenity", "echo y")
+    assert host.request() == (ANSWERED, b"y\n")
 
 
 @pytest.mark.parametrize("code", [83886179, 83886194, 83886278, 99])
-def test_cancelling_pinentry_ends_the_prompt(place, code) -> None:
-    place.pinentry(f"echo 'ERR {code} Operation cancelled'")
-    place.add("zenity", "echo x")
-    assert place.request() == (CANCELLED, b"")
-    assert place.started() == ["pinentry"]
+def test_cancelling_pinentry_ends_the_prompt(host, code) -> None:
+    host.pinentry(f"echo 'ERR {code} Operation cancelled'")
+    host.add("zenity", "echo x")
+    assert host.request() == (CANCELLED, b"")
+    assert host.started() == ["pinentry"]
 
 
 @pytest.mark.parametrize("name", ["zenity", "kdialog"])
-def test_cancelling_a_dialog_ends_the_prompt(place, name) -> None:
-    place.add(name, "echo 'Gtk-WARNING: some display' >&2; exit 1")
-    place.add("systemd-ask-password", "echo x")
-    assert place.request() == (CANCELLED, b"")
-    assert place.started() == [name]
+def test_cancelling_a_dialog_ends_the_prompt(host, name) -> None:
+    host.add(name, "echo 'Gtk-WARNING: some display' >&2; exit 1")
+    host.add("systemd-ask-password", "echo x")
+    assert host.request() == (CANCELLED, b"")
+    assert host.started() == [name]
 
 
-def test_a_refused_keyboard_grab_is_no_cancellation(place) -> None:
-    """pinentry-gtk-2 says so when another window has the keyboard."""
-    place.pinentry(
+def test_a_refused_keyboard_grab_is_no_cancellation(host) -> None:
+    """pinentry-gtk-2 reports it if another window has grabbed the keyboard."""
+    host.pinentry(
         "echo 'could not grab keyboard: already grabbed (1)' >&2;"
         "echo 'ERR 83886179 Operation cancelled'"
     )
-    place.add("zenity", "echo x")
-    assert place.request() == (ANSWERED, b"x\n")
+    host.add("zenity", "echo x")
+    assert host.request() == (ANSWERED, b"x\n")
 
 
 @pytest.mark.parametrize("name", ["pinentry", "zenity"])
-def test_a_program_may_report_a_timeout(place, name) -> None:
-    place.pinentry("echo 'ERR 83886142 Timeout'")
+def test_a_program_may_report_a_timeout(host, name) -> None:
+    host.pinentry("echo 'ERR 83886142 Timeout'")
     if name == "zenity":
-        (place.folder / "bin/pinentry").unlink()
-        place.add("zenity", "exit 5")
-    assert place.request() == (LATE, b"")
+        (host.folder / "bin/pinentry").unlink()
+        host.add("zenity", "exit 5")
+    assert host.request() == (LATE, b"")
 
 
-def _stubborn(place: Place) -> str:
-    """Two processes that ignore SIGTERM, noted, and no answer."""
+def _stubborn_script(host: Host) -> str:
+    """Return a script of two noted processes that ignore SIGTERM."""
     return (
         "trap '' TERM; /bin/sleep 60 & "
-        f"echo $$ $! > {place.pids}.new; /bin/mv {place.pids}.new {place.pids};"
+        f"echo $$ $! > {host.pids}.new; /bin/mv {host.pids}.new {host.pids};"
         "wait"
     )
 
 
 @pytest.mark.parametrize("name", ["pinentry", "zenity", "systemd-ask-password"])
-def test_a_caller_that_gives_up_closes_the_prompt(place, name, capfd) -> None:
+def test_a_caller_that_gives_up_closes_the_prompt(host, name, capfd) -> None:
     if name == "pinentry":
-        place.pinentry(_stubborn(place))
+        host.pinentry(_stubborn_script(host))
     else:
-        place.add(name, _stubborn(place))
+        host.add(name, _stubborn_script(host))
     before = time.monotonic()
-    assert place.request(until=place.pids.exists) == (LATE, b"")
+    assert host.request(until=host.pids.exists) == (LATE, b"")
     assert time.monotonic() - before < 20
-    _wait(lambda: not place.alive())
+    _wait(lambda: not host.alive())
     assert "the caller ended the request" in capfd.readouterr().err
 
 
-def test_further_input_does_not_close_the_prompt(place) -> None:
-    place.add("zenity", "/bin/sleep 0.05; echo x")
+def test_further_input_does_not_close_the_prompt(host) -> None:
+    host.add("zenity", "/bin/sleep 0.05; echo x")
     line = b"work 30\n" + b"more\n" * 2000
-    assert place.request(line=line) == (ANSWERED, b"x\n")
+    assert host.request(line=line) == (ANSWERED, b"x\n")
 
 
-def test_the_time_limit_closes_the_prompt(place, capfd) -> None:
-    place.add("zenity", _stubborn(place))
-    place.add("kdialog", "echo x")
+def test_the_time_limit_closes_the_prompt(host, capfd) -> None:
+    host.add("zenity", _stubborn_script(host))
+    host.add("kdialog", "echo x")
     before = time.monotonic()
-    assert place.request(line=b"work 1\n") == (LATE, b"")
+    assert host.request(line=b"work 1\n") == (LATE, b"")
     assert 1 <= time.monotonic() - before < 20
-    _wait(lambda: not place.alive())
-    assert place.started() == ["zenity"]
+    _wait(lambda: not host.alive())
+    assert host.started() == ["zenity"]
     assert "the prompt was not answered in time" in capfd.readouterr().err
 
 
-def test_an_answer_that_the_caller_does_not_read_is_late(place) -> None:
-    place.add("zenity", "echo x")
+def test_an_answer_that_the_caller_does_not_read_is_late(host) -> None:
+    host.add("zenity", "echo x")
     stdin, caller = os.pipe()
     answer, stdout = os.pipe()
     os.close(answer)
     os.write(caller, b"work 30\n")
     try:
-        assert place.ask.serve("unlock", SCREEN, stdin, stdout) == LATE
+        assert host.ask.serve("unlock", SCREEN, stdin, stdout) == LATE
     finally:
         for fd in stdin, caller, stdout:
             os.close(fd)
@@ -460,10 +461,10 @@ def test_an_answer_that_the_caller_does_not_read_is_late(place) -> None:
         b"a" * 5000,
     ],
 )
-def test_an_invalid_request_shows_no_prompt(place, line, capfd) -> None:
-    place.add("zenity", "echo x")
-    assert place.request(line=line, until=lambda: True) == (BAD, b"")
-    assert place.started() == []
+def test_an_invalid_request_shows_no_prompt(host, line, capfd) -> None:
+    host.add("zenity", "echo x")
+    assert host.request(line=line, until=lambda: True) == (BAD, b"")
+    assert host.started() == []
     assert capfd.readouterr().err.count("\n") == 1
 
 
@@ -476,98 +477,98 @@ def test_an_invalid_request_shows_no_prompt(place, line, capfd) -> None:
         b"a" * 64 + b" 3600 " + b"b" * 31 + b"\n",
     ],
 )
-def test_a_valid_request_shows_a_prompt(place, line) -> None:
-    place.add("zenity", "echo x")
-    assert place.request(line=line) == (ANSWERED, b"x\n")
+def test_a_valid_request_shows_a_prompt(host, line) -> None:
+    host.add("zenity", "echo x")
+    assert host.request(line=line) == (ANSWERED, b"x\n")
 
 
 @pytest.mark.parametrize(
     "purpose", ["", "new ", "New", "unlock+a", "../unlock"]
 )
-def test_an_invalid_purpose_shows_no_prompt(place, purpose) -> None:
-    place.add("zenity", "echo x")
-    assert place.request(purpose) == (BAD, b"")
-    assert place.started() == []
+def test_an_invalid_purpose_shows_no_prompt(host, purpose) -> None:
+    host.add("zenity", "echo x")
+    assert host.request(purpose) == (BAD, b"")
+    assert host.started() == []
 
 
-def test_a_request_from_a_qube_shows_no_prompt(place) -> None:
-    """Should the policy ever let it through."""
-    place.add("zenity", "echo x")
+def test_a_request_from_a_qube_shows_no_prompt(host) -> None:
+    """The service refuses even if the policy allows the call."""
+    host.add("zenity", "echo x")
     environ = {**SCREEN, "QREXEC_REMOTE_DOMAIN": "sys-net"}
-    assert place.request(environ=environ) == (BAD, b"")
+    assert host.request(environ=environ) == (BAD, b"")
     environ["QREXEC_REMOTE_DOMAIN"] = "dom0"
-    assert place.request(environ=environ) == (ANSWERED, b"x\n")
+    assert host.request(environ=environ) == (ANSWERED, b"x\n")
 
 
 def test_the_passphrase_is_in_no_argument_and_no_environment(
-    place, capfd
+    host, capfd
 ) -> None:
-    """Not even of a program that runs after one that had been given it."""
-    place.pinentry("echo 'D correct horse 7%25'; exit", "pinentry-qt")
-    place.pinentry("echo 'D correct horse 7%25 %'; echo OK")
-    place.add("zenity", f"echo '{SECRET}'; exit 3")
-    place.add("systemd-ask-password", f"echo '{SECRET}'")
+    """Nor of a program that runs after the passphrase was typed."""
+    host.pinentry("echo 'D correct horse 7%25'; exit", "pinentry-qt")
+    host.pinentry("echo 'D correct horse 7%25 %'; echo OK")
+    host.add("zenity", f"echo '{SECRET}'; exit 3")
+    host.add("systemd-ask-password", f"echo '{SECRET}'")
     environ = {**SCREEN, "LD_PRELOAD": "x", "WORD": SECRET}
-    assert place.request(environ=environ) == (ANSWERED, f"{SECRET}\n".encode())
-    assert len(place.started()) == 4
-    seen = place.seen.read_text()
+    assert host.request(environ=environ) == (ANSWERED, f"{SECRET}\n".encode())
+    assert len(host.started()) == 4
+    seen = host.seen.read_text()
     assert "DISPLAY=:5" in seen and "LC_ALL=C.UTF-8" in seen
     assert "correct" not in seen and "LD_PRELOAD" not in seen
-    assert "correct" not in place.told.read_text()
+    assert "correct" not in host.commands.read_text()
     assert "correct" not in "".join(capfd.readouterr())
 
 
-def test_the_buffer_is_overwritten(place, monkeypatch) -> None:
+def test_the_buffer_is_overwritten(host, monkeypatch) -> None:
     buffers = []
 
-    class Kept(place.ask.Prompt):
+    class RecordingPrompt(host.ask.Prompt):
         def __init__(self, *args) -> None:
             super().__init__(*args)
             buffers.append(self.said)
 
-    monkeypatch.setattr(place.ask, "Prompt", Kept)
-    place.pinentry("echo 'D correct horse 7%25'; echo OK")
-    assert place.request()[0] == ANSWERED
-    place.add("pinentry", "exit 1")
-    place.add("zenity", f"echo '{SECRET}'")
-    assert place.request()[0] == ANSWERED
+    monkeypatch.setattr(host.ask, "Prompt", RecordingPrompt)
+    host.pinentry("echo 'D correct horse 7%25'; echo OK")
+    assert host.request()[0] == ANSWERED
+    host.add("pinentry", "exit 1")
+    host.add("zenity", f"echo '{SECRET}'")
+    assert host.request()[0] == ANSWERED
     assert len(buffers) == 3 and not any(map(any, buffers))
 
 
-def test_no_file_descriptor_stays_open(place) -> None:
-    place.pinentry("echo 'ERR 1 no'")
-    place.add("zenity", "echo x")
+def test_no_file_descriptor_stays_open(host) -> None:
+    host.pinentry("echo 'ERR 1 no'")
+    host.add("zenity", "echo x")
     before = os.listdir("/proc/self/fd")
-    assert place.request()[0] == ANSWERED
+    assert host.request()[0] == ANSWERED
     assert os.listdir("/proc/self/fd") == before
 
 
-# whose screen
+# --- the session
 
 
-def test_the_session_in_the_environment_is_used(place) -> None:
-    place.add("systemctl", "echo DISPLAY=:9")
+def test_the_session_in_the_environment_is_used(host) -> None:
+    host.add("systemctl", "echo DISPLAY=:9")
     environ = {"WAYLAND_DISPLAY": "wayland-0", "HOME": "/x", "PATH": "/y"}
-    _, found = place.ask.find_session(environ)
-    assert found == {"WAYLAND_DISPLAY": "wayland-0"}
-    assert place.started() == []
+    _, session = host.ask.find_session(environ)
+    assert session == {"WAYLAND_DISPLAY": "wayland-0"}
+    assert host.started() == []
 
 
-def test_the_session_that_systemd_reports_is_used(place) -> None:
+def test_the_session_that_systemd_reports_is_used(host) -> None:
     lines = ["LANG=x", "DISPLAY=:9", "XAUTHORITY=$'/a b'", "=", "A"]
-    place.add("systemctl", f'printf "%s\\n" "{chr(10).join(lines)}"')
-    run = place.folder / "run" / str(os.getuid())
+    host.add("systemctl", f'printf "%s\\n" "{chr(10).join(lines)}"')
+    run = host.folder / "run" / str(os.getuid())
     run.mkdir()
     (run / "bus").touch()
-    place.process(7, 1, DISPLAY=":7")
-    uid, found = place.ask.find_session({"DISPLAY": ""})
+    host.process(7, 1, DISPLAY=":7")
+    uid, session = host.ask.find_session({"DISPLAY": ""})
     assert uid == os.getuid()
-    assert found == {
+    assert session == {
         "DISPLAY": ":9",
         "XDG_RUNTIME_DIR": str(run),
         "DBUS_SESSION_BUS_ADDRESS": f"unix:path={run}/bus",
     }
-    seen = place.seen.read_text().split("\0")
+    seen = host.seen.read_text().split("\0")
     assert "--user" in seen and f"XDG_RUNTIME_DIR={run}" in seen
 
 
@@ -575,20 +576,20 @@ def test_the_session_that_systemd_reports_is_used(place) -> None:
     "systemctl", ["exit 1", "echo XDG_RUNTIME_DIR=/x", None]
 )
 def test_the_session_of_the_oldest_process_is_used(
-    place, monkeypatch, systemctl
+    host, monkeypatch, systemctl
 ) -> None:
     if systemctl:
-        place.add("systemctl", systemctl)
+        host.add("systemctl", systemctl)
     uid = os.getuid()
-    monkeypatch.setattr(place.ask, "PEOPLE", range(uid, uid + 1))
-    place.process(3, 10, HOME="/x")
-    place.process(5, 400, DISPLAY=":5")
-    place.process(7, 99, DISPLAY=":7", XAUTHORITY="/a", HOME="/x")
-    place.process(8, 100, WAYLAND_DISPLAY="w")
-    (place.folder / "proc/9").mkdir()
-    (place.folder / "proc/self").mkdir()
+    monkeypatch.setattr(host.ask, "PEOPLE", range(uid, uid + 1))
+    host.process(3, 10, HOME="/x")
+    host.process(5, 400, DISPLAY=":5")
+    host.process(7, 99, DISPLAY=":7", XAUTHORITY="/a", HOME="/x")
+    host.process(8, 100, WAYLAND_DISPLAY="w")
+    (host.folder / "proc/9").mkdir()
+    (host.folder / "proc/self").mkdir()
     expected = uid, {"DISPLAY": ":7", "XAUTHORITY": "/a"}
-    assert place.ask.find_session({}) == expected
+    assert host.ask.find_session({}) == expected
 
 
 LOGINCTL = """
@@ -600,26 +601,26 @@ esac
 """
 
 
-def _logind(place, user, seat="c2", kind="user", type="x11", display=":1"):
-    """Put a stand-in for loginctl there, which knows one active session."""
+def _logind(host, user, seat="c2", kind="user", type="x11", display=":1"):
+    """Add a stand-in for loginctl, which reports one active session."""
     values = {"user": user, "seat": seat, "kind": kind, "type": type}
-    place.add("loginctl", LOGINCTL.format(**values, display=display))
+    host.add("loginctl", LOGINCTL.format(**values, display=display))
 
 
 @pytest.fixture
-def root(place, monkeypatch):
-    """Root asks; returns what adds a process of a person."""
-    made = []
-    monkeypatch.setattr(place.ask.os, "getuid", lambda: 0)
-    monkeypatch.setattr(place.ask, "PEOPLE", range(4000, 5000))
+def root(host, monkeypatch):
+    """Run as root; return a function that adds a process of a user."""
+    entries = []
+    monkeypatch.setattr(host.ask.os, "getuid", lambda: 0)
+    monkeypatch.setattr(host.ask, "PEOPLE", range(4000, 5000))
     monkeypatch.setattr(
-        place.ask,
+        host.ask,
         "processes",
-        lambda uids: [one for one in made if one[1] in uids],
+        lambda uids: [entry for entry in entries if entry[1] in uids],
     )
 
-    def process(started, owner, **environ):
-        made.append((started, owner, place.ask.of_session(pairs(environ))))
+    def process(started, uid, **environ):
+        entries.append((started, uid, host.ask.of_session(pairs(environ))))
 
     def pairs(environ):
         return [f"{name}={value}" for name, value in environ.items()]
@@ -627,26 +628,26 @@ def root(place, monkeypatch):
     return process
 
 
-def test_root_prompts_in_the_active_session_of_seat0(place, root) -> None:
-    """Not the person who has been logged in for longest."""
+def test_root_prompts_in_the_active_session_of_seat0(host, root) -> None:
+    """Another user may have been logged in for longer."""
     root(10, 4001, DISPLAY=":0", XAUTHORITY="/old")
     root(80, 4002, DISPLAY=":1.0", XAUTHORITY="/mine")
     root(90, 4002, DISPLAY=":1", XAUTHORITY="/later")
     root(20, 4002, DISPLAY=":7", XAUTHORITY="/another")
-    _logind(place, 4002)
-    assert place.ask.find_session({}) == (
+    _logind(host, 4002)
+    assert host.ask.find_session({}) == (
         4002,
         {"DISPLAY": ":1.0", "XAUTHORITY": "/mine"},
     )
-    _logind(place, 4001, seat="3", display=":0", kind="user-light")
-    assert place.ask.find_session({})[0] == 4001
-    # nothing shows where X has its cookie
-    _logind(place, 4002, display=":3")
-    assert place.ask.find_session({}) == (4002, {"DISPLAY": ":3"})
-    # wayland
+    _logind(host, 4001, seat="3", display=":0", kind="user-light")
+    assert host.ask.find_session({})[0] == 4001
+    # no process names the file with the X11 cookie
+    _logind(host, 4002, display=":3")
+    assert host.ask.find_session({}) == (4002, {"DISPLAY": ":3"})
+    # Wayland
     root(95, 4003, WAYLAND_DISPLAY="wayland-0")
-    _logind(place, 4003, type="wayland", display="")
-    assert place.ask.find_session({}) == (
+    _logind(host, 4003, type="wayland", display="")
+    assert host.ask.find_session({}) == (
         4003,
         {"WAYLAND_DISPLAY": "wayland-0"},
     )
@@ -663,50 +664,50 @@ def test_root_prompts_in_the_active_session_of_seat0(place, root) -> None:
     ],
 )
 def test_a_session_that_is_not_on_the_screen_shows_no_prompt(
-    place, root, active
+    host, root, active
 ) -> None:
     root(10, 4001, DISPLAY=":1")
-    _logind(place, **active)
-    assert place.ask.find_session({}) == (0, {})
-    for nothing in "Id=seat0", r"Id=seat0\nActiveSession=\n":
-        place.add("loginctl", f"printf '{nothing}\\n'")
-        assert place.ask.find_session({}) == (0, {})
+    _logind(host, **active)
+    assert host.ask.find_session({}) == (0, {})
+    for report in "Id=seat0", r"Id=seat0\nActiveSession=\n":
+        host.add("loginctl", f"printf '{report}\\n'")
+        assert host.ask.find_session({}) == (0, {})
 
 
 @pytest.mark.parametrize(
     "loginctl", [None, "echo Failed to connect to bus >&2; exit 1", "exit 0"]
 )
 def test_without_logind_the_oldest_process_is_used(
-    place, root, loginctl
+    host, root, loginctl
 ) -> None:
     if loginctl:
-        place.add("loginctl", loginctl)
+        host.add("loginctl", loginctl)
     root(10, 3999, DISPLAY=":5")
     root(30, 4001, DISPLAY=":6")
     root(20, 4002, DISPLAY=":7")
-    assert place.ask.find_session({}) == (4002, {"DISPLAY": ":7"})
+    assert host.ask.find_session({}) == (4002, {"DISPLAY": ":7"})
 
 
-def test_root_prompts_as_the_user_of_the_session(place, monkeypatch) -> None:
-    """Not that of the login screen; and asks as that person."""
-    owner = os.getuid() or 4321
-    place.process(7, 99, DISPLAY=":7")
-    os.chown(place.folder / "proc/7", owner, -1)
-    place.add("zenity", "echo x")
-    monkeypatch.setattr(place.ask.os, "getuid", lambda: 0)
-    monkeypatch.setattr(place.ask, "PEOPLE", range(owner + 1, owner + 2))
-    assert place.ask.find_session({}) == (0, {})
-    monkeypatch.setattr(place.ask, "PEOPLE", range(owner, owner + 1))
+def test_root_prompts_as_the_user_of_the_session(host, monkeypatch) -> None:
+    """It is not the login screen; the program runs with the user's identity."""
+    uid = os.getuid() or 4321
+    host.process(7, 99, DISPLAY=":7")
+    os.chown(host.folder / "proc/7", uid, -1)
+    host.add("zenity", "echo x")
+    monkeypatch.setattr(host.ask.os, "getuid", lambda: 0)
+    monkeypatch.setattr(host.ask, "PEOPLE", range(uid + 1, uid + 2))
+    assert host.ask.find_session({}) == (0, {})
+    monkeypatch.setattr(host.ask, "PEOPLE", range(uid, uid + 1))
     person = types.SimpleNamespace(pw_dir="/home/person")
-    monkeypatch.setattr(place.ask.pwd, "getpwuid", {owner: person}.get)
-    became = []
-    monkeypatch.setattr(place.ask, "become", became.append)
-    assert place.request(environ={}) == (ANSWERED, b"x\n")
-    assert became == [owner]
-    assert "HOME=/home/person" in place.seen.read_text().split("\0")
+    monkeypatch.setattr(host.ask.pwd, "getpwuid", {uid: person}.get)
+    identities = []
+    monkeypatch.setattr(host.ask, "become", identities.append)
+    assert host.request(environ={}) == (ANSWERED, b"x\n")
+    assert identities == [uid]
+    assert "HOME=/home/person" in host.seen.read_text().split("\0")
 
 
-# the script as it is installed
+# --- the installed script
 
 
 def _run(*argv: str, line: bytes = b"work 30\n", **environ: str):
@@ -730,27 +731,29 @@ def test_the_script_refuses_invalid_requests() -> None:
     assert SCRIPT.read_text().startswith("#!/usr/bin/python3 -I\n")
 
 
-def test_the_environment_cannot_choose_a_program(place, monkeypatch) -> None:
-    place.add("zenity", "echo x")
-    place.add("systemctl", "echo DISPLAY=:9")
-    monkeypatch.setenv("PATH", place.ask.PATH)
-    place.ask.PATH = str(place.folder / "run")
+def test_the_environment_cannot_choose_a_program(host, monkeypatch) -> None:
+    host.add("zenity", "echo x")
+    host.add("systemctl", "echo DISPLAY=:9")
+    monkeypatch.setenv("PATH", host.ask.PATH)
+    host.ask.PATH = str(host.folder / "run")
     for environ in {**SCREEN, "PATH": os.environ["PATH"]}, {}:
-        assert place.request(environ=environ) == (NOBODY, b"")
-    assert place.started() == []
+        assert host.request(environ=environ) == (UNAVAILABLE, b"")
+    assert host.started() == []
     folders = load().PATH.split(":")
-    assert all(one.startswith(("/usr/", "/bin", "/sbin")) for one in folders)
+    assert all(
+        folder.startswith(("/usr/", "/bin", "/sbin")) for folder in folders
+    )
 
 
-def test_a_signal_closes_the_prompt(place) -> None:
-    """The prompt goes too, and so it does if nobody can tidy up."""
-    place.add("zenity", f"echo $$ > {place.pids}; exec /bin/sleep 60")
+def test_a_signal_closes_the_prompt(host) -> None:
+    """SIGKILL does so, too, although the service cannot clean up."""
+    host.add("zenity", f"echo $$ > {host.pids}; exec /bin/sleep 60")
     text = SCRIPT.read_text()
-    copy = place.folder / "copy"
+    copy = host.folder / "copy"
     assert text.count('\nPATH = "') == 1
-    copy.write_text(text.replace('\nPATH = "', f'\nPATH = "{place.ask.PATH}:'))
+    copy.write_text(text.replace('\nPATH = "', f'\nPATH = "{host.ask.PATH}:'))
     for number, status in (signal.SIGTERM, LATE), (signal.SIGKILL, -9):
-        place.pids.write_text("")
+        host.pids.write_text("")
         with subprocess.Popen(
             [sys.executable, "-I", copy, "unlock"],
             env=SCREEN,
@@ -759,11 +762,11 @@ def test_a_signal_closes_the_prompt(place) -> None:
         ) as process:
             process.stdin.write(b"work 30\n")
             process.stdin.flush()
-            _wait(lambda: place.pids.read_text().endswith("\n"))
+            _wait(lambda: host.pids.read_text().endswith("\n"))
             core = Path(f"/proc/{process.pid}/limits").read_text()
             process.send_signal(number)
             assert process.wait() == status
-        _wait(lambda: not place.alive())
+        _wait(lambda: not host.alive())
         (line,) = (x for x in core.split("\n") if "core file" in x)
         assert line.split()[4:6] == ["0", "0"]
 
@@ -784,24 +787,24 @@ def test_the_service_writes_no_core_dump() -> None:
 
 @pytest.mark.parametrize("call", ["prctl", "mlock"])
 def test_no_prompt_is_shown_if_memory_cannot_be_protected(
-    place, monkeypatch, capfd, call
+    host, monkeypatch, capfd, call
 ) -> None:
-    place.add("zenity", "echo never shown")
+    host.add("zenity", "echo never shown")
     refusing = types.SimpleNamespace(prctl=lambda *_: 0, mlock=lambda *_: 0)
     setattr(refusing, call, lambda *_: -1)
-    monkeypatch.setattr(place.ask, "LIBC", refusing)
+    monkeypatch.setattr(host.ask, "LIBC", refusing)
     if call == "prctl":
-        with pytest.raises(place.ask.End, match="DUMPABLE") as caught:
-            place.ask.no_core_dump()
-        assert caught.value.status == NOBODY
+        with pytest.raises(host.ask.End, match="DUMPABLE") as caught:
+            host.ask.no_core_dump()
+        assert caught.value.status == UNAVAILABLE
     else:
-        assert place.request() == (NOBODY, b"")
+        assert host.request() == (UNAVAILABLE, b"")
         assert "refused to lock" in capfd.readouterr().err
-    assert not place.log.exists()
+    assert not host.log.exists()
 
 
 def test_any_user_can_lock_the_buffer() -> None:
-    """Without CAP_IPC_LOCK and with the smallest of the usual limits."""
+    """It needs no CAP_IPC_LOCK, and the smallest common limit suffices."""
     script = (
         "import importlib.machinery as m, os, resource, sys, types\n"
         "sys.dont_write_bytecode = True\n"
@@ -817,7 +820,7 @@ def test_any_user_can_lock_the_buffer() -> None:
     subprocess.run([sys.executable, "-I", "-c", script], check=True)
 
 
-# the policy
+# --- the policy
 
 
 def test_the_policy_denies_every_qube_without_notification() -> None:
@@ -854,7 +857,7 @@ def test_qrexec_evaluates_the_policy_as_intended(tmp_path, purpose) -> None:
     parser = pytest.importorskip("qrexec.policy.parser")
     exc = pytest.importorskip("qrexec.exc")
     (tmp_path / POLICY.name).write_bytes(POLICY.read_bytes())
-    # what a user may have put into a later file
+    # a permissive policy that a user may have added in a later file
     (tmp_path / "30-user.policy").write_text("* * @anyvm @anyvm allow\n")
     policy = parser.FilePolicy(policy_path=[tmp_path])
 

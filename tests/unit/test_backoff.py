@@ -15,18 +15,18 @@ MINUTE = 60
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds, as backoff.py sees them."""
+    """Return the clock that backoff.py reads, in seconds."""
     clock = types.SimpleNamespace(now=1000.0)
     monkeypatch.setattr(backoff, "now", lambda: clock.now)
     return clock
 
 
 class Pool:
-    """A Key whose kernel and whose person are made up."""
+    """A Key with a simulated kernel and simulated answers to its prompts."""
 
     def __init__(self, monkeypatch):
         self.loaded = False
-        #: what the next prompts raise; None: the right answer
+        #: what the next prompts raise; None for the correct passphrase
         self.replies = []
         self.shown = 0
         monkeypatch.setattr(keys, "state", self._state)
@@ -117,7 +117,7 @@ def test_a_prompt_that_was_not_shown_causes_no_delay(pool, clock):
 
 
 def test_a_closed_prompt_delays_the_next(pool, clock):
-    async def leave():
+    async def cancel():
         task = asyncio.create_task(pool.key.unlock(forever))
         while not pool.shown:
             await asyncio.sleep(0)
@@ -128,7 +128,7 @@ def test_a_closed_prompt_delays_the_next(pool, clock):
         pool.shown += 1
         await asyncio.Event().wait()
 
-    asyncio.run(leave())
+    asyncio.run(cancel())
     assert not pool.start(None)
     clock.now += MINUTE
     assert pool.start(None)

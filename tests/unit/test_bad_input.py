@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whatever is in qubes.xml or comes from a client, before ZFS is asked."""
+"""Arbitrary input from qubes.xml and from clients, before it reaches ZFS."""
 
 import errno
 import re
@@ -18,7 +18,7 @@ from qubes_storage_zfs.store.options import BadOption
 from qubes_storage_zfs.zfs import channel, lzc
 from qubes_storage_zfs.zfs.errors import ZfsError
 
-#: with what has a meaning somewhere on the way, and lone surrogates
+#: includes characters special to Python, XML or ZFS, and lone surrogates
 TEXT = st.one_of(
     st.text(max_size=30),
     st.text("aA0/@#%.:-_ \n\0\x1b\u202e\udc80\u0660", max_size=30),
@@ -44,10 +44,10 @@ OPTIONS = [
     "compression",
     "snap_on_start_forensics",
 ]
-#: a busy host is no failure
+#: no deadline, because the host may be busy
 PATIENT = settings(deadline=None)
 VM = types.SimpleNamespace(name="work", app=None)
-#: written anew here, so that lzc.py is not its own judge
+#: repeated here, so that lzc.py is not checked against itself
 COMPONENT = r"(?!\.\.?(/|@|$))[A-Za-z0-9_.:-]+"
 NAME = re.compile(
     rf"(?=.{{1,255}}\Z)[A-Za-z][A-Za-z0-9_.-]*(/{COMPONENT})*(@{COMPONENT})?"
@@ -56,7 +56,7 @@ FLAGS = ("rw", "save_on_stop", "snap_on_start")
 
 
 def check_sentence(text):
-    """A person can be told it: one line that qubesd's client can format."""
+    """Check that *text* is one line that qubesd's client can format."""
     assert len(text) >= 20
     assert text.isprintable() and text.encode()
     assert text % () == text.replace("%%", "%")
@@ -64,8 +64,8 @@ def check_sentence(text):
 
 @PATIENT
 @given(TEXT, TEXT)
-def test_every_refusal_is_one_line_that_can_be_formatted(what, why):
-    check_sentence(str(refusal(f"Cannot do this to {what}", why)))
+def test_every_refusal_is_one_line_that_can_be_formatted(subject, reason):
+    check_sentence(str(refusal(f"Cannot do this to {subject}", reason)))
 
 
 @PATIENT
@@ -80,12 +80,12 @@ def test_any_option_is_parsed_or_refused(name, value):
 @PATIENT
 @given(st.dictionaries(st.sampled_from(OPTIONS), TEXT))
 def test_a_pool_with_any_options_can_be_created(given_options):
-    """qubesd makes it at its start, and an exception would end qubesd."""
+    """qubesd creates the object at its start; an exception would end qubesd."""
     pool = ZfsZvolPool(name="x", **given_options)
     texts = {key: str(value) for key, value in pool.config.items()}
     assert texts.pop("driver") == "zfs_zvol"
-    again = ZfsZvolPool(**texts)
-    assert {key: str(val) for key, val in again.config.items()} == {
+    reloaded = ZfsZvolPool(**texts)
+    assert {key: str(val) for key, val in reloaded.config.items()} == {
         **texts,
         "driver": "zfs_zvol",
     }
@@ -119,7 +119,7 @@ def make_volume(**config):
 @PATIENT
 @given(ANYTHING)
 def test_revisions_to_keep_of_a_volume_is_validated(value):
-    """Whatever it is, a program must be able to take it when the qube stops."""
+    """A channel program takes the number when the qube stops."""
     volume, _ = make_volume(revisions_to_keep=1)
     try:
         volume.revisions_to_keep = value
@@ -146,14 +146,14 @@ def test_revisions_to_keep_of_a_volume_is_validated(value):
     )
 )
 def test_any_volume_in_qubes_xml_can_be_loaded(config):
-    """qubesd makes it at its start, and an exception would end qubesd."""
+    """qubesd creates the object at its start; an exception would end qubesd."""
     volume, pool = make_volume(**config)
     assert -1 <= volume.revisions_to_keep < 1 << 63
     texts = {key: str(value) for key, value in volume.config.items()}
     flags = {key: getattr(volume, key) for key in FLAGS}
-    again = pool.init_volume(VM, {**texts, **flags})
-    assert {key: str(val) for key, val in again.config.items()} == texts
-    assert again == volume and hash(again) == hash(volume)
+    reloaded = pool.init_volume(VM, {**texts, **flags})
+    assert {key: str(val) for key, val in reloaded.config.items()} == texts
+    assert reloaded == volume and hash(reloaded) == hash(volume)
     assert volume.is_running() is False
 
 
@@ -167,7 +167,7 @@ def test_a_volume_of_any_name_can_be_loaded(name):
 @PATIENT
 @given(TEXT)
 def test_no_invalid_name_reaches_zfs(name):
-    """A pool in qubes.xml is asked for its volumes without setup()."""
+    """qubesd lists the volumes of a pool in qubes.xml without setup()."""
     assume(not NAME.fullmatch(name))
     with pytest.raises(ZfsError) as caught:
         channel.ask("space", name, {})

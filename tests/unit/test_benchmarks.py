@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The tables are made from what was measured, and from nothing else."""
+"""The tables of the benchmarks come from the stored measurements alone."""
 
 import json
 
@@ -37,12 +37,12 @@ MEASURED = {
 
 
 def test_a_table_is_created_from_measurements(tmp_path, monkeypatch):
-    page, kept = tmp_path / "page.md", tmp_path / "results"
+    page, results = tmp_path / "page.md", tmp_path / "results"
     page.write_text("old\n")
     measured = tmp_path / "bench.json"
     measured.write_text(json.dumps(MEASURED))
     monkeypatch.setattr(table, "PAGE", page)
-    monkeypatch.setattr(table, "RESULTS", kept)
+    monkeypatch.setattr(table, "RESULTS", results)
     monkeypatch.setattr("sys.argv", ["table", str(measured)])
     assert table.main() == 0
     text = page.read_text()
@@ -53,7 +53,7 @@ def test_a_table_is_created_from_measurements(tmp_path, monkeypatch):
     assert "old" not in text and text.startswith(table.HEAD)
     assert "## Operations of a qube (OpenZFS 2.9.1)" in text
     assert (
-        json.loads((kept / "operations-2.9.1-work.json").read_text())
+        json.loads((results / "operations-2.9.1-work.json").read_text())
         == MEASURED
     )
 
@@ -66,11 +66,11 @@ def test_small_times_and_ratios_are_shown_as_bounds():
 
 
 def test_the_page_matches_the_stored_results(tmp_path, monkeypatch):
-    """It has what the kept results say, and no change by hand."""
+    """The page is generated from the results and was not edited."""
     page = tmp_path / "page.md"
     page.write_text(table.PAGE.read_text())
     monkeypatch.setattr(table, "PAGE", page)
     monkeypatch.setattr("sys.argv", ["table"])
     assert table.main() == 0
-    kept = table.ROOT / "doc" / "performance-tables.md"
-    assert page.read_text() == kept.read_text()
+    published = table.ROOT / "doc" / "performance-tables.md"
+    assert page.read_text() == published.read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The books: their links lead somewhere, their commands are marked."""
+"""The documentation: links resolve, and command blocks have a mark."""
 
 import pytest
 
@@ -32,13 +32,13 @@ def linked_from(page):
 
 
 def test_every_page_is_linked_from_the_readme():
-    """A decision from the design, which has the list of all."""
+    """A decision is linked from doc/design.md, which lists all of them."""
     linked = linked_from(ROOT / "README.md")
     decisions = linked_from(ROOT / "doc/design.md")
     manual = ROOT.glob("doc/**/*.rst")
     for path in [*ROOT.glob("doc/**/*.md"), *manual]:
-        known = decisions if path.parent.name == "decisions" else linked
-        assert path.resolve() in known, path
+        expected = decisions if path.parent.name == "decisions" else linked
+        assert path.resolve() in expected, path
 
 
 def test_decisions_are_numbered_and_listed_in_order():
@@ -63,7 +63,7 @@ def test_every_command_block_has_a_mark(name):
         assert block.lines, block.place
 
 
-#: what a user of dom0 who is not root may do with ZFS
+#: commands of ZFS that a user of dom0 may run without root
 READS = {
     "zfs": {"get", "list", "version"},
     "zpool": {"get", "list", "status", "version"},
@@ -84,7 +84,7 @@ def test_commands_that_need_root_use_sudo(name):
 
 
 @pytest.mark.parametrize(
-    "text, why",
+    "text, reason",
     [
         ("```\nls\n```", "the language '' is not used"),
         ("    zfs list\n", "without a language"),
@@ -94,8 +94,8 @@ def test_commands_that_need_root_use_sudo(name):
         ("<!-- maybe: x -->\n```sh\nls\n```", "is no known mark"),
     ],
 )
-def test_an_invalid_page_is_refused(text, why):
-    with pytest.raises(BadPage, match=why):
+def test_an_invalid_page_is_refused(text, reason):
+    with pytest.raises(BadPage, match=reason):
         blocks(text, "page")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What .ci/run runs, seen by a make that only notes what it is asked for."""
+"""The targets that .ci/run makes, recorded by a stand-in for make."""
 
 import os
 import shlex
@@ -33,7 +33,7 @@ def notes(tmp_path):
 
 
 def ci(notes, **variables):
-    """.ci/run with the make that takes notes."""
+    """Start .ci/run with the stand-in for make."""
     environment = {
         **os.environ,
         "PATH": f"{notes.parent / 'bin'}:{os.environ['PATH']}",
@@ -50,8 +50,8 @@ def ci(notes, **variables):
     )
 
 
-def noted(notes):
-    """Each call of make: the version of OpenZFS, and the words."""
+def calls_of_make(notes):
+    """Return (version of OpenZFS, arguments) of each call of make."""
     calls = []
     for note in notes.glob("*[0-9]"):
         *words, suite = note.read_text().split("\n")[:-1]
@@ -60,7 +60,7 @@ def noted(notes):
 
 
 def collected(*arguments):
-    """The tests on ZFS that *arguments* of pytest select."""
+    """Return the tests on ZFS that pytest selects with *arguments*."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
@@ -77,7 +77,7 @@ def collected(*arguments):
 def test_each_test_on_zfs_runs_on_at_least_one_version(notes):
     assert ci(notes).wait(60) == 0
     selected = {}
-    for suite, words in noted(notes):
+    for suite, words in calls_of_make(notes):
         if words[0] in ("test", "zfs-test"):
             (arguments,) = words[1:]
             assert suite not in selected
@@ -87,13 +87,13 @@ def test_each_test_on_zfs_runs_on_at_least_one_version(notes):
     whole = collected()
     assert set(selected) == {"2.3", "2.4"}
     assert whole == selected["2.3"] | selected["2.4"]
-    # most of what does not take long runs on both
+    # most of the quick tests run on both
     assert len(selected["2.3"] & selected["2.4"]) > len(whole) / 4
 
 
 def test_each_target_runs_once(notes):
     assert ci(notes).wait(60) == 0
-    counted = Counter(words[0] for _suite, words in noted(notes))
+    counted = Counter(words[0] for _suite, words in calls_of_make(notes))
     assert counted == dict.fromkeys(
         (
             *("prepare-ci", "test-rpm", "test", "zfs-test", "test-power"),
@@ -108,10 +108,10 @@ def test_each_target_runs_once(notes):
 )
 def test_a_failed_target_fails_the_run_but_stops_no_other(notes, target):
     run = ci(notes, FAILING=target)
-    said = run.communicate(timeout=60)[0]
+    output = run.communicate(timeout=60)[0]
     assert run.returncode == 1
-    assert f" {target}\n" in said[said.index("--- failed: ") :]
-    assert len(noted(notes)) == 8
+    assert f" {target}\n" in output[output.index("--- failed: ") :]
+    assert len(calls_of_make(notes)) == 8
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_a_failed_target_fails_the_run_but_stops_no_other(notes, target):
 )
 def test_the_children_end_with_the_run(notes, ending):
     run = ci(notes, LASTING="zfs-test test")
-    end = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     tests = {"test", "zfs-test"}
-    while not tests <= {words[0] for _suite, words in noted(notes)}:
-        assert time.monotonic() < end
+    while not tests <= {words[0] for _suite, words in calls_of_make(notes)}:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     run.send_signal(ending)
-    # all that it started has its output
+    # EOF comes when all children have closed their output
     assert "demo" not in run.communicate(timeout=20)[0]
     assert run.returncode == -ending

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The stand-in has to behave as a real core-admin checkout does.
+"""The stand-in for core-admin behaves like a real checkout.
 
 Set QUBES_CORE_ADMIN to the checkout; lxml, jinja2, PyYAML and docutils have
 to be installed.
@@ -24,19 +24,19 @@ pytestmark = pytest.mark.skipif(
     not CHECKOUT, reason="QUBES_CORE_ADMIN names no core-admin checkout"
 )
 
-#: helpers of the stand-in which the real package does not have
+#: helpers of the stand-in that the real package does not have
 OWN = {
     "utils": {"register_entry_point", "entry_point_names"},
     "Volume": {"_is_volatile", "_mapped_name"},
 }
 if IS_R43:
-    # newer ones, or with another name for a parameter; the driver uses none
+    # newer than 4.3, or with a renamed parameter; the driver uses none of them
     OWN["exceptions"] = {
         *("QubesVMAlreadyExistsError", "QubesPoolInUseError"),
         *("QubesPoolNotFoundError", "QubesVolumeNotFoundError"),
         "QubesVolumeRevisionNotFoundError",
     }
-#: parts of the real classes which the stand-in leaves out
+#: members of the real classes that the stand-in leaves out
 LEFT_OUT = {
     "Pool": {"__neq__"},
     "Volume": {"__neq__"},
@@ -48,7 +48,7 @@ LEFT_OUT = {
 
 
 def probe(package_dir):
-    """What the probe says of the qubes package in *package_dir*."""
+    """Return the report of the probe on the qubes package in *package_dir*."""
     env = dict(os.environ, PYTHONPATH=str(package_dir))
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     env["QUBES_STAND_IN"] = "4.3" if IS_R43 else ""
@@ -61,28 +61,28 @@ def probe(package_dir):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     assert os.path.samefile(
-        found["package"], pathlib.Path(package_dir) / "qubes"
+        report["package"], pathlib.Path(package_dir) / "qubes"
     )
-    return found
+    return report
 
 
 @pytest.fixture(scope="module", name="ours")
 def fixture_ours():
-    """The stand-in."""
+    """Return the report on the stand-in."""
     return probe(HOST)
 
 
 @pytest.fixture(scope="module", name="real")
 def fixture_real():
-    """The real package."""
+    """Return the report on the real package."""
     return probe(CHECKOUT)
 
 
 @pytest.mark.parametrize("group", ["utils", "helpers", "exceptions"])
 def test_signatures_match(ours, real, group):
-    """Functions, and exceptions with all their bases, are the same."""
+    """Functions, and exceptions with their base classes, are the same."""
     mine = ours["code"][group]
     assert mine
     for name in set(mine) - OWN.get(group, set()):
@@ -115,13 +115,13 @@ def test_values_match(ours, real):
 
 @pytest.mark.parametrize("part", ["concurrency", "encrypted"])
 def test_calls_match(ours, real, part):
-    """Coroutines interleave, and encrypted volumes start, the same."""
+    """Coroutines interleave and encrypted volumes start in the same way."""
     assert len(real[part]) > 10
     assert ours[part] == real[part]
 
 
 def test_operations_of_a_qube_match(ours, real):
-    """A qube's life makes the same calls and errors, with any failure."""
+    """Operations make the same calls and errors, with any injected failure."""
     assert len(real["lives"]) > 30
     assert ours["lives"].keys() == real["lives"].keys()
     for label, events in real["lives"].items():

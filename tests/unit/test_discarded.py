@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Volumes that are destroyed while qubes come and go."""
+"""Disposable volumes that no qube has are destroyed, and no others."""
 
 import asyncio
 import types
@@ -17,19 +17,21 @@ VID = "w1/root"
 
 
 def app(*volumes):
-    """qubesd's application object with one qube that has *volumes*."""
+    """Return an application object with one qube that has *volumes*."""
     pool = types.SimpleNamespace(name="p")
-    found = {vid: types.SimpleNamespace(pool=pool, vid=vid) for vid in volumes}
-    qube = types.SimpleNamespace(klass="AppVM", storage=True, volumes=found)
+    objects = {
+        vid: types.SimpleNamespace(pool=pool, vid=vid) for vid in volumes
+    }
+    qube = types.SimpleNamespace(klass="AppVM", storage=True, volumes=objects)
     vmm = types.SimpleNamespace(offline_mode=False)
     return types.SimpleNamespace(vmm=vmm, domains=[qube])
 
 
 def collected(monkeypatch, before, after):
-    """What collect() destroys.
+    """Return the vids that collect() destroys.
 
-    :param before: vids of the qube's volumes when it begins
-    :param after: the same when nothing is being prepared any more
+    :param before: vids of the qube's volumes at the start
+    :param after: the same when no preparation runs any more
     """
     destroyed = []
     qubes = app(*before)
@@ -60,7 +62,7 @@ def test_a_volume_that_a_qube_has_again_is_not_destroyed(monkeypatch):
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_creation_in_progress_postpones_the_collection(monkeypatch, offline):
-    """A qube that is being created may have the volume: it has no storage."""
+    """A qube in creation has no storage yet, and may get the volume."""
 
     async def read(*_):
         return Reply({VID: ""})
@@ -72,7 +74,7 @@ def test_a_creation_in_progress_postpones_the_collection(monkeypatch, offline):
     pool = types.SimpleNamespace(name="p", qubes_root="z/p/vm", container="z/p")
     pool.store = types.SimpleNamespace(is_compared=True)
     asyncio.run(discarded.collect(pool, qubes))
-    # a second set of qubes decides nothing
+    # an offline copy of the qubes decides nothing
     assert pool.store.is_compared is offline
     destroyed = []
 
@@ -86,7 +88,7 @@ def test_a_creation_in_progress_postpones_the_collection(monkeypatch, offline):
 
 
 def test_a_remote_qube_counts_as_loaded():
-    """A RemoteVM's storage is None, as that of a qube being loaded."""
+    """The storage of a RemoteVM is None, like that of a qube being loaded."""
     qubes = app(VID)
     bare = types.SimpleNamespace(klass="RemoteVM", storage=None, volumes={})
     qubes.domains.append(bare)
@@ -96,8 +98,8 @@ def test_a_remote_qube_counts_as_loaded():
 
 
 def test_a_repeated_removal_is_marked_as_a_retry(monkeypatch):
-    """A volume may have been created under the same name meanwhile."""
-    told = []
+    """Another volume of the same name may exist by then."""
+    retries = []
     answers = [
         {"origins": {}, "bookmarks": {"1": "z/p/vm/w1/root#b"}},
         {"origins": {}, "bookmarks": {}, "unfreed": "z/p/vm/w1/root"},
@@ -105,7 +107,7 @@ def test_a_repeated_removal_is_marked_as_a_retry(monkeypatch):
     ]
 
     async def change(_name, _dataset, arguments, **_):
-        told.append(arguments["retry"])
+        retries.append(arguments["retry"])
         return Reply(answers.pop(0))
 
     async def destroy_bookmarks(_):
@@ -116,22 +118,22 @@ def test_a_repeated_removal_is_marked_as_a_retry(monkeypatch):
     where = naming.volume_name("z/p/vm", VID)
     store = Container("z/p", "z/p/vm")
     asyncio.run(Generations(where, store, "z").remove())
-    assert told == [False, True, True] and not answers
+    assert retries == [False, True, True] and not answers
 
 
 def test_bookmark_names_may_have_any_bytes(monkeypatch):
-    """As a disk may have them; an exception would escape stop()."""
-    called = []
+    """An untrusted disk may have them; an exception would escape stop()."""
+    calls = []
     answers = {"get_bookmarks": {b"\xff": {}}, "destroy_bookmarks": None}
 
-    def call(what, subject, *arguments):
-        called.append((what, subject, arguments[0]))
-        return answers[what]
+    def call(function, subject, *arguments):
+        calls.append((function, subject, arguments[0]))
+        return answers[function]
 
     monkeypatch.setattr(lzc, "call", call)
     dataset = "z/p/vm/w1/root"
     assert asyncio.run(lzc.destroy_bookmarks_of(dataset))
-    assert called == [
+    assert calls == [
         ("get_bookmarks", dataset, dataset.encode()),
         ("destroy_bookmarks", dataset, [dataset.encode() + b"#\xff"]),
     ]

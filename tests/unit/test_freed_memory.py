@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether the kernel overwrites freed memory, from what it says of itself."""
+"""Detection of a kernel that overwrites freed memory."""
 
 import gzip
 
@@ -12,7 +12,7 @@ OFF = b"#\n# CONFIG_INIT_ON_FREE_DEFAULT_ON is not set\n"
 
 
 @pytest.mark.parametrize(
-    "words, config, answer",
+    "parameters, config, expected",
     [
         ("root=/dev/x quiet", None, False),
         ("root=/dev/x quiet", OFF, False),
@@ -28,10 +28,12 @@ OFF = b"#\n# CONFIG_INIT_ON_FREE_DEFAULT_ON is not set\n"
         ("init_on_alloc=1", OFF, False),
     ],
 )
-def test_init_on_free_is_detected(monkeypatch, tmp_path, words, config, answer):
+def test_init_on_free_is_detected(
+    monkeypatch, tmp_path, parameters, config, expected
+):
     monkeypatch.setattr(freed_memory, "WORDS", tmp_path / "cmdline")
     monkeypatch.setattr(freed_memory, "CONFIG", tmp_path / "config.gz")
-    freed_memory.WORDS.write_text(words + "\n")
+    freed_memory.WORDS.write_text(parameters + "\n")
     if config is not None:
         freed_memory.CONFIG.write_bytes(gzip.compress(config))
-    assert freed_memory.overwritten() is answer
+    assert freed_memory.overwritten() is expected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A stop that never comes is awaited once."""
+"""Operations wait only once for a stop that never comes."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from qubes_storage_zfs.driver.zvol import ZfsZvolPool
 
 
 class Qube:
-    """A halted qube, and the application that it is in."""
+    """A halted qube that is its own application object."""
 
     name = "tmpl"
 
@@ -28,7 +28,7 @@ class Qube:
 
 @pytest.fixture(name="stale")
 def fixture_stale(monkeypatch):
-    """A volume that qubesd noted as running before it crashed."""
+    """Return a volume that qubesd noted as running before a crash."""
     monkeypatch.setattr(halting, "LIMIT", 0.2)
     monkeypatch.setattr(halting, "INTERVAL", 0.01)
     monkeypatch.setattr(qubes.storage.Volume, "is_running", lambda _: True)
@@ -45,7 +45,7 @@ def waits(*volumes):
     async def wait():
         loop = asyncio.get_running_loop()
         began = loop.time()
-        # several qubes that have one template are started at a time
+        # several qubes of one template may start at the same time
         await asyncio.gather(
             *(halting.wait_for_stop(*volumes) for _ in range(3))
         )
@@ -63,7 +63,7 @@ def test_a_wait_that_timed_out_is_not_repeated(stale, caplog):
         "the volume tmpl/root in the pool p was not stopped within 0.2 s after"
         " its qube stopped; start the qube and shut it down again"
     ]
-    # it is in use all the same
+    # the volume is still in use
     assert stale.is_running()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Marks of processes: who can tell what from them."""
+"""Holder marks identify living processes and reveal nothing else."""
 
 import os
 import re
@@ -13,15 +13,15 @@ from qubes_storage_zfs.store import holder
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch, tmp_path):
-    place = tmp_path / "run" / "holder-secret"
-    monkeypatch.setattr(holder, "SECRET", place)
-    forget()
-    yield place
-    forget()
+    path = tmp_path / "run" / "holder-secret"
+    monkeypatch.setattr(holder, "SECRET", path)
+    drop_caches()
+    yield path
+    drop_caches()
 
 
-def forget():
-    """As another process."""
+def drop_caches():
+    """Drop the cached secret and mark, as in another process."""
     holder._secret.cache_clear()
     holder.mark.cache_clear()
 
@@ -57,19 +57,19 @@ def test_a_mark_does_not_reveal_its_process(secret):
     mark = holder.mark()
     assert re.fullmatch(r"[0-9a-f]{64}", mark)
     boot, pid, start = holder._identity(os.getpid()).split(":")
-    for told in boot, boot[:8], f"{pid}:", f":{start}":
-        assert told not in mark
+    for part in boot, boot[:8], f"{pid}:", f":{start}":
+        assert part not in mark
     assert secret.stat().st_mode & 0o7777 == 0o600
-    # who knows all about the process, but not the secret, cannot tell
+    # the same process has another mark with another secret
     secret.unlink()
-    forget()
+    drop_caches()
     assert holder.mark() != mark
 
 
 def test_a_mark_of_another_boot_belongs_to_no_living_process(secret):
     mark = holder.mark()
     secret.unlink()
-    forget()
+    drop_caches()
     assert mark not in holder.Living()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whatever of this package fails, qubesd lives and forgets nothing."""
+"""With a broken package, qubesd runs and keeps the entries of its pools."""
 
 import asyncio
 import inspect
@@ -20,8 +20,8 @@ from qubes_storage_zfs.driver import events, extension, placeholder
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "qubes_storage_zfs"
 
-#: a qubesd with two pools of ours that are not there, and one of another
-#: driver; it makes, or loads, the qubes "work" in ours and "other" beside
+#: a qubesd with two absent pools of this package and a pool of another driver;
+#: it creates or loads the qube "work" in the former and "other" in the latter
 QUBESD = """
 import asyncio, logging, os, sys
 where, store, phase = sys.argv[1:4]
@@ -82,7 +82,7 @@ asyncio.run(make() if phase == "make" else live())
 
 
 def qubesd(package, folder, phase):
-    """Its output; it must not die."""
+    """Run a phase of QUBESD; return its output."""
     path = [package.parent, ROOT / "tests/host"]
     done = subprocess.run(
         [
@@ -104,7 +104,7 @@ def qubesd(package, folder, phase):
 
 
 def lines(folder):
-    """What qubes.xml says of pools, and of the qubes in ours."""
+    """Return elements of qubes.xml: pools, and volumes and tags of our qubes."""
     tree = lxml.etree.parse(folder / "qubes.xml")
     return [
         dict(node.attrib)
@@ -119,7 +119,7 @@ def lines(folder):
     reason="a real qubes package is used",
 )
 @pytest.mark.parametrize(
-    "file, text, why",
+    "file, text, reason",
     [
         (None, "", "python3-pyzfs is not installed"),
         ("driver/volume.py", "def (", "reinstall the package"),
@@ -130,7 +130,7 @@ def lines(folder):
         ("driver/events.py", "1 / 0", "python3-pyzfs is not installed"),
     ],
 )
-def test_qubesd_runs_with_a_broken_package(tmp_path, file, text, why):
+def test_qubesd_runs_with_a_broken_package(tmp_path, file, text, reason):
     package = tmp_path / "lib" / PACKAGE.name
     shutil.copytree(PACKAGE, package)
     qubesd(package, tmp_path, "make")
@@ -144,15 +144,15 @@ def test_qubesd_runs_with_a_broken_package(tmp_path, file, text, why):
             shutil.rmtree(broken_file)
         else:
             broken_file.unlink()
-    assert why in qubesd(package, tmp_path, "live")
+    assert reason in qubesd(package, tmp_path, "live")
     assert lines(tmp_path) == before
 
 
 def test_a_placeholder_refuses_operations_with_the_reason():
     cls = placeholder.pool_class("zfs_zvol", ImportError("no 50% of it"))
     pool = cls(name="p", container="tank/q", revisions_to_keep="many")
-    why = r"zfs_zvol cannot be loaded .* \(ImportError: no 50%% of it\); reinstall"
-    with pytest.raises(qubes.exc.QubesException, match=why):
+    reason = r"zfs_zvol cannot be loaded .* \(ImportError: no 50%% of it\); reinstall"
+    with pytest.raises(qubes.exc.QubesException, match=reason):
         asyncio.run(pool.setup())
     qube = types.SimpleNamespace(name="work")
     volume = pool.init_volume(
@@ -160,10 +160,10 @@ def test_a_placeholder_refuses_operations_with_the_reason():
     )
     assert volume.size == 0 and not volume.is_dirty() and not volume.revisions
     assert asyncio.run(volume.stop()) is volume
-    verbs = "verify start create remove revert export import_data".split()
-    for verb in verbs:
-        with pytest.raises(qubes.exc.QubesException, match=why):
-            asyncio.run(getattr(volume, verb)())
+    operations = "verify start create remove revert export import_data".split()
+    for operation in operations:
+        with pytest.raises(qubes.exc.QubesException, match=reason):
+            asyncio.run(getattr(volume, operation)())
 
 
 def handlers():
@@ -175,7 +175,7 @@ def handlers():
 
 
 def fire(function, error, monkeypatch):
-    """Its event comes, and everything it is for fails."""
+    """Fire the event of *function*; all functions of events.py raise *error*."""
 
     def fail(*_args, **_kwargs):
         raise error
@@ -184,8 +184,8 @@ def fire(function, error, monkeypatch):
         if inspect.isfunction(value):
             monkeypatch.setattr(events, name, fail)
     qube = types.SimpleNamespace(name="work")
-    given = {"feature": "zfs.x", "value": "y", "vm": qube}
-    result = function(None, qube, function.ha_events[0], **given)
+    arguments = {"feature": "zfs.x", "value": "y", "vm": qube}
+    result = function(None, qube, function.ha_events[0], **arguments)
     if inspect.iscoroutine(result):
         asyncio.run(result)
 

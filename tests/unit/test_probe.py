@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which devices are refused: the parts that need no device."""
+"""Probing of devices and the commands for zpools, without a device."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ MOUNTINFO = """\
 def test_the_mount_point_of_a_device_is_found() -> None:
     assert sysfs.mounted_at(os.makedev(254, 48), MOUNTINFO) == "/mnt/a b"
     assert sysfs.mounted_at(os.makedev(254, 4), MOUNTINFO) is None
-    # a number of its own, so the source tells
+    # btrfs has a device number of its own, so the source decides
     null = os.stat("/dev/null").st_rdev
     assert sysfs.mounted_at(null, MOUNTINFO) == "/mnt/c"
 
@@ -141,23 +141,23 @@ def test_a_cancelled_run_waits_for_its_child() -> None:
     async def check() -> float:
         task = asyncio.ensure_future(commands.run("sleep", "0.5"))
         await asyncio.sleep(0.1)
-        begin = time.monotonic()
+        start = time.monotonic()
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return time.monotonic() - begin
+        return time.monotonic() - start
 
     assert asyncio.run(check()) > 0.2
 
 
 def fake_run(monkeypatch, outcomes):
-    """Stand in for commands.run(); gives the list of what was called."""
-    called = []
+    """Replace commands.run(); return the list in which it records its calls."""
+    calls = []
 
     async def run(*command, ok=(0,)):
-        called.append(command)
+        calls.append(command)
         outcome = outcomes.pop(0) if outcomes else ""
         if outcome:
             raise errors.CommandFailed("zpool create", 1, outcome)
@@ -165,7 +165,7 @@ def fake_run(monkeypatch, outcomes):
 
     monkeypatch.setattr(commands, "run", run)
     monkeypatch.setattr(commands, "PAUSES", (0, 0, 0))
-    return called
+    return calls
 
 
 def test_create_zpool_runs_one_command_without_force(monkeypatch) -> None:
