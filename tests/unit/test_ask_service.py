@@ -64,7 +64,7 @@ class Host:
         self.ask = load()
         self.folder = folder
         self.log, self.seen = folder / "log", folder / "seen"
-        self.commands, self.pids = folder / "told", folder / "pids"
+        self.commands, self.pids = folder / "commands", folder / "pids"
         for name in "bin", "proc", "run":
             (folder / name).mkdir()
         self.ask.PATH = str(folder / "bin")

@@ -79,9 +79,9 @@ def test_any_option_is_parsed_or_refused(name, value):
 
 @PATIENT
 @given(st.dictionaries(st.sampled_from(OPTIONS), TEXT))
-def test_a_pool_with_any_options_can_be_created(given_options):
+def test_a_pool_with_any_options_can_be_created(texts_of_options):
     """qubesd creates the object at its start; an exception would end qubesd."""
-    pool = ZfsZvolPool(name="x", **given_options)
+    pool = ZfsZvolPool(name="x", **texts_of_options)
     texts = {key: str(value) for key, value in pool.config.items()}
     assert texts.pop("driver") == "zfs_zvol"
     reloaded = ZfsZvolPool(**texts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The stand-in for Qubes OS: what must hold whichever driver is used."""
+"""The stand-in for Qubes OS: how it treats the volumes of any driver."""
 
 import asyncio
 import collections
@@ -24,7 +24,7 @@ from memory_driver import MemoryPool
 
 @pytest.fixture(name="app")
 def fixture_app(tmp_path, monkeypatch):
-    """A system with the pool "mem"."""
+    """Return a system with the pool "mem"."""
     monkeypatch.setattr(qubes.storage, "VOLUME_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(MemoryPool, "calls", [])
     monkeypatch.setattr(MemoryPool, "failing", set())
@@ -37,7 +37,7 @@ def fixture_app(tmp_path, monkeypatch):
 
 
 async def make(app):
-    """A template and a qube based on it."""
+    """Create a template and an app qube based on it."""
     tmpl = await hostapi.create_vm(app, "TemplateVM", "tmpl", pool="mem")
     work = await hostapi.create_vm(
         app, "AppVM", "work", template="tmpl", pool="mem"
@@ -46,14 +46,14 @@ async def make(app):
 
 
 def drain():
-    """The calls since the last time."""
+    """Return the recorded calls and clear the record."""
     calls = MemoryPool.calls[:]
     MemoryPool.calls.clear()
     return calls
 
 
 def test_adding_a_pool_checks_options_and_calls_setup(app):
-    """A pool whose setup() fails is not known; options are checked."""
+    """A pool whose setup() fails is not added; options are checked."""
     assert drain() == ["init mem", "setup mem"]
 
     async def run():
@@ -73,7 +73,7 @@ def test_adding_a_pool_checks_options_and_calls_setup(app):
 
 
 def test_a_restart_passes_options_as_strings(app):
-    """After a restart all options are texts, except the booleans of volumes."""
+    """All options are strings then, except the booleans of volumes."""
 
     async def run():
         await make(app)
@@ -102,14 +102,14 @@ def test_a_restart_passes_options_as_strings(app):
 
 
 def test_unsaved_changes_are_lost_at_a_restart(app):
-    """Without save=True only the file counts."""
+    """Without save=True, qubesd reads the file as it is."""
     app.pools["mem"].revisions_to_keep = 4
     new = asyncio.run(hostapi.restart(app))
     assert new.pools["mem"].revisions_to_keep == "1"
 
 
 def test_a_restart_stops_only_halted_qubes(app):
-    """Only halted qubes are stopped at start; the others stay running."""
+    """qubesd stops the volumes of halted qubes; other qubes keep running."""
 
     async def run():
         _tmpl, work = await make(app)
@@ -132,7 +132,7 @@ def test_a_restart_stops_only_halted_qubes(app):
 
 
 def test_an_offline_copy_is_independent(app):
-    """The copy sees nothing running and is made of other objects."""
+    """The copy has objects of its own, and all its qubes are halted."""
 
     async def run():
         tmpl, _work = await make(app)
@@ -149,7 +149,7 @@ def test_an_offline_copy_is_independent(app):
 
 
 def test_volumes_are_verified_before_any_starts(app):
-    """All are verified before any starts; a missing disk fails the start."""
+    """A missing disk fails the start of the qube."""
 
     async def run():
         tmpl, work = await make(app)
@@ -171,7 +171,7 @@ def test_volumes_are_verified_before_any_starts(app):
 
 
 def test_a_failed_start_stops_no_volume(app):
-    """The volumes which did start stay so when another one did not."""
+    """Volumes that have started stay started if another volume fails."""
 
     async def run():
         tmpl, _work = await make(app)
@@ -202,7 +202,7 @@ def test_a_crash_is_handled_by_the_next_start(app):
 
 
 def test_a_failed_creation_removes_the_qube(app):
-    """Nothing of a qube is left when one volume cannot be created."""
+    """If one volume cannot be created, qubesd removes the others."""
 
     async def run():
         MemoryPool.failing.add("create solo/private")
@@ -220,7 +220,7 @@ def test_a_failed_creation_removes_the_qube(app):
 
 
 def test_a_pool_in_use_cannot_be_removed(app):
-    """Snapshots stay in their template's pool; a used pool stays."""
+    """A volume with a source is in the pool of its source."""
 
     async def run():
         tmpl, _work = await make(app)
@@ -244,7 +244,7 @@ def test_a_pool_in_use_cannot_be_removed(app):
 
 
 def test_a_disposable_has_the_volumes_of_its_templates(app):
-    """A disposable has snapshots of its template's template and its own."""
+    """The root volume has the source of its template's root volume."""
 
     async def run():
         _tmpl, work = await make(app)
@@ -262,7 +262,7 @@ def test_a_disposable_has_the_volumes_of_its_templates(app):
 
 
 def test_volume_operations_follow_the_admin_api(app, tmp_path):
-    """Import, clear, clone, backup, revert and resize as the API does them."""
+    """Import, clear, clone, back up, revert and resize as the Admin API does."""
     image = tmp_path / "image"
     image.write_bytes(bytes(200000) + b"data")
 
@@ -301,29 +301,29 @@ def test_volume_operations_follow_the_admin_api(app, tmp_path):
 
 
 def test_extensions_receive_events(app, monkeypatch):
-    """Handlers of an extension run, and may refuse a start."""
-    heard = []
+    """The handlers of an extension run, and can refuse a start."""
+    recorded = []
     for cls in qubes.vm.LocalVM, qubes.Qubes:
         monkeypatch.setattr(cls, "__handlers__", collections.defaultdict(list))
 
     class Listener(qubes.ext.Extension):
-        """Notes the events of qubes, and refuses some starts."""
+        """An extension that records events, and refuses some starts."""
 
         @qubes.ext.handler("domain-*")
         def on_any(self, vm, event, **_kwargs):
-            """Events of qubes."""
-            heard.append(f"{event} {vm.name}")
+            """Record an event of a qube."""
+            recorded.append(f"{event} {vm.name}")
 
         @qubes.ext.handler("domain-pre-start")
         async def on_pre_start(self, vm, _event, **_kwargs):
-            """Refuse with a feature."""
+            """Refuse the start if the qube has the feature "refuse"."""
             if vm.features.get("refuse"):
                 raise qubes.exc.QubesException("refused")
 
         @qubes.ext.handler("pool-add", system=True)
         def on_pool_add(self, _app, event, pool):
-            """Events of the system."""
-            heard.append(f"{event} {pool}")
+            """Record an event of the system."""
+            recorded.append(f"{event} {pool}")
 
     Listener()
 
@@ -337,8 +337,8 @@ def test_extensions_receive_events(app, monkeypatch):
             await tmpl.start()
 
     asyncio.run(run())
-    assert "pool-add two" in heard
-    mine = [event.split()[0] for event in heard if event.endswith(" tmpl")]
+    assert "pool-add two" in recorded
+    mine = [event.split()[0] for event in recorded if event.endswith(" tmpl")]
     assert [event for event in mine if "tag" not in event] == [
         "domain-init",
         "domain-create-on-disk",

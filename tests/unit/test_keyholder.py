@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The process that deals with a passphrase, and who runs it; without ZFS."""
+"""The keyholder and the functions that start it, without ZFS."""
 
 import asyncio
 import contextlib
@@ -28,12 +28,12 @@ from qubes_storage_zfs.zfs.keywords import Action, End, Purpose, Request
 
 
 async def prompt(purpose, _):
-    """A service that answers nothing, as nobody waits for the answer."""
+    """Answer nothing, because the stand-in reads no answer."""
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """A keyholder that is a line of shell; $2 is the root."""
+    """Return a function that replaces the keyholder by a script; $2 is the root."""
 
     def put(script):
         monkeypatch.setattr(keys.sys, "executable", "/bin/sh")
@@ -68,7 +68,7 @@ def check_parameters(monkeypatch, printed, detail):
         return 0, printed
 
     monkeypatch.setattr(commands, "run", run)
-    # nobody is asked first
+    # the parameters are checked before the prompt
     monkeypatch.setattr(keyholder.Asker, "ask", None)
     with pytest.raises(keyholder.Stopped) as caught:
         keyholder.ask_present_passphrase("tank/x", keyholder.Asker(False))
@@ -101,7 +101,7 @@ def test_a_request_survives_the_command_line(request):
 
 
 def test_a_request_from_an_earlier_qubesd_is_parsed():
-    """It runs on, and starts the keyholder that is installed meanwhile."""
+    """A qubesd that runs on after an upgrade starts the new keyholder."""
     load = Request.parse(["load", "tank", '{"typed": false}'])
     assert load == Request(Action.LOAD, "tank")
     change = '{"iterations": 350000, "typed": true}'
@@ -127,13 +127,13 @@ def test_a_stuck_keyholder_is_killed_and_others_continue(stand_in, monkeypatch):
     stand_in('[ "$2" = tank/good ] || exec sleep 60; sleep 0.5; echo done')
 
     async def both():
-        begin = time.monotonic()
+        start_time = time.monotonic()
         stuck = asyncio.create_task(keys.load("tank/stuck", prompt))
         await keys.load("tank/good", prompt)
         assert not stuck.done()
         with pytest.raises(Silent) as caught:
             await stuck
-        return time.monotonic() - begin, messages.reason(caught.value)
+        return time.monotonic() - start_time, messages.reason(caught.value)
 
     took, why = asyncio.run(both())
     assert took < 10 and "did not respond for 1 s and" in why
@@ -148,12 +148,12 @@ def test_more_iterations_extend_the_time_limit(stand_in, monkeypatch):
 
 
 def test_an_unkillable_keyholder_is_not_waited_for(monkeypatch, caplog):
-    """As one that waits in the kernel for a disk."""
+    """A process that waits in the kernel for a disk does not end."""
     monkeypatch.setattr(keys, "GRACE", 0.1)
     monkeypatch.setattr(keys, "END_LIMIT", 0.2)
     kill = asyncio.subprocess.Process.kill
 
-    async def leave():
+    async def end():
         process = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", "trap : TERM; sleep 2; sleep 60"
         )
@@ -162,15 +162,15 @@ def test_an_unkillable_keyholder_is_not_waited_for(monkeypatch, caplog):
             monkeypatch.setattr(
                 asyncio.subprocess.Process, stop, lambda self: None
             )
-        begin = time.monotonic()
+        start_time = time.monotonic()
         await keys._end(process)
-        took = time.monotonic() - begin
+        took = time.monotonic() - start_time
         assert process.returncode is None and runtime.of(runtime.Tasks)
         kill(process)
         await asyncio.wait(set(runtime.of(runtime.Tasks)))
         return took
 
-    assert asyncio.run(leave()) < 2
+    assert asyncio.run(end()) < 2
     assert "waits for ZFS" in caplog.text
 
 
@@ -193,10 +193,10 @@ def test_the_keyholder_can_wipe_memory_before_it_is_killed(
 @pytest.mark.parametrize("error", [answers.CallerGone, answers.BadLine])
 def test_the_first_answer_is_wiped_if_the_second_is_missing(monkeypatch, error):
     first = bytearray(b"long enough")
-    given = iter([first])
+    replies = iter([first])
 
     def piped():
-        for answer in given:
+        for answer in replies:
             return answer
         raise error
 
@@ -233,30 +233,30 @@ def test_read_typed_consumes_exactly_one_line():
 
 
 def test_copies_of_a_key_are_overwritten():
-    """Also one of which the allocator overwrote a part when it was freed."""
+    """Also a copy that the allocator overwrote in part when it was freed."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     key = hashlib.pbkdf2_hmac("sha1", b"words", b"salt", 1, 32)
     hidden = bytes(byte ^ 0xFF for byte in key)
-    places = [libc.malloc(100) for _ in range(3)]
-    for place in places:
-        ctypes.memmove(place + 1, key, 32)
-    ctypes.memmove(places[0] + 1, bytes(16), 16)
+    addresses = [libc.malloc(100) for _ in range(3)]
+    for address in addresses:
+        ctypes.memmove(address + 1, key, 32)
+    ctypes.memmove(addresses[0] + 1, bytes(16), 16)
     arena = bytearray(b"more " + key)
     secrecy.wipe_copies(key)
     assert key == bytes(32) and arena == b"more " + bytes(32)
-    for place in places:
-        assert ctypes.string_at(place + 1, 32) == bytes(32)
-        libc.free(ctypes.c_void_p(place))
+    for address in addresses:
+        assert ctypes.string_at(address + 1, 32) == bytes(32)
+        libc.free(ctypes.c_void_p(address))
     assert hidden != bytes(32)
 
 
-def as_a_user_who_may_not(code):
-    """Run *code* without the right to lock memory; what it printed."""
+def run_without_memory_locks(code):
+    """Run *code* without the right to lock memory; return its output."""
     setting = (
         "import ctypes, resource\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))\n"
-        "for each in (14, 24): ctypes.CDLL(None).prctl(24, each, 0, 0, 0)\n"
+        "for right in (14, 24): ctypes.CDLL(None).prctl(24, right, 0, 0, 0)\n"
         "import os; os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
     )
     done = subprocess.run(
@@ -272,11 +272,11 @@ def as_a_user_who_may_not(code):
 def test_memory_that_cannot_be_locked_is_an_error():
     if os.geteuid():
         pytest.skip("drops rights that only root has")
-    said = as_a_user_who_may_not(
+    output = run_without_memory_locks(
         "from qubes_storage_zfs.zfs import keyholder\n"
         "keyholder.main(['load', 'tank/x', '{}'])"
     )
-    word, _, detail = said.strip().partition(" ")
+    word, _, detail = output.strip().partition(" ")
     assert word == "unprotected" and detail.startswith("mlockall: ")
     why = messages.reason(keys._ENDS[word]("tank/x", detail))
     assert "could not protect its memory (mlockall: " in why

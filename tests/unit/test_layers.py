@@ -28,14 +28,14 @@ NAMES = {name_of(path) for path in MODULES}
 
 
 def base_of(path, node):
-    """Return the module that an import statement of ours starts from."""
+    """Return the module that a relative import starts from."""
     package = path.relative_to(PACKAGE).parent.parts
     above = package[: len(package) - node.level + 1]
     return ".".join([*above, *filter(None, [node.module])])
 
 
 def imports(path):
-    """Return modules of ours, and top packages of others, that *path* imports.
+    """Return our modules, and top packages of others, that *path* imports.
 
     Imports under TYPE_CHECKING and in functions count, too.
     """
@@ -66,7 +66,7 @@ def test_imports_point_down(path):
 
 
 def test_one_module_imports_libzfs_core():
-    """By name: the import is late, as the module need not be installed."""
+    """It imports by name and late, because the module may be missing."""
     users = {
         name_of(path)
         for path in MODULES

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names, both ways, and what can be none."""
+"""Names of datasets, volumes and revisions: formatted, parsed, refused."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from qubes_storage_zfs.store.naming import BadName, VolumeName
 
 QUBE = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,30}", fullmatch=True)
 VOLUME = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
-#: what ZFS allows in a component
+#: the characters that ZFS allows in a component
 ZFS_COMPONENT = set(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:-"
 )
@@ -55,14 +55,14 @@ def test_no_invalid_name_is_accepted(text):
 
 
 @given(QUBE, VOLUME, st.sampled_from("@#/.%: \n\0é,"), st.integers(0, 40))
-def test_one_invalid_character_in_a_vid_is_refused(qube, volume, sign, at):
-    """Of those a qube may have in its name only the dot."""
+def test_one_invalid_character_in_a_vid_is_refused(qube, volume, character, at):
+    """Of these characters, the name of a qube may have only the dot."""
     vid = f"{qube}/{volume}"
     at = min(at, len(vid))
-    if sign == "." and 0 < at <= len(qube):
+    if character == "." and 0 < at <= len(qube):
         return
     with pytest.raises(BadName):
-        naming.volume_name("tank/vm", vid[:at] + sign + vid[at:])
+        naming.volume_name("tank/vm", vid[:at] + character + vid[at:])
 
 
 @given(st.text(max_size=30))
@@ -100,7 +100,7 @@ def test_reserved_and_invalid_zpool_names_are_refused(name):
 
 
 def test_names_that_only_zfs_allows_are_refused():
-    """ZFS can have them, and the message must not deny it."""
+    """The message must not call a name invalid that ZFS allows."""
     for name, kind in (
         ("tank/my qubes", "dataset name 'my qubes'"),
         ("odd:pool/q", "zpool name 'odd:pool'"),

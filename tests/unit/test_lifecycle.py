@@ -24,14 +24,14 @@ WITH_GENERATION = {Phase.UNKNOWN, Phase.IN_USE, Phase.ABANDONED}
 
 
 class Volume:
-    """What a lifecycle asks of a volume, and of qubesd."""
+    """A volume and its qube, as far as a lifecycle uses them."""
 
     vid = "work/private"
     pool = types.SimpleNamespace(name="tank")
     save_on_stop = True
 
     def __init__(self):
-        self.noted = False
+        self.is_noted = False
         self.state = "Running"
         self.startup_lock = asyncio.Lock()
         self.app = self
@@ -42,7 +42,7 @@ class Volume:
         return self.state
 
     def is_running(self):
-        return not self.lifecycle.phase.is_halted and self.noted
+        return not self.lifecycle.phase.is_halted and self.is_noted
 
 
 @pytest.fixture(name="volume")
@@ -72,7 +72,7 @@ def test_every_event_in_every_phase(volume, phase, event, caplog, monkeypatch):
     ):
         lifecycle.fire(event)
     assert lifecycle.phase is phase
-    # in qubesd: as after a restart, and the journal has it
+    # qubesd goes on as after a restart, and logs it
     monkeypatch.setattr(Lifecycle, "strict", False)
     lifecycle.fire(event)
     assert lifecycle.phase is Phase.UNKNOWN and lifecycle.generation is None
@@ -86,7 +86,7 @@ def keeps(before, after):
 
 
 def test_a_volume_is_never_stuck(monkeypatch):
-    """Whatever the phase, a start and a stop of a qube go through."""
+    """A start and a stop of a qube succeed in every phase."""
     monkeypatch.setattr(Lifecycle, "strict", False)
     for phase in Phase:
         lifecycle = in_phase(Volume(), phase)
@@ -102,7 +102,7 @@ def test_a_volume_is_never_stuck(monkeypatch):
 
 def documented():
     """Return the table in the docstring of Lifecycle."""
-    found = {}
+    transitions = {}
     text = inspect.getdoc(Lifecycle)
     tables = re.split(r"^event +", text, flags=re.MULTILINE)[1:]
     for table in tables:
@@ -112,12 +112,12 @@ def documented():
             event, *cells = row.split()
             for phase, cell in zip(phases, cells, strict=True):
                 after = phase if cell == "=" else cell
-                found[phase, Event[event]] = (
+                transitions[phase, Event[event]] = (
                     after
                     if isinstance(after, Phase) or cell == "."
                     else Phase[cell]
                 )
-    return found
+    return transitions
 
 
 def test_the_documented_table_matches_the_code():
@@ -133,7 +133,7 @@ def test_phases_that_may_have_a_generation():
     for phase, event in CELLS:
         after = TRANSITIONS[phase].get(event)
         if after is Phase.IN_USE:
-            # it has one already, or started() gives it one
+            # the volume has a generation, or started() sets it
             assert phase is Phase.IN_USE or event is Event.STARTED
 
 
@@ -144,13 +144,13 @@ def test_a_session_is_followed_by_a_preparation(volume):
     lifecycle.started(3)
     assert lifecycle.in_use and not volume.is_running()
     with pytest.raises(Refused) as caught:
-        volume.noted = True
+        volume.is_noted = True
         lifecycle.must_be_halted()
     assert str(caught.value) == messages.RUNNING
     lifecycle.fire(Event.STOP)
     lifecycle.fire(Event.STOPPED)
     # qubesd removes its note when all volumes of the qube have stopped
-    assert volume.noted and not lifecycle.in_use
+    assert volume.is_noted and not lifecycle.in_use
     lifecycle.fire(Event.PREPARE)
     lifecycle.fire(Event.PREPARING)
     assert not lifecycle.is_prepared
@@ -168,7 +168,7 @@ def test_a_preparation_that_is_requested_again_is_repeated(volume):
 
 
 def test_a_start_drops_a_preparation_requested_meanwhile(volume):
-    """The content that is given to the qube must not be reset."""
+    """The content that a qube uses must not be reset."""
     lifecycle = in_phase(volume, Phase.HALTED)
     lifecycle.fire(Event.START)
     lifecycle.fire(Event.PREPARE)
@@ -178,14 +178,14 @@ def test_a_start_drops_a_preparation_requested_meanwhile(volume):
 
 def test_a_missing_stop_is_waited_for_once(volume, caplog):
     lifecycle = in_phase(volume, Phase.IN_USE)
-    volume.noted, volume.state = True, "Halted"
+    volume.is_noted, volume.state = True, "Halted"
     assert lifecycle.is_stopping
     lifecycle.expect_no_stop()
     lifecycle.expect_no_stop()
     assert len(caplog.records) == 1
     assert not lifecycle.is_stopping and lifecycle.in_use
     assert lifecycle.generation == 7
-    # the stop comes after all, and fails
+    # the stop comes late, and fails
     lifecycle.fire(Event.STOP)
     assert lifecycle.is_stopping and lifecycle.generation == 7
 
@@ -244,7 +244,7 @@ def test_an_operation_logs_one_line(caplog):
 
 
 @pytest.mark.parametrize(
-    ("failure", "why"),
+    ("failure", "reason"),
     [
         (Refused(messages.RUNNING), messages.RUNNING),
         (
@@ -254,7 +254,7 @@ def test_an_operation_logs_one_line(caplog):
         (InUse("z/a", holders=("qube x",)), "z/a is in use by qube x"),
     ],
 )
-def test_a_failure_has_its_prefix_and_logs_nothing(caplog, failure, why):
+def test_a_failure_has_its_prefix_and_logs_nothing(caplog, failure, reason):
     caplog.set_level(logging.INFO)
     with pytest.raises(StoragePoolException) as caught:
         with operations.operation("revert", "x/v", "tank") as operation:
@@ -262,5 +262,5 @@ def test_a_failure_has_its_prefix_and_logs_nothing(caplog, failure, why):
             raise failure
     text = str(caught.value)
     assert text.startswith("Cannot revert x/v in pool tank: ")
-    assert why in text
+    assert reason in text
     assert not caplog.records

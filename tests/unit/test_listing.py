@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A list of volumes that comes after the deadline is not lost."""
+"""A list of volumes that arrives after the deadline is used."""
 
 import threading
 import time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Plans carried out on a disk in memory: there, back, and cut short anywhere."""
+"""Plans on a disk in memory: carried out, undone and interrupted."""
 
 import argparse
 import asyncio
@@ -33,16 +33,13 @@ from qubes_storage_zfs.tools import adopt, qubes_xml
 from qubes_storage_zfs.tools.common import Failed
 
 POOL = {"name": "vault", "driver": "zfs", "container": "tank/q"}
-#: a machine that is shared with VMs may take long
+#: no deadline, because the host may be busy
 PATIENT = settings(deadline=None)
 OLDER = {**POOL, "driver": "zfs_zvol"}
 
 
 class Memory:
-    """Datasets by name; a step changes them as ZFS would.
-
-    :param container: its children are qubes
-    """
+    """Datasets by name, which a step changes as ZFS would."""
 
     def __init__(self, *datasets):
         self.datasets = {dataset.name: dataset for dataset in datasets}
@@ -155,7 +152,7 @@ snapshots = st.lists(
         for n, (name, txg, leaving, since) in enumerate(items)
     )
 )
-#: attributes in qubes.xml, whether the zvol is on disk, its snapshots
+#: name -> (save_on_stop, exists on disk, is read-only, snapshots)
 volumes = st.fixed_dictionaries(
     {},
     optional={
@@ -178,7 +175,7 @@ own_settings = st.fixed_dictionaries(
 
 @st.composite
 def worlds(draw):
-    """A pool, its volumes in qubes.xml and its disk."""
+    """Draw a pool, its volumes in qubes.xml and its disk."""
     attributes = draw(st.sampled_from([POOL, OLDER]))
     is_upstream = attributes is POOL
     base = "tank/q" if is_upstream else "tank/q/vm"
@@ -242,7 +239,7 @@ def test_undo_restores_everything(world):
     assert plans(*world)[1].steps == []
     for step in undo(*world).steps:
         memory.carry_out(step)
-    assert same(memory.datasets) == same(before)
+    assert comparable(memory.datasets) == comparable(before)
 
 
 @PATIENT
@@ -256,7 +253,7 @@ def test_an_interrupted_plan_is_continued(world, first, second):
     for point in first, second, None:
         for step in plans(*world)[1].steps[:point]:
             memory.carry_out(step)
-    assert same(memory.datasets) == same(complete)
+    assert comparable(memory.datasets) == comparable(complete)
 
 
 @PATIENT
@@ -271,11 +268,11 @@ def test_an_interrupted_undo_is_continued(world, first, second):
         if naming.MIGRATED in own:
             for step in undo(*world).steps[:point]:
                 memory.carry_out(step)
-    assert same(memory.datasets) == same(before)
+    assert comparable(memory.datasets) == comparable(before)
 
 
-def same(datasets):
-    """All of it; properties that are not asked for do not count."""
+def comparable(datasets):
+    """Return *datasets* for a comparison, without unrelated properties."""
     return {
         name: (
             dataset.type,
@@ -328,25 +325,25 @@ def test_several_reasons_are_raised_together():
 
 @pytest.fixture
 def situation(monkeypatch, tmp_path):
-    """A pool of this driver's, without a record."""
+    """Return the situation of a pool of this driver without a record."""
     pool = MigratingPool(
         *("vault", "zfs_zvol", Origin.OLDER),
         *("tank/q", "tank/q/vm", "tank/q/vm"),
     )
     disk = Memory(Dataset("tank/q", "filesystem")).disk(pool)
-    found = {"is_migrated": True, "record": None}
+    fields = {"is_migrated": True, "record": None}
     monkeypatch.setattr(adopt.saved, "FOLDER", tmp_path)
 
     async def read(_):
-        return adopt._Situation(None, pool, disk, **found)
+        return adopt._Situation(None, pool, disk, **fields)
 
     monkeypatch.setattr(adopt, "_read", read)
-    return found
+    return fields
 
 
 def run(**options):
-    given = {"pool": "vault", "undo": False, "apply": True, **options}
-    return asyncio.run(adopt.run(argparse.Namespace(**given)))
+    arguments = {"pool": "vault", "undo": False, "apply": True, **options}
+    return asyncio.run(adopt.run(argparse.Namespace(**arguments)))
 
 
 def test_a_pool_of_this_driver_is_not_migrated(situation, capsys):
@@ -385,13 +382,13 @@ def test_a_migration_is_refused_while_qubesd_runs(monkeypatch):
 
 
 def test_every_step_names_its_datasets():
-    made = [
+    planned = [
         steps.CreateRoot("a", "is made"),
         steps.SetProperties("a", "is set", {"x": "1"}),
         steps.RenameDataset("a", "becomes b", "b"),
         steps.ChangeTogether("a", "changes", [steps.destroy("a@s")]),
     ]
-    names = itertools.chain.from_iterable(step.names() for step in made)
+    names = itertools.chain.from_iterable(step.names() for step in planned)
     assert list(names) == ["a", "a", "a", "b", "a", "a@s"]
-    details = [list(step.details()) for step in made]
+    details = [list(step.details()) for step in planned]
     assert details == [[], ["set x=1"], [], ["destroy a@s"]]

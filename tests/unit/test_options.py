@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Options as they come from a person: strings."""
+"""Options of a pool, which users write as text."""
 
 import pytest
 from hypothesis import given
@@ -64,8 +64,8 @@ def test_an_invalid_dedup_is_refused(value):
 
 
 @given(st.dictionaries(st.sampled_from(sorted(options.PARSERS)), st.text()))
-def test_any_text_is_parsed_or_refused_with_a_message(given_options):
+def test_any_text_is_parsed_or_refused_with_a_message(texts):
     try:
-        options.check(given_options)
+        options.check(texts)
     except BadOption as exc:
         assert len(str(exc)) > 20

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What holds where neither ZFS nor pyzfs is installed."""
+"""Properties of the package that need neither ZFS nor pyzfs."""
 
 import re
 import shutil
@@ -12,12 +12,12 @@ import qubes.exc
 
 from qubes_storage_zfs import ZfsZvolPool
 from qubes_storage_zfs.driver import errors, prompts
-from qubes_storage_zfs.store import messages as all_sentences
+from qubes_storage_zfs.store import messages
 from qubes_storage_zfs.zfs import errors as zfs
 from qubes_storage_zfs.zfs import probe
 
 ROOT = Path(__file__).resolve().parents[2]
-#: modules of the process that holds a key, which are not qubesd's
+#: modules of the keyholder, which qubesd does not load
 KEYHOLDER = ("zfs.keyholder", "zfs.answers", "zfs.secrecy")
 
 
@@ -34,7 +34,7 @@ def test_the_package_can_be_imported_without_pyzfs():
 
 
 def test_qubesd_loads_all_its_modules_at_start(tmp_path):
-    """Else an upgrade of the package would mix two versions in one qubesd."""
+    """Otherwise an upgrade would mix two versions in one qubesd."""
     package = ROOT / "qubes_storage_zfs"
     script = (
         "import shutil, sys\n"
@@ -58,8 +58,8 @@ def test_qubesd_loads_all_its_modules_at_start(tmp_path):
         set(line.split()) for line in done.stdout.split("\n")[:2]
     )
     assert programs == {path.stem for path in package.rglob("*.lua")}
-    # those of the tool, and of the process that holds a key, are not qubesd's;
-    # one is for when the others are not there
+    # qubesd loads no module of the tool or the keyholder, and the placeholder
+    # only if the others cannot be imported
     for path in package.rglob("*.py"):
         parts = path.relative_to(package).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
@@ -97,10 +97,10 @@ def test_qvm_pool_lists_the_options():
     )
 
 
-def sentences():
+def all_messages():
     return {
         name: value
-        for module in (all_sentences, prompts)
+        for module in (messages, prompts)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, str) and " " in value
     }
@@ -110,8 +110,8 @@ def test_the_documentation_lists_every_message():
     text = " ".join(
         (ROOT / "doc/errors.md").read_text().replace("`", "").split()
     )
-    for name, sentence in sentences().items():
-        assert " ".join(sentence.split()) in text, name
+    for name, message in all_messages().items():
+        assert " ".join(message.split()) in text, name
 
 
 def test_the_documentation_names_a_test_for_every_message():
@@ -159,7 +159,7 @@ def test_every_failure_has_its_message(exc, text):
     assert text in str(caught.value)
 
 
-#: exceptions that are made of something else than a dataset and an errno
+#: arguments of exceptions that take others than a dataset and an errno
 MADE_FROM = {
     zfs.SilentZpool: ("tank",),
     zfs.NoPassphrase: ("tank/a", "raw"),
@@ -185,21 +185,21 @@ def kinds_of(kind):
 def test_the_data_of_every_exception_fill_its_template():
     for kind in kinds_of(zfs.ZfsError):
         exc = kind(*MADE_FROM.get(kind, ("tank/a", 5, "create")))
-        why = all_sentences.reason(exc)
-        assert "{" not in why and why.isprintable(), kind
+        reason = messages.reason(exc)
+        assert "{" not in reason and reason.isprintable(), kind
         assert str(exc), kind
 
 
 def test_a_failure_has_a_template_and_data():
-    exc = all_sentences.Refused("{a} of {b!r}", a=1, b="{x}")
-    assert all_sentences.reason(exc) == str(exc) == "1 of '{x}'"
+    exc = messages.Refused("{a} of {b!r}", a=1, b="{x}")
+    assert messages.reason(exc) == str(exc) == "1 of '{x}'"
     assert (exc.template, exc.data) == ("{a} of {b!r}", {"a": 1, "b": "{x}"})
-    assert str(all_sentences.Refused("no {data}")) == "no {data}"
+    assert str(messages.Refused("no {data}")) == "no {data}"
 
 
 def test_advice_to_force_is_not_shown():
     exc = zfs.CommandFailed("zpool import", 1, "no:\n\tuse '-f' to\n more")
-    assert all_sentences.reason(exc) == "zpool import: no: more"
+    assert messages.reason(exc) == "zpool import: no: more"
 
 
 def test_percent_signs_are_escaped_for_the_client():
@@ -217,7 +217,7 @@ def test_a_missing_kernel_module_is_reported(monkeypatch):
     import asyncio
 
     if Path("/dev/zfs").exists():
-        pytest.skip("the zfs module is here")
+        pytest.skip("the zfs module is loaded")
     monkeypatch.setitem(sys.modules, "libzfs_core", None)
     pool = ZfsZvolPool(name="p", container="tank/q")
     with pytest.raises(qubes.exc.StoragePoolException, match="modprobe zfs"):
@@ -229,9 +229,10 @@ LICENCE = "SPDX-License-Identifier: BSD-2-Clause"
 
 
 def test_each_source_file_names_its_licence():
-    """In its first two lines, or in a file of its own beside it.
+    """It is in the first two lines, or in a file of its own beside the source.
 
-    What image.sh and guest-init contain names the image that was built of them.
+    The name of a VM image is a hash of image.sh and guest-init, so these have
+    a file of their own.
     """
     if not (ROOT / ".git").exists():
         pytest.skip("this is no repository, so the sources are not known")

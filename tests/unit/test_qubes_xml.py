@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qubes.xml rewritten as a pool is adopted, and back."""
+"""Changes of qubes.xml by a migration and by its undo."""
 
 import os
 import socket
@@ -51,7 +51,7 @@ rw="True" save_on_stop="False" snap_on_start="False"/>
 </qubes>
 """
 
-#: makes a qubes.xml with core-admin itself, or reads one and writes it again
+#: creates a qubes.xml with core-admin, or loads one and saves it again
 DRIVE = """\
 import asyncio, sys
 import qubes, qubes.app, qubes.storage.zfs, qubes.vm.appvm
@@ -105,30 +105,30 @@ def file(tmp_path, monkeypatch):
     return path
 
 
-def place_of(store):
+def pool_of(store):
     return migrating_pool(store.pool("vault").attrib, store.volumes("vault"))
 
 
-def adopted(path):
+def migrated(path):
     store = qubes_xml.QubesXml(path)
-    place = place_of(store)
-    store.adopt(place)
-    return place, store.write()
+    pool = pool_of(store)
+    store.adopt(pool)
+    return pool, store.write()
 
 
 def test_undo_restores_the_migrated_file(file):
-    place, kept = adopted(file)
+    pool, backup = migrated(file)
     text = file.read_text()
     expected = TEXT.replace('driver="zfs"', 'driver="zfs_zvol"')
     for name in "work/root", "work/private", "tmpl/root":
         expected = expected.replace(f'"tank/qubes/{name}"', f'"{name}"')
     assert text.replace(" />", "/>") == expected
-    assert kept is not None and kept.read_text() == TEXT
-    for each in file, kept:
-        assert each.stat().st_mode & 0o777 == 0o640
-    again = qubes_xml.QubesXml(file)
-    again.undo(place, "zfs", {})
-    again.write()
+    assert backup is not None and backup.read_text() == TEXT
+    for path in file, backup:
+        assert path.stat().st_mode & 0o777 == 0o640
+    reloaded = qubes_xml.QubesXml(file)
+    reloaded.undo(pool, "zfs", {})
+    reloaded.write()
     assert file.read_text().replace(" />", "/>") == TEXT
     assert len(list(file.parent.iterdir())) <= 3
 
@@ -138,24 +138,24 @@ def test_volumes_of_the_older_layout_follow_the_class_of_their_qube(file):
     old = old.replace('vid="tank/qubes/', 'vid="tank/qubes/vm/')
     old = old.replace('"True" snap_on_start="False" s', '"False" s')
     file.write_text(old)
-    place, _ = adopted(file)
+    pool, _ = migrated(file)
     store = qubes_xml.QubesXml(file)
     private = store.volumes("vault")[1]
-    assert private.vid == "work/private" and private.is_persistent(place.origin)
+    assert private.vid == "work/private" and private.is_persistent(pool.origin)
     assert "save_on_stop" not in private.attributes
     before = {"private": {"save_on_stop": "False"}}
     root = {"root": {"save_on_stop": "False", "snap_on_start": "True"}}
     source = "tank/qubes/tmpl/root"
-    store.undo(place, "zfs_zvol", {"work": {**before, **root}})
+    store.undo(pool, "zfs_zvol", {"work": {**before, **root}})
     store.write()
     (first, second) = qubes_xml.QubesXml(file).volumes("vault")
     assert second.attributes["save_on_stop"] == "False"
     assert second.vid == "tank/qubes/vm/work/private"
     assert first.attributes["snap_on_start"] == "True"
     assert first.attributes["source"].endswith(source)
-    # and again, as after a crash, when nobody knows what was dropped
+    # a second undo after a crash has no record of the dropped attributes
     store = qubes_xml.QubesXml(file)
-    store.undo(place, "zfs_zvol", {})
+    store.undo(pool, "zfs_zvol", {})
     assert store.write() is None
 
 
@@ -165,12 +165,12 @@ def test_an_unchanged_file_is_not_written(file):
     assert list(file.parent.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("how", ["qubesd", "changed"])
-def test_the_file_is_not_written_if_qubesd_runs_again(file, how):
+@pytest.mark.parametrize("cause", ["qubesd", "changed"])
+def test_the_file_is_not_written_if_qubesd_runs_again(file, cause):
     store = qubes_xml.QubesXml(file)
-    store.adopt(place_of(store))
+    store.adopt(pool_of(store))
     with socket.socket(socket.AF_UNIX) as listening:
-        if how == "qubesd":
+        if cause == "qubesd":
             listening.bind(qubes_xml.SOCKET)
             listening.listen()
         else:
@@ -209,10 +209,10 @@ def test_core_admin_reads_the_migrated_file(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Name: qubes-core\nVersion: 4\n")
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
 
-    def core_admin(how):
+    def core_admin(mode):
         where = [CHECKOUT, f"{CHECKOUT}/test-packages", tmp_path, ROOT]
         done = subprocess.run(
-            [sys.executable, "-c", DRIVE, str(path), how],
+            [sys.executable, "-c", DRIVE, str(path), mode],
             env={**os.environ, "PYTHONPATH": ":".join(map(str, where))},
             capture_output=True,
             text=True,
@@ -221,18 +221,18 @@ def test_core_admin_reads_the_migrated_file(tmp_path, monkeypatch):
         assert done.returncode == 0, done.stderr
         return sorted(done.stdout.split("\n"))
 
-    told = core_admin("new")
-    assert "zfs tank/qubes/work/root tank/qubes/tmpl/root False True" in told
-    place, _ = adopted(path)
+    before = core_admin("new")
+    assert "zfs tank/qubes/work/root tank/qubes/tmpl/root False True" in before
+    pool, _ = migrated(path)
     ours = core_admin("again")
     assert ours == sorted(
         line.replace("zfs ", "zfs_zvol ").replace("tank/qubes/", "")
-        for line in told
+        for line in before
     )
-    again = qubes_xml.QubesXml(path)
-    again.undo(place, "zfs", {})
-    again.write()
-    assert core_admin("again") == told
+    reloaded = qubes_xml.QubesXml(path)
+    reloaded.undo(pool, "zfs", {})
+    reloaded.write()
+    assert core_admin("again") == before
 
 
 # --- in a folder that others may write to
@@ -240,17 +240,17 @@ def test_core_admin_reads_the_migrated_file(tmp_path, monkeypatch):
 
 def test_no_symlink_is_followed(file, monkeypatch):
     monkeypatch.setattr(qubes_xml.time, "strftime", lambda form: form)
-    backup = file.name + ".%Y-%m-%d-%H%M%S"
+    name_of_backup = file.name + ".%Y-%m-%d-%H%M%S"
     target = file.with_name("target")
     target.write_text("of another user")
-    for name in backup, f"{backup}-1":
+    for name in name_of_backup, f"{name_of_backup}-1":
         file.with_name(name).symlink_to(target)
-    _, kept = adopted(file)
-    assert kept.name == f"{backup}-2" and kept.read_text() == TEXT
-    assert not kept.is_symlink() and kept.stat().st_mode & 0o777 == 0o640
+    _, backup = migrated(file)
+    assert backup.name == f"{name_of_backup}-2" and backup.read_text() == TEXT
+    assert not backup.is_symlink() and backup.stat().st_mode & 0o777 == 0o640
     assert target.read_text() == "of another user"
-    assert file.with_name(backup).is_symlink()
-    left = {each.name for each in file.parent.iterdir()}
+    assert file.with_name(name_of_backup).is_symlink()
+    left = {path.name for path in file.parent.iterdir()}
     assert not [name for name in left if name.startswith(".")]
     target.write_text(TEXT)
     file.unlink()
@@ -262,7 +262,7 @@ def test_no_symlink_is_followed(file, monkeypatch):
 
 def test_a_file_swapped_for_a_symlink_is_not_written(file):
     store = qubes_xml.QubesXml(file)
-    store.adopt(place_of(store))
+    store.adopt(pool_of(store))
     target = file.with_name("target")
     file.rename(target)
     file.symlink_to(target)
@@ -274,7 +274,7 @@ def test_a_file_swapped_for_a_symlink_is_not_written(file):
 @pytest.mark.parametrize("fails", ["fsync", "replace", "fchmod"])
 def test_a_failed_write_leaves_no_temporary_file(file, monkeypatch, fails):
     store = qubes_xml.QubesXml(file)
-    store.adopt(place_of(store))
+    store.adopt(pool_of(store))
 
     def failing(*arguments, **named):
         raise OSError("no space")
@@ -284,7 +284,7 @@ def test_a_failed_write_leaves_no_temporary_file(file, monkeypatch, fails):
         with pytest.raises(Refused, match="no space"):
             store.write()
     assert file.read_text() == TEXT
-    names = [each.name for each in file.parent.iterdir()]
+    names = [path.name for path in file.parent.iterdir()]
     assert not [name for name in names if name.startswith(".")]
 
 
@@ -304,7 +304,7 @@ def test_names_of_temporary_files_are_unpredictable(file, monkeypatch):
 
 def test_every_change_is_listed(file):
     store = qubes_xml.QubesXml(file)
-    store.adopt(place_of(store), "123")
+    store.adopt(pool_of(store), "123")
     assert list(store.changes()) == [
         "pool vault: set driver=zfs_zvol",
         "pool vault: set zpool_guid=123",
@@ -316,25 +316,25 @@ def test_every_change_is_listed(file):
 
 def test_undo_removes_the_recorded_guid(file):
     store = qubes_xml.QubesXml(file)
-    place = place_of(store)
-    store.adopt(place, "123")
+    pool = pool_of(store)
+    store.adopt(pool, "123")
     store.write()
-    again = qubes_xml.QubesXml(file)
-    again.undo(place, "zfs", {}, remove_guid=False)
-    assert again.pool("vault").get("zpool_guid") == "123"
-    again.undo(place, "zfs", {})
-    again.write()
+    reloaded = qubes_xml.QubesXml(file)
+    reloaded.undo(pool, "zfs", {}, remove_guid=False)
+    assert reloaded.pool("vault").get("zpool_guid") == "123"
+    reloaded.undo(pool, "zfs", {})
+    reloaded.write()
     assert file.read_text().replace(" />", "/>") == TEXT
 
 
 def test_dropped_attributes_must_be_boolean(file):
     file.write_text(TEXT.replace('driver="zfs"', 'driver="zfs_zvol"'))
     store = qubes_xml.QubesXml(file)
-    place = place_of(store)
-    assert store.dropped(place)["work"]["private"] == {
+    pool = pool_of(store)
+    assert store.dropped(pool)["work"]["private"] == {
         "save_on_stop": "True",
         "snap_on_start": "False",
     }
     file.write_text(file.read_text().replace('stop="True"', 'stop="perhaps"'))
     with pytest.raises(Refused, match="save_on_stop='perhaps' for a volume"):
-        qubes_xml.QubesXml(file).dropped(place)
+        qubes_xml.QubesXml(file).dropped(pool)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Records of migrated pools: each text that a type writes, it reads again."""
+"""Records of migrated pools: each type parses the text that it writes."""
 
 import json
 
@@ -18,7 +18,7 @@ from qubes_storage_zfs.migrate.records import (
     VolumeRecord,
 )
 
-#: a machine that is shared with VMs may take long
+#: no deadline, because the host may be busy
 PATIENT = settings(deadline=None)
 
 layouts = st.sampled_from(LAYOUTS)

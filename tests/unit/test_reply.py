@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a channel program returned is read with types."""
+"""The reply of a channel program is read with types."""
 
 import pytest
 from hypothesis import given
@@ -42,7 +42,7 @@ def test_a_boolean_is_not_a_number():
 
 @given(VALUES)
 def test_any_value_is_read_or_refused(value):
-    """Parsing raises nothing but BadReply, which is a failure of ZFS."""
+    """Parsing raises only BadReply, which counts as a failure of ZFS."""
     for read in (
         VolumeState.from_reply,
         Revision.from_reply,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The registries of a process, and a restart that is simulated."""
+"""The registries of a process, and a simulated restart."""
 
 import threading
 
@@ -17,7 +17,7 @@ class Registry:
 
 
 @pytest.fixture(autouse=True)
-def _own(monkeypatch):
+def _own_runtime(monkeypatch):
     monkeypatch.setattr(runtime, "_current", runtime.Runtime())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One table of the properties that keep dom0 from reading what qubes wrote."""
+"""The table of properties that keep dom0 from parsing content of qubes."""
 
 from pathlib import Path
 
@@ -28,10 +28,10 @@ def test_the_documentation_has_the_table():
 
 def test_every_value_has_the_type_that_libzfs_core_expects():
     """All native properties but mountpoint are numbers to ZFS."""
-    given = {**policy.ZPOOL_ROOT_SETTINGS, "atime": 0}
-    taken = lzc._properties(given)
-    assert taken.pop(b"mountpoint") == b"none"
-    for name, value in taken.items():
+    settings = {**policy.ZPOOL_ROOT_SETTINGS, "atime": 0}
+    encoded = lzc._properties(settings)
+    assert encoded.pop(b"mountpoint") == b"none"
+    for name, value in encoded.items():
         kind = bytes if b":" in name else int
         assert type(value) is kind, name
 

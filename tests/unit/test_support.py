@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where the code is that tests share."""
+"""The place of code that several tests use."""
 
 import ast
 from pathlib import Path

@@ -18,7 +18,7 @@ def own(monkeypatch):
 
 @pytest.fixture
 def gate():
-    """What hangs, hangs until this is set."""
+    """Return the event that lets hanging calls continue."""
     event = threading.Event()
     yield event
     event.set()
@@ -37,23 +37,23 @@ def test_datasets_of_one_zpool_share_its_threads(own):
 
 
 def test_an_overdue_question_is_not_repeated(own, gate):
-    asked = []
+    calls = []
 
     def slow():
-        asked.append("slow")
+        calls.append("slow")
         return gate.wait()
 
-    begin = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(errors.SilentZpool) as caught:
         own.questions.ask(slow)
     assert caught.value.zpool == "slow"
-    assert threads.DEADLINE <= time.monotonic() - begin < 2
-    begin = time.monotonic()
+    assert threads.DEADLINE <= time.monotonic() - start < 2
+    start = time.monotonic()
     for _ in range(100):
         with pytest.raises(errors.SilentZpool):
             own.questions.ask(slow)
-    assert time.monotonic() - begin < threads.DEADLINE
-    assert asked == ["slow"] and not own.responds
+    assert time.monotonic() - start < threads.DEADLINE
+    assert calls == ["slow"] and not own.responds
     gate.set()
     while not own.responds:
         time.sleep(0.01)
@@ -74,17 +74,17 @@ def test_an_exception_in_a_question_is_raised(own):
 
 
 def test_concurrent_questions_run_one_after_another(own):
-    found = []
+    results = []
 
     def work():
-        found.append(own.questions.ask(time.sleep, 0.01))
+        results.append(own.questions.ask(time.sleep, 0.01))
 
     asking = [threading.Thread(target=work) for _ in range(5)]
     for thread in asking:
         thread.start()
     for thread in asking:
         thread.join()
-    assert found == [None] * 5 and own.responds
+    assert results == [None] * 5 and own.responds
 
 
 def test_a_hanging_zpool_does_not_block_others(own, gate):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What counts as written is measured, capped and forgotten in time."""
+"""Thresholds for written volumes are measured, capped and renewed."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ from qubes_storage_zfs.store.thresholds import (
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Thresholds of a zpool, and what its guid and its blank zvols are."""
+    """Return the thresholds of a zpool, and the disk that they measure."""
     disk = {"guid": "1", "logical": 6144, "referenced": 12288}
 
     async def measure(_):
@@ -30,40 +30,40 @@ def measured(monkeypatch):
 
 
 def test_no_volume_is_blank_before_the_measurement(measured):
-    found, _ = measured
-    assert not found.measured
-    assert found.limits == Limits(UNMEASURED, DOUBTFUL, LARGEST)
+    tank, _ = measured
+    assert not tank.measured
+    assert tank.limits == Limits(UNMEASURED, DOUBTFUL, LARGEST)
 
 
 @pytest.mark.parametrize(
-    "referenced, untouched",
+    "referenced, unmodified",
     [(12288, 3072), (90112, 22528), (1 << 40, LARGEST)],
 )
-def test_the_measured_threshold_is_capped(measured, referenced, untouched):
-    found, disk = measured
+def test_the_measured_threshold_is_capped(measured, referenced, unmodified):
+    tank, disk = measured
     disk["referenced"] = referenced
-    asyncio.run(found.measure("tank/v"))
-    assert found.limits.unmodified == untouched
-    assert found.limits.blank == 6144
+    asyncio.run(tank.measure("tank/v"))
+    assert tank.limits.unmodified == unmodified
+    assert tank.limits.blank == 6144
 
 
 def test_another_zpool_of_the_same_name_is_measured_again(measured):
-    found, disk = measured
-    asyncio.run(found.measure("tank/v"))
+    tank, disk = measured
+    asyncio.run(tank.measure("tank/v"))
     disk["guid"] = "2"
-    assert not found.measured and found.limits.blank is None
+    assert not tank.measured and tank.limits.blank is None
     disk["logical"] = 26112
-    asyncio.run(found.measure("tank/v"))
-    assert found.limits.blank == 26112
+    asyncio.run(tank.measure("tank/v"))
+    assert tank.limits.blank == 26112
     disk["guid"] = None
-    assert not found.measured
+    assert not tank.measured
 
 
 def test_no_threshold_exceeds_the_smallest_change():
-    """6144 bytes, and as much as a blank zvol refers to (doc/design.md)."""
+    """It is 6144 bytes, or what a blank zvol refers to (doc/design.md)."""
     assert DOUBTFUL < 6144 and UNMEASURED < 12288 and LARGEST < 90112
 
 
 def test_bytes_that_zfs_itself_writes_do_not_count():
-    """Up to 8192 bytes (doc/design.md), where nothing can be measured."""
+    """ZFS writes up to 8192 bytes (doc/design.md), also without a measurement."""
     assert UNMEASURED >= 8192

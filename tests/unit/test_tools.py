@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What can be said of qvm-zfs without ZFS."""
+"""The command qvm-zfs, without ZFS."""
 
 import argparse
 import ast
@@ -36,18 +36,18 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def test_the_manual_has_every_command_and_option():
     manual = (ROOT / "doc/manpages/qvm-zfs.rst").read_text()
-    (verbs,) = (
+    (subcommands,) = (
         action
         for action in main.parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     )
-    for verb, parser in verbs.choices.items():
-        assert f"\n{verb}\n   " in manual
+    for command, parser in subcommands.choices.items():
+        assert f"\n{command}\n   " in manual
         for action in parser._actions:
             for option in set(action.option_strings) - {"-h", "--help"}:
                 assert f"``{option}``" in manual, option
     named = re.findall(r"^(\w+)\n   ", manual, re.M)
-    assert sorted(named) == sorted(verbs.choices)
+    assert sorted(named) == sorted(subcommands.choices)
 
 
 def test_tools_do_not_import_qubesd_modules():
@@ -64,8 +64,8 @@ def test_volumes_outside_an_encrypted_pool_are_found():
         return types.SimpleNamespace(name=name, pool=pool, **kind)
 
     def qube(name, *volumes, klass="AppVM"):
-        found = {each.name: each for each in volumes}
-        return types.SimpleNamespace(name=name, klass=klass, volumes=found)
+        by_name = {item.name: item for item in volumes}
+        return types.SimpleNamespace(name=name, klass=klass, volumes=by_name)
 
     app = types.SimpleNamespace(
         pools={
@@ -102,9 +102,9 @@ def test_text_becomes_printable():
 
 @given(st.binary())
 def test_bytes_of_a_disk_survive_a_round_trip(value):
-    there = text.from_disk(value)
-    assert text.to_disk(there) == value
-    shown = text.printable(there)
+    decoded = text.from_disk(value)
+    assert text.to_disk(decoded) == value
+    shown = text.printable(decoded)
     assert shown.isprintable()
     shown.encode()
 
@@ -134,7 +134,7 @@ def test_an_invalid_command_line_is_printed_escaped(capsys):
 
 
 def test_only_the_output_module_prints():
-    """All that the tool prints goes through output.py."""
+    """All output of the tool goes through output.py."""
     for file in (ROOT / "qubes_storage_zfs/tools").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             printed = isinstance(node, ast.Call) and (
@@ -145,7 +145,7 @@ def test_only_the_output_module_prints():
                 raise AssertionError(f"{file.name}:{node.lineno}")
 
 
-# --- which pool a name means
+# --- the pool that a name means
 
 
 def survey(*pools, marks=()):
@@ -203,7 +203,7 @@ def test_an_unreadable_qubes_xml_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
-    """And an unreadable qubes.xml keeps nothing from being locked."""
+    """An unreadable qubes.xml does not prevent locking, either."""
     unlocked = asyncio.Event()
 
     async def unload(dataset):
@@ -218,13 +218,13 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
             for name in ("a", "b")
         ]
 
-    async def nothing(ours):
+    async def survey_disks(ours):
         marks = [pools_of.ClaimedDataset("x/y", "b", "x/y", True)]
         return pools_of.Survey(ours, marks, ["the zpool c cannot be read"])
 
     monkeypatch.setattr(lock.keys, "unload", unload)
     monkeypatch.setattr(lock, "configured", pools)
-    monkeypatch.setattr(lock, "survey_disks", nothing)
+    monkeypatch.setattr(lock, "survey_disks", survey_disks)
     monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: None)
     everything = argparse.Namespace(all=True)
     assert asyncio.run(lock.run(everything)) == 1
@@ -243,7 +243,7 @@ def test_a_zpool_that_does_not_answer_delays_no_other(monkeypatch, capsys):
 
 
 def test_a_zpool_exported_meanwhile_does_not_stop_locking(monkeypatch, capsys):
-    """After it was found that a disk claims a pool in it."""
+    """The survey has found a claim in it before."""
 
     async def unload(dataset):
         if dataset == "x/y":
@@ -288,38 +288,38 @@ def test_attach_chooses_the_right_zpool():
     assert attach._choose("stick", pool, [other, right]) is right
     assert attach._choose("stick", None, [right, zpool("x", "3")]) is right
     unrecorded = dataclasses.replace(pool, guid=None)
-    for chosen, candidates, why in (
+    for chosen, candidates, reason in (
         (pool, [zpool("x")], "was not found on the disks of dom0"),
         (pool, [other], "on the connected disks has the GUID 2"),
         (None, [right, other], "several zpools have the name stick .GUIDs"),
         (unrecorded, [right, other], "which one has the pool p"),
         (pool, [right, zpool("\x1b")], "has several names .*x1b, stick"),
     ):
-        with pytest.raises(Failed, match=why):
+        with pytest.raises(Failed, match=reason):
             attach._choose("stick", chosen, candidates)
     away = zpool(status="was last accessed by another system")
     attach._must_be_importable(away, True)
-    for found, why in (
+    for candidate, reason in (
         (away, "another system used the zpool stick"),
         (zpool(state="UNAVAIL"), "UNAVAIL .no device is missing"),
         (zpool("stick", "1", "FAULTED", "bad", "sdx"), "bad .sdx"),
     ):
-        with pytest.raises(Failed, match=why):
-            attach._must_be_importable(found, False)
+        with pytest.raises(Failed, match=reason):
+            attach._must_be_importable(candidate, False)
 
 
 def test_a_plain_or_absent_pool_is_refused(monkeypatch):
     plain = Pool("plain", "zfs_zvol", "tank/plain")
     safe = Pool("safe", "zfs_encrypted", "tank/encryption/safe")
 
-    async def found(_):
+    async def survey_all(_):
         return survey(plain, safe)
 
     async def state(_):
         return keys.KeyState(False, None, False, None)
 
     monkeypatch.setattr(pools_of, "qubesd", lambda: None)
-    monkeypatch.setattr(pools_of, "survey", found)
+    monkeypatch.setattr(pools_of, "survey", survey_all)
     monkeypatch.setattr(pools_of.keys, "state", state)
     monkeypatch.setattr(pools_of.importexport, "guid", lambda zpool: None)
     with pytest.raises(Failed, match="the pool plain is not encrypted"):
@@ -333,11 +333,11 @@ def test_a_plain_or_absent_pool_is_refused(monkeypatch):
 def test_lock_reports_its_failures(monkeypatch, capsys):
     marks = [pools_of.ClaimedDataset("x y/z", "gone", "x y/z", True)]
 
-    async def look(ours):
+    async def survey_disks(ours):
         return pools_of.Survey(ours, marks, [])
 
     monkeypatch.setattr(lock, "configured", lambda _: [])
-    monkeypatch.setattr(lock, "survey_disks", look)
+    monkeypatch.setattr(lock, "survey_disks", survey_disks)
     everything = argparse.Namespace(all=True)
     assert asyncio.run(lock.run(everything)) == 1
     assert "x y/z is still unlocked, because" in capsys.readouterr().err

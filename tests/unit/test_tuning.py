@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Features that are about volumes: which there are, and who has which."""
+"""Features of qubes that tune their volumes."""
 
 import types
 
@@ -20,10 +20,10 @@ VOLUMES = {
 }
 
 
-def qube(klass="AppVM", template=None, **words):
-    given = {name.replace("_", "."): value for name, value in words.items()}
+def qube(klass="AppVM", template=None, **settings):
+    values = {name.replace("_", "."): value for name, value in settings.items()}
     return types.SimpleNamespace(
-        name="work", klass=klass, template=template, features=given
+        name="work", klass=klass, template=template, features=values
     )
 
 
@@ -63,17 +63,17 @@ BAD = {
 }
 
 
-def each(table):
+def cases(table):
     return [(name, value) for name, values in table.items() for value in values]
 
 
-@pytest.mark.parametrize("feature, value", each(GOOD))
+@pytest.mark.parametrize("feature, value", cases(GOOD))
 def test_a_valid_feature_is_accepted(feature, value):
     features.check(feature, value, VOLUMES)
     features.check(feature, value, None)
 
 
-@pytest.mark.parametrize("feature, value", each(BAD))
+@pytest.mark.parametrize("feature, value", cases(BAD))
 def test_an_invalid_feature_is_refused(feature, value):
     with pytest.raises(BadOption):
         features.check(feature, value, VOLUMES)
@@ -82,7 +82,7 @@ def test_an_invalid_feature_is_refused(feature, value):
 def test_dedup_is_an_option_of_the_pool(caplog):
     with pytest.raises(BadOption, match="qvm-pool add -o dedup=on-for-ever"):
         features.check("zfs.dedup", "on", VOLUMES)
-    # of a qube that had it before
+    # a qube that has the feature of an earlier release
     for feature in "zfs_dedup", "zfs_root_dedup":
         caplog.clear()
         old = qube(**{feature: "on-for-ever", "zfs_sync": "always"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Nothing of a guest is left when the command that booted it is ended."""
+"""A guest ends with the command that booted it."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ import pytest
 
 from tests.vm import vm
 
-#: comes up at once, takes one command, reports its process and folder, and
-#: runs until it is killed
+#: a stand-in for QEMU: it boots at once, accepts one command, reports its
+#: process and folder, and runs until it is killed
 STAND_IN = f"""#!{sys.executable}
 import os, signal, socket, sys
 (port,) = [word for word in sys.argv if word.startswith("socket,id=ctl")]
@@ -34,7 +34,7 @@ ENDINGS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL]
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """An image, and a QEMU that only looks like one."""
+    """Return an environment with an image and a stand-in for QEMU."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(vm, "CACHE", cache / "qubes-storage-zfs")
     vm.image_place().mkdir(parents=True)
@@ -55,15 +55,15 @@ def environment(tmp_path, monkeypatch):
     }
 
 
-def wait_until(happened, what):
-    end = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < end, f"not within 20 s: {what}"
+def wait_until(condition, description):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"not within 20 s: {description}"
         time.sleep(0.02)
 
 
 def started(environment, *command):
-    """*command* once what it started has reported."""
+    """Start *command*; return when its stand-in has reported."""
     process = subprocess.Popen(
         command,
         cwd=vm.PROJECT,
@@ -78,25 +78,25 @@ def started(environment, *command):
 
 
 def booted(environment, *command):
-    """*command* when its guest is up, the guest's process and its folder."""
+    """Start *command*; return it, and the process and folder of its guest."""
     process = started(environment, *command)
     report = Path(environment["STAND_IN_PID"])
     number, folder = report.read_text().split()
     return process, int(number), Path(folder)
 
 
-def runs(number):
+def is_running(number):
     try:
         state = Path(f"/proc/{number}/stat").read_text()
     except FileNotFoundError:
         return False
-    # a zombie waits for whoever adopted it
+    # a zombie has ended and waits for its parent
     return state.rpartition(")")[2].split()[0] != "Z"
 
 
 def is_left(number):
-    """End a guest that should have ended; whether there was one."""
-    left = runs(number)
+    """Kill a guest that still runs; return whether it did."""
+    left = is_running(number)
     if left:
         os.kill(number, signal.SIGKILL)
     return left
@@ -114,12 +114,14 @@ def is_left(number):
 def test_the_guest_ends_with_its_command(environment, command, ending):
     process, guest, folder = booted(environment, *command)
     if command[0] == "make" and ending in (signal.SIGINT, signal.SIGHUP):
-        # a terminal sends these to make and to what make started
+        # a terminal sends these signals to make and its children
         os.killpg(process.pid, ending)
     else:
         process.send_signal(ending)
     try:
-        wait_until(lambda: not runs(guest), f"the guest ends at {ending.name}")
+        wait_until(
+            lambda: not is_running(guest), f"the guest ends at {ending.name}"
+        )
         assert process.wait(20)
         if command[0] == "make" or ending != signal.SIGKILL:
             wait_until(lambda: not folder.exists(), f"{folder} is removed")
@@ -133,11 +135,11 @@ def test_a_guest_of_vm_up_runs_until_vm_down(environment):
     process, guest, folder = booted(environment, *VM_PY, "up")
     try:
         assert process.wait(20) == 0
-        assert runs(guest)
+        assert is_running(guest)
         subprocess.run(
             [*VM_PY, "down"], cwd=vm.PROJECT, env=environment, check=True
         )
-        wait_until(lambda: not runs(guest), "the guest ends")
+        wait_until(lambda: not is_running(guest), "the guest ends")
         assert not folder.exists()
     finally:
         assert not is_left(guest)
@@ -148,9 +150,9 @@ def test_building_an_image_ends_with_its_command(environment, tmp_path):
     report = Path(environment["STAND_IN_PID"])
     for name, script in {
         "sudo": 'exec env "$@"',
-        # which only root can
+        # the real unshare needs root
         "unshare": 'shift; exec "$@"',
-        # what runs the recipe, and does not end before its own child does
+        # runs the recipe, and ends only after its own child
         "bash": f"echo $$ >{report}; sleep 600; true",
     }.items():
         program = tmp_path / "bin" / name
@@ -162,7 +164,7 @@ def test_building_an_image_ends_with_its_command(environment, tmp_path):
     try:
         process.terminate()
         assert process.wait(20)
-        assert not runs(number)
+        assert not is_running(number)
         assert not vm.image_place().exists()
     finally:
         assert not is_left(number)
