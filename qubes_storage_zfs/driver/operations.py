@@ -23,7 +23,7 @@ LOG = logging.getLogger("qubes.storage.zfs")
 
 
 class Operation:
-    """The changes that one operation has made on disk.
+    """The changes of one operation on disk.
 
     operation() creates it, and it lasts as long as the operation.  Only the
     task of the operation uses it.

@@ -42,7 +42,7 @@ def _bad(name: str, allowed: str, value: object) -> BadOption:
 
 
 def _whole(value: object, least: int, most: int) -> int | None:
-    """Return *value* as an integer; None if it is none, or out of bounds."""
+    """Return *value* as an integer; None if it is invalid."""
     if not isinstance(value, (int, float, str)):
         return None
     try:

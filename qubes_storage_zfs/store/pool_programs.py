@@ -18,7 +18,7 @@ from .state import Limits, Violation
 
 @dataclass(frozen=True)
 class ContainerState:
-    """What is at the place of a container; see container.lua.
+    """The state of a container, or of its place; see container.lua.
 
     :ivar parent: whether the dataset above the container exists
     :ivar exists: whether the container exists
@@ -179,7 +179,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may be garbage, as garbage.lua reports it.
+    """The datasets that may be garbage, from garbage.lua.
 
     :ivar datasets: generations that no pointer needs
     :ivar unsure: a generation that thresholds.py must measure for first; None:

@@ -61,7 +61,7 @@ class Revision:
 
 
 class MadeFrom(NamedTuple):
-    """What a disposable volume would be made from now.
+    """The size or source of a disposable volume that is created now.
 
     :ivar size: size and block size; None: do not compare them
     :ivar source: the volume to clone; None: it would be blank

@@ -35,7 +35,7 @@ ERESTARTSYS = 512
 OPEN_TRIES = 30
 #: seconds until a link counts as missing
 LINK_LIMIT = 30.0
-#: seconds after which udev is asked for a missing link; the pause then doubles
+#: seconds until this process asks udev for a missing link; the pause doubles
 NUDGE_AFTER = 5.0
 #: seconds; a process that has a node open for longer does not just probe it
 PROBE_LIMIT = 2.0

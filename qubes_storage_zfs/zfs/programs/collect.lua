@@ -16,7 +16,7 @@
 -- Each dataset is checked again here, because no change can come between the
 -- check and the destruction: it has the same guid, no pointer names it, and it
 -- has no snapshot that more than one clone needs.  A dataset that it was cloned
--- from is destroyed as well if nothing else needs that one.
+-- from is destroyed as well if nothing else needs the origin.
 --
 -- Each destruction is complete in itself.  A crash leaves the rest as garbage.
 local out = {destroyed = {}, busy = {}, candidates = {}}

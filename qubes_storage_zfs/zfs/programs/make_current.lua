@@ -114,7 +114,7 @@ if second ~= nil then
 end
 record_committed(changes, qube, argv.committed, second)
 -- The blank state that create() committed, and that nothing was written to, is
--- no state to revert to.
+-- not kept as a revision.
 if keep ~= nil and first == nil and #list == 1
     and newest.number ~= argv.pinned and is_unwritten(newest.snapshot) then
     changes[#changes + 1] = {drop_revision, newest.snapshot}

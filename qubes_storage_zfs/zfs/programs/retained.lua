@@ -10,7 +10,7 @@
 --              only
 --   removed    bytes in generations of removed volumes, which clones need
 --
--- What a clone of another qube shares would not be free.
+-- Blocks that a clone of another qube shares would not be free.
 local out = {revisions = 0, removed = 0}
 if not zfs.exists(argv.qube) then
     return out

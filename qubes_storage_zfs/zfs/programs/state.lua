@@ -19,8 +19,8 @@
 --                        follows from them
 --   size        string   "<size>[/<blocksize>]", or
 --   source      table    {qube, committed}: dataset, and property that records
---                        its committed state; what a disposable volume would be
---                        made from now
+--                        its committed state.  A disposable volume would be
+--                        created for this size, or from this source
 --   tuned       string   property of the current generation to report
 --   rules       list     of {name, value}: report whether the current
 --                       generation, or what a new one inherits, breaks one

@@ -4,7 +4,7 @@
 -- grammar:
 --
 --   <generation>                              kept at stop
---   <generation> scratch <size>[/<blocksize>] disposable: discarded at stop
+--   <generation> scratch <size>[/<blocksize>] discarded at stop (prose: format)
 --   <generation> from <source>[ r<revision>]  kept; a copy of the revision
 --                                             <source>, or of "blank";
 --                                             r<revision> is only that copy

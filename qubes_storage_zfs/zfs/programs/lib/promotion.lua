@@ -10,7 +10,7 @@
 -- generation destroys both.
 --
 -- A state of a removed volume must never become a revision of the clone.  So
--- the snapshot is first renamed to @g<n>, which is no name of a revision, in
+-- the snapshot is first renamed to @g<n>, which does not name a revision, in
 -- the same list of changes as the promotion.  The mark for deferred destruction
 -- moves with it.  If the program ends after both changes, the generation is
 -- garbage without a snapshot.  If it ends after the renaming, the next garbage

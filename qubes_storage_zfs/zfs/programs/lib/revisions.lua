@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: BSD-2-Clause
 -- Revisions of a volume, its baseline snapshot and its committed state.
 
--- Return whether a snapshot is marked for deferred destruction: it is no
--- revision, and ZFS destroys it with its last clone.
+-- Return whether a snapshot is marked for deferred destruction: it is not
+-- a revision, and ZFS destroys it with its last clone.
 local function is_deferred(snapshot)
     return (zfs.get_prop(snapshot, "defer_destroy")) == "on"
 end
@@ -112,7 +112,7 @@ end
 
 -- Append the change that drops the revision that is only a copy (see
 -- pointer.lua), and remove it from `list`.  No session wrote it, so it is
--- dropped with the next commit and does not count as one of the revisions to
+-- dropped with the next commit.  It does not count as one of the revisions to
 -- keep.
 local function drop_copy(changes, qube, pointer, list)
     local _, copy = copied_from(qube, pointer)
