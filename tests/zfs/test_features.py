@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a qube's features say of its volumes, on real ZFS."""
+"""Features of qubes that configure volumes, on real ZFS."""
 
 import os
 import types
@@ -16,7 +16,7 @@ from ..support.zpools import MIB, open_device, read, sh, write
 
 
 class Qube:
-    """One whose features can be set, as qubesd lets a person do it."""
+    """A qube whose features a test sets, as qubesd does for a user."""
 
     klass = "AppVM"
     auto_cleanup = False
@@ -57,7 +57,7 @@ def prop(volume, *names):
 
 
 def local(volume):
-    """Names of native properties set on the zvol itself."""
+    """Return the names of native properties that are set on the zvol itself."""
     out = sh("zfs", "get", "-Hpo", "property", "-s", "local", "all", volume)
     return {name for name in out.split() if ":" not in name}
 
@@ -131,7 +131,7 @@ def test_volblocksize_applies_only_to_new_generations(lab, qube, volumes):
     assert prop(private, "volblocksize") == ["16384"]
     assert prop(volatile, "volblocksize") == ["4096"]
     lab.stop(private, volatile)
-    # what has large blocks is still made of whole ones
+    # a size is still rounded up to the block size of the generation
     lab.run(private.resize(5 * MIB + 4096))
     assert private.size == 5 * MIB + 16384
     lab.replace(private, b"two", MIB + 4096)
@@ -161,7 +161,7 @@ def test_volatile_volume_with_another_block_size_is_still_prepared(
 def test_start_fails_if_a_property_cannot_be_set(
     lab, qube, volumes, monkeypatch
 ):
-    """Compression off may be what a person relies on."""
+    """A user may rely on compression=off."""
     private = volumes[1]
     qube.set("zfs.compression", "off")
 
@@ -180,7 +180,7 @@ def test_start_fails_if_a_property_cannot_be_set(
 def test_next_start_completes_a_killed_reset_of_properties(
     lab, qube, volumes, monkeypatch
 ):
-    """What was unset by then is unset again, and the rest follows."""
+    """The next start resets all properties, even after the kill."""
     private = volumes[1]
     qube.set("zfs.copies", "2")
     qube.set("zfs.compression", "off")
@@ -212,7 +212,7 @@ def test_dedup_is_an_option_of_the_pool_and_no_feature(
     private = volumes[1]
     with pytest.raises(QubesValueError, match="-o dedup=on-for-ever"):
         qube.set("zfs.dedup", "on-for-ever")
-    # of a qube that had it while it was a feature
+    # a qube may have the feature from a version that supported it
     qube.features["zfs.dedup"] = "on-for-ever"
     mark = "qubes-storage-zfs:tuned=dedup=on"
     sh("zfs", "set", "dedup=on", mark, private.dataset)
@@ -243,11 +243,11 @@ def test_invalid_features_are_refused(lab, qube, volumes):
     assert not qube.features
 
 
-# --- volumes that begin anew at each start
+# --- volumes that are reset at each start
 
 
 def session(lab, volume, content):
-    """What the qube finds, and what it writes then."""
+    """Return the content at start; then write *content* and stop."""
     lab.start(volume)
     found = read(volume.path)
     write(volume.path, content)
@@ -256,7 +256,7 @@ def session(lab, volume, content):
 
 
 def states(lab, volume):
-    """What each revision holds."""
+    """Return the content of each revision."""
     held = {}
     for name in sh(
         "zfs", "list", "-Hrt", "snapshot", "-o", "name", volume.where.dataset
@@ -275,7 +275,7 @@ def test_reset_on_start_empties_a_volume(lab, qube, volumes):
     qube.set("zfs.reset-on-start", "private")
     for number in range(1, 5):
         assert session(lab, private, b"session %d" % number) == b""
-    # what was left is kept, as many states as of any volume
+    # the final states of sessions are kept as revisions
     left = states(lab, private)
     assert sorted(left.values()) == [b"session 2", b"session 3", b"session 4"]
     assert len(private.revisions) == 2
@@ -301,7 +301,7 @@ def test_reset_on_start_keeps_its_revision(lab, qube, volumes):
     assert left.pop(base) == b"two"
     assert sorted(left.values()) == [b"session 3", b"session 4", b"session 5"]
 
-    # another, the state of the last stop
+    # reset to another revision, the state of the last stop
     newest = private.view.committed_ids()[-1]
     qube.set("zfs.reset-on-start", f"private={newest}")
     assert session(lab, private, b"six") == b"session 5"
@@ -316,7 +316,7 @@ def test_reset_on_start_keeps_its_revision(lab, qube, volumes):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_repeated_start_creates_no_second_generation(lab, qube, volumes, named):
-    """A start that is asked for again, and a qube that wrote nothing."""
+    """Start twice; then start again after a session that wrote nothing."""
     private = volumes[1]
     lab.session(private, b"one")
     base = f"={private.view.committed_ids()[-1]}" if named else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A disk that somebody else had, and what it says of its key."""
+"""Key parameters that another system forged on a disk."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ UNLOCK = [sys.executable, "-m", "qubes_storage_zfs.tools.main", "unlock"]
 
 
 def forge(root, iterations):
-    """Have ZFS believe that a key takes so many; it needs only the key."""
+    """Make ZFS record *iterations* for the key; only the key is needed."""
     properties = {
         "keyformat": keyholder.PASSPHRASE,
         "keylocation": "prompt",
@@ -52,7 +52,7 @@ def test_excessive_iterations_of_a_forged_key_are_refused(zpool, person):
         assert b"change-key" in done.stderr and b"hours" in done.stderr
         assert time.monotonic() - begin < 60
         lzc.load_key(lab.container, bytes(range(32)))
-    # nobody was asked, and a pool beside it works
+    # the driver showed no prompt, and another pool works
     assert person.asked == []
     healthy.run(keys.unload(healthy.container))
     assert healthy.content(other) == b"data"

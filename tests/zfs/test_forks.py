@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""No process is started on the hot path, counted by the kernel."""
+"""No operation starts a process; the kernel counts them."""
 
 import os
 import time
@@ -47,7 +47,7 @@ def test_no_operation_starts_a_process(lab):
 
 @pytest.mark.parametrize("count", [3])
 def test_operations_do_not_block_the_event_loop(lab, count):
-    """Verbs run in threads: the loop ticks on while they wait for ZFS."""
+    """Operations run in threads: the event loop runs while they wait for ZFS."""
     import asyncio
 
     private = [lab.private(f"q{n}", b"x") for n in range(count)]
@@ -73,5 +73,5 @@ def test_operations_do_not_block_the_event_loop(lab, count):
         return spent
 
     spent = asyncio.run(work())
-    # held for one verb it would tick a handful of times in all
+    # a loop that an operation blocks would tick only a few times
     assert len(gaps) > 20 * spent

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What must be kept, what must go, and what is only waited for."""
+"""Content and datasets that are kept, destroyed or waited for."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ from ..support.zpools import MIB, open_device, read, sh, write
 
 
 def _died_after_writing(lab, text, **config):
-    """A volume whose qube died while qubesd was away; not stopped since."""
+    """Return a volume whose qube died while qubesd did not run; no stop yet."""
     volume = lab.private(content=b"one", revisions_to_keep=5, **config)
     lab.start(volume)
     write(volume.path, text)
@@ -25,7 +25,7 @@ def _died_after_writing(lab, text, **config):
 def test_import_keeps_uncommitted_content_as_a_revision(lab):
     source = lab.private("source", b"new")
     volume = _died_after_writing(lab, b"two")
-    # what was written since this is nothing
+    # nothing is written after this snapshot
     sh("zfs", "snapshot", f"{volume.dataset}@autosnap")
     lab.run(volume.import_volume(source))
     assert lab.content(volume) == b"new"
@@ -55,7 +55,7 @@ def test_revert_undoes_a_shrink_of_uncommitted_content(lab):
 
 
 def test_export_end_waits_until_the_device_is_closed(lab):
-    """As udev opens every zvol after each event."""
+    """udev opens every zvol for a moment after each event."""
     volume = lab.private(content=b"data")
     path = lab.run(volume.export())
     probe = open_device(path, os.O_RDONLY)
@@ -67,7 +67,7 @@ def test_export_end_waits_until_the_device_is_closed(lab):
 
 @pytest.mark.parametrize("keep", [0, 1])
 def test_an_open_revision_is_pruned_when_it_is_closed(lab, keep):
-    """An old generation, by the import itself or by a later stop."""
+    """The import or a later stop destroys an old generation."""
     source = lab.private("source", b"new")
     volume = lab.private(content=b"old", revisions_to_keep=keep)
     probe = open_device(volume.path, os.O_RDONLY)
@@ -94,7 +94,7 @@ def test_generation_is_destroyed_with_the_last_clone_that_needs_it(lab):
     sh("zfs", "destroy", f"{first}@admin")
     for content in (b"three", b"four"):
         lab.session(volume, content)
-    # no revision is in it any more, and only the current one was cloned from it
+    # it has no revision now, and only the current generation is its clone
     assert first.partition("/")[2].partition("/")[2] not in lab.datasets()
     assert lab.content(volume) == b"four"
     lab.run(volume.import_volume(source))
@@ -119,7 +119,7 @@ def test_remove_frees_blocks_that_no_clone_needs(lab):
             time.sleep(0.25)
         return size
 
-    # as udev may just then
+    # udev may open the device at this time
     probe = open_device(source.path, os.O_RDONLY)
     threading.Timer(0.5, probe.close).start()
     lab.run(source.remove())
@@ -161,7 +161,7 @@ def test_foreign_datasets_in_the_qubes_root_are_kept(lab, tmp_path):
     sh("zfs", "create", "-o", mine, f"{qubes_root}/files")
     (tmp_path / "mnt" / "file").write_bytes(os.urandom(4096))
     sh("zfs", "unmount", f"{qubes_root}/files")
-    # with it, the pool would be refused
+    # with a mount point of its own, the driver would refuse the pool
     sh("zfs", "inherit", "mountpoint", f"{qubes_root}/files")
     sh("zfs", "create", "-s", "-V", "1M", f"{qubes_root}/disk")
     sh("zfs", "create", "-u", "-o", "canmount=off", f"{qubes_root}/ours")
@@ -170,6 +170,6 @@ def test_foreign_datasets_in_the_qubes_root_are_kept(lab, tmp_path):
     lab.restart()
     lab.run(lab.pool.store.first_use())
     assert sorted(lab.datasets()) == ["vm", "vm/disk", "vm/files"]
-    # as if it were a qube of that name
+    # remove a qube with the name of the dataset
     lab.run(lab.private("files").remove())
     assert "vm/files" in lab.datasets()

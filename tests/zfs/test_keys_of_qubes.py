@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Keys from a qube's start to its end, as qubesd's events order it."""
+"""Loading and unloading of keys by the events of qubesd."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ pytestmark = [
 
 
 async def two_pools(app, zpool, timeout):
-    """A template beside, and two qubes with their private volumes within."""
+    """Add a plain and an encrypted pool; the private volumes are encrypted."""
     name = os.path.basename(os.path.dirname(app.store))
     plain = await hostapi.add_pool(
         app, "plain", "zfs_zvol", container=f"{zpool}/{name}"
@@ -119,7 +119,7 @@ def test_key_is_unloaded_after_a_failed_start(app, person, zpool):
         volatile = work.volumes["volatile"]
 
         async def fail():
-            # when all others have started
+            # after the start of all other volumes
             await asyncio.sleep(1)
             raise StoragePoolException("no")
 
@@ -143,13 +143,13 @@ def test_restarted_qubesd_keeps_the_key_of_running_qubes(app, person, zpool):
         person.asked.clear()
         runtime.restart()
         again = await hostapi.restart(app)
-        # qubesd begins with stop() for all halted qubes, which asks nobody
+        # qubesd first calls stop() for all halted qubes, without a prompt
         await asyncio.sleep(3)
         assert person.asked == []
         assert (await keys.state(safe.container)).loaded
         work = again.domains["work"]
         await work.shutdown()
-        # the qube of the old daemon is not known to have been started
+        # the new qubesd did not start this qube
         await work.fire_event_async("domain-shutdown")
         assert await becomes_locked(safe)
 
@@ -189,7 +189,7 @@ def test_disposable_volumes_are_prepared_when_a_qube_is_created(
 def test_prompts_of_qubes_are_delayed_after_failures(
     app, person, zpool, monkeypatch
 ):
-    """As one that opens links in disposables whose pool is locked."""
+    """A qube may open links in disposables whose pool is locked."""
     clock = [1000.0]
     monkeypatch.setattr(backoff, "now", lambda: clock[0])
 
@@ -212,7 +212,7 @@ def test_prompts_of_qubes_are_delayed_after_failures(
         for minutes in 1, 2:
             person.replies = [cancelled()]
             assert await refused("work", "prompt was cancelled") == ["unlock"]
-            # the prompt names it
+            # the prompt names the qube
             assert person.domains == [(None, "work")]
             assert await refused("home", "shows no other prompt before") == []
             clock[0] += 60 * minutes - 1
@@ -221,7 +221,7 @@ def test_prompts_of_qubes_are_delayed_after_failures(
         person.replies = [b"wrong one", b"wrong two", b"wrong three"]
         assert len(await refused("home", "passphrase was wrong")) == 3
         assert await refused("work", "shows no other prompt before") == []
-        # a person in dom0 is not delayed, and what they unlock is used
+        # an unlock in dom0 is not delayed, and the key is used
         await keys.load(safe.container, person)
         assert await started("work") == []
         await keys.unload(safe.container)
@@ -259,7 +259,7 @@ def test_qube_that_shows_the_prompt_cannot_be_removed(
         assert again.pools[pool.name].ask_domain == chosen
         with pytest.raises(QubesVMInUseError, match=pool.name):
             await hostapi.remove_vm(again.domains["screen"])
-        # removed behind its back, and another one gets its name
+        # the qube is removed without events; another one gets its name
         again.events_enabled = False
         await hostapi.remove_vm(again.domains["screen"])
         again.events_enabled = True

@@ -32,7 +32,7 @@ def test_stop_commits_written_content(lab):
     lab.start(volume)
     assert read(volume.path) == b"hello"
     lab.stop(volume)
-    # nothing was written, so there is nothing that could be gone back from
+    # nothing was written, so there is no new revision
     assert list(volume.revisions) == ["r1"]
     assert lab.content(volume) == b"hello"
     lab.session(volume, b"again")
@@ -146,7 +146,7 @@ def test_remove_leaves_no_dataset(lab):
 
 
 def journal(caplog):
-    """Return the lines about volumes, without durations and pools."""
+    """Return the log lines about volumes, without durations and pools."""
     lines = [
         re.fullmatch(r"(.*) in pool \S+: (.*) \(\d+\.\d\d s\)", line)
         for line in (r.getMessage() for r in caplog.records)
@@ -163,7 +163,7 @@ def test_each_change_is_logged(lab, caplog):
         "work:private start returned generation 0",
         "work:private stop committed generation 0",
     ]
-    # nothing is to be committed again
+    # a second stop has nothing to commit
     lab.run(volume.stop())
     assert journal(caplog) == []
     lab.session(volume, b"two")
@@ -185,7 +185,7 @@ def test_each_change_is_logged(lab, caplog):
     ]
     root = lab.clone_of(volume)
     lab.session(root, b"lost")
-    # stop() leaves it to be reset
+    # stop() only prepares a disposable volume
     assert journal(caplog) == [
         "app:root start returned generation 1",
         "app:root prepared generation 1",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What disks claim: another pool's mark, and text that a terminal obeys."""
+"""Forged values on disks: marks of other pools, and control characters."""
 
 import json
 import subprocess
@@ -17,14 +17,14 @@ from ..support.zpools import another_zpool, open_device, sh
 
 pytestmark = pytest.mark.side_a
 
-#: what a terminal or a parser of lines and tabs would act upon
+#: control characters for terminals and for parsers of lines and tabs
 EVIL = b"\x1b]0;x\x07two\n\tlines\r\xff\xc2\x9b31m" + b"x" * 500
 GIVEN = PASSPHRASE + b"\n"
 
 
 @pytest.fixture
 def claim():
-    """A zpool that somebody else made."""
+    """Create a zpool, as another system does."""
     with another_zpool("claim") as name:
         yield name
     common.QUBES_XML.unlink(missing_ok=True)
@@ -47,13 +47,13 @@ def test_commands_refuse_a_name_that_two_datasets_claim(safe, claim):
     name = safe.name
     theirs = f"{claim}/encryption/{name}"
     create_encrypted(theirs, name)
-    # nobody configured either
+    # neither dataset is configured
     for verb in "lock", "unlock", "passwd", "detach":
         code, out, err = qvm_zfs(verb, name, given=GIVEN)
         assert (code, out) == (1, "") and safe.container in err
         assert theirs in err and "several datasets are marked" in err
     assert not is_locked(safe, safe.container) and not is_locked(safe, theirs)
-    # the configured one is meant
+    # the name means the configured dataset
     config = {**safe.pool.config, "zpool_guid": importexport.guid("tank")}
     configure(config)
     assert qvm_zfs("lock", name) == (0, f"{name} is locked\n", "")
@@ -67,14 +67,14 @@ def test_commands_refuse_a_name_that_two_datasets_claim(safe, claim):
     unlocked = {safe.container: (True, "unlocked"), theirs: (False, "unlocked")}
     assert both == unlocked
     assert f"{theirs}  unlocked, not configured" in qvm_zfs("status", name)[1]
-    # the imported zpool has the name of the pool's zpool and no more
+    # the imported zpool has the name of the pool's zpool, but another GUID
     configure({**config, "zpool_guid": "1"})
     for verb in "lock", "unlock", "passwd", "detach", "attach":
         code, out, err = qvm_zfs(verb, name, given=GIVEN)
         assert (code, out) == (1, "") and "with the GUID 1" in err, verb
     assert not is_locked(safe, safe.container)
     assert "another zpool (" in qvm_zfs("status", name)[1]
-    # the configured dataset is another pool's
+    # the configured dataset is marked for another pool
     configure(config)
     mark(safe.container, b"another")
     for verb in "unlock", "passwd":
@@ -86,7 +86,7 @@ def test_commands_refuse_a_name_that_two_datasets_claim(safe, claim):
 
 
 def test_lock_all_continues_after_errors(safe, claim):
-    """One is in use, one has an impossible mark, one an unsupported name."""
+    """One dataset is in use, one has an invalid mark, one an unsupported name."""
     volume = safe.private(content=b"one")
     other = EncryptedLab("tank")
     absent = {**other.pool.config, "name": "away", "zpool_name": "away"}

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Any verbs in any order, with an admin's hand between: a model says what
-must come out.
+"""Random operations and changes by an administrator, checked with a model.
 
     make test-model MODEL_EXAMPLES=50 MODEL_STEPS=40 MODEL_SEED=7
 
-Without these it is short, and the same each time.
+Without these variables the test is short and always the same.
 """
 
 import asyncio
@@ -33,11 +32,11 @@ pytestmark = pytest.mark.side_a
 
 ZPOOL = "model"
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "5"))
-#: fewer where a process is begun each time the key is asked for
+#: fewer, because each load of the key starts a process
 EXAMPLES_ENCRYPTED = max(1, EXAMPLES * 2 // 5)
 STEPS = int(os.environ.get("MODEL_STEPS", "14"))
 SEED = int(os.environ.get("MODEL_SEED", "1"))
-#: between two of these something must change, or they show nothing
+#: steps that are useful only after a change
 PAUSES = (
     "admin_reimports",
     "admin_renames",
@@ -46,7 +45,7 @@ PAUSES = (
     "restart",
     "sweep",
 )
-#: of the volumes that a rule can be about, one
+#: the index of a volume
 which = st.integers(0, 11)
 
 
@@ -57,7 +56,7 @@ POSSIBLE: dict[str, When] = {}
 
 
 def possible(when: When) -> Callable[[Step], Step]:
-    """A step of Qubes; its two numbers choose among what it can be about."""
+    """Register a step of Qubes; its two numbers choose its arguments."""
 
     def enter(step: Step) -> Step:
         POSSIBLE[step.__name__] = when
@@ -67,21 +66,21 @@ def possible(when: When) -> Callable[[Step], Step]:
 
 
 class Qubes(RuleBasedStateMachine):
-    """The rules; what they do is in Life.
+    """The rules; Life has the implementation.
 
-    :cvar door: the way around the driver, for looking
+    :cvar door: access to the disk without the driver
     :cvar ran: how often each rule ran
     """
 
     door: Door
     ran: Counter[str] = Counter()
-    #: in an encrypted pool, whose key goes away again and again
+    #: use an encrypted pool, whose key is often unloaded
     encrypted = False
     refused = 0
     numbers = 0
 
     life: Life | None = None
-    #: the step before
+    #: the name of the previous step
     last = ""
     steps = 0
 
@@ -94,7 +93,7 @@ class Qubes(RuleBasedStateMachine):
         self.runner.run(self.life.begin())
 
     def do(self, what: str, steps: Awaitable[None] | None = None) -> None:
-        """One step; then all that must hold, with space again."""
+        """Run one step; then free space and check the model."""
         life, name = self.life, what.split(" ")[0]
         Qubes.ran[name] += 1
         self.last = name
@@ -140,7 +139,7 @@ class Qubes(RuleBasedStateMachine):
     def revertible(self) -> list[str]:
         return [vid for vid in self.with_revisions() if self.life.halted(vid)]
 
-    # --- a person and qubesd
+    # --- a user and qubesd
 
     @possible(lambda self: self.missing())
     def create(self, number: int, other: int) -> None:
@@ -234,7 +233,7 @@ class Qubes(RuleBasedStateMachine):
     def restart(self, number: int, other: int) -> None:
         self.do("restart", self.life.restart())
 
-    # --- an admin
+    # --- an administrator
 
     @possible(lambda self: self.last != "fill")
     def fill(self, number: int, other: int) -> None:
@@ -277,10 +276,10 @@ class Qubes(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 999), number=which, other=which)
     def step(self, pick: int, number: int, other: int) -> None:
-        """One of what is possible; all are as likely.
+        """Run one of the possible steps, each with the same probability.
 
-        A rule for each would have hypothesis leave most of them out of an
-        example, and a short run cannot do without them.
+        With one rule for each step, hypothesis would leave most of them out
+        of an example, but a short run needs all of them.
         """
         names = [name for name, when in POSSIBLE.items() if when(self)]
         name = names[(pick + 5 * self.steps) % len(names)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where a passphrase and its key must never be found."""
+"""Places where a passphrase or its key must never be."""
 
 import contextlib
 import hashlib
@@ -26,18 +26,18 @@ from ..support.zpools import MIB, another_zpool, disk_of, sectors, sh, value
 pytestmark = pytest.mark.side_b
 
 PASSPHRASE = b"Tr0ub4dor and three more words"
-#: not where it is looked for
+#: outside the folders that the tests search
 SAID = Path("/dev/shm/what-a-person-says")
 ZENITY = Path("/usr/local/bin/zenity")
 ZPOOL, DISK = "leaks", disk_of("leaks")
-#: where a file could be written to that lasts
+#: folders of persistent files
 FOLDERS = ("/run", "/tmp", "/var", "/etc", "/root/.cache")
 OURS = Path(__file__).parents[2] / "qubes_storage_zfs"
 
 
 @pytest.fixture
 def person():
-    """Answers each prompt of the packaged service, or lets it stand."""
+    """Answer each prompt of the packaged service, or leave it open."""
     ZENITY.write_text(
         f"#!/bin/sh\n[ -e {SAID} ] || exec sleep 600\nexec cat {SAID}\n"
     )
@@ -50,13 +50,13 @@ def person():
 
 @pytest.fixture
 def disk():
-    """A zpool that nothing else was ever on."""
+    """Create a zpool on a new disk."""
     with another_zpool(ZPOOL, *sectors()):
         yield DISK
 
 
 class Keeper:
-    """tests.support.keeper, what it printed, and who else is there meanwhile."""
+    """A process of tests.support.keeper, its output and its children."""
 
     def __init__(self, name, *options):
         self.name = name
@@ -97,7 +97,7 @@ class Keeper:
         return found
 
     def keyholder(self):
-        """Its number, once its memory is locked: before it asks."""
+        """Return its PID once its memory is locked, which is before the prompt."""
 
         def with_locked_memory():
             for pid in processes_with(KEYHOLDER):
@@ -138,12 +138,12 @@ def secrets_of(root):
 
 
 def output(*command):
-    """Bytes; a history has what is no text in it, too."""
+    """Return the output as bytes; the history of a zpool is not all text."""
     return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
 
 
 def written_since(begin):
-    """Files that something was written to, of those that last."""
+    """Yield the persistent files that were written since *begin*."""
     for top in (*FOLDERS, str(OURS)):
         for folder, _, names in os.walk(top):
             for name in names:
@@ -157,7 +157,7 @@ def written_since(begin):
 
 
 def data_of(path):
-    """What is in a file, without its holes, in pieces that overlap."""
+    """Yield the data of a file, without holes, in overlapping pieces."""
     with open(path, "rb", buffering=0) as file:
         size, at = os.fstat(file.fileno()).st_size, 0
         while at < size:
@@ -186,7 +186,7 @@ def test_passphrase_and_key_are_not_leaked(make_keeper):
     sh("zpool", "sync", ZPOOL)
     secrets = secrets_of(keeper.root)
     unloaded = memory(keeper.process.pid)
-    # what is looked for would be found
+    # the search works: it finds another text
     root = keeper.root.encode()
     assert root in loaded and root in unloaded
     for secret in secrets:
@@ -197,7 +197,7 @@ def test_passphrase_and_key_are_not_leaked(make_keeper):
         assert any(word in words for words in seen.seen), word
     for secret in secrets:
         assert not any(secret in words for words in seen.seen)
-    # what is kept: files, the disk itself, its history and the journal
+    # persistent: files, the disk, the history of the zpool, the journal
     files = list(written_since(begin))
     told = holder.SECRET.with_name(f"{keeper.name}.json")
     assert {keeper.stderr, DISK, told} <= set(files)
@@ -216,13 +216,13 @@ def test_keyholder_locks_its_memory_and_dumps_no_core(make_keeper, person):
     person.unlink()
     keeper.tell("ask")
     keeper.heard("asking")
-    # which is what is kept from being swapped out
+    # locked memory is not swapped out
     limits = Path(f"/proc/{keeper.keyholder()}/limits").read_text()
     assert re.search(r"Max core file size\s+0\s+0\s", limits)
 
 
 def keyholder(root, after=""):
-    """Run it as keys.py does, and more after it; it has the passphrase."""
+    """Run the keyholder as keys.py does, then the code *after*."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv.pop(1))\n"
         "from qubes_storage_zfs.zfs.keyholder import main\n"
@@ -239,7 +239,7 @@ def keyholder(root, after=""):
 
 
 def test_keyholder_wipes_passphrase_and_key(make_keeper):
-    """Where a process ends, the kernel keeps what was in its memory."""
+    """After a process exits, its data stays in free memory."""
     keeper = make_keeper()
     keeper.does("add", "lock")
     after = "print('over', flush=True)\ntime.sleep(600)"
@@ -262,7 +262,7 @@ def test_keyholder_wipes_passphrase_and_key(make_keeper):
 
 
 def test_keyholder_dumps_no_core_with_a_raised_limit(make_keeper):
-    """Not even who raises its limit again."""
+    """The limit is raised after the start of the keyholder."""
     keeper = make_keeper()
     keeper.does("add", "lock")
     pattern = Path("/proc/sys/kernel/core_pattern")
@@ -284,7 +284,7 @@ def test_keyholder_dumps_no_core_with_a_raised_limit(make_keeper):
 
 
 def dumps_core(process):
-    """Whether it does when it crashes, and its limit allows that."""
+    """Raise the limit and crash the process; return whether it dumps core."""
     unlimited = resource.RLIM_INFINITY
     resource.prlimit(process.pid, resource.RLIMIT_CORE, (unlimited, unlimited))
     process.send_signal(signal.SIGSEGV)
@@ -322,18 +322,18 @@ def test_killed_qubesd_closes_the_prompt(make_keeper, person):
     assert after == before
 
 
-# --- what can be seen without the key
+# --- data on disk that is readable without the key
 
 NAMES = {b"journalist", b"private"}
 
 
 def pieces(text, length=10):
-    """Of a text: properties are on the disk in pieces of 21 bytes."""
+    """Return the parts of a text; properties are on disk in 21-byte pieces."""
     return {text[at : at + length] for at in range(len(text) - length + 1)}
 
 
 def test_locked_disk_shows_only_the_documented_names(make_keeper):
-    """As encryption.md says: no more, and that much."""
+    """The visible names are exactly those in encryption.md."""
     identities = []
 
     def found_after(*options):
@@ -345,7 +345,7 @@ def test_locked_disk_shows_only_the_documented_names(make_keeper):
         marks = pieces(holder._marked(identities[-1]).encode())
         hidden = set.union(*(pieces(one.encode()) for one in identities))
         found = found_in(DISK, {*told, *marks, *hidden, *NAMES})
-        # the pool, the host and the mark are there; not who made it
+        # the pool, the host and the mark are visible; the process is not
         assert found.issuperset(told) and found & marks
         assert not found & hidden
         return found & NAMES

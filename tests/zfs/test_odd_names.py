@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Datasets beside ours whose names this driver does not give, UTF-8 or not."""
+"""Foreign datasets with names that this driver never uses, UTF-8 or not."""
 
 import logging
 import time

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Operations that come while something else has not quite ended: a stop of the
-qube, or an import whose client died."""
+"""Operations during a stop of the qube, or after an import whose client died."""
 
 import asyncio
 import os
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.side_a
 
 
 class Qube:
-    """What the driver asks of a qube, and of the application it is in."""
+    """The attributes of a qube and its application that the driver reads."""
 
     def __init__(self, *volumes):
         self.power_state = "Running"
@@ -42,7 +41,7 @@ def size_of(path):
 
 @pytest.fixture
 def ended(lab):
-    """A volume that was written to, and whose qube has just ended."""
+    """Return a volume that was written to and whose qube has just halted."""
     volume = lab.private(content=b"one", revisions_to_keep=3)
     lab.session(volume, b"two")
     qube = Qube(volume)
@@ -74,7 +73,7 @@ def meanwhile(lab, volume, operation):
 
 
 def test_operations_wait_for_a_stop_in_progress(lab, ended):
-    # the newest that is listed is what the session began with, as later
+    # the newest listed revision is the state at the start of the session
     newest = list(ended.revisions)[-1]
     meanwhile(lab, ended, ended.revert(newest))
     assert lab.content(ended) == b"two"
@@ -135,7 +134,7 @@ def test_wait_for_a_stop_times_out(lab, ended, monkeypatch):
 
 
 def test_revert_refuses_a_starting_qube(lab, ended):
-    """Another of its volumes takes its time; qubesd notes it afterwards."""
+    """Another volume starts slowly; qubesd has not yet recorded the start."""
     lab.stop(ended)
 
     async def starting():
@@ -169,13 +168,13 @@ def test_resize_of_a_stopped_root_clone_is_refused(lab):
 
 
 def dead_import(lab, volume):
-    """A client began one, wrote and was killed."""
+    """Start an import and write to it, as a client that is killed then."""
     path = lab.run(volume.import_data(MIB))
     write(path, b"half")
 
 
 async def clear(volume):
-    """As core-admin's admin.vm.volume.Clear does."""
+    """Clear a volume as core-admin's admin.vm.volume.Clear does."""
     path = await volume.import_data(volume.size)
     Path(path).touch()
     await volume.import_data_end(True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What other drivers get wrong, each as a test that their design fails."""
+"""Defects of other drivers; each test fails with their design."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ class Died(BaseException):
 
 
 def die_before(monkeypatch, program):
-    """qubesd is killed when it is about to run a channel program."""
+    """Kill qubesd when it is about to run a channel program."""
     run = zcp.run
 
     def dying(programs, sync):
@@ -34,7 +34,7 @@ def die_before(monkeypatch, program):
 def die_at_adopt(lab, monkeypatch, verb):
     with monkeypatch.context() as patch:
         die_before(patch, "make_current")
-        # a dead process tidies nothing up
+        # a dead process does not clean up
         patch.setattr(Container, "discard", _nothing)
         with pytest.raises(Died):
             lab.run(verb())
@@ -138,7 +138,7 @@ def test_removal_of_a_source_passes_no_revision_to_its_clone(lab):
         assert lab.content(clone) != b"SECRET"
     assert "SECRET" not in str(lab.datasets())
     assert not any("r2" in name for name in lab.datasets() if "source" in name)
-    # what the clone stands on goes with it
+    # the origin of the clone is destroyed with it
     lab.run(clone.remove())
     assert lab.datasets() == ["vm"]
 
@@ -245,7 +245,7 @@ def test_absent_zpool_is_reported_and_works_after_an_import(away):
 
 
 def test_busy_volume_delays_no_other(lab, monkeypatch):
-    """The peer's lock is the pool's: a busy device stopped every qube."""
+    """Another driver locks the whole pool, so a busy device blocks all qubes."""
     busy, other = lab.volatile("busy"), lab.private("other", b"x")
     lab.start(busy)
     write(busy.path, b"x")
@@ -294,14 +294,14 @@ def test_usage_of_a_root_clone_excludes_its_source(lab):
 
 
 def test_stop_after_a_restart_commits_the_session(lab):
-    """The peer clears its dirty mark before the snapshot is taken."""
+    """Another driver clears its dirty mark before it creates the snapshot."""
     volume = lab.private(content=b"one")
     lab.start(volume)
     write(volume.path, b"two")
     lab.restart()
     volume = lab.again(volume)
     Path(volume.state_file).unlink()
-    # what was written lately may not count yet
+    # ZFS counts written data only after a sync
     sh("zpool", "sync", lab.pool.zpool)
     assert volume.is_dirty()
     assert lab.content(volume) == b"one"
@@ -318,7 +318,7 @@ def test_foreign_snapshots_hide_no_changes_and_are_kept(lab):
     lab.stop(volume)
     assert lab.content(volume) == b"two"
     lab.session(volume, b"three")
-    # a revision that is younger than it, whose promotion would take it along
+    # promoting a newer revision would move the foreign snapshot
     lab.run(volume.revert())
     assert lab.content(volume) == b"two"
     assert "vm/work/private@autosnap" in lab.datasets("snapshot")
@@ -345,7 +345,7 @@ def test_foreign_datasets_beside_volumes_are_kept(lab):
 
 
 def test_revision_is_the_state_at_stop(lab):
-    """The peer takes it at the next start: a revision too old."""
+    """Another driver creates the snapshot at the next start, one revision late."""
     volume = lab.private(revisions_to_keep=1)
     lab.session(volume, b"one")
     lab.session(volume, b"two")
@@ -369,7 +369,7 @@ def test_is_outdated_compares_snapshots_and_no_dates(lab):
 
 
 def test_container_can_be_renamed(lab):
-    """The peer's vid is the dataset's full name."""
+    """The vid of another driver is the full name of the dataset."""
     volume = lab.private(content=b"data")
     assert volume.vid == "work/private"
     moved = lab.container + "-moved"

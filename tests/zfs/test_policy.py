@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Properties on disk that are not allowed: at first use, at a start, at add."""
+"""Checks of properties on disk: at first use, at a start, when a pool is added."""
 
 import asyncio
 import time
@@ -52,7 +52,7 @@ def repair(lab, below, name):
 
 
 def refused(lab, work):
-    """Return the message that it is refused with, in no time."""
+    """Return the message of the refusal, which must come within 20 s."""
     begin = time.monotonic()
     with pytest.raises(StoragePoolException) as caught:
         lab.run(work)
@@ -75,7 +75,7 @@ def test_first_use_checks_all_datasets_below_the_qubes_root(either):
         verb = f"inherit {name}" if below else f"set {name}="
         assert f"run 'sudo zfs {verb}" in said
         assert name in refused(lab, volume.export())
-        # what must work does, and a repair needs no restart
+        # stop() still works, and a repair needs no restart
         lab.run(volume.stop())
         repair(lab, below, name)
         assert lab.content(volume) == b"other"
@@ -94,7 +94,7 @@ def test_encrypted_pool_must_have_one_encryption_root(zpool, person):
     volume = lab.private(content=b"data")
     plain = f"{lab.container}/plain"
     sh("zfs", "create", "-u", "-o", "encryption=off", plain)
-    # an empty one would be collected first
+    # an empty dataset would be collected first
     sh("zfs", "create", "-u", f"{plain}/files")
     lab.restart()
     said = refused(lab, lab.again(volume).start())
@@ -156,7 +156,7 @@ def test_start_refuses_properties_changed_after_first_use(lab, below):
         assert " has " + f"{name}={value} instead of " in said, found
         assert "udev" not in said.replace(FLAG, "")
         if below != "work/private":
-            # there is none yet: it would inherit that
+            # the volume does not exist yet and would inherit the property
             assert f"{name}={value}" in refused(lab, fresh.start())
         repair(lab, below, name)
     lab.start(kept, fresh)
@@ -226,7 +226,7 @@ def test_concurrent_tasks_share_one_check(lab):
 
 @pytest.mark.parametrize("verb", ["unlock", "passwd"])
 def test_tool_loads_no_key_of_a_pool_with_unsafe_properties(zpool, verb):
-    """A key that is loaded makes devices."""
+    """Loading a key creates device nodes."""
     lab = EncryptedLab(zpool)
     lab.private(content=b"data")
     change(lab, "work/private", "volmode", "full")

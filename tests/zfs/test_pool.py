@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Pools: adding them, what is refused, and what is true of their datasets."""
+"""Pools: options, containers and the properties of their datasets."""
 
 import subprocess
 
@@ -15,7 +15,7 @@ from ..support.zpools import MIB, read, sh
 
 @pytest.fixture(scope="module")
 def another(zpool):
-    """A pool for tests that change none."""
+    """Return a pool for tests that change no pool."""
     return Lab(zpool)
 
 

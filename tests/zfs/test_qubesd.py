@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whole qubes, ordered about as qubesd does: through XML, several volumes at
-once, stop_encrypted() for each, the daemon killed in between."""
+"""Complete qubes, driven as by qubesd.
+
+qubes.xml is saved and loaded, volumes of a qube start at once, and qubesd is
+killed between operations.
+"""
 
 import asyncio
 import os
@@ -22,7 +25,7 @@ import hostapi
 
 
 async def committed(vm, name):
-    """The beginning of what a backup of the volume would read."""
+    """Return the first bytes that a backup of the volume would read."""
     path = await vm.storage.export(name)
     try:
         return read(path, 8)
@@ -59,7 +62,7 @@ async def life(app, container):
     assert os.path.exists("/dev/mapper/vm-volatile-work-crypt@volatile")
     write(work.volumes["private"].path, b"work one")
 
-    # the daemon dies; the qubes go on
+    # qubesd dies; the qubes continue to run
     runtime.restart()
     app = await hostapi.restart(app)
     work, solo = app.domains["work"], app.domains["solo"]
@@ -69,7 +72,7 @@ async def life(app, container):
     assert not os.path.exists("/dev/mapper/vm-volatile-work-crypt@volatile")
     assert await committed(work, "private") == b"work one"
 
-    # the qube dies while the daemon is away
+    # the qube dies while qubesd does not run
     await work.start()
     write(work.volumes["private"].path, b"work two")
     work.crash()
@@ -81,7 +84,7 @@ async def life(app, container):
     copy = await hostapi.clone_vm(work, "copy")
     assert await committed(copy, "private") == b"work one"
 
-    # a backup has a second set of objects
+    # a backup process has its own objects
     offline = hostapi.offline_copy(app)
     assert await committed(offline.domains["work"], "private") == b"work one"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Many at once: the outcome is one that some order would give, or a refusal.
+"""Concurrent operations: each result fits some order, or is a refusal.
 
 ZFS_TESTS_LONG=1 runs more; ZFS_TESTS_SEED repeats a run.
 """
@@ -24,7 +24,7 @@ QUBES = 16
 
 
 async def quietly(verb):
-    """What *verb* gave, or its refusal; anything else is a failure."""
+    """Return the result of *verb*, or its StoragePoolException."""
     try:
         return await verb
     except StoragePoolException as exc:
@@ -58,7 +58,7 @@ async def content(volume):
 
 @pytest.fixture
 def tidy(lab):
-    """Afterwards: nothing in hand, and no garbage but what is swept."""
+    """Check afterwards that nothing is reserved and all garbage is collected."""
     yield lab
     store = lab.pool.store
     assert store.reserved == set() and store.exports == set()
@@ -68,17 +68,19 @@ def tidy(lab):
 
 
 async def _remove_all(volumes):
-    # clones of one another, in any order
+    # the volumes may be clones of each other
     await asyncio.gather(*(volume.remove() for volume in volumes))
 
 
-# --- two verbs, in every order that chance gives
+# --- two operations in random order
 
 
 @pytest.fixture(params=range(ROUNDS))
 def later(request):
-    """How long the second verb waits: from none to about as long as one
-    takes, so that it meets the first at different points."""
+    """Return the delay of the second operation, in seconds.
+
+    It is at most about as long as one operation takes.
+    """
     dice = random.Random(f"{SEED} {request.node.name}")
     seconds = dice.choice([0, 0.01, 0.05, 0.1, 0.2, 0.4])
     print(f"seed {SEED}: {seconds} s later")
@@ -91,7 +93,7 @@ async def after(seconds, verb):
 
 
 def test_app_qubes_starting_during_a_template_stop_show_one_state(tidy, later):
-    """Each shows a whole old or a whole new template."""
+    """Each app qube has the complete old or new content."""
     lab, big = tidy, 64 << 10
     root = lab.private("tmpl", b"o" * big, name="root", revisions_to_keep=0)
     lab.start(root)
@@ -147,7 +149,7 @@ def test_concurrent_reverts_keep_all_revisions(tidy, later):
 
 
 def test_start_during_a_revert_keeps_its_content(tidy, later):
-    """qubesd says that a qube runs only when all its volumes started."""
+    """qubesd reports a qube as running only after all its volumes started."""
     volume = tidy.private(content=b"one", revisions_to_keep=9)
     tidy.session(volume, b"two")
 
@@ -162,13 +164,13 @@ def test_start_during_a_revert_keeps_its_content(tidy, later):
 
 
 async def import_file(volume, text, pause=0.0):
-    """As qubesd's import service does it."""
+    """Import a file as the service of qubesd does."""
     path = await volume.import_data(MIB)
     try:
         await asyncio.sleep(pause)
         await put(path, text)
     except OSError as exc:
-        # its import was taken for abandoned: dd fails, and so does the client
+        # the driver replaced this import: dd fails, so the client fails
         await volume.import_data_end(False)
         raise StoragePoolException("Data import failed") from exc
     await asyncio.sleep(pause)
@@ -192,13 +194,13 @@ def test_concurrent_imports_leave_one_content(tidy, later):
 
 
 def test_import_data_end_of_a_replaced_import_is_refused(tidy):
-    """The later one's device would become the volume while it is written."""
+    """Otherwise a device that is still written would become the volume."""
     volume = tidy.private(content=b"old")
 
     async def race():
         await put(await volume.import_data(MIB), b"first")
         await volume.import_data(MIB)
-        # each call of a client is a task of its own in qubesd
+        # qubesd runs each call of a client in its own task
         late = asyncio.create_task(volume.import_data_end(True))
         with pytest.raises(StoragePoolException, match="another import"):
             await late
@@ -271,7 +273,7 @@ def test_export_during_a_removal_is_complete_or_refused(tidy, later):
 
 
 def test_remove_destroys_an_unfinished_import(tidy):
-    """The client is gone, and its device with the qube."""
+    """The client died; the removal destroys its device."""
     volume = tidy.private(content=b"data")
     tidy.run(volume.import_data(MIB))
     tidy.run(volume.remove())
@@ -299,7 +301,7 @@ def test_export_during_a_resize_has_the_old_or_new_size(tidy, later):
 
 
 class Crowd:
-    """Qubes that do at once whatever their dice say."""
+    """Qubes that run random operations concurrently."""
 
     def __init__(self, lab, seed):
         self.lab, self.seed = lab, seed
@@ -312,7 +314,7 @@ class Crowd:
         self.done[what] = self.done.get(what, 0) + 1
 
     async def template(self, until):
-        """Its template is updated all the while."""
+        """Update the template until the event is set."""
         while not until.is_set():
             self.versions += 1
             await begin(self.root)

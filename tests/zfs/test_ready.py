@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What was made ready, the next start finds as fresh as a new one."""
+"""Prepared volumes are as clean as new ones at the next start."""
 
 import asyncio
 import os
@@ -18,8 +18,7 @@ from ..support.zpools import MIB, open_device, read, sh, write
 
 @pytest.fixture
 def qube(lab):
-    """Root and volatile of a qube, and its template's root; it has run, and
-    written to both."""
+    """Return root and volatile of a qube that has run, and its template's root."""
     template = lab.private("tmpl", b"v1", name="root", revisions_to_keep=0)
     root, volatile = lab.clone_of(template), lab.volatile("app")
     live(lab, root, volatile)
@@ -146,7 +145,7 @@ def test_commit_of_a_source_while_its_clone_stops_frees_its_old_state(
 def test_outdated_clone_is_not_used_after_a_restart_of_qubesd(
     lab, qube, monkeypatch
 ):
-    """qubesd dies when the template is committed."""
+    """qubesd dies while it commits the template."""
     root, _, template = qube
 
     async def dead():
@@ -330,7 +329,7 @@ def test_disposable_qube_leaves_no_dataset(lab, qube):
 
 
 def test_start_after_a_template_change_uses_the_new_template(lab, qube):
-    """qubesd makes a new object when a qube gets another template."""
+    """qubesd creates a new object when a qube gets another template."""
     lab.private("other", b"other", name="root")
     other = lab.pool.get_volume("other/root")
     root = lab.clone_of(other)
@@ -340,7 +339,7 @@ def test_start_after_a_template_change_uses_the_new_template(lab, qube):
 
 
 def test_slow_task_does_not_delay_its_batch_for_long(lab, monkeypatch):
-    """One of a qube's volumes takes its time; the rest goes on."""
+    """One volume of a qube is slow; the others continue."""
     first, second = lab.volatile(), lab.private()
     times = {}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Pools that `zfs send` and `zfs receive` brought to another zpool."""
+"""Pools that `zfs send` and `zfs receive` copied to another zpool."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ from ..support.zpools import (
 
 @pytest.fixture
 def second():
-    """A second zpool; a test gives it the name of the first."""
+    """Create a second zpool; a test gives it the name of the first."""
     with another_zpool("second") as name:
         yield name
 
@@ -50,7 +50,7 @@ def send(lab, *options):
 
 
 def take_the_place(lab):
-    """The second zpool becomes the one that qubes.xml names."""
+    """Let the second zpool replace the one in qubes.xml."""
     guid = importexport.guid("away")
     export_zpool("away")
     export_zpool("second")
@@ -63,13 +63,13 @@ def take_the_place(lab):
 
 
 def own(dataset, name):
-    """The value and source of a user property, as a program sees it."""
+    """Return the value and source of a user property."""
     line = sh("zfs", "get", "-Hpo", "value,source", name, dataset)
     return tuple(line.split("\t"))
 
 
 def lived_in(lab):
-    """A pool with a volume of each kind, after a session of each."""
+    """Create a volume of each kind and run a session of each."""
     root = lab.private("tmpl", b"root", name="root")
     private = lab.private("app", b"one")
     lab.session(private, b"two")
@@ -84,7 +84,7 @@ def lived_in(lab):
 
 
 def check_it_works(lab, volumes):
-    """Start, stop, revert and remove what was received."""
+    """Start, stop, revert and remove the received volumes."""
     root, private, app, volatile = map(lab.again, volumes)
     lab.run(lab.pool.setup())
     before = lab.datasets()
@@ -166,14 +166,14 @@ def test_replica_without_properties_is_refused(away, second):
     there.run(volume.stop())
     there.run(there.pool.store.collect_garbage())
     assert there.datasets() == before
-    # its mark alone says nothing about its volumes
+    # a mark alone does not prove that pointers are complete
     sh("zfs", "inherit", naming.CLAIM, away.container)
     with pytest.raises(StoragePoolException, match="zfs set"):
         lab.run(lab.again(volume).verify())
 
 
 def test_received_holder_marks_are_ignored(away, second):
-    """A mark that was received names no process that has it in hand."""
+    """A received holder mark does not reserve a dataset."""
     volume = away.private(content=b"data")
     path = away.run(volume.export())
     exported = path.removeprefix("/dev/zvol/")
@@ -196,7 +196,7 @@ def test_received_holder_marks_are_ignored(away, second):
 
 
 def test_unmarked_clone_of_an_unmarked_volume_is_kept(lab):
-    """As `zfs receive` leaves it if it was sent without properties."""
+    """`zfs receive` creates such a clone if it was sent without properties."""
     volume = lab.private(content=b"data")
     sh("zfs", "inherit", naming.HOLDER, volume.dataset)
     sh("zfs", "create", f"{lab.pool.qubes_root}/copy")

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is left of a removed volume that others are clones of: nothing that
-one clone alone would keep, and never a state of it in another's revisions."""
+"""Removed volumes that have clones.
+
+A removed volume with one clone is destroyed. Its states never become revisions
+of a clone.
+"""
 
 import os
 import time
@@ -17,7 +20,7 @@ from ..support.zpools import MIB, sh, write
 
 
 def used(lab):
-    """Bytes below the container, once ZFS has freed what was destroyed."""
+    """Return the used bytes of the container, once ZFS has freed all blocks."""
     last = None
     for _ in range(20):
         sh("zpool", "sync", lab.pool.zpool)
@@ -40,7 +43,7 @@ def volumes(lab):
 
 
 def cloned(lab, source, qube, **config):
-    """A clone of *source*, as qvm-clone makes it."""
+    """Clone *source* as qvm-clone does."""
     config.setdefault("revisions_to_keep", 3)
     volume = lab.private(qube, size=8 * MIB, **config)
     lab.run(volume.import_volume(source))
@@ -52,12 +55,12 @@ def big(lab, qube="f1", mib=4):
 
 
 def test_repeated_clone_and_remove_takes_no_space(lab):
-    """A clone is made, all of it is written anew, its source is removed."""
+    """Create a clone, overwrite all of it and remove its source."""
     source = big(lab)
     before = used(lab)
     for number in range(2, 5):
         clone = cloned(lab, source, f"f{number}", revisions_to_keep=0)
-        # the clone runs meanwhile, and its revisions have the same names
+        # the clone runs; its revisions have the names of the source's
         lab.start(clone)
         write(clone.path, os.urandom(4 * MIB))
         lab.run(source.remove())
@@ -85,7 +88,7 @@ def test_states_of_a_removed_source_are_no_revisions_of_its_clone(lab):
 
 
 def test_remove_destroys_older_generations_of_a_source(lab):
-    """Each is kept for the next one, and the last for the clone."""
+    """Each generation is the origin of the next, and the last of the clone."""
     source = lab.private("source", b"one", revisions_to_keep=5)
     first = cloned(lab, source, "first")
     lab.session(source, b"two")
@@ -104,7 +107,7 @@ def test_removed_source_is_kept_until_one_clone_is_left(lab):
     first, second = cloned(lab, source, "a"), cloned(lab, source, "b")
     lab.run(source.remove())
     assert volumes(lab) == ["a/private.1", "b/private.1", "f1/private"]
-    # what it holds is told, and is not called revisions
+    # its usage is reported, but not as usage of revisions
     assert removed_usage(lab) > 3.9 * MIB
     assert lab.pool.space.of_revisions() < MIB
     details = lab.pool.usage_details
@@ -118,7 +121,7 @@ def test_removed_source_is_kept_until_one_clone_is_left(lab):
 
 
 def test_pruned_generation_with_one_clone_is_destroyed(lab):
-    """No removal: its last revision is pruned."""
+    """The volume is not removed; its last revision is pruned."""
     source = big(lab)
     clone = cloned(lab, source, "clone")
     other = lab.private("other", b"new")
@@ -129,7 +132,7 @@ def test_pruned_generation_with_one_clone_is_destroyed(lab):
 
 
 def foreign(lab, source, kind):
-    """Something that is not ours to decide on; gives how to end it."""
+    """Create a foreign reference; return the command that removes it."""
     snapshot = f"{source.dataset}@r2"
     if kind == "clone":
         name = f"{lab.container}/foreign"
@@ -179,7 +182,7 @@ def test_removed_source_is_kept_if_the_quota_of_its_clone_is_too_small(lab):
     assert removed_usage(lab) > 3.9 * MIB
     lab.session(clone, b"works")
     sh("zfs", "set", "quota=none", quota)
-    # as the next qubesd does
+    # the next qubesd tries again
     lab.restart()
     lab.run(lab.pool.first_use())
     assert lab.sweep_until(lambda: volumes(lab) == ["clone/private.1"])
@@ -187,7 +190,7 @@ def test_removed_source_is_kept_if_the_quota_of_its_clone_is_too_small(lab):
 
 
 def test_removal_killed_after_the_promotion_is_completed(lab, monkeypatch):
-    """qubesd is killed then; tests/crash stops everywhere else."""
+    """Kill qubesd after the promotion; tests/crash kills it elsewhere."""
     source = big(lab, mib=1)
     clone = cloned(lab, source, "clone")
     lab.session(clone, b"own")
@@ -211,7 +214,7 @@ def test_removal_killed_after_the_promotion_is_completed(lab, monkeypatch):
     assert sorted(names) == ["g1", "r2", "r3"]
     assert list(clone.revisions) == ["r2"]
     assert "r2" in clone.view.committed_ids()
-    # as for any qube when qubesd starts
+    # qubesd calls stop() for each halted qube at its start
     lab.run(clone.stop())
     assert lab.sweep_until(lambda: volumes(lab) == ["clone/private.1"])
     assert not any("@g" in name for name in lab.datasets("snapshot"))
@@ -231,7 +234,7 @@ def test_source_is_removed_in_a_locked_pool(zpool):
 
 
 def bookmark(dataset, snapshot):
-    """Newer than the newest snapshot of ours."""
+    """Create a bookmark that is newer than all our snapshots."""
     sh("zfs", "snapshot", f"{dataset}@{snapshot}")
     sh("zfs", "bookmark", f"{dataset}@{snapshot}", f"{dataset}#{snapshot}")
     sh("zfs", "destroy", f"{dataset}@{snapshot}")
@@ -254,7 +257,7 @@ def test_operations_work_with_foreign_bookmarks(lab):
     lab.session(volume, b"three")
     lab.replace(volume, b"four")
     lab.run(volume.export_end(lab.run(volume.export())))
-    # of what is kept, all that the generations have is kept
+    # bookmarks of kept generations are kept
     assert any(x.endswith("#z") for x in bookmarks(lab))
     lab.run(volume.remove())
     assert lab.datasets() == ["vm"]
@@ -284,13 +287,13 @@ def test_reset_destroys_bookmarks(lab):
     write(volume.path, b"secret")
     lab.stop(volume)
     lab.start(volume)
-    # the same zvol: it was rolled back
+    # the zvol was rolled back and not replaced
     assert volume.dataset == dataset and bookmarks(lab) == []
     lab.stop(volume)
 
 
 def test_retried_removal_keeps_a_new_volume(lab):
-    """It is tried again while a process holds open what it rolls back."""
+    """The driver retries while a process keeps a zvol open."""
     volume = lab.private(content=b"new")
     lab.run(
         programs.remove(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How much a pool holds and can hold, and what asking costs."""
+"""Size and usage of a pool, and the cost of the queries."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.side_b
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Names of programs that are run."""
+    """Return the names of programs that are run."""
     names = []
     for name in "ask", "read":
         original = getattr(channel, name)
@@ -58,7 +58,7 @@ def test_size_excludes_foreign_reservations(lab):
 
 @pytest.mark.parametrize("layout", [["mirror"], ["raidz1"]])
 def test_size_excludes_parity_and_slop(tmp_path, layout):
-    """The raw size is what zpool list shows, and cannot be written."""
+    """`zpool list` shows the raw size, which includes parity and slop."""
     disks = [tmp_path / f"disk{number}" for number in range(3)]
     for disk in disks:
         with open(disk, "wb") as file:
@@ -69,7 +69,7 @@ def test_size_excludes_parity_and_slop(tmp_path, layout):
         raw = int(sh("zpool", "list", "-Hpo", "size", "parity"))
         top = value("parity", "available") + value("parity", "used")
         assert lab.pool.size <= top < raw
-        # ZFS keeps at least 128 MiB back, or a quarter
+        # ZFS reserves at least 128 MiB, or a quarter
         assert lab.pool.size < 1020 * MIB - 100 * MIB
         free = lab.pool.available()
         volume = lab.private(content=os.urandom(MIB), size=64 * MIB)
@@ -80,7 +80,7 @@ def test_size_excludes_parity_and_slop(tmp_path, layout):
 
 
 def test_included_in_returns_the_outer_pool(zpool, make_lab):
-    """Else what shows how full disks are would count it twice."""
+    """Otherwise the disk space widget would count it twice."""
     outer, inner = make_lab(), make_lab()
     inner.pool.container = f"{outer.container}/below/inner"
     other = types.SimpleNamespace(container=zpool)
@@ -94,7 +94,7 @@ def test_included_in_returns_the_outer_pool(zpool, make_lab):
 
 
 def polled(pool, volumes=()):
-    """What qubesd is asked for the disk space widget, each minute."""
+    """Read the values that the disk space widget reads each minute."""
     found = (pool.size, pool.usage, pool.usage_details)
     for volume in volumes:
         assert volume.path.startswith("/dev/zvol/")
@@ -143,7 +143,7 @@ def test_poll_runs_one_program_and_none_for_halted_qubes(
     before = lab.run(poll())
     assert asked == ["space"]
 
-    # one that runs is asked about each time, and what a verb changed is seen
+    # a running volume is queried each time; changes by operations are seen
     lab.start(volumes[0])
     write(volumes[0].path, os.urandom(2 * MIB))
     sh("zpool", "sync", lab.pool.zpool)

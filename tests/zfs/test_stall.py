@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qubesd has one event loop for all qubes: no verb may hold it.
+"""qubesd has one event loop for all qubes: no operation may block it.
 
-Everything here is measured beside a bare loop in another thread of the same
-process, at the same time, so that both have the same machine, the same
-interpreter lock and the same threads of the driver beside them.
+Each measurement runs at the same time as a bare loop in another thread of the
+process. Both share the machine, the interpreter lock and the driver's threads.
 
-What decides is counted: the calls made in the loop's thread that may wait (of
-ZFS, of the kernel), and the processor time of each callback.  How late the
-loop was is printed; where the machine is emulated and shared, that says how
-the host's time was dealt out between the two threads.
+The tests count the calls of ZFS and of the kernel in the loop's thread that may
+wait, and measure the processor time of each callback. They only print the delay
+of the loop, because an emulated machine delays both threads.
 """
 
 import asyncio
@@ -29,12 +27,12 @@ from ..support.zpools import write
 
 pytestmark = pytest.mark.side_b
 
-#: seconds of processor time; what one verb does to the loop is there again
-#: for each qube, what one odd callback does is not
+#: seconds of processor time; an operation that blocks the loop does so for
+#: each qube, a single slow callback does not
 LIMIT = 0.020
-#: what Python tells of calls into the kernel that may wait for a device
+#: prefixes of audit events of calls that may wait for a device
 MAY_WAIT = ("open", "fcntl.", "subprocess.", "os.", "shutil.")
-#: the kernel's own, which it answers without waiting for a zpool
+#: statistics that the kernel returns without waiting for a zpool
 STATISTICS = "/proc/spl/kstat/zfs/"
 
 
@@ -58,7 +56,7 @@ class Processor:
 
 
 class Listener:
-    """Calls that may wait, made in the thread that made this."""
+    """Records calls that may wait, made in the thread that created it."""
 
     def __init__(self):
         self.thread, self.found = threading.get_ident(), None
@@ -83,13 +81,13 @@ class Listener:
 
 @pytest.fixture(scope="module")
 def listener():
-    """What hears cannot be taken away again, and costs all that follows."""
+    """Create one audit hook; it cannot be removed and slows later tests down."""
     return Listener()
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Calls into ZFS: what, and in which thread."""
+    """Return the calls of ZFS, each with its thread."""
     found = []
     call = lzc.call
 
@@ -102,13 +100,13 @@ def calls(monkeypatch):
 
 
 def in_loop(calls):
-    """Those made in the event loop's own thread."""
+    """Return the calls made in the event loop's own thread."""
     mine = threading.get_ident()
     return [what for what, thread in calls if thread == mine]
 
 
 async def path_of(volume):
-    """qubesd asks for it in its loop; not a verb, and measured below."""
+    """Return the path; qubesd reads it in its loop, which is measured below."""
     return await asyncio.to_thread(lambda: volume.path)
 
 
@@ -127,7 +125,7 @@ async def life(lab, name, root, common):
 
 
 class Measured:
-    """The driver's loop and a bare one, while all qubes live once."""
+    """Measures the driver's loop and a bare one while all qubes run once."""
 
     def __init__(self, lab, monkeypatch, prefix, root, common):
         self.pulse, stop = Pulse(), threading.Event()
@@ -166,7 +164,7 @@ class Measured:
 
 
 def _for_each_qube(times):
-    """The longest that is there for each of the qubes."""
+    """Return the longest time that occurs once for each qube."""
     return sorted(times)[-QUBES]
 
 
@@ -209,8 +207,10 @@ def test_copy_between_pools_does_not_call_zfs_in_the_loop(
 
 
 def test_synchronous_properties_make_the_expected_calls(lab, calls):
-    """The API wants them at once, so the loop waits for ZFS, which a thread
-    asks: each once, and of what cannot have changed never again."""
+    """The API is synchronous, so the loop waits while a thread calls ZFS.
+
+    Each property makes one call, and none if its value cannot have changed.
+    """
     root = lab.private("tmpl", b"v1", name="root")
     app = lab.clone_of(root)
     lab.start(app)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A disk that does not answer holds up its own zpool and nothing else."""
+"""A disk that does not answer delays its own zpool only."""
 
 import asyncio
 import threading
@@ -36,7 +36,7 @@ def stuck(monkeypatch):
 
 
 def questions(pool, *volumes):
-    """What qubesd reads of a pool and its volumes, again and again."""
+    """Return functions for all values that qubesd reads repeatedly."""
     found = {
         "size": lambda: pool.size,
         "usage": lambda: pool.usage,
@@ -63,7 +63,7 @@ def looked_at(pool, *volumes):
 
 
 async def poll(*polled):
-    """As qubesd's clients ask: each question in its own turn of the loop."""
+    """Read each value in its own turn of the loop, as clients of qubesd do."""
     found = []
     for _ in range(3):
         found = []
@@ -77,16 +77,16 @@ async def poll(*polled):
 
 
 def fresh_answers(*volumes):
-    """What is known of a halted volume is not asked again; here it is."""
+    """Expire cached values of halted volumes, so that ZFS is called again."""
     for volume in volumes:
         volume.view.expire()
 
 
 class Hanging:
-    """Operations that wait for the zpool, more than it has threads.
+    """More operations that wait for the zpool than it has threads.
 
-    The first is a change that must read from the disk: while it does, ZFS
-    lets nothing else look at the zpool's datasets.
+    The first is a change that must read from the disk. Meanwhile ZFS blocks
+    every access to the zpool's datasets.
     """
 
     def __init__(self, lab, volume):
@@ -110,7 +110,7 @@ class Hanging:
 
 
 def askers():
-    """Threads that put synchronous questions to the zpool."""
+    """Return the threads that make synchronous queries of the zpool."""
     return [
         thread
         for thread in threading.enumerate()
@@ -136,7 +136,7 @@ def test_silent_zpool_delays_no_other_pool(lab, stuck):
     pulse, stop = Pulse(), threading.Event()
 
     async def all_of_it():
-        # or this would never end if one zpool did hold up another
+        # otherwise the test would never end if one zpool delayed another
         asyncio.get_running_loop().call_later(240, stuck.go_on)
         beat = asyncio.ensure_future(pulse.beat(stop))
         hanging = Hanging(far, volume)
@@ -173,17 +173,17 @@ def test_silent_zpool_delays_no_other_pool(lab, stuck):
     print(f"the driver's loop: {pulse}")
     print(f"a bare loop: {bare.pulse}")
     print(f"two sessions in the healthy pool: {lasted:.1f} s")
-    # the emulated processor stops both loops now and then
+    # the emulated processor sometimes stops both loops
     worst, bare_worst = (sorted(x.gaps)[-3] for x in (pulse, bare.pulse))
     assert worst < GAP + bare_worst
-    # a question without a deadline would hold the loop once, until the disk is
-    # back: no other question is put to the zpool meanwhile
+    # a query without a deadline would block the loop once, until the disk is
+    # back: the driver makes no other query of the zpool meanwhile
     assert max(pulse.gaps) < 5 + max(bare.pulse.gaps)
     assert far_now == before
     assert len(why) == 1 and why[0].startswith("unknown:_the_zpool_stuck_does_")
     assert state == "silent"
     assert len(askers()) <= 1
-    # what it says now is true again
+    # the values are current again
     far.stop(volume)
     far.session(volume, b"three")
     assert list(volume.revisions) == ["r1", "r2", "r3"]

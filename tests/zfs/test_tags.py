@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Tags by pool, and features, as qubesd's events order them."""
+"""Tags for pools, and features, set by the events of qubesd."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.side_b
 
 
 async def pools(app, zpool):
-    """Pools "one" and "two", and "silent" and "a.b", which give no tags."""
+    """Add pools "one" and "two", and "silent" and "a.b", which set no tags."""
     above = f"{zpool}/{os.path.basename(os.path.dirname(app.store))}"
     sh("zfs", "create", above)
     for name, more in {
@@ -44,7 +44,7 @@ def ours(qube):
 
 
 def story(app, zpool):
-    """Decorates the story of a test, which is told at once."""
+    """Return a decorator that runs a coroutine function at once."""
 
     def tell(told):
         async def whole():
@@ -67,7 +67,7 @@ def test_qube_has_a_tag_for_each_pool_of_its_kept_volumes(app, zpool):
             "silent": set(),
             "a.b": set(),
         }.items():
-            # its root is a clone in the pool "one", and nothing it keeps
+            # its root is a disposable clone in the pool "one"
             qube = await hostapi.create_vm(
                 app, "AppVM", f"in-{pool[0]}", pool=pool, template="tmpl"
             )
@@ -78,7 +78,7 @@ def test_qube_has_a_tag_for_each_pool_of_its_kept_volumes(app, zpool):
         assert ours(both) == {"zfs-pool-one", "zfs-pool-two"}
         both.tags.add("mine")
 
-        # written down, and found true again
+        # saved, and correct after loading
         runtime.restart()
         again = await hostapi.restart(app, save=True)
         assert both.tags == again.domains["both"].tags
@@ -90,14 +90,14 @@ def test_wrong_tags_are_corrected(app, zpool):
         work = await hostapi.create_vm(app, "AppVM", "work", template="tmpl")
         copy = await hostapi.clone_vm(work, "copy", pool="two")
         assert ours(copy) == {"zfs-pool-two"}
-        # as a restored backup does, and who wants in
+        # a restored backup or an attacker may add tags
         for tag in "zfs-pool-two", "zfs-pool-gone", "zfs-pool-", "mine":
             work.tags.add(tag)
         assert work.tags == {"created-by-dom0", "zfs-pool-one", "mine"}
         work.tags.discard("zfs-pool-one")
         assert ours(work) == {"zfs-pool-one"}
 
-        # while this package was not there
+        # tags that changed while this package was not installed
         for qube in work, copy:
             qube.events_enabled = False
             qube.tags.add("zfs-pool-silent")

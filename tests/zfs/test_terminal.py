@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qvm-zfs asks at a terminal: it does not see the answer, and tidies up."""
+"""qvm-zfs at a terminal: it never has the passphrase, and restores the echo."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def safe(safe):
 
 
 class Typist:
-    """A person at a terminal in which one command runs, and a shell."""
+    """A user at a terminal that runs one command in a shell."""
 
     def __init__(self, *arguments):
         script = 'trap : INT; "$@"; echo "status $?"; read -r _'
@@ -77,7 +77,7 @@ def typist():
 
 
 def process_of(word, name):
-    """The one process of Python with both in its arguments."""
+    """Return the PID of the only Python process with both arguments."""
     (pid,) = [pid for pid in processes_with(word) if name in python(pid)]
     return pid
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""No value on a disk decides what counts as written."""
+"""No value on a disk decides whether a volume counts as written."""
 
 import os
 
@@ -21,7 +21,7 @@ def number(name, dataset):
 
 
 def measured_too_much(lab):
-    """This process has measured the most that it may believe."""
+    """Set the threshold of this process to a value above the maximum."""
     guid = importexport.guid(lab.pool.zpool)
     lab.pool.store.thresholds._blank = Blank(guid, 1, 1 << 40)
 
@@ -69,7 +69,7 @@ def test_create_with_a_forged_threshold_destroys_nothing(lab):
 
 @pytest.mark.parametrize("ready", [True, False])
 def test_reset_discards_the_smallest_write(lab, ready, monkeypatch):
-    """Whatever counts as written elsewhere."""
+    """The reset does not depend on any threshold."""
     monkeypatch.setattr(thresholds, "LARGEST", 1 << 30)
     root = lab.private("tmpl", b"v1", name="root")
     app, volatile = lab.clone_of(root), lab.volatile("app")
@@ -113,8 +113,7 @@ def test_unmarked_zvols_are_measured_before_they_are_collected(lab):
 
 
 def imported_again(away):
-    """A volume whose zpool was exported and imported, as the next qubesd has
-    it, and its revisions."""
+    """Export and import the zpool; return a volume in it and its revisions."""
     volume = away.private(content=b"data")
     listed = volume.view.committed_ids()
     export_zpool("away")
@@ -127,8 +126,10 @@ def imported_again(away):
 def test_write_by_a_zpool_import_is_measured_and_not_committed(
     away, monkeypatch, given
 ):
-    """What ZFS writes when a zpool was imported is not a change, also where
-    that is more than this process takes for unwritten by itself."""
+    """Data that ZFS writes at an import is not a change of a volume.
+
+    This holds even above the threshold of a process without a measurement.
+    """
     volume, listed = imported_again(away)
     if given:
         away.start(volume)
@@ -148,7 +149,7 @@ def test_write_by_a_zpool_import_is_measured_and_not_committed(
 def test_write_by_a_zpool_import_is_not_committed_without_a_measurement(
     away, monkeypatch
 ):
-    """As in a locked pool, where no zvol can be created."""
+    """The driver cannot create a zvol for measuring in a locked pool."""
     volume, listed = imported_again(away)
     away.start(volume)
     sh("zpool", "sync", "away")
@@ -166,7 +167,7 @@ def test_write_by_a_zpool_import_is_not_committed_without_a_measurement(
 
 @pytest.mark.parametrize("given", [False, True])
 def test_smallest_change_is_committed_without_a_measurement(away, given):
-    """One disk with sectors of 512 bytes, and metadata that is not doubled."""
+    """The disk has sectors of 512 bytes, and ZFS stores metadata once."""
     sh("zfs", "set", "redundant_metadata=none", away.pool.qubes_root)
     volume = away.private(content=b"one")
     away.session(volume, b"two")

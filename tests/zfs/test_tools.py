@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qvm-zfs, as a person runs it."""
+"""Commands of qvm-zfs."""
 
 import os
 import pty
@@ -98,7 +98,7 @@ def test_passwd_changes_the_passphrase(safe):
     assert (code, out) == (0, f"the passphrase of {name} was changed\n")
     assert qvm_zfs("lock", name)[0] == 0
     assert qvm_zfs("unlock", name, given=PASSPHRASE + b"\n" * 3)[0] == 1
-    # of a locked pool, which it is afterwards
+    # a locked pool is locked again afterwards
     given = b"\n".join([new, PASSPHRASE, PASSPHRASE, b""])
     assert qvm_zfs("passwd", name, given=given)[0] == 0
     assert safe.is_locked()

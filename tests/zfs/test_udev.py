@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""dom0 looks into no volume: neither udev, nor the kernel, nor qvm-block.
+"""udev, the kernel and qvm-block in dom0 scan no volume.
 
 With the rules of ``tests/host/udev``, or with dom0's own where checkouts of
 qubes-core-admin-linux and qubes-linux-utils are given.
@@ -25,12 +25,12 @@ PROGRAMS = Path("/usr/lib/udev/zvol_is_qubes_volume"), Path(
 )
 LIST = Path("/run/qubes-block-devices")
 WRITER = Path("/usr/local/bin/qubesdb-write")
-#: stands in for the program of that name, as it is used by the rules
+#: replaces qubesdb-write, which the rules run
 WRITE = f'#!/bin/sh\necho "$1" >>{LIST}\n'
 
 
 def source(variable, name, folder):
-    """A file of dom0's, from a checkout if one is given."""
+    """Return the path of a file of dom0, in a checkout if one is configured."""
     if variable in os.environ:
         return Path(os.environ[variable]) / folder / name
     return HOST / name
@@ -46,13 +46,13 @@ def properties(node):
 
 
 def reads(node):
-    """Sectors that were read from a device since it is there."""
+    """Return the number of sectors read since the device was created."""
     return int(Path(f"/sys/block/{node.name}/stat").read_text().split()[2])
 
 
 @pytest.fixture
 def dom0_rules():
-    """udev as in dom0."""
+    """Install the udev rules of dom0."""
     files = {
         RULES
         / "11-qubes-ignore-zvol-devices.rules": source(
@@ -89,7 +89,7 @@ def dom0_rules():
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """What a qube may have written: a partition table."""
+    """Create an image with a partition table, as a qube may write it."""
     image = tmp_path_factory.mktemp("table") / "image"
     with open(image, "wb") as file:
         file.truncate(SIZE)
@@ -100,16 +100,16 @@ def table(tmp_path_factory):
 
 
 def put(image, node):
-    """Written without being read."""
+    """Write an image to a device without reading from the device."""
     command = f"dd if={image} of={node} bs=1M oflag=direct conv=notrunc"
     sh(*command.split(), "status=none")
 
 
 def looked_into(path):
-    """What dom0 found out about the content of a device."""
+    """Return the facts that dom0 read from the content of a device."""
     settle()
     node = Path(path).resolve()
-    # an event as after each closing of the device
+    # trigger the event that follows each close of the device
     sh("udevadm", "trigger", "--action=change", f"--name-match={node}")
     settle()
     found = [
@@ -127,7 +127,7 @@ def looked_into(path):
 
 
 def test_dom0_scans_a_zvol_outside_all_pools(zpool, dom0_rules, table):
-    """Else the next test would show nothing."""
+    """This shows that the next test can fail."""
     name = f"{zpool}/no-qubes"
     sh("zfs", "create", "-s", "-V", str(SIZE), name)
     settle()

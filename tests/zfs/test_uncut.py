@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A program that is ended between two changes, where OpenZFS allows that.
+"""Channel programs that OpenZFS may stop between two changes.
 
-With a version that lib/atomicity.lua does not name, each first part of the
-changes that belong together may be all that is made.
+With a version that lib/atomicity.lua does not name, a program may make only the
+first of the changes that belong together.
 """
 
 import itertools
@@ -67,7 +67,7 @@ def cut(lab, monkeypatch, name, count, verb):
 
     with monkeypatch.context() as patch:
         patch.setattr(zcp, "run", dying)
-        # a dead process tidies nothing up
+        # a dead process does not clean up
         patch.setattr(Container, "discard", nothing)
         try:
             lab.run(verb())
@@ -145,7 +145,7 @@ def test_import_interrupted_at_any_change_has_old_or_new_content(
         assert len(generations(lab, volume)) == (1 if number == 0 else 2)
         state = lab.run(volume.generations.state())
         assert state.committed.startswith(f"{volume.dataset}@r")
-    # before, then after
+    # the old content, then the new
     assert [key for key, _ in itertools.groupby(found)] == [b"one", b"new"]
 
 
