@@ -171,14 +171,14 @@ def _remedy(qubes_root: str, violation: Violation) -> str:
     if name not in (*SAFE, "mountpoint", "keylocation"):
         return messages.DISK_REMEDY_MOVE
     at = violation.source or ""
-    verb = f"set {name}={violation.required} {qubes_root}"
+    action = f"set {name}={violation.required} {qubes_root}"
     if dataset != qubes_root:
         place = at if at.startswith(f"{qubes_root}/") else dataset
         if at == qubes_root or not _is_plain(place):
             place = qubes_root
         else:
-            verb = f"inherit {name} {place}"
-    return messages.DISK_REMEDY.format(command=verb)
+            action = f"inherit {name} {place}"
+    return messages.DISK_REMEDY.format(command=action)
 
 
 def _is_plain(dataset: str) -> bool:
