@@ -19,7 +19,8 @@ import qubes.vm.qubesvm
 LOG = logging.getLogger("qubes.storage.zfs")
 
 try:
-    from . import events
+    # load all modules now: a later import could find an upgraded package
+    from . import encrypted, events, zvol  # noqa: F401
 except Exception:  # qubesd exits on any exception here
     LOG.exception(
         "cannot load the extension of qubes-storage-zfs, so qubesd continues"

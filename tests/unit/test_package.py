@@ -71,12 +71,12 @@ def test_qubesd_loads_all_its_modules_at_start(tmp_path):
 
 
 def test_qvm_pool_lists_the_options():
-    from qubes_storage_zfs.driver import pool
+    from qubes_storage_zfs.driver import zvol
 
     parameters = {
         name: parameter
         for name, parameter in __import__("inspect")
-        .signature(pool.ZfsZvolPool.__init__)
+        .signature(zvol.ZfsZvolPool.__init__)
         .parameters.items()
         if name not in ("self", "name", "kwargs")
     }
