@@ -122,8 +122,8 @@ def make_keeper(disk, person):
         return begun[-1]
 
     yield begin
-    for each in begun:
-        each.end()
+    for item in begun:
+        item.end()
 
 
 def wrapping_key(root):
@@ -170,7 +170,7 @@ def data_of(path):
 
 
 def found_in(path, needles):
-    return {each for data in data_of(path) for each in needles if each in data}
+    return {item for data in data_of(path) for item in needles if item in data}
 
 
 def test_passphrase_and_key_are_not_leaked(make_keeper):
@@ -278,9 +278,9 @@ def test_keyholder_dumps_no_core_with_a_raised_limit(make_keeper):
     finally:
         pattern.write_text(before)
         shutil.rmtree(folder)
-        for each in other, process:
-            each.kill()
-            each.wait()
+        for item in other, process:
+            item.kill()
+            item.wait()
 
 
 def dumps_core(process):

@@ -58,11 +58,11 @@ def test_datasets_with_foreign_names_are_kept(lab, caplog):
     volume = lab.again(volume)
     lab.session(volume, b"two")
     assert lab.content(volume) == b"two"
-    assert [each.vid for each in lab.pool.list_volumes()] == ["work/private"]
+    assert [item.vid for item in lab.pool.list_volumes()] == ["work/private"]
     time.sleep(1)
     lab.run(lab.pool.store.collect_garbage())
-    for each in f"{qube}/my volume", f"{lab.pool.qubes_root}/my qube":
-        assert sh("zfs", "list", "-Ho", "name", each) == each
+    for item in f"{qube}/my volume", f"{lab.pool.qubes_root}/my qube":
+        assert sh("zfs", "list", "-Ho", "name", item) == item
     assert program(FIND, strange)
     assert qvm_zfs("status", lab.name)[0] == 0
     for record in caplog.records:

@@ -24,20 +24,20 @@ def die_before(monkeypatch, program):
     run = zcp.run
 
     def dying(programs, sync):
-        if program in (each.name for each in programs):
+        if program in (item.name for item in programs):
             raise Died
         return run(programs, sync)
 
     monkeypatch.setattr(zcp, "run", dying)
 
 
-def die_at_adopt(lab, monkeypatch, verb):
+def die_at_adopt(lab, monkeypatch, operation):
     with monkeypatch.context() as patch:
         die_before(patch, "make_current")
         # a dead process does not clean up
         patch.setattr(Container, "discard", _nothing)
         with pytest.raises(Died):
-            lab.run(verb())
+            lab.run(operation())
     lab.restart()
 
 
@@ -97,9 +97,9 @@ def test_abandoned_import_does_not_block_a_start(lab):
 def test_start_and_import_are_refused_while_an_import_is_written(lab):
     volume = lab.private(content=b"old")
     with open(lab.run(volume.import_data(MIB)), "r+b"):
-        for verb in volume.start(), volume.import_data(MIB):
+        for operation in volume.start(), volume.import_data(MIB):
             with pytest.raises(StoragePoolException, match="process"):
-                lab.run(verb)
+                lab.run(operation)
     lab.run(volume.import_data_end(False))
     lab.run(volume.start())
 
@@ -231,9 +231,9 @@ def test_absent_zpool_is_reported_and_works_after_an_import(away):
     assert volume.size == 4 * MIB
     assert not volume.is_dirty()
     away.run(volume.stop())
-    for verb in volume.verify, volume.start, volume.export, volume.remove:
+    for operation in volume.verify, volume.start, volume.export, volume.remove:
         with pytest.raises(StoragePoolException, match="not imported"):
-            away.run(verb())
+            away.run(operation())
     sh("zpool", "import", "-d", "/tmp", "away")
     assert away.run(volume.verify())
     away.session(volume, b"more")
@@ -252,10 +252,10 @@ def test_busy_volume_delays_no_other(lab, monkeypatch):
     times = {}
 
     async def both():
-        async def timed(name, verbs):
+        async def timed(name, operations):
             begin = time.monotonic()
-            for verb in verbs:
-                await verb()
+            for operation in operations:
+                await operation()
             times[name] = time.monotonic() - begin
 
         await asyncio.gather(

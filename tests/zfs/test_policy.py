@@ -72,8 +72,8 @@ def test_first_use_checks_all_datasets_below_the_qubes_root(either):
         volume = lab.again(other)
         said = refused(lab, volume.start())
         assert f"{place(lab, below)} has {name}={value} instead of " in said
-        verb = f"inherit {name}" if below else f"set {name}="
-        assert f"run 'sudo zfs {verb}" in said
+        operation = f"inherit {name}" if below else f"set {name}="
+        assert f"run 'sudo zfs {operation}" in said
         assert name in refused(lab, volume.export())
         # stop() still works, and a repair needs no restart
         lab.run(volume.stop())
@@ -114,8 +114,8 @@ def test_first_use_runs_one_check_per_pool(lab, make_lab):
     bad = make_lab()
     broken = bad.private(content=b"data")
     change(bad, "work/private", "volmode", "full")
-    for each in lab, bad:
-        each.restart()
+    for item in lab, bad:
+        item.restart()
     again, broken = lab.again(volume), bad.again(broken)
     with calls() as made:
         lab.run(again.start())
@@ -224,16 +224,16 @@ def test_concurrent_tasks_share_one_check(lab):
     assert made.count("policy") == 1
 
 
-@pytest.mark.parametrize("verb", ["unlock", "passwd"])
-def test_tool_loads_no_key_of_a_pool_with_unsafe_properties(zpool, verb):
+@pytest.mark.parametrize("operation", ["unlock", "passwd"])
+def test_tool_loads_no_key_of_a_pool_with_unsafe_properties(zpool, operation):
     """Loading a key creates device nodes."""
     lab = EncryptedLab(zpool)
     lab.private(content=b"data")
     change(lab, "work/private", "volmode", "full")
     lab.run(keys.unload(lab.container))
     given = PASSPHRASE + b"\n" + b"another one\n" * 2
-    code, out, err = qvm_zfs(verb, lab.name, given=given)
+    code, out, err = qvm_zfs(operation, lab.name, given=given)
     assert (code, out) == (1, "") and "has volmode=full where" in err
     assert lab.is_locked()
     repair(lab, "work/private", "volmode")
-    assert qvm_zfs(verb, lab.name, given=given)[0] == 0
+    assert qvm_zfs(operation, lab.name, given=given)[0] == 0

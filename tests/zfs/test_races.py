@@ -23,10 +23,10 @@ ROUNDS = 12 if LONG else 2
 QUBES = 16
 
 
-async def quietly(verb):
-    """Return the result of *verb*, or its StoragePoolException."""
+async def quietly(operation):
+    """Return the result of *operation*, or its StoragePoolException."""
     try:
-        return await verb
+        return await operation
     except StoragePoolException as exc:
         assert "\n" not in str(exc)
         return exc
@@ -87,9 +87,9 @@ def later(request):
     return seconds
 
 
-async def after(seconds, verb):
+async def after(seconds, operation):
     await asyncio.sleep(seconds)
-    return await verb
+    return await operation
 
 
 def test_app_qubes_starting_during_a_template_stop_show_one_state(tidy, later):

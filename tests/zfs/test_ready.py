@@ -89,15 +89,15 @@ def test_removed_volume_is_listed_again_when_it_is_used(lab, qube):
     assert not any("app/root" in name for name in lab.datasets())
 
 
-@pytest.mark.parametrize("verb", ["import", "clone", "revert", "remove"])
-def test_replacement_of_a_source_frees_its_old_state(lab, qube, verb):
+@pytest.mark.parametrize("operation", ["import", "clone", "revert", "remove"])
+def test_replacement_of_a_source_frees_its_old_state(lab, qube, operation):
     root, _, template = qube
-    if verb == "revert":
+    if operation == "revert":
         template.revisions_to_keep = 2
         lab.session(template, b"v2")
         live(lab, root)
     assert any("app/root" in name for name in lab.datasets())
-    match verb:
+    match operation:
         case "import":
             lab.replace(template, b"new")
         case "clone":
@@ -181,8 +181,8 @@ def test_first_start_uses_prepared_volumes(lab, qube):
     lab.stop(root, volatile, private)
 
 
-@pytest.mark.parametrize("verb", ["start", "remove", "resize"])
-def test_operation_before_the_preparation_finds_no_old_content(lab, qube, verb):
+@pytest.mark.parametrize("operation", ["start", "remove", "resize"])
+def test_operation_before_the_preparation_finds_no_old_content(lab, qube, operation):
     root, volatile, _ = qube
     lab.start(root, volatile)
     for volume in root, volatile:
@@ -202,7 +202,7 @@ def test_operation_before_the_preparation_finds_no_old_content(lab, qube, verb):
             await over.wait()
 
     async def verb_after():
-        match verb:
+        match operation:
             case "start":
                 await together(root.start, volatile.start)
             case "remove":
@@ -211,10 +211,10 @@ def test_operation_before_the_preparation_finds_no_old_content(lab, qube, verb):
                 await volatile.resize(8 * MIB)
 
     lab.run(at_once())
-    if verb == "remove":
+    if operation == "remove":
         assert not any("app" in name for name in lab.datasets())
         return
-    if verb == "resize":
+    if operation == "resize":
         lab.start(root, volatile)
         with open_device(volatile.path, os.O_RDONLY) as file:
             assert file.seek(0, os.SEEK_END) == 8 * MIB
@@ -366,7 +366,7 @@ def test_cancelled_task_does_not_block_its_batch(lab):
     volumes = [lab.volatile(), lab.private()]
 
     async def one_is_cancelled():
-        tasks = [asyncio.create_task(each.start()) for each in volumes]
+        tasks = [asyncio.create_task(item.start()) for item in volumes]
         await asyncio.sleep(0)
         tasks[0].cancel()
         return await asyncio.gather(*tasks, return_exceptions=True)

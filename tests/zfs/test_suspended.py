@@ -42,7 +42,7 @@ def questions(pool, *volumes):
         "usage": lambda: pool.usage,
         "details": lambda: pool.usage_details,
         "config": lambda: pool.config,
-        "listed": lambda: sorted(each.vid for each in pool.list_volumes()),
+        "listed": lambda: sorted(item.vid for item in pool.list_volumes()),
     }
     for volume in volumes:
         found |= {

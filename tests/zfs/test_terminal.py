@@ -72,8 +72,8 @@ def typist():
         return begun[-1]
 
     yield begin
-    for each in begun:
-        each.end()
+    for item in begun:
+        item.end()
 
 
 def process_of(word, name):

@@ -42,8 +42,8 @@ def unverified(monkeypatch):
     zcp.whole_text.cache_clear()
 
 
-def cut(lab, monkeypatch, name, count, verb):
-    """Run *verb*; the process dies when *name* has made *count* changes.
+def cut(lab, monkeypatch, name, count, operation):
+    """Run *operation*; the process dies when *name* has made *count* changes.
 
     :return: whether there were more
     """
@@ -70,7 +70,7 @@ def cut(lab, monkeypatch, name, count, verb):
         # a dead process does not clean up
         patch.setattr(Container, "discard", nothing)
         try:
-            lab.run(verb())
+            lab.run(operation())
         except Died:
             pass
     lab.restart()
@@ -80,8 +80,8 @@ def cut(lab, monkeypatch, name, count, verb):
 def each_cut(lab, monkeypatch, name, prepare):
     """Cut *name* after none, one, two ... changes, each on a fresh volume."""
     for count in range(MOST):
-        volume, verb = prepare(f"work{count}")
-        more = cut(lab, monkeypatch, name, count, verb)
+        volume, operation = prepare(f"work{count}")
+        more = cut(lab, monkeypatch, name, count, operation)
         yield lab.again(volume), more
         if not more:
             assert count > 1
