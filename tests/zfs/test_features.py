@@ -257,7 +257,7 @@ def session(lab, volume, content):
 
 def states(lab, volume):
     """Return the content of each revision."""
-    held = {}
+    contents = {}
     for name in sh(
         "zfs", "list", "-Hrt", "snapshot", "-o", "name", volume.where.dataset
     ).split():
@@ -265,9 +265,9 @@ def states(lab, volume):
             copy = f"{lab.pool.zpool}/look"
             sh("zfs", "clone", "-o", "volmode=dev", name, copy)
             sh("udevadm", "settle")
-            held[name.rpartition("@")[2]] = read(f"/dev/zvol/{copy}")
+            contents[name.rpartition("@")[2]] = read(f"/dev/zvol/{copy}")
             sh("zfs", "destroy", copy)
-    return held
+    return contents
 
 
 def test_reset_on_start_empties_a_volume(lab, qube, volumes):

@@ -48,8 +48,8 @@ def test_commands_refuse_a_name_that_two_datasets_claim(safe, claim):
     theirs = f"{claim}/encryption/{name}"
     create_encrypted(theirs, name)
     # neither dataset is configured
-    for operation in "lock", "unlock", "passwd", "detach":
-        code, out, err = qvm_zfs(operation, name, given=GIVEN)
+    for command in "lock", "unlock", "passwd", "detach":
+        code, out, err = qvm_zfs(command, name, given=GIVEN)
         assert (code, out) == (1, "") and safe.container in err
         assert theirs in err and "several datasets are marked" in err
     assert not is_locked(safe, safe.container) and not is_locked(safe, theirs)
@@ -69,16 +69,16 @@ def test_commands_refuse_a_name_that_two_datasets_claim(safe, claim):
     assert f"{theirs}  unlocked, not configured" in qvm_zfs("status", name)[1]
     # the imported zpool has the name of the pool's zpool, but another GUID
     configure({**config, "zpool_guid": "1"})
-    for operation in "lock", "unlock", "passwd", "detach", "attach":
-        code, out, err = qvm_zfs(operation, name, given=GIVEN)
-        assert (code, out) == (1, "") and "with the GUID 1" in err, operation
+    for command in "lock", "unlock", "passwd", "detach", "attach":
+        code, out, err = qvm_zfs(command, name, given=GIVEN)
+        assert (code, out) == (1, "") and "with the GUID 1" in err, command
     assert not is_locked(safe, safe.container)
     assert "another zpool (" in qvm_zfs("status", name)[1]
     # the configured dataset is marked for another pool
     configure(config)
     mark(safe.container, b"another")
-    for operation in "unlock", "passwd":
-        assert "belongs to the pool another" in qvm_zfs(operation, name)[2]
+    for command in "unlock", "passwd":
+        assert "belongs to the pool another" in qvm_zfs(command, name)[2]
     assert "marked as another pool's" in qvm_zfs("status", name)[1]
     common.QUBES_XML.write_text("<qubes>")
     code, _, err = qvm_zfs("lock", name)

@@ -89,12 +89,12 @@ class Keeper:
 
     def children(self):
         path = f"/proc/{self.process.pid}/task"
-        found = []
+        pids = []
         for task in os.listdir(path):
             with contextlib.suppress(OSError):
                 text = Path(path, task, "children").read_text()
-                found += [int(pid) for pid in text.split()]
-        return found
+                pids += [int(pid) for pid in text.split()]
+        return pids
 
     def keyholder(self):
         """Return its PID once its memory is locked, which is before the prompt."""
@@ -199,8 +199,8 @@ def test_passphrase_and_key_are_not_leaked(make_keeper):
         assert not any(secret in words for words in seen.seen)
     # persistent: files, the disk, the history of the zpool, the journal
     files = list(written_since(begin))
-    told = holder.SECRET.with_name(f"{keeper.name}.json")
-    assert {keeper.stderr, DISK, told} <= set(files)
+    visible = holder.SECRET.with_name(f"{keeper.name}.json")
+    assert {keeper.stderr, DISK, visible} <= set(files)
     for path in files:
         assert not found_in(path, secrets), path
     history = output("zpool", "history", "-il", ZPOOL)
@@ -309,7 +309,7 @@ def test_killed_qubesd_closes_the_prompt(make_keeper, person):
     keeper.heard("asking")
     keeper.keyholder()
     children = until(
-        lambda: len(found := keeper.children()) > 1 and found,
+        lambda: len(pids := keeper.children()) > 1 and pids,
         "the keyholder and the prompt are there",
         seconds=60,
     )
@@ -341,14 +341,14 @@ def test_locked_disk_shows_only_the_documented_names(make_keeper):
         keeper.does("add", "write", "lock")
         sh("zpool", "sync", ZPOOL)
         identities.append(holder._identity(keeper.process.pid))
-        told = keeper.name.encode(), os.uname().nodename.encode()
+        visible = keeper.name.encode(), os.uname().nodename.encode()
         marks = pieces(holder._marked(identities[-1]).encode())
         hidden = set.union(*(pieces(one.encode()) for one in identities))
-        found = found_in(DISK, {*told, *marks, *hidden, *NAMES})
+        matches = found_in(DISK, {*visible, *marks, *hidden, *NAMES})
         # the pool, the host and the mark are visible; the process is not
-        assert found.issuperset(told) and found & marks
-        assert not found & hidden
-        return found & NAMES
+        assert matches.issuperset(visible) and matches & marks
+        assert not matches & hidden
+        return matches & NAMES
 
     assert not found_after("opaque_names=True")
     assert found_after() == NAMES

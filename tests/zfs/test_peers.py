@@ -31,7 +31,7 @@ def die_before(monkeypatch, program):
     monkeypatch.setattr(zcp, "run", dying)
 
 
-def die_at_adopt(lab, monkeypatch, operation):
+def die_before_switch(lab, monkeypatch, operation):
     with monkeypatch.context() as patch:
         die_before(patch, "make_current")
         # a dead process does not clean up
@@ -48,7 +48,7 @@ async def _nothing(*_):
 def test_killed_import_data_keeps_the_old_content(lab, monkeypatch):
     volume = lab.private(content=b"old")
     write(lab.run(volume.import_data(MIB)), b"new")
-    die_at_adopt(lab, monkeypatch, lambda: volume.import_data_end(True))
+    die_before_switch(lab, monkeypatch, lambda: volume.import_data_end(True))
     volume = lab.again(volume)
     assert lab.run(volume.verify())
     lab.run(volume.stop())
@@ -60,7 +60,7 @@ def test_killed_import_data_keeps_the_old_content(lab, monkeypatch):
 def test_killed_import_volume_keeps_the_old_content(lab, monkeypatch):
     source = lab.private("a", b"new")
     volume = lab.private("b", b"old")
-    die_at_adopt(lab, monkeypatch, lambda: volume.import_volume(source))
+    die_before_switch(lab, monkeypatch, lambda: volume.import_volume(source))
     source, volume = lab.again(source), lab.again(volume)
     lab.run(volume.stop())
     assert lab.content(volume) == b"old"
@@ -179,8 +179,8 @@ def test_blank_first_state_is_no_revision_of_a_clone(lab):
     lab.session(used, b"mine")
     lab.run(used.import_volume(source))
     assert list(used.revisions) == ["r1", "r2"]
-    kept = [name for name in lab.datasets() if name.endswith("@r1")]
-    assert kept == ["vm/source/private@r1", "vm/used/private@r1"]
+    snapshots = [name for name in lab.datasets() if name.endswith("@r1")]
+    assert snapshots == ["vm/source/private@r1", "vm/used/private@r1"]
 
 
 def test_changes_by_zfs_commands_are_noticed_at_once(lab):

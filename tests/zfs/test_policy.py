@@ -72,8 +72,8 @@ def test_first_use_checks_all_datasets_below_the_qubes_root(either):
         volume = lab.again(other)
         said = refused(lab, volume.start())
         assert f"{place(lab, below)} has {name}={value} instead of " in said
-        operation = f"inherit {name}" if below else f"set {name}="
-        assert f"run 'sudo zfs {operation}" in said
+        command = f"inherit {name}" if below else f"set {name}="
+        assert f"run 'sudo zfs {command}" in said
         assert name in refused(lab, volume.export())
         # stop() still works, and a repair needs no restart
         lab.run(volume.stop())
@@ -143,7 +143,7 @@ def test_pool_is_checked_again_after_an_import_of_its_zpool(away):
 
 @pytest.mark.parametrize("below", ["work/private", "work", ""])
 def test_start_refuses_properties_changed_after_first_use(lab, below):
-    kept, fresh = lab.private(content=b"data"), lab.volatile()
+    existing, fresh = lab.private(content=b"data"), lab.volatile()
     for name, value in (
         ("volmode", "none"),
         ("volmode", "full"),
@@ -151,16 +151,16 @@ def test_start_refuses_properties_changed_after_first_use(lab, below):
         (FLAG, "false"),
     ):
         change(lab, below, name, value)
-        found = place(lab, below if below == "work/private" else "work")
-        said = refused(lab, kept.start())
-        assert " has " + f"{name}={value} instead of " in said, found
+        dataset = place(lab, below if below == "work/private" else "work")
+        said = refused(lab, existing.start())
+        assert " has " + f"{name}={value} instead of " in said, dataset
         assert "udev" not in said.replace(FLAG, "")
         if below != "work/private":
             # the volume does not exist yet and would inherit the property
             assert f"{name}={value}" in refused(lab, fresh.start())
         repair(lab, below, name)
-    lab.start(kept, fresh)
-    lab.stop(kept, fresh)
+    lab.start(existing, fresh)
+    lab.stop(existing, fresh)
 
 
 def test_received_properties_are_checked(lab):

@@ -310,8 +310,8 @@ class Crowd:
         self.versions = 0
         self.done = {}
 
-    def count(self, what):
-        self.done[what] = self.done.get(what, 0) + 1
+    def count(self, action):
+        self.done[action] = self.done.get(action, 0) + 1
 
     async def template(self, until):
         """Update the template until the event is set."""
@@ -331,17 +331,17 @@ class Crowd:
         await asyncio.gather(*(v.create() for v in (private, root, volatile)))
         expected = b""
         steps = ["export", "clone", "revert", "cancel"]
-        for step, what in enumerate(["session", *dice.sample(steps, 2)]):
-            self.count(what)
+        for step, action in enumerate(["session", *dice.sample(steps, 2)]):
+            self.count(action)
             mine = b"%d-%d" % (number, step)
-            if what == "session":
+            if action == "session":
                 expected = await self.session(private, root, volatile, mine)
-            elif what == "export":
+            elif action == "export":
                 assert await content(private) == expected
-            elif what == "clone":
+            elif action == "clone":
                 await private.import_volume(self.common)
                 expected = b"common"
-            elif what == "revert":
+            elif action == "revert":
                 if private.revisions:
                     await private.revert()
                     expected = await content(private)

@@ -71,8 +71,8 @@ def test_commit_of_a_source_frees_its_old_state(lab, qube):
     root, volatile, template = qube
     lab.session(template, b"v2")
     assert not any("app/root" in name for name in lab.datasets())
-    held = [name for name in lab.datasets("snapshot") if "tmpl" in name]
-    assert len(held) == 1
+    snapshots = [name for name in lab.datasets("snapshot") if "tmpl" in name]
+    assert len(snapshots) == 1
     lab.start(root, volatile)
     assert read(root.path) == b"v2"
     lab.stop(root, volatile)
@@ -125,8 +125,8 @@ def test_source_committed_while_its_clone_is_prepared(lab, qube, monkeypatch):
     monkeypatch.setattr(devices, "wait_for_link", commit_first)
     lab.stop(root)
     assert template.lifecycle.phase is Phase.HALTED
-    held = [name for name in lab.datasets("snapshot") if "tmpl" in name]
-    assert len(held) == 1
+    snapshots = [name for name in lab.datasets("snapshot") if "tmpl" in name]
+    assert len(snapshots) == 1
 
 
 def test_commit_of_a_source_while_its_clone_stops_frees_its_old_state(
@@ -138,8 +138,8 @@ def test_commit_of_a_source_while_its_clone_stops_frees_its_old_state(
     write(template.path, b"v2")
 
     lab.run(together(root.stop, template.stop))
-    held = [name for name in lab.datasets("snapshot") if "tmpl" in name]
-    assert len(held) == 1
+    snapshots = [name for name in lab.datasets("snapshot") if "tmpl" in name]
+    assert len(snapshots) == 1
 
 
 def test_outdated_clone_is_not_used_after_a_restart_of_qubesd(
@@ -157,8 +157,8 @@ def test_outdated_clone_is_not_used_after_a_restart_of_qubesd(
     lab.restart()
     root = lab.again(root)
     lab.run(root.stop())
-    held = [name for name in lab.datasets("snapshot") if "tmpl" in name]
-    assert len(held) == 1
+    snapshots = [name for name in lab.datasets("snapshot") if "tmpl" in name]
+    assert len(snapshots) == 1
     lab.start(root)
     assert read(root.path) == b"v2"
     lab.stop(root)

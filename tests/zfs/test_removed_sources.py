@@ -209,8 +209,8 @@ def test_removal_killed_after_the_promotion_is_completed(lab, monkeypatch):
         gate.open()
     lab.restart()
     clone = lab.again(clone)
-    found = sh("zfs", "list", "-Ho", "name", "-t", "snapshot", clone.dataset)
-    names = [item.partition("@")[2] for item in found.split()]
+    listed = sh("zfs", "list", "-Ho", "name", "-t", "snapshot", clone.dataset)
+    names = [item.partition("@")[2] for item in listed.split()]
     assert sorted(names) == ["g1", "r2", "r3"]
     assert list(clone.revisions) == ["r2"]
     assert "r2" in clone.view.committed_ids()

@@ -117,15 +117,15 @@ def test_usage_of_revisions_is_reported(lab, monkeypatch):
                 return details["revisions_usage"]
         return None
 
-    told = asyncio.run(counted())
+    reported = asyncio.run(counted())
     before = lab.pool.usage
     lab.run(asyncio.sleep(0))
     volume.revisions_to_keep = 0
     lab.session(volume, b"again")
     sh("zpool", "sync", lab.pool.zpool)
     freed = before - lab.pool.usage
-    assert told > 1.9 * MIB
-    assert abs(told - freed) < 0.5 * MIB
+    assert reported > 1.9 * MIB
+    assert abs(reported - freed) < 0.5 * MIB
 
 
 def test_poll_runs_one_program_and_none_for_halted_qubes(

@@ -59,24 +59,24 @@ class Listener:
     """Records calls that may wait, made in the thread that created it."""
 
     def __init__(self):
-        self.thread, self.found = threading.get_ident(), None
+        self.thread, self.recorded = threading.get_ident(), None
         sys.addaudithook(self._heard)
 
     def _heard(self, event, args):
         if (
-            self.found is not None
+            self.recorded is not None
             and threading.get_ident() == self.thread
             and event.startswith(MAY_WAIT)
             and not str(args[0]).startswith(STATISTICS)
         ):
-            self.found.append(f"{event} {args}")
+            self.recorded.append(f"{event} {args}")
 
     def __enter__(self):
-        self.found = []
-        return self.found
+        self.recorded = []
+        return self.recorded
 
     def __exit__(self, *_):
-        self.found = None
+        self.recorded = None
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +88,15 @@ def listener():
 @pytest.fixture
 def calls(monkeypatch):
     """Return the calls of ZFS, each with its thread."""
-    found = []
+    recorded = []
     call = lzc.call
 
     def spy(what, subject, *args):
-        found.append((f"{what} for {subject}", threading.get_ident()))
+        recorded.append((f"{what} for {subject}", threading.get_ident()))
         return call(what, subject, *args)
 
     monkeypatch.setattr(lzc, "call", spy)
-    return found
+    return recorded
 
 
 def in_loop(calls):

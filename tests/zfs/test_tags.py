@@ -46,10 +46,10 @@ def ours(qube):
 def story(app, zpool):
     """Return a decorator that runs a coroutine function at once."""
 
-    def tell(told):
+    def tell(function):
         async def whole():
             await pools(app, zpool)
-            await told()
+            await function()
 
         asyncio.run(settled(whole()))
 

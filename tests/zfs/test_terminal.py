@@ -133,7 +133,7 @@ def test_echo_is_restored_after_any_exit(safe, typist, how):
 
 def test_status_reports_whether_freed_memory_is_overwritten(safe):
     said = sh(*COMMAND, "status", safe.name)
-    told = json.loads(sh(*COMMAND, "status", "--json", safe.name))
+    report = json.loads(sh(*COMMAND, "status", "--json", safe.name))
     overwritten = "init_on_free=1" in Path("/proc/cmdline").read_text()
-    assert told["init_on_free"] is overwritten
+    assert report["init_on_free"] is overwritten
     assert (freed_memory.NOT_OVERWRITTEN in said) is not overwritten

@@ -122,16 +122,16 @@ def imported_again(away):
     return away.again(volume), listed
 
 
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("started", [False, True])
 def test_write_by_a_zpool_import_is_measured_and_not_committed(
-    away, monkeypatch, given
+    away, monkeypatch, started
 ):
     """Data that ZFS writes at an import is not a change of a volume.
 
     This holds even above the threshold of a process without a measurement.
     """
     volume, listed = imported_again(away)
-    if given:
+    if started:
         away.start(volume)
     sh("zpool", "sync", "away")
     assert number(f"written@{listed[-1]}", volume.dataset) > 0
@@ -142,7 +142,7 @@ def test_write_by_a_zpool_import_is_measured_and_not_committed(
     assert away.pool.store.thresholds.measured
     assert volume.view.committed_ids() == listed
     # prepared clones of it stay
-    assert given or volume.commits == 0
+    assert started or volume.commits == 0
     assert away.datasets("volume") == ["vm/work/private"]
 
 
@@ -165,8 +165,8 @@ def test_write_by_a_zpool_import_is_not_committed_without_a_measurement(
     assert volume.view.committed_ids() == listed
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_smallest_change_is_committed_without_a_measurement(away, given):
+@pytest.mark.parametrize("started", [False, True])
+def test_smallest_change_is_committed_without_a_measurement(away, started):
     """The disk has sectors of 512 bytes, and ZFS stores metadata once."""
     sh("zfs", "set", "redundant_metadata=none", away.pool.qubes_root)
     volume = away.private(content=b"one")
@@ -180,7 +180,7 @@ def test_smallest_change_is_committed_without_a_measurement(away, given):
     written = number(f"written@{listed[-1]}", volume.dataset)
     assert thresholds.DOUBTFUL < written
     print(f"the smallest change writes {written} bytes")
-    if not given:  # qubesd died
+    if not started:  # qubesd died
         away.restart()
         volume = away.again(volume)
     assert not away.pool.store.thresholds.measured

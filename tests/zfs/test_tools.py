@@ -68,10 +68,10 @@ def test_status_and_lock_name_the_process_that_uses_a_pool(safe):
     path = safe.run(volume.export())
     with open(path, "rb"):
         mine = f"process {os.getpid()} ("
-        found = status(safe)
-        (names,) = found["holders"].values()
-        assert found["holders"].keys() == {"work/private.1"}
-        assert names[0].startswith(mine) and found["unloaded_in"] is None
+        report = status(safe)
+        (names,) = report["holders"].values()
+        assert report["holders"].keys() == {"work/private.1"}
+        assert names[0].startswith(mine) and report["unloaded_in"] is None
         code, out, err = qvm_zfs("lock", "--all")
         assert code == 1 and f"work/private.1: {mine}" in err
         assert f"work/private.1 is in use by {mine}" in qvm_zfs("status")[1]
@@ -80,14 +80,14 @@ def test_status_and_lock_name_the_process_that_uses_a_pool(safe):
 
 
 def test_status_reports_seconds_until_the_key_is_unloaded(safe):
-    told = safe.pool.key
-    told._announce(keytimer.now() + 100)
-    found = status(safe)
-    assert 0 < found["unloaded_in"] < 100
+    key = safe.pool.key
+    key._announce(keytimer.now() + 100)
+    report = status(safe)
+    assert 0 < report["unloaded_in"] < 100
     assert re.search(
         r"unlocked; the key will be unloaded in \d+ s", qvm_zfs("status")[1]
     )
-    told._announce(None)
+    key._announce(None)
     assert status(safe)["unloaded_in"] is None
 
 

@@ -93,9 +93,9 @@ def table(tmp_path_factory):
     image = tmp_path_factory.mktemp("table") / "image"
     with open(image, "wb") as file:
         file.truncate(SIZE)
-    given = "label: dos\nstart=2048, size=8192\n"
+    script = "label: dos\nstart=2048, size=8192\n"
     command = ["sfdisk", "-q", str(image)]
-    subprocess.run(command, input=given, text=True, check=True)
+    subprocess.run(command, input=script, text=True, check=True)
     return image
 
 
@@ -112,18 +112,18 @@ def looked_into(path):
     # trigger the event that follows each close of the device
     sh("udevadm", "trigger", "--action=change", f"--name-match={node}")
     settle()
-    found = [
+    facts = [
         name
         for name in properties(node)
         if name.startswith(("ID_FS_", "ID_PART_TABLE_"))
     ]
     block = Path("/sys/block", node.name)
-    found += [part.name for part in block.glob(f"{node.name}p*")]
+    facts += [part.name for part in block.glob(f"{node.name}p*")]
     if reads(node):
-        found.append("read")
+        facts.append("read")
     if LIST.exists() and f"/{node.name}/" in LIST.read_text():
-        found.append("listed")
-    return found
+        facts.append("listed")
+    return facts
 
 
 def test_dom0_scans_a_zvol_outside_all_pools(zpool, dom0_rules, table):
@@ -133,9 +133,9 @@ def test_dom0_scans_a_zvol_outside_all_pools(zpool, dom0_rules, table):
     settle()
     path = Path("/dev/zvol") / name
     put(table, path)
-    found = looked_into(path)
-    assert {"read", "listed", f"{path.resolve().name}p1"} <= set(found)
-    assert "ID_PART_TABLE_TYPE" in found
+    facts = looked_into(path)
+    assert {"read", "listed", f"{path.resolve().name}p1"} <= set(facts)
+    assert "ID_PART_TABLE_TYPE" in facts
     asyncio.run(devices.retry_busy(name, lambda: lzc.destroy(name), 60))
 
 

@@ -134,19 +134,19 @@ def test_import_interrupted_at_any_change_has_old_or_new_content(
         write(lab.run(volume.import_data(MIB)), b"new")
         return volume, lambda: volume.import_data_end(True)
 
-    found = []
+    contents = []
     for volume, _ in each_cut(lab, monkeypatch, "make_current", prepare):
         lab.run(volume.stop())
         # the generation before keeps its revisions
         assert lab.sweep_until(lambda v=volume: len(generations(lab, v)) < 3)
-        found.append(lab.content(volume, 3))
+        contents.append(lab.content(volume, 3))
         number = volume.where.number_of(volume.dataset)
-        assert (number == 0) == (found[-1] == b"one")
+        assert (number == 0) == (contents[-1] == b"one")
         assert len(generations(lab, volume)) == (1 if number == 0 else 2)
         state = lab.run(volume.generations.state())
         assert state.committed.startswith(f"{volume.dataset}@r")
     # the old content, then the new
-    assert [key for key, _ in itertools.groupby(found)] == [b"one", b"new"]
+    assert [key for key, _ in itertools.groupby(contents)] == [b"one", b"new"]
 
 
 def test_start_interrupted_at_any_change_can_be_repeated(lab, monkeypatch):
