@@ -182,7 +182,9 @@ def test_first_start_uses_prepared_volumes(lab, qube):
 
 
 @pytest.mark.parametrize("operation", ["start", "remove", "resize"])
-def test_operation_before_the_preparation_finds_no_old_content(lab, qube, operation):
+def test_operation_before_the_preparation_finds_no_old_content(
+    lab, qube, operation
+):
     root, volatile, _ = qube
     lab.start(root, volatile)
     for volume in root, volatile:
