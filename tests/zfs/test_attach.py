@@ -178,7 +178,7 @@ def test_pools_in_one_zpool_come_and_go_together(stick, disks):
     assert f"{stick.name} is detached, together with {other.name}" in out
     code, out, err = qvm_zfs("attach", stick.name)
     assert (code, err) == (0, "")
-    assert "1 volumes in stick are no qubes', and have no device" in out
+    assert "1 volume in stick belongs to no qube and has no device" in out
     assert f"{stick.name} is attached, together with {other.name}" in out
     sh("udevadm", "settle")
     assert not os.path.exists("/dev/zvol/stick/mine")
@@ -226,7 +226,7 @@ def test_a_pool_whose_zpool_nobody_noted(stick, disks):
     wrong = guid()
     export_zpool("stick")
     said = refused("attach", stick.name)
-    assert "several zpools stick" in said and right in said and wrong in said
+    assert "several zpools have the name stick" in said and right in said and wrong in said
     assert importexport.guid("stick") is None
 
 
@@ -432,7 +432,7 @@ def test_detach_while_a_qube_runs(either, tmp_path):
     told = {"pools": [either.pool.config], "running": {"work": either.name}}
     told["pools"] = [{k: str(v) for k, v in either.pool.config.items()}]
     env = {"PYTHONPATH": str(tmp_path), "QUBESD": json.dumps(told)}
-    assert "the qube work runs" in in_use(either, env)
+    assert "the qube work is running" in in_use(either, env)
     told["running"] = {"work": "another"}
     env["QUBESD"] = json.dumps(told)
     assert qvm_zfs("detach", either.name, env=env)[0] == 0

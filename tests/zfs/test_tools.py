@@ -110,7 +110,7 @@ def test_misuse_prints_one_line(safe, make_lab):
     code, _, err = qvm_zfs("unlock", "nothing")
     assert (code, err.count("\n")) == (1, 1) and "there is no ZFS pool" in err
     code, _, err = qvm_zfs("lock", plain.name)
-    assert code == 1 and err.endswith(f"{plain.name} is not encrypted\n")
+    assert code == 1 and f"{plain.name} is not encrypted" in err
     assert qvm_zfs("lock")[0] == qvm_zfs("frobnicate")[0] == 2
     assert qvm_zfs("passwd", safe.name, "--pbkdf2iters", "5")[0] == 2
     code, out, _ = qvm_zfs("status", "nothing")

@@ -120,9 +120,10 @@ class virDomain:
             for _, source, read_only in disks(self._record().xml):
                 mode = os.O_RDONLY if read_only else os.O_RDWR
                 descriptors.append(os.open(source, mode))
+            # it ends with qubesd until its number is recorded
             process = subprocess.Popen(
-                ["sleep", "infinity"],
-                stdin=subprocess.DEVNULL,
+                ["sh", "-c", "read go && exec sleep infinity </dev/null"],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=descriptors,
@@ -142,6 +143,9 @@ class virDomain:
             id=number + 1,
             state=VIR_DOMAIN_PAUSED if paused else VIR_DOMAIN_RUNNING,
         )
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.close()
 
     def resume(self):
         self._record(state=VIR_DOMAIN_RUNNING)
