@@ -226,7 +226,11 @@ def test_a_pool_whose_zpool_nobody_noted(stick, disks):
     wrong = guid()
     export_zpool("stick")
     said = refused("attach", stick.name)
-    assert "several zpools have the name stick" in said and right in said and wrong in said
+    assert (
+        "several zpools have the name stick" in said
+        and right in said
+        and wrong in said
+    )
     assert importexport.guid("stick") is None
 
 
