@@ -312,7 +312,7 @@ def upstream_world(kind, zpool, tmp_path, monkeypatch):
 # --- upstream's
 
 
-def test_nothing_is_done_unless_asked_for(small, capsys):
+def test_adopt_changes_nothing_without_apply(small, capsys):
     before, text = small.datasets(), small.xml.read_bytes()
     assert small() == 0
     assert small("--dry-run") == 0
@@ -329,7 +329,7 @@ def test_nothing_is_done_unless_asked_for(small, capsys):
     assert f"sudo qvm-zfs adopt --apply {POOL}" in out
 
 
-def test_adopted_volumes_are_as_they_were(world):
+def test_migrated_volumes_keep_content_and_revisions(world):
     dates = {
         name: sh("zfs", "get", "-Hpo", "value", "creation", f"{zvol}@{name}")
         for zvol in [f"{world.container}/work/private"]
@@ -364,7 +364,7 @@ def test_adopted_volumes_are_as_they_were(world):
     assert f"{world.container}/stray" in left
 
 
-def test_adopted_qubes_live_on(world):
+def test_migrated_volumes_can_be_used_and_removed(world):
     assert world("--apply") == 0
     pool, volumes = world.adopted()
     work, app = volumes["work/private"], volumes["work/root"]
@@ -394,7 +394,7 @@ def test_adopted_qubes_live_on(world):
     assert run(volumes["tmpl/root"].verify())
 
 
-def test_home_is_as_our_own(small):
+def test_adopt_sets_the_properties_of_a_qubes_root(small):
     assert small("--apply") == 0
     qubes_root = f"{small.container}/vm"
     for name, value in ROOT_SETTINGS.items():
@@ -402,7 +402,7 @@ def test_home_is_as_our_own(small):
         assert got == f"{value}\tlocal"
 
 
-def test_undo_brings_back_everything(world):
+def test_undo_restores_datasets_and_qubes_xml(world):
     before, text = world.datasets(), world.xml.read_bytes()
     volume = f"{world.container}/tmpl/root"
     sh("zfs", "set", "readonly=on", volume)
@@ -515,7 +515,7 @@ def killed_at_each(world, monkeypatch, *arguments):
         point = min(point, 3)
 
 
-def test_killed_anywhere_and_run_again(small, monkeypatch):
+def test_adopt_completes_after_kills_at_any_change(small, monkeypatch):
     before, text = small.datasets(), small.xml.read_bytes()
     assert killed_at_each(small, monkeypatch, "--apply") > 5
     adopted = properties_of(small)
@@ -534,7 +534,7 @@ def properties_of(world):
     return world.datasets()[1]
 
 
-def test_killed_and_undone_at_each_point(small, monkeypatch):
+def test_undo_restores_all_after_a_kill_at_any_change(small, monkeypatch):
     before, text = small.datasets(), small.xml.read_bytes()
     # after each change, which is before the next one, if all are to be tried
     step = int(os.environ.get("ADOPT_STEP", "6"))
@@ -574,7 +574,7 @@ def test_killed_and_undone_at_each_point(small, monkeypatch):
         ("another driver", "is not on ZFS: its driver is lvm_thin"),
     ],
 )
-def test_refused_before_anything_is_touched(small, capsys, how, why):
+def test_adopt_refuses_before_it_changes_anything(small, capsys, how, why):
     base = f"{small.container}/work/private"
     held = contextlib.ExitStack()
     if how == "open":
@@ -614,7 +614,7 @@ def test_refused_before_anything_is_touched(small, capsys, how, why):
     assert (small.datasets(), small.xml.read_bytes()) == (before, text)
 
 
-def test_xml_that_was_changed_meanwhile_is_not_written(small, monkeypatch):
+def test_adopt_does_not_overwrite_a_changed_qubes_xml(small, monkeypatch):
     done = adopt._carry_out
 
     async def slow(plan):
@@ -695,7 +695,7 @@ def older(zpool, tmp_path, monkeypatch, request):
     )
 
 
-def test_older_layout_is_adopted_and_undone(older, monkeypatch):
+def test_older_layout_is_migrated_and_undone(older, monkeypatch):
     kind, world = older
     before, text = world.datasets(), attributes_of(world.xml)
     assert killed_at_each(world, monkeypatch, "--apply") > 2
@@ -747,7 +747,7 @@ EVIL = [
 ]
 
 
-def test_undo_takes_nothing_else_from_a_disk(small, capsys):
+def test_undo_rejects_forged_records_on_disk(small, capsys):
     assert small("--apply") == 0
     good = {}
     for inside, evil in EVIL:
@@ -769,7 +769,7 @@ def test_undo_takes_nothing_else_from_a_disk(small, capsys):
     assert f"vid={small.container}/work/private\n" in shown
 
 
-def test_what_the_driver_would_refuse_is_not_adopted(small, capsys):
+def test_adopt_refuses_a_pool_that_the_driver_would_refuse(small, capsys):
     before, moved = f"{small.container}/work", f"{small.container}/vm/work"
     sh("zfs", "set", "canmount=noauto", before)
     sh("zfs", "set", "mountpoint=/tmp/theirs", before)
@@ -783,7 +783,7 @@ def test_what_the_driver_would_refuse_is_not_adopted(small, capsys):
     assert small.xml.read_bytes() != text
 
 
-def test_undo_without_a_record_in_dom0(small):
+def test_undo_works_without_a_record_in_dom0(small):
     """All of upstream's can be derived; see test_older_... for the rest."""
     before, text = small.datasets(), small.xml.read_bytes()
     assert small("--apply") == 0
@@ -792,7 +792,9 @@ def test_undo_without_a_record_in_dom0(small):
     assert (small.datasets(), small.xml.read_bytes()) == (before, text)
 
 
-def test_attributes_come_from_dom0(zpool, tmp_path, monkeypatch, capsys):
+def test_undo_takes_attributes_from_the_record_in_dom0(
+    zpool, tmp_path, monkeypatch, capsys
+):
     container = f"{zpool}/old-{tmp_path.name}"
     sh("zfs", "create", "-o", "mountpoint=none", container)
     sh("zfs", "create", "-o", "canmount=off", f"{container}/vm")

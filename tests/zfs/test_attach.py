@@ -59,7 +59,7 @@ def either(request, disks, person):
 # --- away and back
 
 
-def test_away_and_back(either, disks):
+def test_pool_works_after_detach_and_attach(either, disks):
     lab, name = either, either.name
     volume = lab.private(content=b"data")
     assert qvm_zfs("detach", name) == (
@@ -87,7 +87,7 @@ def test_away_and_back(either, disks):
     assert qvm_zfs("attach", name)[:2] == (0, f"{name} is already attached\n")
 
 
-def test_the_guid_is_noted_and_no_option(either):
+def test_guid_is_recorded_and_is_no_option(either):
     lab = either
     noted = {"zpool_guid": guid()}
     assert lab.pool.config.items() >= noted.items()
@@ -99,7 +99,7 @@ def test_the_guid_is_noted_and_no_option(either):
         assert "zpool_guid" not in inspect.signature(kind.__init__).parameters
 
 
-def test_on_luks_and_with_a_zpool_of_its_own(disks):
+def test_zpool_on_luks_is_detached_and_attached(disks):
     key_file = Path("/tmp/stick.key")
     key_file.write_bytes(os.urandom(32))
     cheap = "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"
@@ -133,7 +133,7 @@ def test_on_luks_and_with_a_zpool_of_its_own(disks):
         sh("blkdiscard", "-q", "-f", "-z", part)
 
 
-def test_what_a_daemon_does_meanwhile_does_not_keep_a_disk(either, monkeypatch):
+def test_detach_succeeds_while_qubesd_lists_volumes(either, monkeypatch):
     lab = either
     monkeypatch.setattr(keytimer, "CHECK_INTERVAL", 0.02)
     volume = lab.private(content=b"data")
@@ -169,7 +169,7 @@ def test_what_a_daemon_does_meanwhile_does_not_keep_a_disk(either, monkeypatch):
     lab.run(story())
 
 
-def test_pools_in_one_zpool_come_and_go_together(stick, disks):
+def test_pools_in_one_zpool_are_attached_and_detached_together(stick, disks):
     other = Lab("stick")
     sh("zfs", "create", "-s", "-V", "16M", "stick/mine")
     configure(stick.pool.config, other.pool.config)
@@ -196,7 +196,7 @@ def test_pools_in_one_zpool_come_and_go_together(stick, disks):
 # --- which zpool it is
 
 
-def test_a_zpool_of_the_same_name_is_not_taken_for_it(stick, disks):
+def test_attach_and_detach_refuse_another_zpool_of_the_same_name(stick, disks):
     right = guid()
     export_zpool("stick")
     disks.take_away("a")
@@ -214,7 +214,9 @@ def test_a_zpool_of_the_same_name_is_not_taken_for_it(stick, disks):
     assert guid() == right
 
 
-def test_a_pool_whose_zpool_nobody_noted(stick, disks):
+def test_pool_without_a_recorded_guid_is_attached_if_its_zpool_is_unique(
+    stick, disks
+):
     config = {**stick.pool.config}
     right = config.pop("zpool_guid")
     configure(config)
@@ -234,7 +236,7 @@ def test_a_pool_whose_zpool_nobody_noted(stick, disks):
     assert importexport.guid("stick") is None
 
 
-def test_what_another_machine_has_is_taken_by_force_alone(stick, disks):
+def test_zpool_of_another_system_needs_force(stick, disks):
     with another_machines(disks):
         said = refused("attach", stick.name)
         assert "another system used the zpool stick last" in said
@@ -242,7 +244,7 @@ def test_what_another_machine_has_is_taken_by_force_alone(stick, disks):
         assert qvm_zfs("attach", "--force", stick.name)[0] == 0
 
 
-def test_disks_that_are_missing_are_named(disks):
+def test_attach_names_missing_disks(disks):
     disks.zpool("a", "b")
     lab = make(Lab, disks)
     export_zpool("stick")
@@ -253,7 +255,7 @@ def test_disks_that_are_missing_are_named(disks):
     assert qvm_zfs("attach", lab.name)[0] == 0
 
 
-def test_half_of_a_mirror_is_attached_and_says_so(disks):
+def test_degraded_mirror_is_attached_with_a_warning(disks):
     disks.zpool("a", "b", kind=["mirror"])
     lab = make(Lab, disks)
     volume = lab.private(content=b"data")
@@ -265,7 +267,7 @@ def test_half_of_a_mirror_is_attached_and_says_so(disks):
     assert lab.content(volume) == b"data"
 
 
-def test_no_such_pool(disks):
+def test_unknown_pool_is_refused(disks):
     configure()
     assert "qubesd has no ZFS pool nothing" in refused("attach", "nothing")
     assert "there is no ZFS pool nothing" in refused("detach", "nothing")
@@ -284,9 +286,7 @@ def test_no_such_pool(disks):
         ("", "org.qubes-os:part-of-qvm-pool=false"),
     ],
 )
-def test_volumes_that_dom0_would_look_into_are_not_attached(
-    stick, where, value
-):
+def test_attach_refuses_volumes_that_dom0_would_scan(stick, where, value):
     stick.private(content=b"data")
     name, _, wrong = value.partition("=")
     dataset = f"{stick.pool.qubes_root}/{where}".rstrip("/")
@@ -298,7 +298,7 @@ def test_volumes_that_dom0_would_look_into_are_not_attached(
     assert INHIBIT.read_text() == "0\n"
 
 
-def test_a_change_is_undone_with_repair(stick):
+def test_attach_repair_imports_without_devices(stick):
     volume = stick.private(content=b"data")
     dataset = f"{stick.pool.qubes_root}/work/private"
     change(stick, ["zfs", "set", "snapdev=visible", dataset])
@@ -315,7 +315,7 @@ def test_a_change_is_undone_with_repair(stick):
     assert stick.content(volume) == b"data"
 
 
-def test_of_a_zpool_imported_by_hand_it_is_told_as_well(stick):
+def test_attach_checks_a_zpool_imported_by_hand(stick):
     stick.private(content=b"data")
     name, dataset = naming.UDEV_FLAG, f"{stick.pool.qubes_root}/work"
     sh("zfs", "set", f"{name}=false", dataset)
@@ -326,14 +326,14 @@ def test_of_a_zpool_imported_by_hand_it_is_told_as_well(stick):
     assert qvm_zfs("attach", stick.name)[:2] == (0, said)
 
 
-def test_that_nodes_appear_would_be_seen(stick):
+def test_no_node_appears_detects_nodes(stick):
     stick.private(content=b"data")
     export_zpool("stick")
     with pytest.raises(AssertionError), no_node_appears():
         sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
 
 
-def test_a_pool_that_is_no_more_the_same_is_not_attached(stick):
+def test_attach_refuses_a_pool_that_was_claimed_or_renamed(stick):
     mark = "qubes-storage-zfs:pool=x"
     change(stick, ["zfs", "set", mark, stick.container])
     assert "belongs to the pool x" in refused("attach", stick.name)
@@ -343,7 +343,9 @@ def test_a_pool_that_is_no_more_the_same_is_not_attached(stick):
     assert importexport.guid("stick") is None
 
 
-def test_an_encrypted_pool_with_something_plain_is_not_attached(disks, person):
+def test_attach_refuses_an_encrypted_pool_with_altered_encryption(
+    disks, person
+):
     disks.zpool("a")
     lab = make(EncryptedLab, disks)
     plain = f"{lab.container}/work"
@@ -361,7 +363,7 @@ def test_an_encrypted_pool_with_something_plain_is_not_attached(disks, person):
     assert importexport.guid("stick") is None
 
 
-def test_a_volume_made_meanwhile_in_another_zpool_gets_its_node(lab):
+def test_volume_created_during_an_attach_gets_its_node(lab):
     volume = lab.private("meanwhile")
 
     async def story():
@@ -378,7 +380,7 @@ def test_a_volume_made_meanwhile_in_another_zpool_gets_its_node(lab):
     assert lab.content(again) == b"again"
 
 
-def test_a_kill_leaves_no_qube_without_its_volumes(lab):
+def test_killed_attach_does_not_block_device_nodes(lab):
     """It could not put the setting back; the next that waits for a node does,
     but not while a process lives that has it so."""
     program = (
@@ -408,7 +410,7 @@ def test_a_kill_leaves_no_qube_without_its_volumes(lab):
     lab.stop(volume)
 
 
-def test_a_signal_leaves_the_setting_as_it_was():
+def test_signal_restores_zvol_inhibit_dev():
     async def story():
         async with importexport.no_new_nodes():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -431,7 +433,7 @@ def in_use(lab, env=None):
     return said
 
 
-def test_detach_while_a_qube_runs(either, tmp_path):
+def test_detach_is_refused_while_a_qube_runs(either, tmp_path):
     (tmp_path / "qubesadmin.py").write_text(QUBESADMIN)
     told = {"pools": [either.pool.config], "running": {"work": either.name}}
     told["pools"] = [{k: str(v) for k, v in either.pool.config.items()}]
@@ -443,7 +445,7 @@ def test_detach_while_a_qube_runs(either, tmp_path):
     assert qvm_zfs("attach", either.name, env=env)[0] == 0
 
 
-def test_detach_while_a_volume_is_open(either):
+def test_detach_is_refused_while_a_volume_is_open(either):
     volume = either.private(content=b"data")
     with open(volume.path, "rb"):
         said = in_use(either)
@@ -451,7 +453,7 @@ def test_detach_while_a_volume_is_open(either):
     assert qvm_zfs("detach", either.name)[0] == 0
 
 
-def test_detach_while_a_backup_is_in_hand(either):
+def test_detach_is_refused_during_an_export_or_import(either):
     volume = either.private(content=b"data")
     path = either.run(volume.export())
     said = in_use(either)
@@ -463,7 +465,7 @@ def test_detach_while_a_backup_is_in_hand(either):
     assert qvm_zfs("detach", either.name)[0] == 0
 
 
-def test_detach_while_something_else_is_used(stick, tmp_path):
+def test_detach_is_refused_while_other_datasets_are_in_use(stick, tmp_path):
     sh("zfs", "create", "-o", f"mountpoint={tmp_path}", "stick/files")
     assert f"{tmp_path} is mounted" in in_use(stick)
     sh("zfs", "unmount", "stick/files")
@@ -482,7 +484,7 @@ def test_detach_while_something_else_is_used(stick, tmp_path):
     assert qvm_zfs("detach", stick.name)[0] == 0
 
 
-def test_export_that_fails_says_what_keeps_it(disks, person):
+def test_failed_export_of_the_zpool_reports_the_reason(disks, person):
     """A mount that only another process sees."""
     disks.zpool("a")
     lab = make(EncryptedLab, disks)
@@ -499,7 +501,7 @@ def test_export_that_fails_says_what_keeps_it(disks, person):
         hidden.kill()
 
 
-def test_what_takes_long_says_so(monkeypatch, capfd):
+def test_slow_step_prints_a_message(monkeypatch, capfd):
     monkeypatch.setattr(common, "SILENCE", 0.1)
 
     async def story():

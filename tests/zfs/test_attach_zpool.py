@@ -26,7 +26,7 @@ OTHERS = {
 }
 
 
-def test_properties_of_the_zpool_are_not_the_disks(stick, disks):
+def test_attach_resets_the_properties_of_the_zpool(stick, disks):
     for name, value in OTHERS.items():
         sh("zpool", "set", f"{name}={value}", "stick")
     export_zpool("stick")
@@ -35,7 +35,7 @@ def test_properties_of_the_zpool_are_not_the_disks(stick, disks):
     assert prop("cachefile") == "none"
 
 
-def test_detach_says_what_attach_will_refuse(stick):
+def test_detach_warns_of_properties_that_attach_refuses(stick):
     sh("zfs", "set", "volmode=full", stick.pool.qubes_root)
     code, _, err = qvm_zfs("detach", stick.name)
     assert code == 0 and "is detached, but 'qvm-zfs attach' will" in err
@@ -43,7 +43,7 @@ def test_detach_says_what_attach_will_refuse(stick):
     assert "volmode=full" in refused("attach", stick.name)
 
 
-def test_a_zpool_of_the_same_name_is_not_used(stick, disks):
+def test_driver_refuses_another_zpool_of_the_same_name(stick, disks):
     """It was imported at boot, say, and the pool's name is on it, too."""
     volume = stick.private()
     in_qubes_xml = {n: str(value) for n, value in stick.pool.config.items()}
@@ -69,7 +69,7 @@ def attach_here(capsys, *arguments):
     return code, capsys.readouterr().err
 
 
-def test_a_zpool_that_keeps_its_properties_is_exported_again(
+def test_attach_exports_a_zpool_with_wrong_properties(
     stick, monkeypatch, capsys
 ):
     sh("zpool", "set", "failmode=panic", "stick")
@@ -88,7 +88,7 @@ def test_a_zpool_that_keeps_its_properties_is_exported_again(
     assert importexport.guid("stick") is None
 
 
-def test_a_zpool_imported_by_another_name_is_exported_again(
+def test_attach_exports_a_zpool_imported_under_another_name(
     stick, monkeypatch, capsys
 ):
     """Its name was changed between the look and the import."""
@@ -114,7 +114,7 @@ def test_a_zpool_imported_by_another_name_is_exported_again(
         INHIBIT.write_text("0")
 
 
-def test_one_guid_with_two_names_is_refused(stick, monkeypatch, capsys):
+def test_attach_refuses_a_guid_with_two_names(stick, monkeypatch, capsys):
     right = guid()
     export_zpool("stick")
     listed = importexport.search_devices
@@ -130,7 +130,7 @@ def test_one_guid_with_two_names_is_refused(stick, monkeypatch, capsys):
     assert "\x1b" not in said and importexport.guid("stick") is None
 
 
-def test_a_zpool_without_a_pool_is_attached(stick, disks, tmp_path):
+def test_attach_imports_a_zpool_without_a_pool(stick, disks, tmp_path):
     """As after dom0 was installed again."""
     volume = stick.private(content=b"data")
     where = tmp_path / "mounted"
@@ -173,7 +173,7 @@ def test_a_zpool_without_a_pool_is_attached(stick, disks, tmp_path):
     assert importexport.guid("stick") is None
 
 
-def test_a_forged_text_hides_nothing(stick):
+def test_forged_property_value_hides_no_other_property(stick):
     """What a parser of zfs(8)'s output takes for lines of it."""
     volume = stick.private(content=b"data").dataset
     forged = f"true\tlocal\n{volume}\tvolmode\tdev"

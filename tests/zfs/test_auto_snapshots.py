@@ -79,7 +79,7 @@ def lab(zpool):
     sh("zfs", "destroy", "-r", made.container, check=False)
 
 
-def test_a_life_with_snapshots_between_any_two_verbs(lab):
+def test_operations_work_with_foreign_snapshots_between_them(lab):
     take = Tools(lab)
     root = lab.private("tmpl", b"system", name="root", revisions_to_keep=1)
     take()
@@ -129,7 +129,7 @@ def test_a_life_with_snapshots_between_any_two_verbs(lab):
     assert lab.content(again) == b"two"
 
 
-def test_what_was_kept_for_them_goes_after_their_pruning(lab):
+def test_removed_volumes_are_collected_once_foreign_snapshots_are_pruned(lab):
     take = Tools(lab)
     source = lab.private("source", b"other")
     volume = lab.private(content=b"one", revisions_to_keep=1)
@@ -160,7 +160,7 @@ def test_what_was_kept_for_them_goes_after_their_pruning(lab):
     assert lab.sweep_until(lambda: lab.datasets() == ["vm"])
 
 
-def test_a_name_with_their_snapshots_is_used_again(lab):
+def test_name_is_reused_although_foreign_snapshots_exist(lab):
     take = Tools(lab)
     volume = lab.private(content=b"one")
     take()
@@ -174,7 +174,7 @@ def test_a_name_with_their_snapshots_is_used_again(lab):
     assert lab.content(again) == b""
 
 
-def test_a_key_is_forgotten_with_their_snapshots(zpool, person):
+def test_key_is_unloaded_although_foreign_snapshots_exist(zpool, person):
     lab = EncryptedLab(zpool)
     take = Tools(lab)
     volume = lab.private(content=b"one")
@@ -186,7 +186,7 @@ def test_a_key_is_forgotten_with_their_snapshots(zpool, person):
     assert lab.content(volume) == b"one"
 
 
-def test_they_skip_what_is_ours(lab):
+def test_snapshot_tools_skip_our_datasets(lab):
     """zfs-auto-snapshot takes what does not say false."""
     lab.private(content=b"one")
     shown = sh(

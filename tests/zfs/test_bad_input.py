@@ -169,7 +169,7 @@ def nothing_touched(world):
 
 
 @fuzzed(vid=TEXT, save=st.booleans())
-def test_vid(world, vid, save):
+def test_invalid_vid_is_refused(world, vid, save):
     assume(not VID.fullmatch(vid) or len(vid) > 200)
     pool = world.lab.pool
     config = {"name": "private", "vid": vid, "rw": True, "size": MIB}
@@ -197,7 +197,7 @@ def test_vid(world, vid, save):
 
 
 @fuzzed(vid=st.one_of(TEXT, st.none(), st.integers()))
-def test_get_volume(world, vid):
+def test_get_volume_raises_key_error_for_unknown_vids(world, vid):
     assume(vid not in ("work/private", "tmpl/root"))
     world.tried["get_volume"] += 1
     pool = ZfsZvolPool(name=world.lab.name, **world.lab.options)
@@ -222,7 +222,7 @@ def is_size(value):
         st.sampled_from(["-1", "1e9", "0x10", "1G", "nan", "9" * 5000]),
     )
 )
-def test_size(world, size):
+def test_invalid_size_is_refused(world, size):
     assume(not is_size(size))
     volume = world.volume
     for verb in volume.resize, volume.import_data:
@@ -241,14 +241,14 @@ def test_size(world, size):
         st.integers(min_value=3).map("r{}".format),
     )
 )
-def test_revision(world, revision):
+def test_unknown_revision_is_refused(world, revision):
     # r1 is the one there is; r2 is the committed state
     assume(revision != "r1")
     world.refused("revision", lambda: world.volume.revert(revision))
 
 
 @fuzzed(tail=TEXT, head=st.sampled_from(["", "/dev/zvol/", "/dev/zvol/HOME/"]))
-def test_path_of_an_export(world, tail, head):
+def test_export_end_ignores_arbitrary_paths(world, tail, head):
     """Only what export() gave is ended by it."""
     path = head.replace("HOME", f"{world.lab.container}/vm") + tail
     world.tried["path"] += 1
@@ -257,7 +257,7 @@ def test_path_of_an_export(world, tail, head):
     assert world.calls["changes"] == before
 
 
-def test_path_of_what_is_no_export(world):
+def test_export_end_ignores_paths_of_other_datasets(world):
     """An import, another volume's export, the volume itself, a snapshot."""
     volume, lab = world.volume, world.lab
     other = lab.pool.get_volume("tmpl/root")
@@ -274,7 +274,7 @@ def test_path_of_what_is_no_export(world):
     lab.run(other.export_end(theirs))
 
 
-def test_end_of_an_import_that_never_began(world):
+def test_import_data_end_without_an_import_is_refused(world):
     world.refused("import_data_end", lambda: world.volume.import_data_end(True))
     world.loop.run_until_complete(world.volume.import_data_end(False))
 
@@ -284,7 +284,7 @@ def is_imported(container):
 
 
 @fuzzed(container=TEXT, tank=st.booleans())
-def test_container(world, container, tank):
+def test_invalid_container_is_refused(world, container, tank):
     container = f"tank/{container}" if tank else container
     # a name that can be, in a zpool that is there, would be made
     assume(not (is_imported(container) and NAME.fullmatch(container)))
@@ -305,7 +305,7 @@ def test_container(world, container, tank):
         ).map(",".join),
     ),
 )
-def test_devices_and_the_name_of_their_zpool(world, name, devices):
+def test_invalid_devices_and_zpool_names_are_refused(world, name, devices):
     assume(not re.search(r"/dev/vd[b-z]", devices))
     pool = ZfsZvolPool(name=name, block_devices=devices)
     world.refused("devices", pool.setup)
@@ -320,7 +320,7 @@ OPTIONS += ["compression", "snap_on_start_forensics"]
     options=st.dictionaries(st.sampled_from(OPTIONS), TEXT),
     both=st.booleans(),
 )
-def test_options_and_the_name_of_a_pool(world, name, options, both):
+def test_invalid_options_and_pool_names_are_refused(world, name, options, both):
     """The container is a volume, so that nothing is added in any case."""
     given_options = {"container": world.zvol, **options}
     if both:

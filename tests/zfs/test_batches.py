@@ -87,7 +87,9 @@ async def at_once(*requests):
 
 
 @pytest.mark.parametrize("kind", FAILS)
-def test_program_that_fails_beside_others(add_programs, datasets, kind, caplog):
+def test_failing_program_does_not_affect_its_batch(
+    add_programs, datasets, kind, caplog
+):
     first, failing, last = datasets
     add_programs(works=WORKS, fails=CHANGES_FIRST + FAILS[kind])
     with calls() as made:
@@ -109,7 +111,7 @@ def test_program_that_fails_beside_others(add_programs, datasets, kind, caplog):
     assert [mark(name) for name in datasets] == ["one", "two", "three"]
 
 
-def test_program_that_refuses_beside_others(add_programs, datasets):
+def test_refusing_program_does_not_affect_its_batch(add_programs, datasets):
     add_programs(works=WORKS)
     first, refusing, last = datasets
     one, two, three = asyncio.run(
@@ -124,7 +126,9 @@ def test_program_that_refuses_beside_others(add_programs, datasets):
     assert [mark(name) for name in datasets] == ["one", "-", "three"]
 
 
-def test_limit_of_instructions(add_programs, datasets, monkeypatch):
+def test_instruction_limit_keeps_earlier_changes(
+    add_programs, datasets, monkeypatch
+):
     """The limit is of all together: what is done before it counts."""
     add_programs(works=WORKS, endless=b"while true do end\n")
     monkeypatch.setattr(zcp, "INSTRUCTION_LIMIT", 200_000)
@@ -139,7 +143,7 @@ def test_limit_of_instructions(add_programs, datasets, monkeypatch):
     assert isinstance(failed, ZfsError)
 
 
-def test_program_that_fails_beside_a_commit(lab, add_programs):
+def test_failing_program_does_not_prevent_a_commit(lab, add_programs):
     """A volume's revision is made, whatever happens beside it."""
     volume = lab.private(content=b"one")
     add_programs(fails=FAILS["a missing dataset"])

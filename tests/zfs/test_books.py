@@ -20,7 +20,7 @@ names = [
 
 
 @pytest.mark.parametrize("name", names)
-def test_commands_of_a_book(name):
+def test_commands_of_a_page_run(name):
     clear()
     done = subprocess.run(
         [sys.executable, "-m", "tests.books", name],

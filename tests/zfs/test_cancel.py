@@ -344,7 +344,9 @@ def stage(zpool):
 @pytest.mark.parametrize(
     "kind, visible", VERBS, ids=[kind.__name__ for kind, _ in VERBS]
 )
-def test_cancelled_at_every_wait(stage, monkeypatch, patience, kind, visible):
+def test_operation_cancelled_at_any_wait_is_done_or_undone(
+    stage, monkeypatch, patience, kind, visible
+):
     lab, sources, numbers = stage
     if kind is ImportVolumeByCopy:
         monkeypatch.setattr(transfer, "is_clonable", never)

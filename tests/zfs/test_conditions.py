@@ -56,7 +56,7 @@ def notes(lab):
     return found["state"], *found["notes"]
 
 
-def test_a_zpool_that_is_imported_read_only(disk):
+def test_read_only_zpool_is_reported(disk):
     lab = Lab("fails")
     volume = lab.private("qube", b"one")
     lab.session(volume, b"two")
@@ -75,7 +75,7 @@ def test_a_zpool_that_is_imported_read_only(disk):
     lab.session(volume, b"three")
 
 
-def test_a_zpool_that_is_suspended(disk):
+def test_suspended_zpool_is_reported(disk):
     lab = Lab("fails")
     volume = lab.private("qube", b"one")
     unknown = lab.again(volume)
@@ -94,7 +94,7 @@ def test_a_zpool_that_is_suspended(disk):
     lab.session(volume, b"two")
 
 
-def test_readonly_is_noticed_before_anything_is_given(lab):
+def test_operations_refuse_a_readonly_dataset(lab):
     root = lab.private("tmpl", b"v1", name="root")
     volume = lab.private("qube", b"one")
     app, volatile = lab.clone_of(root), lab.volatile("new")
@@ -120,7 +120,7 @@ def test_readonly_is_noticed_before_anything_is_given(lab):
     assert notes(lab) == ("available",)
 
 
-def test_a_key_that_is_not_a_passphrase_any_more(safe, person, tmp_path):
+def test_raw_key_is_reported(safe, person, tmp_path):
     lab = safe
     volume = lab.private(content=b"one")
     file = tmp_path / "raw.key"

@@ -112,7 +112,7 @@ def counted(zpool):
         yield Counter(zpool)
 
 
-def test_calls_of_each_verb(lab, counted):
+def test_each_operation_makes_the_expected_calls(lab, counted):
     root = lab.private("tmpl", b"v1", name="root")
     private = lab.private("app", b"data", revisions_to_keep=3)
     app, volatile = lab.clone_of(root), lab.volatile("app")

@@ -14,7 +14,7 @@ from ..crash.gate import Door, Gate, Stopped
 from ..support.zpools import sh, write
 
 
-def test_stop_whose_end_was_cut_off_makes_no_second_revision(lab):
+def test_stop_after_an_interrupted_stop_adds_no_revision(lab):
     """qubesd was killed after the commit and before its own mark went."""
     volume = lab.private(content=b"one")
     lab.start(volume)
@@ -30,7 +30,7 @@ def test_stop_whose_end_was_cut_off_makes_no_second_revision(lab):
 
 
 @pytest.mark.parametrize("keep", [2, 0, -1])
-def test_qube_that_qubesd_did_not_write_down_is_created_again(lab, keep):
+def test_blank_volume_missing_from_qubes_xml_is_created_again(lab, keep):
     """It was killed between create() and qubes.xml."""
     volume = lab.private(revisions_to_keep=keep)
     lab.restart()
@@ -45,7 +45,7 @@ def test_qube_that_qubesd_did_not_write_down_is_created_again(lab, keep):
     assert lab.content(again) == b"data"
 
 
-def test_volume_that_was_started_is_not_created_again(lab):
+def test_started_volume_is_not_created_again(lab):
     volume = lab.private()
     lab.start(volume)
     with pytest.raises(
@@ -77,7 +77,7 @@ def disturbed():
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_signals_cancel_nothing(lab, disturbed):
+def test_signals_do_not_cancel_channel_programs(lab, disturbed):
     """ZFS lets one cancel a channel program, half way through as well."""
     volume = lab.private(content=b"0", revisions_to_keep=3)
     for number in range(1, 6):
@@ -95,7 +95,7 @@ def gate(lab):
         yield gate
 
 
-def test_killed_while_many_revisions_go(lab, gate):
+def test_killed_removal_destroys_all_revisions(lab, gate):
     """More than one coroutine takes away, see all_or_none() in atomicity.lua."""
     for place in itertools.count(1):
         volume = lab.private(f"q{place}", b"content")

@@ -150,7 +150,7 @@ def follow(sentence: str, device: str) -> None:
     assert check(device) == [device]
 
 
-def test_blank_devices_are_accepted(disk, loop):
+def test_empty_devices_are_accepted(disk, loop):
     write(loop, 100 * MIB, b"leftover" * 1000)
     assert check(disk, loop) == [disk, loop]
 
@@ -158,7 +158,7 @@ def test_blank_devices_are_accepted(disk, loop):
 # --- refused: what it is ----------------------------------------------------
 
 
-def test_names(tmp_path):
+def test_invalid_device_paths_are_refused(tmp_path):
     file = tmp_path / "image"
     file.write_bytes(bytes(4 * MIB))
     refused(str(file), "is not a block device")
@@ -168,19 +168,19 @@ def test_names(tmp_path):
         check("/dev/none-such")
 
 
-def test_given_twice(loop, tmp_path):
+def test_same_device_twice_is_refused(loop, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(loop)
     refused(loop, "is the same device as", given=(loop, loop))
     refused(str(link), "is the same device as", given=(loop, str(link)))
 
 
-def test_too_small(tmp_path):
+def test_small_device_is_refused(tmp_path):
     with loop_device(tmp_path, probe.SMALLEST - MIB) as device:
         refused(device, "is too small (255 MiB)")
 
 
-def test_read_only(loop):
+def test_read_only_device_is_refused(loop):
     sh("blockdev", "--setro", loop)
     try:
         refused(loop, "is read-only")
@@ -213,7 +213,7 @@ def test_read_only(loop):
         ),
     ],
 )
-def test_in_use(loop, begin, end, words):
+def test_device_in_use_is_refused(loop, begin, end, words):
     # what is mounted must not write on its own while it is compared
     lazy = "lazy_itable_init=0,lazy_journal_init=0"
     sh("mkfs.ext4", "-q", "-F", "-E", lazy, loop)
@@ -225,7 +225,7 @@ def test_in_use(loop, begin, end, words):
         sh("sh", "-ec", end.replace("LOOP", loop))
 
 
-def test_open_exclusively(disk):
+def test_exclusively_open_device_is_refused(disk):
     with held(disk):
         refused(disk, "is in use by the system or by an imported zpool;")
 
@@ -237,7 +237,7 @@ def test_open_exclusively(disk):
     assert asyncio.run(for_a_moment()) == [disk]
 
 
-def test_member_of_an_imported_zpool(loop, disk, no_zpool):
+def test_disk_of_an_imported_zpool_is_refused(loop, disk, no_zpool):
     create(loop, disk)
     words = "is in use by the system or by an imported zpool, and contains the"
     refused(loop, words, live=True)
@@ -262,7 +262,7 @@ def test_member_of_an_imported_zpool(loop, disk, no_zpool):
         (LUKS, "contains an encrypted LUKS volume"),
     ],
 )
-def test_signatures(loop, command, words):
+def test_device_with_a_signature_is_refused(loop, command, words):
     sh(*command.split(), loop)
     sh("udevadm", "settle")
     follow(refused(loop, words), loop)
@@ -271,7 +271,7 @@ def test_signatures(loop, command, words):
 @pytest.mark.parametrize(
     "kind, words", [("dos", "contains an MBR"), ("gpt", "contains a GPT")]
 )
-def test_partitions(disk, kind, words):
+def test_disk_with_a_partition_table_is_refused(disk, kind, words):
     table = f"label: {kind}\n"
     sh("sfdisk", "--quiet", disk, given=table)
     sh("udevadm", "settle")
@@ -287,7 +287,7 @@ def test_partitions(disk, kind, words):
 
 
 @pytest.mark.parametrize("end", ["export", "destroy"])
-def test_zpool_that_is_not_imported(loop, no_zpool, end):
+def test_disk_of_a_zpool_that_is_not_imported_is_refused(loop, no_zpool, end):
     create(loop)
     sh("zpool", end, ZPOOL)
     follow(refused(loop, "contains the label of a zpool, perhaps"), loop)
@@ -296,7 +296,7 @@ def test_zpool_that_is_not_imported(loop, no_zpool, end):
 @pytest.mark.parametrize(
     "offset, size", [(0, 1), (MIB - 1, 1), (-1, 1), (0, 8 * MIB)]
 )
-def test_data_without_a_signature(disk, loop, offset, size):
+def test_device_with_other_data_is_refused(disk, loop, offset, size):
     write(loop, offset % (512 * MIB), b"\xa5" + os.urandom(size - 1))
     sentence = refused(
         loop, "is not empty: it contains data", given=(disk, loop)
@@ -315,7 +315,7 @@ PROPERTIES = {
 }
 
 
-def test_create_zpool(disk, loop, no_zpool):
+def test_create_zpool_sets_its_properties(disk, loop, no_zpool):
     create(*check(disk, loop))
     assert commands.zpool_imported(ZPOOL)
     for program, words in PROPERTIES.items():
@@ -333,7 +333,9 @@ def test_create_zpool(disk, loop, no_zpool):
     assert edges(disk) == edges(loop)
 
 
-def test_name_taken(disk, loop, no_zpool):
+def test_create_zpool_refuses_the_name_of_an_imported_zpool(
+    disk, loop, no_zpool
+):
     create(loop)
     before = edges(disk)
     with pytest.raises(CommandFailed, match="exists"):
@@ -345,7 +347,9 @@ def test_name_taken(disk, loop, no_zpool):
 
 
 @pytest.mark.parametrize("busy_first", [False, True])
-def test_one_becomes_busy_after_the_check(disk, loop, no_zpool, busy_first):
+def test_create_zpool_fails_if_a_device_becomes_busy(
+    disk, loop, no_zpool, busy_first
+):
     devices = check(disk, loop)
     before = edges(disk), edges(loop)
     with held(devices[not busy_first]), pytest.raises(CommandFailed):
@@ -356,7 +360,7 @@ def test_one_becomes_busy_after_the_check(disk, loop, no_zpool, busy_first):
     assert check(disk, loop) == [disk, loop]
 
 
-def test_a_device_that_fails_halfway(disk, loop, no_zpool):
+def test_create_zpool_fails_on_write_errors(disk, loop, no_zpool):
     """It can be opened and read, and what is written to it fails."""
     devices = check(disk, loop)
     table = f"0 1048576 flakey {loop} 0 0 60 1 error_writes"
@@ -374,7 +378,7 @@ def test_a_device_that_fails_halfway(disk, loop, no_zpool):
     assert not partitions(disk)
 
 
-def test_it_is_never_forced(loop, no_zpool):
+def test_create_zpool_never_uses_force(loop, no_zpool):
     devices = check(loop)
     sh("mkfs.ext4", "-q", "-F", loop)
     before = edges(loop)
@@ -383,7 +387,7 @@ def test_it_is_never_forced(loop, no_zpool):
     assert edges(loop) == before
 
 
-def test_undoing_leaves_what_is_not_of_zpool(disk, loop):
+def test_make_empty_again_refuses_a_changed_device(disk, loop):
     sh("mkfs.ext4", "-q", "-F", disk)
     before = edges(disk)
     with pytest.raises(DeviceRefused, match=f"{disk} was changed by"):
@@ -392,7 +396,7 @@ def test_undoing_leaves_what_is_not_of_zpool(disk, loop):
     assert check(loop) == [loop]
 
 
-def test_undoing_leaves_an_imported_zpool(loop, no_zpool):
+def test_make_empty_again_refuses_an_imported_zpool(loop, no_zpool):
     create(loop)
     with pytest.raises(DeviceRefused, match="could not be cleared"):
         undo(loop)
@@ -416,7 +420,7 @@ def swap(link: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_a_link_that_is_swapped_costs_no_other_disk(
+def test_swapped_link_does_not_overwrite_another_disk(
     disk, loop, no_zpool, monkeypatch, when
 ):
     link = Path("/dev/devtest-link")
@@ -446,9 +450,7 @@ def test_a_link_that_is_swapped_costs_no_other_disk(
 
 
 @pytest.mark.parametrize("kind", ["mapper", "disk"])
-def test_the_zpool_records_the_path_that_was_given(
-    disk, no_zpool, tmp_path, kind
-):
+def test_zpool_records_the_requested_path(disk, no_zpool, tmp_path, kind):
     """The kernel's name is another disk's after the next boot."""
     if kind == "mapper":
         sh(
@@ -483,7 +485,7 @@ def test_the_zpool_records_the_path_that_was_given(
             sh("dmsetup", "remove", "--retry", "devtest")
 
 
-def test_a_volume_of_lvm_is_refused_even_if_blank(disk):
+def test_lvm_volume_is_refused_even_if_empty(disk):
     command = "dmsetup", "create", "devtest-lv", "--uuid", "LVM-devtestdevtest"
     sh(*command, "--table", f"0 700000 linear {disk} 0")
     try:

@@ -95,7 +95,7 @@ def change(lab, app, qube):
     lab.run(fire())
 
 
-def test_another_template_in_the_same_pool(labs, app):
+def test_template_change_prepares_root_from_the_new_template(labs, app):
     lab, _ = labs
     old = template(app, lab, "old", b"v1")
     new = template(app, lab, "new", b"v2")
@@ -113,7 +113,7 @@ def test_another_template_in_the_same_pool(labs, app):
     lab.stop(current)
 
 
-def test_another_template_in_another_pool(labs, app):
+def test_template_change_to_another_pool_destroys_the_old_root(labs, app):
     lab, other = labs
     old = template(app, lab, "old", b"v1")
     new = template(app, other, "new", b"v2")
@@ -127,7 +127,7 @@ def test_another_template_in_another_pool(labs, app):
     assert {"vm/w1/root.1", "vm/disp/root.1"} < set(other.datasets())
 
 
-def test_a_template_that_changes_while_its_former_is_prepared(labs, app):
+def test_template_change_during_preparation_leaves_no_old_root(labs, app):
     lab, other = labs
     old = template(app, lab, "old", b"v1")
     new = template(app, other, "new", b"v2")
@@ -153,7 +153,7 @@ def test_a_template_that_changes_while_its_former_is_prepared(labs, app):
         change(lab, app, "w1")
 
 
-def test_the_next_qubesd_destroys_what_no_qube_has(labs, app):
+def test_first_use_destroys_disposable_volumes_of_no_qube(labs, app):
     """Also what an older version of the driver left, with its source."""
     lab, _ = labs
     old = template(app, lab, "old", b"v1")
@@ -177,7 +177,7 @@ def test_the_next_qubesd_destroys_what_no_qube_has(labs, app):
     assert gone.vid == "w1/root" and kept.vid == "w2/root"
 
 
-def test_removal_of_a_qube_whose_template_was_in_another_pool(labs, app):
+def test_removal_of_a_qube_destroys_its_old_root_in_another_pool(labs, app):
     """As it is if nothing was noticed when the template changed."""
     lab, other = labs
     old = template(app, lab, "old", b"v1")
@@ -196,7 +196,7 @@ def test_removal_of_a_qube_whose_template_was_in_another_pool(labs, app):
     assert [x for x in other.datasets() if "new" not in x] == ["vm"]
 
 
-def test_who_must_not_decide(labs, app):
+def test_collect_keeps_volumes_in_doubt(labs, app):
     lab, _ = labs
     old = template(app, lab, "old", b"v1")
     used_once(app, lab, old)
@@ -224,7 +224,7 @@ def test_who_must_not_decide(labs, app):
     assert not any("w1" in x for x in lab.datasets())
 
 
-def test_what_another_process_works_on_stays(labs, app):
+def test_collect_keeps_volumes_of_another_process(labs, app):
     lab, _ = labs
     old = template(app, lab, "old", b"v1")
     volume = used_once(app, lab, old)

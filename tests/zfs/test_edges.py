@@ -16,7 +16,7 @@ from qubes_storage_zfs.zfs import commands, devices, lzc
 from ..support.zpools import MIB, export_zpool, open_device, read, sh, write
 
 
-def test_stop_is_harmless_for_volumes_that_never_were(lab):
+def test_stop_and_remove_ignore_missing_volumes(lab):
     root = lab.volume("t", "root", save_on_stop=True)
     for volume in (
         lab.volume("never", save_on_stop=True),
@@ -28,7 +28,7 @@ def test_stop_is_harmless_for_volumes_that_never_were(lab):
     assert lab.datasets() == ["vm"]
 
 
-def test_start_again_after_a_failed_start(lab):
+def test_start_resets_disposable_volumes_after_a_failed_start(lab):
     root = lab.private("tmpl", b"v1", name="root")
     app, volatile = lab.clone_of(root), lab.volatile("app")
     for _ in range(2):
@@ -41,7 +41,7 @@ def test_start_again_after_a_failed_start(lab):
     assert read(app.path) == b"v1" and read(volatile.path) == b""
 
 
-def test_a_killed_running_qube_goes_on(lab):
+def test_session_continues_after_a_restart_of_qubesd(lab):
     volume = lab.private(content=b"one")
     lab.start(volume)
     write(volume.path, b"two")
@@ -66,7 +66,7 @@ def test_stop_twice_commits_once(lab):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
-def test_revisions_to_keep(lab, keep):
+def test_revisions_to_keep_limits_revisions(lab, keep):
     volume = lab.private(revisions_to_keep=keep)
     for number in range(5):
         lab.session(volume, b"%d" % number)
@@ -79,7 +79,7 @@ def test_revisions_to_keep(lab, keep):
     assert lab.content(volume) == b"4"
 
 
-def test_import_with_no_revisions_kept(lab):
+def test_import_without_revisions_replaces_content(lab):
     volume = lab.private(content=b"old", revisions_to_keep=0)
     lab.replace(volume, b"new")
     assert volume.revisions == {}
@@ -87,7 +87,7 @@ def test_import_with_no_revisions_kept(lab):
     assert len(lab.datasets("volume")) == 1
 
 
-def test_import_ends_though_somebody_looks(lab):
+def test_import_end_waits_until_the_device_is_closed(lab):
     """As udev's zvol_id does once the writer has closed the node."""
     volume = lab.private(content=b"old")
     path = lab.run(volume.import_data(MIB))
@@ -101,7 +101,9 @@ def test_import_ends_though_somebody_looks(lab):
 
 
 @pytest.mark.parametrize("before, keep", [(-1, -1), (-1, 2), (2, 2)])
-def test_stop_drops_what_a_crash_left_of_an_export(lab, before, keep):
+def test_stop_destroys_the_temporary_snapshot_of_a_crashed_export(
+    lab, before, keep
+):
     """An export of a volume without revisions begins with a snapshot @x1."""
     volume = lab.private(content=b"one", revisions_to_keep=before)
     sh("zfs", "snapshot", f"{volume.dataset}@x1")
@@ -111,7 +113,7 @@ def test_stop_drops_what_a_crash_left_of_an_export(lab, before, keep):
     assert lab.content(volume) == b"one"
 
 
-def test_snapshots_disabled(lab):
+def test_volume_without_revisions_has_no_snapshots(lab):
     volume = lab.private(content=b"one", revisions_to_keep=1)
     volume.revisions_to_keep = -1
     lab.session(volume, b"two")
@@ -139,7 +141,7 @@ def test_snapshots_disabled(lab):
     assert lab.datasets() == ["vm"]
 
 
-def test_root_of_a_template_without_snapshots(lab):
+def test_app_qube_starts_from_a_template_without_revisions(lab):
     root = lab.private("tmpl", name="root", revisions_to_keep=-1)
     lab.session(root, b"v1")
     app = lab.clone_of(root)
@@ -149,7 +151,7 @@ def test_root_of_a_template_without_snapshots(lab):
     assert lab.datasets("snapshot") == []
 
 
-def test_several_exports_at_once(lab):
+def test_concurrent_exports_are_independent(lab):
     volume = lab.private(content=b"one")
     first = lab.run(volume.export())
     lab.session(volume, b"two")
@@ -171,7 +173,7 @@ def test_export_end_never_destroys_the_volume(lab):
     assert lab.content(volume) == lab.content(other) == b"data"
 
 
-def test_export_outlives_its_volume(lab):
+def test_export_survives_removal_of_its_volume(lab):
     volume = lab.private(content=b"data")
     path = lab.run(volume.export())
     lab.run(volume.remove())
@@ -180,14 +182,14 @@ def test_export_outlives_its_volume(lab):
     assert lab.datasets() == ["vm"]
 
 
-def test_export_is_refused_for_what_keeps_nothing(lab):
+def test_disposable_volumes_refuse_export_and_import(lab):
     for volume in lab.volatile(), lab.clone_of(lab.private("t", name="root")):
         for verb in volume.export, lambda v=volume: v.import_data(MIB):
             with pytest.raises(NotImplementedError):
                 lab.run(verb())
 
 
-def test_forensics(lab):
+def test_forensics_keeps_content_until_the_next_start(lab):
     root = lab.private("tmpl", b"v1", name="root")
     app = lab.clone_of(root, snap_on_start_forensics=True)
     lab.session(app, b"evidence")
@@ -199,7 +201,7 @@ def test_forensics(lab):
     assert not any("vm/app" in name for name in lab.datasets())
 
 
-def test_name_of_a_volume_that_is_left_is_refused(lab):
+def test_create_refuses_the_name_of_an_existing_volume(lab):
     lab.private(content=b"data")
     lab.restart()
     again = lab.volume(save_on_stop=True)
@@ -213,7 +215,7 @@ def test_name_of_a_volume_that_is_left_is_refused(lab):
     assert lab.content(lab.volume(save_on_stop=True)) == b"data"
 
 
-def test_scratch_volume_does_not_remove_a_kept_one_of_its_name(lab):
+def test_removal_of_a_disposable_volume_leaves_a_kept_one_of_its_name(lab):
     kept = lab.private("work", b"precious", name="root")
     lab.restart()
     scratch = lab.clone_of(lab.private("tmpl", name="root"), "work")
@@ -223,7 +225,7 @@ def test_scratch_volume_does_not_remove_a_kept_one_of_its_name(lab):
     assert lab.content(lab.again(kept)) == b"precious"
 
 
-def test_export_and_import_of_the_zpool_change_nothing(away):
+def test_import_of_the_zpool_makes_no_volume_dirty(away):
     """Importing a zpool writes to each zvol's metadata, which `written`
     counts: taken for changes, each reboot would cost a revision."""
     volume = away.private(content=b"one")
@@ -241,7 +243,7 @@ def test_export_and_import_of_the_zpool_change_nothing(away):
     assert away.content(volume) == b"one"
 
 
-def test_clone_cut_off_before_its_mark_is_collected_after_an_import(away):
+def test_unmarked_clone_is_collected_after_an_import(away):
     """The mark lands a transaction group after the clone, and importing the
     zpool writes to each clone; what somebody changed is not ours to take."""
     volume = away.private(content=b"saved")
@@ -260,7 +262,7 @@ def test_clone_cut_off_before_its_mark_is_collected_after_an_import(away):
     assert "vm/work/private.8" in away.datasets("volume")
 
 
-def test_power_cut_while_running_is_committed_by_the_next_stop(away):
+def test_next_stop_commits_a_session_cut_by_power_loss(away):
     volume = away.private(content=b"one")
     away.start(volume)
     write(volume.path, b"two")
@@ -293,7 +295,7 @@ def test_power_cut_while_running_is_committed_by_the_next_stop(away):
         "a/x.1",
     ],
 )
-def test_bad_vid(lab, vid):
+def test_malformed_vid_is_refused(lab, vid):
     volume = lab.pool.init_volume(
         lab.vm("x"),
         {
@@ -314,7 +316,7 @@ def test_bad_vid(lab, vid):
     assert lab.datasets() == before
 
 
-def test_the_longest_name(lab):
+def test_longest_name_works_and_a_longer_one_is_refused(lab):
     room = naming.NAME_MAX - naming.SUFFIX_ROOM
     longest = "q" * (room - len(f"{lab.container}/vm//private"))
     volume = lab.private(longest, b"one")
@@ -328,7 +330,7 @@ def test_the_longest_name(lab):
 @pytest.mark.parametrize(
     "revision", ["r9", "r0", "", "r1 ", "current", "r1@x", "-r", "r" + "9" * 30]
 )
-def test_bad_revision(lab, revision):
+def test_revert_refuses_unknown_revisions(lab, revision):
     volume = lab.private(content=b"data")
     before = lab.datasets()
     with pytest.raises(StoragePoolException):
@@ -336,7 +338,7 @@ def test_bad_revision(lab, revision):
     assert lab.datasets() == before
 
 
-def test_a_revert_to_the_committed_state(lab):
+def test_revert_refuses_the_committed_state(lab):
     """qubesd lists it while a stop is in progress, so a client may name it."""
     volume = lab.private(content=b"data")
     before = lab.datasets()
@@ -350,7 +352,7 @@ def test_a_revert_to_the_committed_state(lab):
 
 
 @pytest.mark.parametrize("size", [-1, "x", None, 1 << 61, "10G"])
-def test_bad_size(lab, size):
+def test_malformed_size_is_refused(lab, size):
     volume = lab.private(content=b"data")
     before = lab.datasets()
     for verb in volume.resize, volume.import_data:
@@ -361,7 +363,7 @@ def test_bad_size(lab, size):
     assert lab.datasets() == before and volume.size == 4 * MIB
 
 
-def test_what_is_refused_while_the_qube_runs(lab):
+def test_operations_refuse_a_running_volume(lab):
     volume = lab.private(content=b"data")
     other = lab.private("other")
     lab.start(volume)
@@ -383,14 +385,14 @@ def test_read_only_volume_is_not_resized(lab):
         lab.run(volume.resize(8 * MIB))
 
 
-def test_both_kinds_at_once_is_refused(lab):
+def test_snap_on_start_with_save_on_stop_is_refused(lab):
     root = lab.private("tmpl", name="root")
     both = lab.clone_of(root, save_on_stop=True)
     with pytest.raises(StoragePoolException, match="both"):
         lab.run(both.create())
 
 
-def test_import_volume_ignores_what_keeps_nothing(lab):
+def test_import_volume_ignores_disposable_volumes(lab):
     root = lab.private("tmpl", b"v1", name="root")
     app, other = lab.clone_of(root), lab.clone_of(root, "other")
     before = lab.datasets()
@@ -398,7 +400,7 @@ def test_import_volume_ignores_what_keeps_nothing(lab):
     assert lab.datasets() == before
 
 
-def test_missing_source(lab):
+def test_missing_source_is_reported(lab):
     root = lab.private("tmpl", name="root")
     app = lab.clone_of(root)
     lab.run(root.remove())
@@ -407,7 +409,7 @@ def test_missing_source(lab):
             lab.run(verb())
 
 
-def test_full_pool_loses_nothing(lab):
+def test_full_pool_loses_no_committed_content(lab):
     volume = lab.private(content=b"one", size=8 * MIB)
     big = lab.private("big", b"old", size=8 * MIB)
     sh("zfs", "set", "quota=1M", lab.container)
@@ -426,7 +428,7 @@ def test_full_pool_loses_nothing(lab):
     assert lab.content(big) == b"old"
 
 
-def test_no_space_is_a_sentence(away):
+def test_lack_of_space_is_reported(away):
     volume = away.private(content=b"one")
     sh("zfs", "create", "away/filler")
     free = int(sh("zfs", "get", "-Hpo", "value", "available", "away"))
@@ -441,7 +443,7 @@ def test_no_space_is_a_sentence(away):
     assert away.content(volume) == b"one"
 
 
-def test_resize_that_cannot_be_committed_has_resized(away):
+def test_resize_without_space_to_commit_reports_the_size_on_disk(away):
     """A volsize finds the space that a commit after it does not."""
     volume = away.private(content=b"one", size=16 * MIB)
     sh("zfs", "create", "away/filler")
@@ -465,7 +467,7 @@ def test_resize_that_cannot_be_committed_has_resized(away):
     assert away.content(volume) == b"one"
 
 
-def test_stop_commits_what_is_in_the_page_cache(lab):
+def test_stop_commits_the_page_cache(lab):
     """Somebody in dom0 wrote, did not flush, and has not closed it yet."""
     volume = lab.private(content=b"old")
     lab.start(volume)
@@ -476,7 +478,7 @@ def test_stop_commits_what_is_in_the_page_cache(lab):
         assert lab.content(volume) == b"new"
 
 
-def test_busy_names_the_holder(lab):
+def test_busy_error_names_the_process(lab):
     volume = lab.private(content=b"data")
     clone = volume.where.generation(1)
     sh("zfs", "clone", f"{volume.dataset}@r2", clone)
@@ -491,7 +493,7 @@ def test_busy_names_the_holder(lab):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
+def test_missing_link_is_requested_again(lab, monkeypatch, lost):
     """And once more where udev got nowhere with the first."""
     asked, nudge = [], devices._nudge
 
@@ -514,7 +516,7 @@ def test_missing_link_is_asked_for_again(lab, monkeypatch, lost):
     lab.stop(volume)
 
 
-def test_missing_node_is_made_again(lab, monkeypatch):
+def test_missing_node_is_created_again(lab, monkeypatch):
     volume = lab.private(content=b"data")
     subprocess.run(["udevadm", "settle"], check=False)
     inhibit = Path(commands.INHIBIT)
@@ -550,7 +552,7 @@ def late_removals(lab):
     sh("zfs", "destroy", dataset)
 
 
-def test_no_name_is_given_twice(lab, late_removals, monkeypatch):
+def test_exports_never_reuse_a_name(lab, late_removals, monkeypatch):
     """A zvol would get no node while the last one of its name has one."""
     monkeypatch.setattr(devices, "NUDGE_AFTER", 99.0)
     volume = lab.private(content=b"data")
@@ -564,7 +566,7 @@ def test_no_name_is_given_twice(lab, late_removals, monkeypatch):
     assert len({lab.run(exported()) for _ in range(3)}) == 3
 
 
-def test_link_to_another_volume_is_not_believed(lab, monkeypatch):
+def test_wrong_link_is_not_followed(lab, monkeypatch):
     volume = lab.private(content=b"data")
     other = lab.private("other", b"not yours")
     subprocess.run(["udevadm", "settle"], check=False)
@@ -577,7 +579,7 @@ def test_link_to_another_volume_is_not_believed(lab, monkeypatch):
     lab.stop(volume)
 
 
-def test_device_that_never_comes(lab, monkeypatch):
+def test_missing_device_is_reported(lab, monkeypatch):
     volume = lab.private(content=b"data")
     subprocess.run(["udevadm", "settle"], check=False)
     link = Path(volume.path)
@@ -595,7 +597,7 @@ def test_device_that_never_comes(lab, monkeypatch):
     lab.stop(volume)
 
 
-def test_many_qubes_at_once(lab, patience):
+def test_many_qubes_run_concurrently(lab, patience):
     root = lab.private("tmpl", b"v1", name="root")
     qubes = []
     for number in range(8):
@@ -625,7 +627,7 @@ def test_many_qubes_at_once(lab, patience):
 
 
 @pytest.mark.parametrize("after", [0.0, 0.02, 0.1, 0.3])
-def test_cancelled_verbs_leave_before_or_after(lab, after):
+def test_cancelled_operation_leaves_old_or_new_content(lab, after):
     volume = lab.private(content=b"one", revisions_to_keep=5)
     source = lab.private("source", b"two")
 
@@ -651,7 +653,7 @@ def test_cancelled_verbs_leave_before_or_after(lab, after):
     assert lab.sweep_until(lambda: lab.datasets() == ["vm"])
 
 
-def test_second_set_of_objects_shares_the_janitor(lab):
+def test_second_set_of_objects_shares_garbage_collection(lab):
     """qvm-backup builds all pools and volumes again in the same process."""
     volume = lab.private(content=b"data")
     path = lab.run(volume.import_data(MIB))
@@ -669,7 +671,7 @@ def test_second_set_of_objects_shares_the_janitor(lab):
     assert lab.content(copy) == b"new"
 
 
-def test_what_another_process_holds_is_left_alone(lab):
+def test_collect_keeps_generations_of_another_process(lab):
     volume = lab.private(content=b"data")
     script = (
         "import asyncio, sys\n"
@@ -695,13 +697,13 @@ def test_what_another_process_holds_is_left_alone(lab):
     )
 
 
-def test_revert_without_revisions(lab):
+def test_revert_without_revisions_is_refused(lab):
     volume = lab.private()
     with pytest.raises(StoragePoolException, match="no revision to revert"):
         lab.run(volume.revert())
 
 
-def test_scratch_volume_never_destroys_a_kept_one_of_its_name(lab):
+def test_stop_of_a_disposable_volume_keeps_a_kept_one_of_its_name(lab):
     kept = lab.private("work", b"precious", name="root")
     root = lab.private("tmpl", b"v1", name="root")
     lab.restart()
@@ -713,7 +715,7 @@ def test_scratch_volume_never_destroys_a_kept_one_of_its_name(lab):
     assert lab.content(lab.again(kept)) == b"precious"
 
 
-def test_cancelled_import_without_revisions_keeps_one_content(lab):
+def test_cancelled_import_without_revisions_leaves_old_or_new_content(lab):
     """Without revisions nothing else would hold the data."""
     volume = lab.private(content=b"one", revisions_to_keep=-1)
     source = lab.private("source", b"two")

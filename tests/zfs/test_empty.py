@@ -16,7 +16,7 @@ def old():
         yield Lab(name)
 
 
-def test_no_dataset_is_left_after_an_upgrade_of_the_zpool(old):
+def test_remove_leaves_no_dataset_after_a_zpool_upgrade(old):
     before = old.private("before")
     sh("zpool", "upgrade", "old")
     after = old.private("after")
@@ -33,7 +33,7 @@ def test_no_dataset_is_left_after_an_upgrade_of_the_zpool(old):
 @pytest.mark.parametrize(
     "how", ["mounted", "was mounted", "has a snapshot", "a qube's was mounted"]
 )
-def test_what_may_have_content_stays(lab, tmp_path, how):
+def test_filesystem_that_may_have_content_is_kept(lab, tmp_path, how):
     volume = lab.private()
     name = "theirs"
     if how == "a qube's was mounted":
@@ -55,7 +55,7 @@ def test_what_may_have_content_stays(lab, tmp_path, how):
     sh("zfs", "destroy", "-r", dataset)
 
 
-def test_a_small_file_stays_with_canmount_off(lab, tmp_path):
+def test_small_file_is_kept_with_canmount_off(lab, tmp_path):
     """An administrator's filesystem is not an empty qube's dataset."""
     dataset = f"{lab.pool.qubes_root}/theirs"
     sh("zfs", "create", "-o", f"mountpoint={tmp_path}", dataset)
@@ -71,7 +71,7 @@ def test_a_small_file_stays_with_canmount_off(lab, tmp_path):
     sh("zfs", "destroy", "-r", dataset)
 
 
-def test_a_qubes_dataset_with_canmount_off_is_marked(old):
+def test_qube_dataset_with_canmount_off_is_marked(old):
     """The driver sets canmount=off where a mount point would be inherited."""
     sh("zfs", "set", "mountpoint=/nowhere", old.pool.qubes_root)
     volume = old.private()

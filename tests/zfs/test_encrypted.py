@@ -46,7 +46,7 @@ def zfs_key(command, dataset, passphrase=None):
 # --- adding
 
 
-def test_add_asks_twice_and_makes_a_root(zpool, person):
+def test_add_asks_twice_and_creates_an_encryption_root(zpool, person):
     lab = EncryptedLab(zpool, asked=True)
     assert person.asked == ["new", "new-again"]
     assert state(lab) == keys.KeyState(True, lab.container, True, "passphrase")
@@ -81,7 +81,9 @@ def test_add_asks_twice_and_makes_a_root(zpool, person):
         ),
     ],
 )
-def test_add_until_two_answers_fit(zpool, person, replies, asked):
+def test_add_asks_again_until_two_passphrases_match(
+    zpool, person, replies, asked
+):
     person.replies = list(replies)
     lab = EncryptedLab(zpool, asked=True)
     assert person.asked == asked
@@ -99,7 +101,7 @@ def test_add_until_two_answers_fit(zpool, person, replies, asked):
         ([b"nul\0 in the middle"], "returned invalid input"),
     ],
 )
-def test_add_without_an_answer_leaves_nothing(zpool, person, replies, why):
+def test_failed_prompt_leaves_no_dataset(zpool, person, replies, why):
     before = sh("zfs", "list", "-Hro", "name", zpool)
     person.replies = replies
     with pytest.raises(StoragePoolException, match=why):
@@ -107,7 +109,7 @@ def test_add_without_an_answer_leaves_nothing(zpool, person, replies, why):
     assert sh("zfs", "list", "-Hro", "name", zpool) == before
 
 
-def test_encrypted_root_is_adopted_with_its_key(safe, person):
+def test_existing_encryption_root_is_added_with_its_passphrase(safe, person):
     volume = safe.private(content=b"data")
     lock(safe)
     person.replies = [b"a wrong one", PASSPHRASE]
@@ -129,7 +131,7 @@ def test_removed_pool_is_locked_and_can_be_added_again(safe, person):
     assert safe.content(safe.again(volume)) == b"data"
 
 
-def test_root_made_by_stock_zfs_is_adopted(zpool, person):
+def test_encryption_root_created_by_zfs_is_claimed(zpool, person):
     container = f"{zpool}/encryption/stock"
     sh("zfs", "create", "-p", f"{zpool}/encryption")
     options = "encryption=on", "keyformat=passphrase", "mountpoint=none"
@@ -147,7 +149,7 @@ def test_root_made_by_stock_zfs_is_adopted(zpool, person):
     sh("zfs", "destroy", "-r", container)
 
 
-def test_what_is_no_root_of_its_own_is_refused(zpool, person, safe):
+def test_dataset_that_is_no_encryption_root_is_refused(zpool, person, safe):
     sh("zfs", "create", f"{zpool}/encryption/plain")
     pool = ZfsEncryptedPool(name="plain", zpool_name=zpool)
     with pytest.raises(
@@ -161,7 +163,7 @@ def test_what_is_no_root_of_its_own_is_refused(zpool, person, safe):
     sh("zfs", "destroy", f"{zpool}/encryption/plain")
 
 
-def test_foreign_root_with_something_in_it_is_refused(zpool, person, safe):
+def test_foreign_encryption_root_with_children_is_refused(zpool, person, safe):
     container = f"{zpool}/encryption/theirs"
     options = "encryption=on", "keyformat=passphrase", "mountpoint=none"
     create = [word for option in options for word in ("-o", option)]
@@ -175,13 +177,13 @@ def test_foreign_root_with_something_in_it_is_refused(zpool, person, safe):
     sh("zfs", "destroy", "-r", container)
 
 
-def test_another_pools_root_is_refused(zpool, person, safe):
+def test_encryption_root_of_another_pool_is_refused(zpool, person, safe):
     sh("zfs", "set", "qubes-storage-zfs:pool=other", safe.container)
     with pytest.raises(StoragePoolException, match="belongs to the pool other"):
         safe.run(safe.restart().setup())
 
 
-def test_stop_without_the_key_gives_nothing_away(safe):
+def test_stop_without_the_key_resets_a_disposable_volume(safe):
     volume = safe.volatile()
     safe.start(volume)
     write(volume.path, b"secret")
@@ -195,7 +197,7 @@ def test_stop_without_the_key_gives_nothing_away(safe):
     safe.stop(volume)
 
 
-def test_what_a_crash_left_goes_when_the_key_is_loaded(safe):
+def test_garbage_is_collected_when_the_key_is_loaded(safe):
     """A new zvol without a mark is told from another one by a measurement, and
     in a locked pool nothing can be measured."""
     volume = safe.private(content=b"data")
@@ -217,7 +219,7 @@ def test_what_a_crash_left_goes_when_the_key_is_loaded(safe):
 # --- when the key is asked for
 
 
-def test_verbs_that_a_person_waits_for_ask(safe, person):
+def test_operations_of_a_user_ask_for_the_key(safe, person):
     volume = safe.private(content=b"one")
     source = safe.private("source", b"two")
     verbs = [
@@ -239,7 +241,7 @@ def test_verbs_that_a_person_waits_for_ask(safe, person):
         assert len(person.asked) == count
 
 
-def test_what_is_never_asked_for(safe, person):
+def test_background_operations_never_ask_for_the_key(safe, person):
     volume = safe.private(content=b"one")
     clone = safe.clone_of(volume)
     lock(safe)
@@ -268,7 +270,7 @@ def test_what_is_never_asked_for(safe, person):
         ([b"\0garbage"], "returned invalid input"),
     ],
 )
-def test_refused_verb_has_changed_nothing(safe, person, replies, why):
+def test_operation_without_the_key_changes_nothing(safe, person, replies, why):
     volume = safe.private(content=b"one")
     lock(safe)
     before = sh("zfs", "list", "-Hrt", "all", "-o", "name,guid", safe.container)
@@ -279,7 +281,7 @@ def test_refused_verb_has_changed_nothing(safe, person, replies, why):
     assert after == before and state(safe).locked
 
 
-def test_one_prompt_for_all_that_wait(safe, person):
+def test_waiting_operations_share_one_prompt(safe, person):
     volumes = [safe.private(f"q{n}", b"%d" % n) for n in range(4)]
     lock(safe)
 
@@ -293,7 +295,9 @@ def test_one_prompt_for_all_that_wait(safe, person):
         safe.run(volume.export_end(path))
 
 
-def test_verb_that_begins_while_the_key_goes_asks(safe, person, monkeypatch):
+def test_operation_started_during_an_unload_asks_for_the_key(
+    safe, person, monkeypatch
+):
     volume = safe.private(content=b"one")
     unload = lzc.unload_key
 
@@ -312,7 +316,9 @@ def test_verb_that_begins_while_the_key_goes_asks(safe, person, monkeypatch):
     assert person.asked == ["unlock"] and volume.size == 8 * MIB
 
 
-def test_prompt_is_closed_when_all_that_wait_are_gone(safe, person):
+def test_prompt_is_closed_when_all_waiting_operations_are_cancelled(
+    safe, person
+):
     volume = safe.private(content=b"one")
     lock(safe)
     person.replies = [None]
@@ -349,7 +355,7 @@ def test_key_loaded_by_hand_is_not_asked_for(safe, person):
     assert person.asked == ["unlock"]
 
 
-def test_locked_pool_of_an_exported_zpool(person):
+def test_locked_pool_works_after_an_import_of_its_zpool(person):
     disk = Path("/tmp/safe.img")
     with open(disk, "wb") as file:
         file.truncate(256 * MIB)
@@ -372,7 +378,7 @@ def test_locked_pool_of_an_exported_zpool(person):
 # --- a life within
 
 
-def test_a_qubes_life_in_an_encrypted_pool(safe):
+def test_qube_runs_in_an_encrypted_pool(safe):
     root = safe.private("tmpl", b"system", name="root")
     volume = safe.private(content=b"one")
     app, volatile = safe.clone_of(root), safe.volatile()
@@ -392,7 +398,7 @@ def test_a_qubes_life_in_an_encrypted_pool(safe):
     assert "work/private" in safe.datasets()
 
 
-def test_stop_commits_although_the_key_is_gone(safe):
+def test_stop_commits_after_the_key_was_unloaded(safe):
     """qubesd was away when the qube died, and somebody took the key."""
     volume = safe.private(content=b"one")
     safe.start(volume)
@@ -406,7 +412,7 @@ def test_stop_commits_although_the_key_is_gone(safe):
     assert safe.content(volume) == b"two"
 
 
-def test_clones_never_cross_the_border(zpool, safe, make_lab):
+def test_import_between_encrypted_and_plain_pools_copies(zpool, safe, make_lab):
     plain = make_lab()
     inside = safe.private("in", b"secret")
     outside = plain.private("out", b"public")
@@ -422,7 +428,7 @@ def test_clones_never_cross_the_border(zpool, safe, make_lab):
         assert origin == "-"
 
 
-def test_pool_beneath(zpool, safe, make_lab):
+def test_included_in_returns_the_pool_beneath(zpool, safe, make_lab):
     plain = make_lab()
     pool = ZfsEncryptedPool(name="up", zpool_name=plain.container)
     plain.run(pool.setup())
@@ -433,7 +439,7 @@ def test_pool_beneath(zpool, safe, make_lab):
     plain.run(pool.destroy())
 
 
-def test_opaque_names_tell_nothing(zpool, person):
+def test_opaque_names_reveal_no_qube_or_volume(zpool, person):
     lab = EncryptedLab(zpool, opaque_names="True")
     volume = lab.private("journalist", b"story")
     clone = lab.clone_of(volume, "journalist-app")
@@ -462,7 +468,7 @@ def forgotten(lab):
     return lab.run(wait())
 
 
-def test_idle_key_is_forgotten_and_not_before(safe, monkeypatch):
+def test_idle_key_is_unloaded_after_its_timeout(safe, monkeypatch):
     volume = safe.private(content=b"one")
     clock = [keytimer.now()]
     monkeypatch.setattr(keytimer, "now", lambda: clock[0])
@@ -500,7 +506,7 @@ def test_key_is_kept_while_a_volume_is_open(safe):
     assert forgotten(safe)
 
 
-def test_never_forgotten(safe):
+def test_negative_timeout_keeps_the_key(safe):
     safe.pool.unload_timeout = -1
 
     async def some_time():
@@ -511,13 +517,13 @@ def test_never_forgotten(safe):
     assert not state(safe).locked
 
 
-def test_key_loaded_before_qubesd_began_is_forgotten(safe):
+def test_key_loaded_before_qubesd_started_is_unloaded(safe):
     safe.restart()
     safe.pool.unload_timeout = 1
     assert forgotten(safe)
 
 
-def test_key_loaded_by_hand_is_forgotten(safe):
+def test_key_loaded_by_hand_is_unloaded(safe):
     lock(safe)
     safe.pool.unload_timeout = 1
 
@@ -531,7 +537,7 @@ def test_key_loaded_by_hand_is_forgotten(safe):
     assert forgotten(safe)
 
 
-def test_lock_names_who_holds_it(safe):
+def test_unload_error_names_the_process(safe):
     volume = safe.private(content=b"one")
     path = safe.run(volume.export())
     opened = os.open(path, os.O_RDONLY)
@@ -567,7 +573,7 @@ def test_passphrase_of_a_locked_pool_is_changed(safe, person):
     assert zfs_key(command, safe.container, b"the new passphrase")[0] == 0
 
 
-def test_given_up_change_changes_nothing(safe, person):
+def test_cancelled_passphrase_change_changes_nothing(safe, person):
     person.replies = [PASSPHRASE, b"the new passphrase", cancelled()]
     with pytest.raises(prompts.PromptFailed):
         safe.run(keys.change(safe.container, 100_000, person))
@@ -583,7 +589,7 @@ def test_old_module_is_refused(zpool, person, monkeypatch):
     assert person.asked == []
 
 
-def test_errno_of_a_wrong_key_is_what_keyholder_takes_it_for(safe):
+def test_wrong_key_raises_eacces(safe):
     with pytest.raises(Exception) as caught:
         lzc.load_key(safe.container, bytes(32), check_only=True)
     assert caught.value.code == errno.EACCES
