@@ -89,7 +89,7 @@ def test_abandoned_import_does_not_block_a_start(lab):
     lab.start(volume)
     lab.stop(volume)
     with pytest.raises(
-        StoragePoolException, match="an import into this volume"
+        StoragePoolException, match="no import into this volume is running"
     ):
         lab.run(volume.import_data_end(True))
 
