@@ -35,6 +35,8 @@ def test_import_keeps_uncommitted_content_as_a_revision(lab):
 
 def test_revert_keeps_uncommitted_content_as_a_revision(lab):
     volume = _died_after_writing(lab, b"two")
+    lab.restart()
+    volume = lab.again(volume)
     assert list(volume.revisions) == ["r1"]
     lab.run(volume.revert("r2"))
     assert read(volume.path) == b"one"
