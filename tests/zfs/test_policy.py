@@ -233,7 +233,7 @@ def test_tool_loads_no_key_of_a_pool_with_unsafe_properties(zpool, operation):
     lab.run(keys.unload(lab.container))
     given = PASSPHRASE + b"\n" + b"another one\n" * 2
     code, out, err = qvm_zfs(operation, lab.name, given=given)
-    assert (code, out) == (1, "") and "has volmode=full where" in err
+    assert (code, out) == (1, "") and "has volmode=full instead of dev" in err
     assert lab.is_locked()
     repair(lab, "work/private", "volmode")
     assert qvm_zfs(operation, lab.name, given=given)[0] == 0
