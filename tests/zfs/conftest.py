@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Fixtures on a real zpool.  These tests are root's, in the guest."""
+"""Fixtures on a real zpool; these tests run as root in the guest."""
 
 import os
 import platform
@@ -32,8 +32,8 @@ ran = {"zfs": 0}
 
 def pytest_collection_modifyitems(config, items):
     here = Path(__file__).parent
-    # the books have a zpool of the same name; the tools look at all pools,
-    # and each test leaves one
+    # The documentation pages create a zpool of the same name, and the tools
+    # list all pools. Each other test leaves a pool behind.
     first = ("test_books", "test_tools", "test_marks", "test_terminal")
     items.sort(key=lambda item: [name not in item.nodeid for name in first])
     if os.access("/dev/zfs", os.R_OK | os.W_OK):
@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session", autouse=True)
 def state_dir(tmp_path_factory):
-    """Where qubesd marks running volumes."""
+    """Redirect the directory in which qubesd marks running volumes."""
     folder = tmp_path_factory.mktemp("run")
     qubes.storage.VOLUME_STATE_DIR = str(folder)
     module = getattr(qubes.storage, "volume", None)
@@ -82,7 +82,7 @@ def state_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def zpool():
-    """A zpool in memory that ends with the guest.
+    """Create a zpool in memory that exists until the guest stops.
 
     Destroying it would hang if a failed test left one of its zvols open.
     """
@@ -93,8 +93,10 @@ def zpool():
 
 @pytest.fixture(autouse=True)
 def deadline(monkeypatch):
-    """Where the machine is emulated and shared, a question that waits for no
-    disk may take long."""
+    """Allow 30 s for a query that waits for no disk.
+
+    On an emulated and shared machine such a query can be slow.
+    """
     monkeypatch.setattr(threads, "DEADLINE", 30.0)
 
 
@@ -110,22 +112,25 @@ def make_lab(zpool):
 
 @pytest.fixture
 def patience(monkeypatch):
-    """For very many volumes at once: where the machine is emulated, opening
-    a device may wait for long while transaction groups are written."""
+    """Raise the limits on waiting for a device, for tests with many volumes.
+
+    On an emulated machine, opening a device can wait long while ZFS writes
+    transaction groups.
+    """
     monkeypatch.setattr(devices, "LINK_LIMIT", 300.0)
     monkeypatch.setattr(devices, "OPEN_TRIES", 100)
 
 
 @pytest.fixture
 def away():
-    """A pool on a zpool of its own, which can be exported."""
+    """Create a pool on a zpool of its own, which the test can export."""
     with another_zpool("away") as name:
         yield Lab(name)
 
 
 @pytest.fixture
 def person(monkeypatch):
-    """Have each prompt answered; return who does."""
+    """Answer each prompt; return the object that answers."""
     somebody = Person()
     monkeypatch.setattr(prompts, "prompt", somebody.prompt)
     return somebody
@@ -133,13 +138,13 @@ def person(monkeypatch):
 
 @pytest.fixture
 def safe(zpool, person):
-    """An encrypted pool, its key loaded."""
+    """Create an encrypted pool with its key loaded."""
     return EncryptedLab(zpool)
 
 
 @pytest.fixture
 def run_dir(monkeypatch, tmp_path):
-    """Keep what a qubesd remembers of keys apart, and unload them quickly."""
+    """Give the test its own runtime directory, and unload keys quickly."""
     monkeypatch.setattr(rundir, "RUN_DIR", tmp_path / "run")
     monkeypatch.setattr(keytimer, "CHECK_INTERVAL", 0.2)
     monkeypatch.setattr(keytimer, "OPERATION_LIMIT", 8.0)
@@ -147,21 +152,21 @@ def run_dir(monkeypatch, tmp_path):
 
 @pytest.fixture
 def disks():
-    """Parts of a disk that come and go."""
+    """Create parts of a disk that can be disconnected and reconnected."""
     with parts_of_a_disk() as parts:
         yield parts
 
 
 @pytest.fixture
 def stick(disks):
-    """A pool on such a part."""
+    """Create a pool on one of these parts."""
     disks.zpool("a")
     return make(Lab, disks)
 
 
 @pytest.fixture
 def app(zpool, tmp_path):
-    """The stand-in's application object, with both drivers."""
+    """Return the stand-in's application object, with both drivers."""
     import hostapi
     import qubes.ext
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qvm-zfs adopt: pools of upstream's driver and of the older layout, in place.
+"""qvm-zfs adopt: migrate pools of upstream's driver and of the older layout.
 
-Upstream's are made by upstream's driver itself, where core-admin is given, and
-by the commands that it runs.
+Upstream's driver itself creates the upstream pools, if core-admin is installed.
+The same tests also run on pools created with the commands that it runs.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ except ImportError:
     upstream = None
 
 POOL = "vault"
-#: kind of a volume -> what qubes.xml says of it
+#: kind of a volume -> its attributes in qubes.xml
 KINDS = {
     "kept": {"save_on_stop": "True", "snap_on_start": "False"},
     "snap": {"save_on_stop": "False", "snap_on_start": "True"},
@@ -46,7 +46,7 @@ KINDS = {
 
 
 class ByHand:
-    """Upstream's layout, by the commands that upstream's driver runs."""
+    """Create upstream's layout with the commands of upstream's driver."""
 
     def __init__(self, container):
         self.container = container
@@ -86,7 +86,7 @@ class ByHand:
         self._mark_clean(zvol)
 
     def clone(self, qube, name, source, source_name):
-        """A root of an app qube while that runs."""
+        """Create the root volume of a running app qube."""
         zvol = f"{self.container}/{source}/{source_name}"
         (clean,) = (each for each in snapshots(zvol) if "clean" in each)
         new = f"{self.container}/{qube}/{name}"
@@ -95,7 +95,7 @@ class ByHand:
 
 
 class ByDriver(ByHand):
-    """The same, by upstream's driver."""
+    """Create the same layout with upstream's driver."""
 
     def __init__(self, container):
         self.container = container
@@ -141,8 +141,8 @@ def snapshots(zvol):
 class World:
     """A pool of another layout, qubes.xml, and the tool.
 
-    :ivar made: what made it
-    :ivar kept: (qube, volume) -> digest of what is in it
+    :ivar made: the ByHand or ByDriver that created the pool
+    :ivar kept: (qube, volume) -> digest of the volume's content
     """
 
     def __init__(self, made, folder, patch):
@@ -172,7 +172,7 @@ class World:
         self.volumes.append((qube, klass, attributes))
 
     def write_xml(self):
-        """As qubesd writes it."""
+        """Write qubes.xml in the form that qubesd writes."""
         root = ElementTree.Element("qubes", version="3.0")
         pools = ElementTree.SubElement(root, "pools")
         pool = {"name": POOL, "driver": self.driver, **self.options}
@@ -204,12 +204,12 @@ class World:
             self.kept[qube, name] = digest(self.made.path(qube, name))
 
     def __call__(self, *arguments):
-        """The tool's exit status."""
+        """Run the tool and return its exit status."""
         given = ["adopt", "--qubes-xml", str(self.xml), *arguments, POOL]
         return main.main(given)
 
     def datasets(self):
-        """Names and guids, and the properties that are set on each."""
+        """Return names and GUIDs, and the properties set on each dataset."""
         names = sh(
             *("zfs", "list", "-Hr", "-t", "all", "-s", "name"),
             *("-o", "name,guid,origin", self.container),
@@ -221,7 +221,7 @@ class World:
         return sorted(names.split("\n")), sorted(properties.split("\n"))
 
     def adopted(self, kind=ZfsZvolPool):
-        """Our pool as qubesd makes it of qubes.xml, and its volumes."""
+        """Build our pool and its volumes from qubes.xml, as qubesd does."""
         runtime.restart()
         root = ElementTree.fromstring(self.xml.read_bytes())
         node = root.find(f"./pools/pool[@name='{POOL}']")
@@ -252,7 +252,7 @@ class World:
 
 
 def node(volume):
-    """Its node; a rename changes the link to it later."""
+    """Return the volume's device node; udev updates its link after a rename."""
     return run(devices.wait_for_link(volume.dataset))
 
 
@@ -270,8 +270,10 @@ WAYS = ["by hand", *(["by upstream's driver"] if upstream else [])]
 
 @pytest.fixture(params=WAYS)
 def world(zpool, tmp_path, monkeypatch, request):
-    """A template with two app qubes, one of which was running when the machine
-    was switched off; a standalone one; what nobody knows."""
+    """Create a template, two app qubes, and a zvol that qubesd does not know.
+
+    One app qube was running when the machine was switched off.
+    """
     kind = ByHand if request.param == "by hand" else ByDriver
     return upstream_world(kind, zpool, tmp_path, monkeypatch)
 
@@ -309,7 +311,7 @@ def upstream_world(kind, zpool, tmp_path, monkeypatch):
     return world
 
 
-# --- upstream's
+# --- upstream's layout
 
 
 def test_adopt_changes_nothing_without_apply(small, capsys):
@@ -355,7 +357,7 @@ def test_migrated_volumes_keep_content_and_revisions(world):
         time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(date)) for date in told
     ]
     assert "mine" in snapshots(f"{world.container}/vm/work/private")
-    # what qubesd does with each halted qube when it starts
+    # qubesd stops each volume of a halted qube when it starts
     for volume in volumes.values():
         run(volume.stop())
     assert not lost.is_dirty() and read(node(lost)) == b"not committed"
@@ -386,7 +388,7 @@ def test_migrated_volumes_can_be_used_and_removed(world):
         run(volume.remove())
     vids = [volume.vid for volume in pool.list_volumes()]
     assert sorted(vids) == ["lost/private", "tmpl/root"]
-    # somebody else's snapshot keeps what it is of
+    # a snapshot of an administrator keeps its dataset
     names = sh("zfs", "list", "-Hrt", "snapshot", "-o", "name", world.container)
     assert [n for n in names.split("\n") if "/vm/work/" in n] == [
         f"{world.container}/vm/work/private@mine"
@@ -458,9 +460,9 @@ class Died(BaseException):
 
 
 def dying_after(patch, calls):
-    """The tool is killed at the calls-th change, before or after it.
+    """Make the tool die before or after one of its changes to the disk.
 
-    :param calls: halves of calls: odd ones end after what was asked for
+    :param calls: two points per change: odd ones die before it, even ones after
     """
     left = [calls]
 
@@ -501,7 +503,7 @@ def dying_after(patch, calls):
 
 
 def killed_at_each(world, monkeypatch, *arguments):
-    """Killed at the first, second, ... point, and run again from there."""
+    """Kill the tool at point 1, 2, ... and run it again from that state."""
     point, deaths = 0, 0
     while True:
         point += 1
@@ -511,7 +513,7 @@ def killed_at_each(world, monkeypatch, *arguments):
                 assert world(*arguments) == 0
                 return deaths
         deaths += 1
-        # the longer way: from wherever it is, one more step each time
+        # from here on, each run continues from the state that the last one left
         point = min(point, 3)
 
 
@@ -530,13 +532,13 @@ def test_adopt_completes_after_kills_at_any_change(small, monkeypatch):
 
 
 def properties_of(world):
-    """All but guids: home is another dataset each time."""
+    """Return the properties; the GUID of the qubes root differs each time."""
     return world.datasets()[1]
 
 
 def test_undo_restores_all_after_a_kill_at_any_change(small, monkeypatch):
     before, text = small.datasets(), small.xml.read_bytes()
-    # after each change, which is before the next one, if all are to be tried
+    # ADOPT_STEP=2 tries every change: after one is the same as before the next
     step = int(os.environ.get("ADOPT_STEP", "6"))
     for point in range(2, 100, step):
         with monkeypatch.context() as patch:
@@ -553,7 +555,7 @@ def test_undo_restores_all_after_a_kill_at_any_change(small, monkeypatch):
     assert point > 15
 
 
-# --- what is refused, before anything is touched
+# --- refusals before the first change
 
 
 @pytest.mark.parametrize(
@@ -635,7 +637,7 @@ def test_adopt_does_not_overwrite_a_changed_qubes_xml(small, monkeypatch):
 
 
 class Older(ByHand):
-    """A zvol for each volume, no snapshots, nothing kept from dom0."""
+    """Create one zvol per volume, with no snapshots, not hidden from dom0."""
 
     def __init__(self, container, old):
         self.container, self.old = container, old
@@ -670,7 +672,7 @@ def older_world(container, old, driver, options, tmp_path, monkeypatch):
 @pytest.fixture(params=["zvol", "encrypted below vm", "encrypted"])
 def older(zpool, tmp_path, monkeypatch, request):
     if request.param == "zvol":
-        # its pools were zpools; a container is the same for the tool
+        # pools of that layout were zpools; the tool treats a container alike
         container = f"{zpool}/old-{tmp_path.name}"
         sh("zfs", "create", "-o", "mountpoint=none", container)
         sh("zfs", "create", "-o", "canmount=off", f"{container}/vm")
@@ -733,7 +735,7 @@ def attributes_of(file):
     ]
 
 
-# --- what the disk says is not believed
+# --- the tool does not trust records on the disk
 
 
 EVIL = [
@@ -784,7 +786,7 @@ def test_adopt_refuses_a_pool_that_the_driver_would_refuse(small, capsys):
 
 
 def test_undo_works_without_a_record_in_dom0(small):
-    """All of upstream's can be derived; see test_older_... for the rest."""
+    """The tool can derive all attributes of upstream's layout."""
     before, text = small.datasets(), small.xml.read_bytes()
     assert small("--apply") == 0
     saved.delete(POOL)

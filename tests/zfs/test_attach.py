@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""qvm-zfs attach and detach: disks that come and go, as a person has them."""
+"""qvm-zfs attach and detach, with disks that are connected and removed."""
 
 import asyncio
 import inspect
@@ -35,7 +35,7 @@ from ..support.zpools import MIB, export_zpool, read, sh, write
 
 pytestmark = pytest.mark.side_b
 
-#: stands in for the package of that name, where qubesd runs
+#: replaces the package qubesadmin
 QUBESADMIN = """
 import json, os, types
 class Qubes:
@@ -56,7 +56,7 @@ def either(request, disks, person):
     return make(request.param, disks)
 
 
-# --- away and back
+# --- detach and attach
 
 
 def test_pool_works_after_detach_and_attach(either, disks):
@@ -183,7 +183,7 @@ def test_pools_in_one_zpool_are_attached_and_detached_together(stick, disks):
     sh("udevadm", "settle")
     assert not os.path.exists("/dev/zvol/stick/mine")
     assert other.content(volume) == b"data"
-    # one of them was given up, and qubesd has it still
+    # one pool was released, but qubesd still lists it
     assert qvm_zfs("detach", stick.name)[0] == 0
     sh("zpool", "import", "-N", "-d", "/dev/mapper", "stick")
     sh("zfs", "inherit", "qubes-storage-zfs:pool", other.container)
@@ -193,7 +193,7 @@ def test_pools_in_one_zpool_are_attached_and_detached_together(stick, disks):
     )
 
 
-# --- which zpool it is
+# --- the zpool is identified by its GUID
 
 
 def test_attach_and_detach_refuse_another_zpool_of_the_same_name(stick, disks):
@@ -273,7 +273,7 @@ def test_unknown_pool_is_refused(disks):
     assert "there is no ZFS pool nothing" in refused("detach", "nothing")
 
 
-# --- what was done to a disk that was away
+# --- changes made to a disk while it was detached
 
 
 @pytest.mark.parametrize(
@@ -381,8 +381,10 @@ def test_volume_created_during_an_attach_gets_its_node(lab):
 
 
 def test_killed_attach_does_not_block_device_nodes(lab):
-    """It could not put the setting back; the next that waits for a node does,
-    but not while a process lives that has it so."""
+    """The next operation that waits for a node restores the setting.
+
+    It does so only once the process that changed the setting has exited.
+    """
     program = (
         "import asyncio, sys\n"
         "from qubes_storage_zfs.zfs import importexport\n"
@@ -421,7 +423,7 @@ def test_signal_restores_zvol_inhibit_dev():
     assert INHIBIT.read_text() == "0\n"
 
 
-# --- what is in use
+# --- refusals while something is in use
 
 
 def in_use(lab, env=None):
@@ -485,7 +487,7 @@ def test_detach_is_refused_while_other_datasets_are_in_use(stick, tmp_path):
 
 
 def test_failed_export_of_the_zpool_reports_the_reason(disks, person):
-    """A mount that only another process sees."""
+    """The mount is visible to another process only."""
     disks.zpool("a")
     lab = make(EncryptedLab, disks)
     sh("zfs", "create", "-o", "mountpoint=legacy", "stick/files")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What attach does with zpools: their properties, names, and no pool on them."""
+"""qvm-zfs attach: properties and names of zpools, and zpools without a pool."""
 
 import os
 
@@ -44,7 +44,7 @@ def test_detach_warns_of_properties_that_attach_refuses(stick):
 
 
 def test_driver_refuses_another_zpool_of_the_same_name(stick, disks):
-    """It was imported at boot, say, and the pool's name is on it, too."""
+    """The other zpool was imported, e.g. at boot, and has the same claim."""
     volume = stick.private()
     in_qubes_xml = {n: str(value) for n, value in stick.pool.config.items()}
     in_qubes_xml.pop("driver")
@@ -64,7 +64,7 @@ def test_driver_refuses_another_zpool_of_the_same_name(stick, disks):
 
 
 def attach_here(capsys, *arguments):
-    """As qvm_zfs(), in this process, so that a test can be in the way."""
+    """Run qvm-zfs attach in this process, so that a test can interfere."""
     code = main.main(["attach", *arguments])
     return code, capsys.readouterr().err
 
@@ -91,7 +91,7 @@ def test_attach_exports_a_zpool_with_wrong_properties(
 def test_attach_exports_a_zpool_imported_under_another_name(
     stick, monkeypatch, capsys
 ):
-    """Its name was changed between the look and the import."""
+    """The zpool is renamed between the search and the import."""
     listed = importexport.search_devices
 
     async def then_renamed(paths):
@@ -131,7 +131,7 @@ def test_attach_refuses_a_guid_with_two_names(stick, monkeypatch, capsys):
 
 
 def test_attach_imports_a_zpool_without_a_pool(stick, disks, tmp_path):
-    """As after dom0 was installed again."""
+    """This happens after a reinstallation of dom0."""
     volume = stick.private(content=b"data")
     where = tmp_path / "mounted"
     mounted = f"mountpoint={where}"
@@ -159,7 +159,7 @@ def test_attach_imports_a_zpool_without_a_pool(stick, disks, tmp_path):
     sh("zfs", "mount", "stick/files")
     assert not where.exists()
     sh("zfs", "unmount", "stick/files")
-    # and the pool that is added again has its devices
+    # a pool that is added again has its devices
     stick.run(stick.restart().setup())
     assert os.path.exists(volume.path)
     assert stick.content(stick.again(volume)) == b"data"
@@ -174,7 +174,7 @@ def test_attach_imports_a_zpool_without_a_pool(stick, disks, tmp_path):
 
 
 def test_forged_property_value_hides_no_other_property(stick):
-    """What a parser of zfs(8)'s output takes for lines of it."""
+    """A parser of the output of zfs(8) would take the value for lines of it."""
     volume = stick.private(content=b"data").dataset
     forged = f"true\tlocal\n{volume}\tvolmode\tdev"
     change(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Snapshots that other tools take: they skip what is ours, and where an admin
-wants them, they stay and nothing of ours breaks.
+"""Snapshots by other tools.
 
-Taken, named and pruned as zfs-auto-snapshot and sanoid do it.
+The tools skip our datasets by default. If an administrator wants such
+snapshots, the driver keeps them and works as before. The tests create, name
+and prune snapshots as zfs-auto-snapshot and sanoid do.
 """
 
 import itertools
@@ -18,7 +19,7 @@ _minutes = itertools.count(17)
 
 
 def labels():
-    """What the two call their snapshots."""
+    """Return one snapshot name of each tool."""
     minute = next(_minutes)
     return (
         f"zfs-auto-snap_hourly-2026-11-22-20{minute:02}",
@@ -27,14 +28,14 @@ def labels():
 
 
 class Tools:
-    """Both of them, run on all that is below a dataset."""
+    """Both tools, run on the qubes root and all datasets below it."""
 
     def __init__(self, lab):
         self.lab = lab
         self.taken = set()
 
     def __call__(self):
-        """One recursive snapshot each, of all there is at this moment."""
+        """Take one recursive snapshot with each tool."""
         qubes_root, (hourly, autosnap) = self.lab.pool.qubes_root, labels()
         note = "com.sun:auto-snapshot-desc=-"
         sh("zfs", "snapshot", "-o", note, "-r", f"{qubes_root}@{hourly}")
@@ -54,7 +55,7 @@ class Tools:
         assert self._list() == self.taken
 
     def prune(self):
-        """They destroy their own."""
+        """Destroy the snapshots that the tools took."""
         of = {}
         for name in sorted(self.taken):
             dataset, _, label = name.partition("@")
@@ -75,7 +76,7 @@ def holds(verb, lab, tools):
 def lab(zpool):
     made = Lab(zpool)
     yield made
-    # they would make what comes after it slow
+    # many snapshots would slow down the tests that follow
     sh("zfs", "destroy", "-r", made.container, check=False)
 
 
@@ -90,7 +91,7 @@ def test_operations_work_with_foreign_snapshots_between_them(lab):
         lab.start(app, volume, volatile)
         take()
         assert lab.pool.list_volumes()
-        # nothing that a session wrote is there at the next
+        # the next session sees nothing that this one wrote
         for each in app, volatile:
             before = b"system" if each is app else b""
             assert read(each.path) == before
@@ -149,7 +150,7 @@ def test_removed_volumes_are_collected_once_foreign_snapshots_are_pruned(lab):
     for each in app, volatile, volume, root, source:
         lab.run(each.remove())
         take.all_there()
-    # none of them is a volume any more, and no name of one is found
+    # no removed volume is listed any more
     assert lab.pool.list_volumes() == []
     holds("hold", lab, take)
     lab.run(lab.pool.store.collect_garbage())
@@ -187,7 +188,7 @@ def test_key_is_unloaded_although_foreign_snapshots_exist(zpool, person):
 
 
 def test_snapshot_tools_skip_our_datasets(lab):
-    """zfs-auto-snapshot takes what does not say false."""
+    """zfs-auto-snapshot skips a dataset if this property is false."""
     lab.private(content=b"one")
     shown = sh(
         *("zfs", "get", "-Hr", "-t", "filesystem,volume"),

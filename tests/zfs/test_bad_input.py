@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names, numbers and paths that nobody should give, all the way to ZFS.
+"""Invalid names, numbers and paths, traced down to ZFS.
 
-Channel programs do not check names, so what reaches libzfs_core is looked at
-on its way; and a refused input changes nothing on disk.
+Channel programs do not check names, so the tests check every name that
+reaches libzfs_core. A refused input changes nothing on disk.
 
-ZFS_TESTS_LONG=1 tries many more; ZFS_TESTS_SEED repeats a run.
+ZFS_TESTS_LONG=1 tries many more examples; ZFS_TESTS_SEED repeats a run.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ LONG = "ZFS_TESTS_LONG" in os.environ
 SEED = int(os.environ.get("ZFS_TESTS_SEED", time.time_ns() if LONG else 0))
 EXAMPLES = 3000 if LONG else 40
 
-#: pieces that mean something to a path, a dataset, a formatter, a terminal
+#: special in a path, a dataset name, a format string or on a terminal
 PIECES = [
     *("/", "//", "/.", "/..", "@", "@r1", "#", "%", "%s", "%recv", "-f", "."),
     *("\0", "\n", "\x1b[2J", " ", "\udc80", "\u202e", "\u0660", "é", ":"),
@@ -43,7 +43,7 @@ TEXT = st.one_of(
 )
 NO_TEXT = st.one_of(st.none(), st.integers(), st.floats(), st.binary())
 
-#: written anew here, so that naming.py is not its own judge
+#: a second definition, so that naming.py does not check itself
 COMPONENT = r"(?!\.\.?(/|@|$))[A-Za-z0-9_.:-]+"
 NAME = re.compile(
     rf"[A-Za-z][A-Za-z0-9_.-]*(/{COMPONENT})*(@{COMPONENT})?", re.ASCII
@@ -54,7 +54,7 @@ READS = {"channel_program_nosync"}
 
 
 def fuzzed(examples=EXAMPLES, **strategies):
-    """Like given(), the same examples each time unless it is to be long."""
+    """Like given(), but with fixed examples unless ZFS_TESTS_LONG is set."""
 
     def decorate(test):
         checks = list(HealthCheck)
@@ -70,7 +70,7 @@ def fuzzed(examples=EXAMPLES, **strategies):
 
 
 def texts_in(value):
-    """All strings in what is given to libzfs_core."""
+    """Yield all strings in an argument of libzfs_core."""
     if isinstance(value, bytes):
         yield value.decode()
     elif isinstance(value, dict):
@@ -80,7 +80,7 @@ def texts_in(value):
 
 
 class World:
-    """A pool with some volumes, and who saw what was asked of ZFS."""
+    """A pool with some volumes, and a spy on all calls to ZFS."""
 
     def __init__(self, zpool, patch):
         self.lab = Lab(zpool)
@@ -88,7 +88,7 @@ class World:
         self.app = self.lab.clone_of(self.lab.private("tmpl", name="root"))
         sh("zfs", "create", "-s", "-V", "1M", f"{self.lab.container}/zvol")
         self.zvol = f"{self.lab.container}/zvol"
-        # one for all: making a loop takes longer than a refusal
+        # one loop for all: creating a loop takes longer than a refusal
         self.loop = asyncio.new_event_loop()
         self.calls = Counter()
         self.tried = Counter()
@@ -100,7 +100,7 @@ class World:
             for text in [*names, *(t for arg in more for t in texts_in(arg))]:
                 self.check_name(text)
             result = call(what, subject, *args)
-            # what ZFS or a program refuses changes nothing
+            # a call that ZFS or a channel program refuses changes nothing
             refused = isinstance(result, dict) and all(
                 isinstance(each, dict) and b"errno" in each
                 for each in result.values()
@@ -126,7 +126,7 @@ class World:
             raise AssertionError(f"{text!r} reached ZFS")
 
     def refused(self, what, verb):
-        """*verb* is refused in a sentence, and changes nothing."""
+        """Assert that *verb* fails with a message and changes nothing."""
         self.tried[what] += 1
         before = self.calls["changes"]
         with pytest.raises(StoragePoolException) as caught:
@@ -137,7 +137,7 @@ class World:
         assert self.calls["changes"] == before
 
     def on_disk(self):
-        """Everything ZFS says, but what changes by itself."""
+        """Return what ZFS reports, without values that change by themselves."""
         names = sh("zfs", "list", "-Hrt", "all", "-o", "name,guid", "tank")
         mine = sh("zfs", "get", "-Hprt", "all", "all", self.lab.container)
         steady = [
@@ -242,14 +242,14 @@ def test_invalid_size_is_refused(world, size):
     )
 )
 def test_unknown_revision_is_refused(world, revision):
-    # r1 is the one there is; r2 is the committed state
+    # r1 is the only revision; r2 is the committed state
     assume(revision != "r1")
     world.refused("revision", lambda: world.volume.revert(revision))
 
 
 @fuzzed(tail=TEXT, head=st.sampled_from(["", "/dev/zvol/", "/dev/zvol/HOME/"]))
 def test_export_end_ignores_arbitrary_paths(world, tail, head):
-    """Only what export() gave is ended by it."""
+    """export_end() accepts only a path that export() returned."""
     path = head.replace("HOME", f"{world.lab.container}/vm") + tail
     world.tried["path"] += 1
     before = world.calls["changes"]
@@ -258,7 +258,7 @@ def test_export_end_ignores_arbitrary_paths(world, tail, head):
 
 
 def test_export_end_ignores_paths_of_other_datasets(world):
-    """An import, another volume's export, the volume itself, a snapshot."""
+    """Try an import, another volume's export, the volume, and a snapshot."""
     volume, lab = world.volume, world.lab
     other = lab.pool.get_volume("tmpl/root")
     importing = lab.run(volume.import_data(MIB))
@@ -286,7 +286,7 @@ def is_imported(container):
 @fuzzed(container=TEXT, tank=st.booleans())
 def test_invalid_container_is_refused(world, container, tank):
     container = f"tank/{container}" if tank else container
-    # a name that can be, in a zpool that is there, would be made
+    # the driver would create a valid name in an imported zpool
     assume(not (is_imported(container) and NAME.fullmatch(container)))
     pool = ZfsZvolPool(name="x", container=container)
     world.refused("container", pool.setup)
@@ -321,7 +321,7 @@ OPTIONS += ["compression", "snap_on_start_forensics"]
     both=st.booleans(),
 )
 def test_invalid_options_and_pool_names_are_refused(world, name, options, both):
-    """The container is a volume, so that nothing is added in any case."""
+    """The container is a zvol, so the pool is refused in any case."""
     given_options = {"container": world.zvol, **options}
     if both:
         given_options["block_devices"] = "/dev/null"

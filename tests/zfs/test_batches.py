@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Batches: a channel program that fails beside one that must succeed."""
+"""Batches: a channel program fails, and the others still succeed."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ from ..support.zpools import sh
 
 MARK = "org.example:mark"
 
-#: changes something, and refuses if told so
+#: sets a property, or refuses if its argument says so
 WORKS = b"""
 if argv.refuse then
     return refuse(17, "marks", argv.dataset)
@@ -26,7 +26,7 @@ if errno ~= 0 then
 end
 return argv.value
 """
-#: each changes something first, and must not end the programs after it
+#: each makes a change first; the programs after it must still run
 FAILS = {
     "an error in Lua": b"local missing = nil\nreturn missing.field\n",
     "a missing dataset": b'return (zfs.get_prop(argv.dataset .. "/no", "used"))',
@@ -74,7 +74,7 @@ def mark(dataset):
 
 
 async def at_once(*requests):
-    """Run each of (name, dataset, arguments) in a task of one batch."""
+    """Run each (name, dataset, arguments) in its own task, in one batch."""
 
     async def one(name, dataset, **arguments):
         with join("test") as batch:
@@ -105,9 +105,9 @@ def test_failing_program_does_not_affect_its_batch(
     assert isinstance(results[1], ZfsError)
     assert results[1].dataset == failing
     assert results[1].code == errno.ECHRNG
-    # which a maintainer needs
+    # a maintainer needs the name in the journal
     assert failing in caplog.text
-    # it keeps what it did, as it does when it runs alone
+    # the failed program keeps its change, as if it ran alone
     assert [mark(name) for name in datasets] == ["one", "two", "three"]
 
 
@@ -129,7 +129,7 @@ def test_refusing_program_does_not_affect_its_batch(add_programs, datasets):
 def test_instruction_limit_keeps_earlier_changes(
     add_programs, datasets, monkeypatch
 ):
-    """The limit is of all together: what is done before it counts."""
+    """The programs of a batch share one limit; changes before it are kept."""
     add_programs(works=WORKS, endless=b"while true do end\n")
     monkeypatch.setattr(zcp, "INSTRUCTION_LIMIT", 200_000)
     first, failing, _ = datasets
@@ -144,7 +144,7 @@ def test_instruction_limit_keeps_earlier_changes(
 
 
 def test_failing_program_does_not_prevent_a_commit(lab, add_programs):
-    """A volume's revision is made, whatever happens beside it."""
+    """The commit creates its revision although another program fails."""
     volume = lab.private(content=b"one")
     add_programs(fails=FAILS["a missing dataset"])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the books say to type is typed."""
+"""Run the commands of the documentation pages."""
 
 import subprocess
 import sys

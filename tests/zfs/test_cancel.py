@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A client goes away: every verb, cancelled at every point where it waits.
+"""A client disconnects: cancel each operation at each point where it waits.
 
-A verb runs once to its end, which tells how often it waits, and then once
-for each of these points and each way to be cancelled there (or fewer, see
-LONG), on a volume of its own.  Whatever it left must be the volume as it was
-or as it would be.
+Each operation first runs to its end, which shows how often it waits. It then
+runs once for each of these points and each way to cancel it there (fewer
+without LONG), each time on a new volume. Afterwards the volume must be in the
+state before the operation or in the state after it.
 """
 
 import asyncio
@@ -24,19 +24,23 @@ from ..support.zpools import MIB, read, write
 
 pytestmark = pytest.mark.side_b
 
-#: early: what is waited for goes on; late: it is over, and the verb was not
-#: told yet; again: early, and once more every few ms while the verb tidies up
+#: early: the awaited call is still running; late: the call is finished, but
+#: the operation has not resumed; again: as early, and cancelled again every few
+#: ms while the operation cleans up
 WAYS = ("early", "late", "again")
-#: all ways at each wait, instead of one in turn at every other
+#: try all ways at each wait, not one way at every other wait
 LONG = "ZFS_TESTS_LONG" in os.environ
 EVERY = 1 if LONG else 2
-#: volumes at once, which share transaction groups
+#: number of volumes tested at once; they share transaction groups
 TOGETHER = 12
 
 
 async def scribble(volume, content):
-    """udev takes a link away for a while if its own program could not open
-    the volume, which happens with so many at once."""
+    """Write to a volume, and retry while its link is missing.
+
+    udev removes a link for a while if its own program could not open the
+    volume. This happens with so many volumes at once.
+    """
     for _ in range(20):
         path = await devices.wait_for_link(volume.dataset)
         try:
@@ -53,7 +57,7 @@ async def session(volume, content):
 
 
 class Private:
-    """What is done to a persistent volume, and around it."""
+    """An operation on a persistent volume, and the steps around it."""
 
     def __init__(self, lab, number, sources):
         self.lab, self.sources = lab, sources
@@ -71,15 +75,15 @@ class Private:
         raise NotImplementedError
 
     async def finish(self, result):
-        """The verb was not cancelled: what its client does next."""
+        """Do what a client does after an operation that was not cancelled."""
 
     async def settle(self):
-        """What qubesd does next with a volume that is halted."""
+        """Do what qubesd does next with the volume of a halted qube."""
         await end(self.volume)
         return await seen(self.volume)
 
     async def go_on(self, outcome):
-        """The volume is as good as any."""
+        """Check that the volume can be started and stopped."""
         if outcome is None:
             await self.volume.create()
         await begin(self.volume)
@@ -143,7 +147,7 @@ class ExportEnd(Private):
         return self.volume.export_end(self.path)
 
     async def settle(self):
-        # it may have been cancelled before it began
+        # the operation may have been cancelled before it started
         await self.volume.export_end(self.path)
         return await super().settle()
 
@@ -181,7 +185,7 @@ class ImportVolume(Private):
 
 
 class ImportVolumeByCopy(ImportVolume):
-    """As from another zpool; see the test's patch."""
+    """Import by a copy, as from another zpool; see the patch in the test."""
 
 
 class Revert(Private):
@@ -205,7 +209,7 @@ class Remove(Private):
 
 
 class Scratch(Private):
-    """A root that is a clone, or a volatile volume."""
+    """A disposable volume: a root that is a clone, or a volatile volume."""
 
     content = b"template"
 
@@ -264,7 +268,7 @@ class StopVolatile(StopRoot):
         return self.lab.volatile(qube)
 
 
-#: each verb, and whether what it does is seen in the volume
+#: each operation, and whether its effect is visible in the volume
 VERBS = [
     (Create, True),
     (Start, False),
@@ -291,7 +295,7 @@ VERBS = [
 
 
 async def scene(make, cut):
-    """One volume's life with *cut* in it; None: the verb is left out."""
+    """Run all steps for one volume; without *cut*, skip the operation."""
     one = make()
     await one.prepare()
     whole = False
@@ -313,13 +317,15 @@ async def together(coroutines):
 
 
 def ways(at):
-    """Those tried at one wait: all of them, or in turn."""
+    """Return the ways to try at one wait: all, or one of them in turn."""
     return WAYS if LONG else [WAYS[at % len(WAYS)]]
 
 
 def garbage(lab, volumes):
-    """Zvols that no pointer names and no snapshot keeps, and snapshots that
-    were made to be cloned at once."""
+    """Return zvols without a pointer or snapshot, and temporary snapshots.
+
+    The driver creates a temporary snapshot only in order to clone it.
+    """
     names = lab.datasets()
     kept = {name.partition("@")[0] for name in names if "@" in name}
     kept |= {v.dataset.removeprefix(lab.container + "/") for v in volumes}
@@ -360,7 +366,7 @@ def test_operation_cancelled_at_any_wait_is_done_or_undone(
         (_, _, before), (_, whole, after) = first
         assert whole and (before != after) == visible, (before, after)
         cuts, done, points = [], [], range(uncut.waits + 1, 0, -EVERY)
-        # until a point is beyond the end, so that none is left out
+        # continue until a point is beyond the end, so that none is missed
         while not any(whole for _, whole, _ in done):
             more = [Cut(at, way) for at in points for way in ways(at)]
             done += await together([scene(make, cut) for cut in more])
@@ -370,7 +376,7 @@ def test_operation_cancelled_at_any_wait_is_done_or_undone(
             where = f"{one.volume.vid}, {cut.way} at wait {cut.at}"
             assert outcome in (before, after), where
             assert one.reserved() == [], where
-            # how often a verb waits for its device is udev's to say
+            # udev decides how often an operation waits for its device
             assert whole == (cut.waits < cut.at), where
             struck[cut.way] += not whole
         return [(one, outcome) for one, _, outcome in first + done]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Conditions that keep a qube from starting are named, with the remedy."""
+"""Error messages name a condition that prevents a start, and the remedy."""
 
 import pytest
 from qubes.storage import StoragePoolException
@@ -31,7 +31,7 @@ def disk():
 
 
 def refused(lab, *operations):
-    """Why each is; the same for all."""
+    """Assert that all operations fail for one reason; return the reason."""
     found = set()
     for operation in operations:
         with pytest.raises(StoragePoolException) as caught:
@@ -48,7 +48,7 @@ def unreadable(volume):
 
 
 def notes(lab):
-    """What `qvm-zfs status` says, in both forms."""
+    """Return state and notes of `qvm-zfs status`; compare both formats."""
     configure(lab.pool.config)
     found = status(lab)
     for note in found["notes"]:
@@ -136,6 +136,6 @@ def test_raw_key_is_reported(safe, person, tmp_path):
         code, _, err = qvm_zfs(word, lab.name, given=given)
         assert code == 1 and why in err
     assert person.asked == []
-    # as it says
+    # follow the message
     sh("zfs", "load-key", lab.container)
     lab.session(volume, b"two")

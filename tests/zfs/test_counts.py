@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What each verb costs, in counts: a guard against costing more."""
+"""Count the ZFS calls and transaction groups of each operation."""
 
 import asyncio
 import os
@@ -15,9 +15,9 @@ from ..support.operations import together
 from ..support.report import said
 from ..support.zpools import MIB, write
 
-#: calls of libzfs_core, each one ioctl, by their programs' names, with a +
-#: between those that ran as one; "old-clone": before OpenZFS 2.4, which clones
-#: in the program
+#: Calls of libzfs_core, each one ioctl, by the names of their channel programs.
+#: A + joins programs that ran as one batch. "old-clone": a call before OpenZFS
+#: 2.4 only; later versions clone in the channel program.
 CALLS = {
     "start": "state+state+state state create old-clone make_current+make_current",
     "stop": "commit",
@@ -40,8 +40,8 @@ CALLS = {
     "resize": "state commit",
     "remove": "state remove",
 }
-#: at most so many transaction groups end meanwhile; one more where two calls
-#: fall into two
+#: Maximum number of transaction groups that finish during the operation. One
+#: more is allowed if two calls fall into different transaction groups.
 TXGS = {
     "start": 3,
     "stop": 2,
@@ -67,7 +67,7 @@ TXGS = {
 
 
 def listed(text):
-    """The calls, in order of their names."""
+    """Return the calls, sorted by name."""
     made = []
     for word in text.split():
         name, _, times = word.partition("*")
@@ -78,10 +78,10 @@ def listed(text):
 
 
 class Counter:
-    """Runs verbs, and notes what each cost.
+    """Run operations, and record the cost of each.
 
-    :ivar made: calls, by the verb's name
-    :ivar txgs: transaction groups that ended meanwhile
+    :ivar made: calls, by the operation's name
+    :ivar txgs: transaction groups that finished during the operation
     """
 
     def __init__(self, zpool):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the stopped worlds of tests/crash found, one test each; and signals."""
+"""Defects that tests/crash found, one test each; and signals."""
 
 import itertools
 import signal
@@ -15,7 +15,7 @@ from ..support.zpools import sh, write
 
 
 def test_stop_after_an_interrupted_stop_adds_no_revision(lab):
-    """qubesd was killed after the commit and before its own mark went."""
+    """qubesd was killed after the commit, before it removed its mark."""
     volume = lab.private(content=b"one")
     lab.start(volume)
     write(volume.path, b"two")
@@ -31,7 +31,7 @@ def test_stop_after_an_interrupted_stop_adds_no_revision(lab):
 
 @pytest.mark.parametrize("keep", [2, 0, -1])
 def test_blank_volume_missing_from_qubes_xml_is_created_again(lab, keep):
-    """It was killed between create() and qubes.xml."""
+    """qubesd was killed after create(), before it wrote qubes.xml."""
     volume = lab.private(revisions_to_keep=keep)
     lab.restart()
     again = lab.private(revisions_to_keep=keep, size=volume.size * 2)
@@ -57,7 +57,7 @@ def test_started_volume_is_not_created_again(lab):
 
 @pytest.fixture
 def disturbed():
-    """Signals for the driver's threads, all the time."""
+    """Send signals to the driver's threads continuously."""
     over = threading.Event()
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     sent = Counter()
@@ -78,7 +78,7 @@ def disturbed():
 
 
 def test_signals_do_not_cancel_channel_programs(lab, disturbed):
-    """ZFS lets one cancel a channel program, half way through as well."""
+    """In ZFS, a signal can cancel a channel program, even while it runs."""
     volume = lab.private(content=b"0", revisions_to_keep=3)
     for number in range(1, 6):
         lab.session(volume, b"%d" % number)
@@ -96,7 +96,7 @@ def gate(lab):
 
 
 def test_killed_removal_destroys_all_revisions(lab, gate):
-    """More than one coroutine takes away, see all_or_none() in atomicity.lua."""
+    """The removal needs several coroutines (all_or_none() in atomicity.lua)."""
     for place in itertools.count(1):
         volume = lab.private(f"q{place}", b"content")
         for number in range(3, 25):

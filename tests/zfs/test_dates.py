@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""dom0's clock goes back between two sessions of a qube."""
+"""dom0's clock is set back between two sessions of a qube."""
 
 import contextlib
 import time
@@ -26,7 +26,7 @@ def test_revisions_stay_in_order_when_the_clock_goes_back(lab):
     lab.session(volume, b"four")
     dates = volume.revisions
     assert list(dates) == ["r1", "r2", "r3", "r4"]
-    # as core-admin's ListSnapshots does, and the client takes the last
+    # core-admin's ListSnapshots sorts like this; the client takes the last one
     by_date = sorted(dates, key=dates.__getitem__)
     assert by_date == list(dates)
     lab.run(volume.revert(by_date[-1]))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Devices on which a zpool may be made, and those left alone.
+"""Devices on which the driver may create a zpool, and devices it refuses.
 
-Needs root, the zfs module, and /dev/vdd: an empty disk of 512 MiB that
-nobody else uses.  Other devices are loop devices on files.
+The tests need root, the zfs module, and /dev/vdd: an empty disk of 512 MiB
+that is not in use. Other devices are loop devices on files.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ pytestmark = [
 
 
 def edges(path: str) -> str:
-    """A digest of the first and last MiB."""
+    """Return a digest of the first and last MiB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for offset in (0, file.seek(0, os.SEEK_END) - MIB):
@@ -60,14 +60,14 @@ def modules():
 
 @pytest.fixture
 def no_zpool():
-    """Has the zpool's end come before that of its devices."""
+    """Destroy the zpool before its devices are removed."""
     yield
     sh("sh", "-c", f"zpool destroy {ZPOOL} 2>/dev/null || true")
 
 
 @pytest.fixture
 def disk():
-    """All zero and without partitions, before and after."""
+    """Return a disk that is all zero and unpartitioned before and after."""
     yield "/dev/vdd"
     sh("blkdiscard", "-f", "-z", "/dev/vdd")
     sh("blockdev", "--rereadpt", "/dev/vdd")
@@ -95,7 +95,7 @@ def loop(tmp_path):
 
 
 async def checked(*devices: str) -> list[str]:
-    """The devices, if all of them may be overwritten."""
+    """Return the devices if the driver may overwrite all of them."""
     async with probe.checked(devices) as known:
         return [device.path for device in known]
 
@@ -123,9 +123,9 @@ def held(path: str):
 
 
 def refused(device: str, words: str, *, given=(), live=False) -> str:
-    """The sentence *device* is refused with, untouched.
+    """Assert that *device* is refused and unchanged; return the message.
 
-    :param live: something else writes to it, so that it may change
+    :param live: another program writes to the device, so it may change
     """
     before = edges(device)
     with pytest.raises(DeviceRefused) as caught:
@@ -140,7 +140,7 @@ def refused(device: str, words: str, *, given=(), live=False) -> str:
 
 
 def follow(sentence: str, device: str) -> None:
-    """Do what the sentence tells to do when nothing on it is needed."""
+    """Follow the message's remedy for a device with no data to keep."""
     if "run 'sudo wipefs" in sentence:
         sh(*sentence.partition("run '")[2].partition("'")[0].split())
     assert "overwrite its first and last MiB with zeroes" in sentence
@@ -155,7 +155,7 @@ def test_empty_devices_are_accepted(disk, loop):
     assert check(disk, loop) == [disk, loop]
 
 
-# --- refused: what it is ----------------------------------------------------
+# --- refused: kind of device ------------------------------------------------
 
 
 def test_invalid_device_paths_are_refused(tmp_path):
@@ -185,11 +185,11 @@ def test_read_only_device_is_refused(loop):
     try:
         refused(loop, "is read-only")
     finally:
-        # the kernel would remember it for whatever is loop0 next
+        # the kernel would keep the setting for the next user of the loop device
         sh("blockdev", "--setrw", loop)
 
 
-# --- refused: somebody uses it ----------------------------------------------
+# --- refused: in use ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_read_only_device_is_refused(loop):
     ],
 )
 def test_device_in_use_is_refused(loop, begin, end, words):
-    # what is mounted must not write on its own while it is compared
+    # a mounted filesystem must not write while the test compares it
     lazy = "lazy_itable_init=0,lazy_journal_init=0"
     sh("mkfs.ext4", "-q", "-F", "-E", lazy, loop)
     sh("sh", "-ec", begin.replace("LOOP", loop))
@@ -248,7 +248,7 @@ def test_disk_of_an_imported_zpool_is_refused(loop, disk, no_zpool):
     refused(f"/dev/zvol/{ZPOOL}/volume", "is a zvol")
 
 
-# --- refused: there is something on it --------------------------------------
+# --- refused: not empty -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_device_with_other_data_is_refused(disk, loop, offset, size):
     follow(sentence, loop)
 
 
-# --- making it --------------------------------------------------------------
+# --- creating the zpool -----------------------------------------------------
 
 PROPERTIES = {
     "zpool": "autotrim=on failmode=continue autoreplace=off autoexpand=off"
@@ -327,7 +327,7 @@ def test_create_zpool_sets_its_properties(disk, loop, no_zpool):
     assert sh("zfs", "get", "-Ho", "value", "compression", ZPOOL) == "off"
     asyncio.run(commands.destroy_zpool(ZPOOL))
     assert not commands.zpool_imported(ZPOOL)
-    # what was made and taken back is no different from what failed
+    # undo() works after a creation that succeeded as after one that failed
     undo(disk, loop)
     assert check(disk, loop) == [disk, loop]
     assert edges(disk) == edges(loop)
@@ -361,7 +361,7 @@ def test_create_zpool_fails_if_a_device_becomes_busy(
 
 
 def test_create_zpool_fails_on_write_errors(disk, loop, no_zpool):
-    """It can be opened and read, and what is written to it fails."""
+    """The device can be opened and read, but writes to it fail."""
     devices = check(disk, loop)
     table = f"0 1048576 flakey {loop} 0 0 60 1 error_writes"
     sh("dmsetup", "create", "devtest", "--table", table)
@@ -403,7 +403,7 @@ def test_make_empty_again_refuses_an_imported_zpool(loop, no_zpool):
     assert sh("zpool", "list", "-Ho", "health", ZPOOL) == "ONLINE"
 
 
-# --- the disk that was checked, and no other
+# --- only the disk that was checked is used
 
 
 def make_of(link: Path) -> None:
@@ -451,7 +451,7 @@ def test_swapped_link_does_not_overwrite_another_disk(
 
 @pytest.mark.parametrize("kind", ["mapper", "disk"])
 def test_zpool_records_the_requested_path(disk, no_zpool, tmp_path, kind):
-    """The kernel's name is another disk's after the next boot."""
+    """After a reboot, the kernel's name may refer to another disk."""
     if kind == "mapper":
         sh(
             "dmsetup",

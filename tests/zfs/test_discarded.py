@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Discarded content that no qube has any more."""
+"""Disposable volumes that no qube has any more."""
 
 import asyncio
 import types
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.side_b
 
 
 class Domains(list):
-    """Found by name, too."""
+    """A list of qubes that can also be indexed by name."""
 
     def __getitem__(self, name):
         for qube in self:
@@ -26,7 +26,7 @@ class Domains(list):
 
 
 class Qubes:
-    """What of qubesd's application object is looked at."""
+    """The part of qubesd's application object that the driver reads."""
 
     def __init__(self, *labs):
         self.vmm = types.SimpleNamespace(offline_mode=False)
@@ -57,7 +57,7 @@ class Qubes:
             self.pools[lab.pool.name]._app = self
 
     def give(self, volume):
-        """As qubesd: the qube has this volume from now on."""
+        """Assign the volume to its qube, as qubesd does."""
         self.vm(volume.qube).volumes[volume.name] = volume
         return volume
 
@@ -78,7 +78,7 @@ def template(app, lab, name, content):
 
 
 def used_once(app, lab, source, qube="w1"):
-    """A qube's root volume, after a session and prepared again."""
+    """Return a qube's root volume, prepared again after a session."""
     volume = app.give(lab.clone_of(source, qube))
     lab.session(volume, b"scribble")
     assert any(f"vm/{qube}/root." in x for x in lab.datasets())
@@ -86,7 +86,7 @@ def used_once(app, lab, source, qube="w1"):
 
 
 def change(lab, app, qube):
-    """The event, and what comes of it."""
+    """Fire the event and wait for its effects."""
 
     async def fire():
         events.template_changed(app.vm(qube))
@@ -102,7 +102,7 @@ def test_template_change_prepares_root_from_the_new_template(labs, app):
     before = used_once(app, lab, old).dataset
     app.give(lab.clone_of(new, "w1"))
     change(lab, app, "w1")
-    # the next start is prepared from the new template already
+    # the driver has prepared the next start from the new template
     current = app.vm("w1").volumes["root"]
     assert "/vm/new/root@" in value(current.dataset, "origin")
     app.domains.remove(app.vm("old"))
@@ -154,7 +154,7 @@ def test_template_change_during_preparation_leaves_no_old_root(labs, app):
 
 
 def test_first_use_destroys_disposable_volumes_of_no_qube(labs, app):
-    """Also what an older version of the driver left, with its source."""
+    """This includes volumes that an older version left with their source."""
     lab, _ = labs
     old = template(app, lab, "old", b"v1")
     gone = used_once(app, lab, old)
@@ -164,7 +164,7 @@ def test_first_use_destroys_disposable_volumes_of_no_qube(labs, app):
     lab.stop(volatile)
     app.domains.remove(app.vm("w1"))
     app.restart()
-    # what a backup loads is a second set, and the first to use the pool
+    # a backup loads a second set of objects, which uses the pool first
     lab.pool._app = types.SimpleNamespace(
         vmm=types.SimpleNamespace(offline_mode=True), domains=[]
     )
@@ -178,7 +178,7 @@ def test_first_use_destroys_disposable_volumes_of_no_qube(labs, app):
 
 
 def test_removal_of_a_qube_destroys_its_old_root_in_another_pool(labs, app):
-    """As it is if nothing was noticed when the template changed."""
+    """The driver did not see the change of the template."""
     lab, other = labs
     old = template(app, lab, "old", b"v1")
     used_once(app, lab, old)
@@ -233,7 +233,7 @@ def test_collect_keeps_volumes_of_another_process(labs, app):
     sh("zfs", "set", f"{naming.HOLDER}={mark}", volume.dataset)
     lab.run(discarded.collect(lab.pool, app))
     assert "vm/w1/root.1" in lab.datasets()
-    # a volume that is kept is never destroyed so
+    # collect() never destroys a persistent volume
     assert "vm/old/root" in lab.datasets()
     app.domains.remove(app.vm("old"))
     lab.run(discarded.collect(lab.pool, app))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Odd orders, odd settings, many at once."""
+"""Unusual orders and settings, and many operations at once."""
 
 import asyncio
 import os
@@ -59,7 +59,7 @@ def test_stop_twice_commits_once(lab):
     lab.run(volume.stop())
     lab.run(volume.stop())
     assert volume.revisions == revisions
-    # this stop has to ask whether the qube wrote
+    # this stop has to ask ZFS whether the qube wrote
     lab.start(volume)
     lab.stop(volume)
     assert volume.revisions == revisions
@@ -88,7 +88,7 @@ def test_import_without_revisions_replaces_content(lab):
 
 
 def test_import_end_waits_until_the_device_is_closed(lab):
-    """As udev's zvol_id does once the writer has closed the node."""
+    """udev's zvol_id opens the node once the writer has closed it."""
     volume = lab.private(content=b"old")
     path = lab.run(volume.import_data(MIB))
     write(path, b"new")
@@ -104,7 +104,7 @@ def test_import_end_waits_until_the_device_is_closed(lab):
 def test_stop_destroys_the_temporary_snapshot_of_a_crashed_export(
     lab, before, keep
 ):
-    """An export of a volume without revisions begins with a snapshot @x1."""
+    """An export of a volume without revisions first takes a snapshot @x1."""
     volume = lab.private(content=b"one", revisions_to_keep=before)
     sh("zfs", "snapshot", f"{volume.dataset}@x1")
     volume.revisions_to_keep = keep
@@ -207,7 +207,7 @@ def test_create_refuses_the_name_of_an_existing_volume(lab):
     again = lab.volume(save_on_stop=True)
     with pytest.raises(StoragePoolException, match="left by a qube"):
         lab.run(again.create())
-    # qubesd tidies up after a failed creation by stop() and remove()
+    # qubesd calls stop() and remove() after a failed creation
     lab.run(again.stop())
     lab.run(again.remove())
     assert "vm/work/private@r2" in lab.datasets()
@@ -226,8 +226,10 @@ def test_removal_of_a_disposable_volume_leaves_a_kept_one_of_its_name(lab):
 
 
 def test_import_of_the_zpool_makes_no_volume_dirty(away):
-    """Importing a zpool writes to each zvol's metadata, which `written`
-    counts: taken for changes, each reboot would cost a revision."""
+    """Importing a zpool writes metadata of each zvol, and `written` counts it.
+
+    If the driver took this for changes, each reboot would add a revision.
+    """
     volume = away.private(content=b"one")
     away.session(volume, b"two")
     before = volume.revisions
@@ -244,8 +246,11 @@ def test_import_of_the_zpool_makes_no_volume_dirty(away):
 
 
 def test_unmarked_clone_is_collected_after_an_import(away):
-    """The mark lands a transaction group after the clone, and importing the
-    zpool writes to each clone; what somebody changed is not ours to take."""
+    """A crash can leave a clone unmarked, and an import writes to each clone.
+
+    ZFS sets the mark one transaction group after the clone. The driver must
+    keep a clone to which someone wrote data.
+    """
     volume = away.private(content=b"saved")
     dataset, origin = volume.dataset, f"{volume.dataset}@r2"
     for number in (7, 8):
@@ -339,7 +344,7 @@ def test_revert_refuses_unknown_revisions(lab, revision):
 
 
 def test_revert_refuses_the_committed_state(lab):
-    """qubesd lists it while a stop is in progress, so a client may name it."""
+    """qubesd lists it during a stop, so a client may name it."""
     volume = lab.private(content=b"data")
     before = lab.datasets()
     committed = volume.view.committed_ids()[-1]
@@ -444,7 +449,7 @@ def test_lack_of_space_is_reported(away):
 
 
 def test_resize_without_space_to_commit_reports_the_size_on_disk(away):
-    """A volsize finds the space that a commit after it does not."""
+    """Setting volsize succeeds with less space than the commit after it."""
     volume = away.private(content=b"one", size=16 * MIB)
     sh("zfs", "create", "away/filler")
     free = int(sh("zfs", "get", "-Hpo", "value", "available", "away"))
@@ -468,7 +473,7 @@ def test_resize_without_space_to_commit_reports_the_size_on_disk(away):
 
 
 def test_stop_commits_the_page_cache(lab):
-    """Somebody in dom0 wrote, did not flush, and has not closed it yet."""
+    """A process in dom0 wrote without a flush and keeps the device open."""
     volume = lab.private(content=b"old")
     lab.start(volume)
     with open_device(volume.path, os.O_RDWR) as opened:
@@ -494,14 +499,14 @@ def test_busy_error_names_the_process(lab):
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_missing_link_is_requested_again(lab, monkeypatch, lost):
-    """And once more where udev got nowhere with the first."""
+    """The driver repeats the request if the first one had no effect."""
     asked, nudge = [], devices._nudge
 
     async def nudge_after(dataset, held):
         asked.append(dataset)
         if len(asked) > lost:
             await nudge(dataset, held)
-            # the first opener may be turned away, and udev must not be it
+            # an open may fail for the first process; that must not be udev
             assert node in (file.resolve() for file in open_files.iterdir())
 
     monkeypatch.setattr(devices, "_nudge", nudge_after)
@@ -536,8 +541,10 @@ def test_missing_node_is_created_again(lab, monkeypatch):
 
 @pytest.fixture
 def late_removals(lab):
-    """Nodes of destroyed zvols stay for as long as this holds one open that
-    is on its way out.  Not so from 2.4 on, where they go at once."""
+    """Keep a destroyed zvol open, which delays the removal of other nodes.
+
+    OpenZFS 2.4 and later remove the node of a destroyed zvol at once.
+    """
     if not lzc.module_version().startswith("2.3"):
         yield
         return
@@ -553,7 +560,7 @@ def late_removals(lab):
 
 
 def test_exports_never_reuse_a_name(lab, late_removals, monkeypatch):
-    """A zvol would get no node while the last one of its name has one."""
+    """A zvol gets no node while an earlier zvol of its name still has one."""
     monkeypatch.setattr(devices, "NUDGE_AFTER", 99.0)
     volume = lab.private(content=b"data")
 
@@ -716,7 +723,7 @@ def test_stop_of_a_disposable_volume_keeps_a_kept_one_of_its_name(lab):
 
 
 def test_cancelled_import_without_revisions_leaves_old_or_new_content(lab):
-    """Without revisions nothing else would hold the data."""
+    """Without revisions there is no other copy of the data."""
     volume = lab.private(content=b"one", revisions_to_keep=-1)
     source = lab.private("source", b"two")
     seen = set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a removed qube leaves: no dataset, and nobody's files are taken."""
+"""Removing a qube leaves no dataset and destroys no file of a user."""
 
 import os
 
@@ -11,7 +11,7 @@ from ..support.zpools import another_zpool, sh
 
 @pytest.fixture
 def old():
-    """A zpool without features, as an old version of ZFS made it."""
+    """Create a zpool without features, as old versions of ZFS did."""
     with another_zpool("old", "-d") as name:
         yield Lab(name)
 
@@ -56,16 +56,16 @@ def test_filesystem_that_may_have_content_is_kept(lab, tmp_path, how):
 
 
 def test_small_file_is_kept_with_canmount_off(lab, tmp_path):
-    """An administrator's filesystem is not an empty qube's dataset."""
+    """An administrator's filesystem is not the empty dataset of a qube."""
     dataset = f"{lab.pool.qubes_root}/theirs"
     sh("zfs", "create", "-o", f"mountpoint={tmp_path}", dataset)
     (tmp_path / "file").write_bytes(os.urandom(4096))
     sh("zfs", "unmount", dataset)
-    # with its mount point, the pool would be refused
+    # the driver would refuse a pool with this mount point
     sh("zfs", "inherit", "mountpoint", dataset)
     sh("zfs", "set", "canmount=off", dataset)
     lab.run(lab.pool.store.collect_garbage())
-    # as if it were a qube of that name
+    # remove a qube of the same name
     lab.run(lab.private("theirs").remove())
     assert "vm/theirs" in lab.datasets()
     sh("zfs", "destroy", "-r", dataset)
@@ -80,7 +80,7 @@ def test_qube_dataset_with_canmount_off_is_marked(old):
     values = sh("zfs", "get", "-Ho", "value", asked, qube).split()
     assert values == ["off", "yes"]
     sh("zpool", "upgrade", "old")
-    # of another size than the qubes root
+    # its dataset has another size than the qubes root
     late = old.private("late")
     for each in (volume, late):
         old.run(each.remove())

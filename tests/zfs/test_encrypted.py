@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Keys: asked for when needed, forgotten when idle."""
+"""Keys: the driver asks for a key when needed and unloads it when idle."""
 
 import asyncio
 import errno
@@ -33,7 +33,7 @@ def lock(lab):
 
 
 def zfs_key(command, dataset, passphrase=None):
-    """zfs load-key and its like, by hand."""
+    """Run a command such as zfs load-key, as an administrator does."""
     done = subprocess.run(
         ["zfs", *command, dataset],
         input=passphrase and passphrase + b"\n",
@@ -43,7 +43,7 @@ def zfs_key(command, dataset, passphrase=None):
     return done.returncode, (done.stdout + done.stderr).decode()
 
 
-# --- adding
+# --- adding a pool
 
 
 def test_add_asks_twice_and_creates_an_encryption_root(zpool, person):
@@ -198,8 +198,10 @@ def test_stop_without_the_key_resets_a_disposable_volume(safe):
 
 
 def test_garbage_is_collected_when_the_key_is_loaded(safe):
-    """A new zvol without a mark is told from another one by a measurement, and
-    in a locked pool nothing can be measured."""
+    """An unmarked zvol is garbage only if it is no larger than a blank zvol.
+
+    The driver has to create a blank zvol to measure that; this needs the key.
+    """
     volume = safe.private(content=b"data")
     left = volume.where.generation(7)
     sh("zfs", "create", "-s", "-V", "4m", "-b", "16k", left)
@@ -216,7 +218,7 @@ def test_garbage_is_collected_when_the_key_is_loaded(safe):
     assert not is_left()
 
 
-# --- when the key is asked for
+# --- when the driver asks for the key
 
 
 def test_operations_of_a_user_ask_for_the_key(safe, person):
@@ -375,7 +377,7 @@ def test_locked_pool_works_after_an_import_of_its_zpool(person):
     disk.unlink()
 
 
-# --- a life within
+# --- operations in an encrypted pool
 
 
 def test_qube_runs_in_an_encrypted_pool(safe):
@@ -394,12 +396,12 @@ def test_qube_runs_in_an_encrypted_pool(safe):
     assert safe.content(volume) == b"two"
     safe.run(volume.revert())
     assert safe.content(volume) == b"one"
-    # the qubes' datasets are where their users know them to be
+    # the datasets have the same names as in a plain pool
     assert "work/private" in safe.datasets()
 
 
 def test_stop_commits_after_the_key_was_unloaded(safe):
-    """qubesd was away when the qube died, and somebody took the key."""
+    """The qube halted while qubesd was down, and the key was unloaded."""
     volume = safe.private(content=b"one")
     safe.start(volume)
     write(volume.path, b"two")
@@ -455,11 +457,11 @@ def test_opaque_names_reveal_no_qube_or_volume(zpool, person):
     assert lab.content(lab.again(volume)) == b"more"
 
 
-# --- forgetting
+# --- unloading
 
 
 def forgotten(lab):
-    """Whether the key goes while nobody does anything."""
+    """Return whether the driver unloads the key of an idle pool."""
 
     async def wait():
         lab.pool.key.watch()
@@ -480,7 +482,7 @@ def test_idle_key_is_unloaded_after_its_timeout(safe, monkeypatch):
         clock[0] += 1199
         await asyncio.sleep(1)
         assert (await keys.state(safe.container)).loaded
-        # as after a night in which the machine was suspended
+        # the machine may have been suspended for a night
         clock[0] += 2
         return await becomes_locked(safe.pool)
 
@@ -549,7 +551,7 @@ def test_unload_error_names_the_process(safe):
     lock(safe)
 
 
-# --- changing
+# --- changing the passphrase
 
 
 def test_passphrase_is_changed(safe, person):
