@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Tasks that the driver leaves behind when an operation has returned."""
+"""Tasks of the driver that still run when an operation has returned."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -41,7 +41,7 @@ async def afterwards() -> None:
 
 
 async def settled(operation: Awaitable[T]) -> T:
-    """Wait for an operation and then for what it left; return its result."""
+    """Wait for an operation and then for its tasks; return its result."""
     result = await operation
     await afterwards()
     return result

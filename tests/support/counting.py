@@ -24,20 +24,20 @@ PROC_EVENT_EXEC = 2
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 RECEIVED = 64 << 20  # bytes
 
-#: seconds between transaction groups that no process requests; set so long that
-#: none ends while a cost is counted
+#: Seconds between transaction groups that no process requests. quiet() sets a
+#: time so long that none of these finishes while a cost is counted.
 TXG_TIMEOUT = Path("/sys/module/zfs/parameters/zfs_txg_timeout")
 
 
 def events_of_processes() -> socket.socket:
     """Return a socket from which events of all processes can be read.
 
-    Byte 36 of a message is the kind of event; its data begin at byte 52.
+    Byte 36 of a message is the kind of event; its data start at byte 52.
     """
     events = socket.socket(
         socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_CONNECTOR
     )
-    # events of all processes come here, and none may be lost
+    # the socket receives events of all processes, and none may be lost
     events.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVED)
     events.bind((0, CN_IDX_PROC))
     body = struct.pack("=IIIIHHI", CN_IDX_PROC, 1, 0, 0, 4, 0, 1)
@@ -66,7 +66,7 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         """Count until the event of one last child arrives.
 
-        Other events come all the time, because the kernel starts threads.
+        Other events arrive all the time, because the kernel starts threads.
         """
         self.count = 0
         with subprocess.Popen(["true"]) as last:
@@ -133,7 +133,7 @@ def txg(zpool: str) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let only those transaction groups end that a process waits for."""
+    """Let ZFS finish only the transaction groups that a process waits for."""
     before = TXG_TIMEOUT.read_text()
     TXG_TIMEOUT.write_text("3600")
     try:
@@ -143,7 +143,7 @@ def quiet() -> Iterator[None]:
 
 
 def settled(zpool: str) -> int:
-    """Wait until no transaction group ends any more; return as txg().
+    """Wait until no transaction group finishes any more; return as txg().
 
     After a destruction, ZFS frees the space in several transaction groups.
     """
@@ -179,7 +179,7 @@ class Cost:
     :ivar seconds: the time of the block
     :ivar in_calls: seconds of these in calls of ZFS
     :ivar calls: calls of libzfs_core, sorted; see calls()
-    :ivar txgs: transaction groups that ended; None: there is no zpool
+    :ivar txgs: transaction groups that finished; None if there is no zpool
     """
 
     seconds: float = 0.0

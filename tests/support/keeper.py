@@ -3,10 +3,10 @@
 
     python -m tests.support.keeper ZPOOL NAME [OPTION=VALUE ...]
 
-The packaged service asks for passphrases.  It shows its prompt by the first
-program that it finds; see Person in test_no_leaks.py.  This process reads one
-word a line from its standard input (add, write, lock or ask), does this, and
-prints "done".
+The packaged service asks for passphrases. It shows its prompt with the first
+program that it finds; see Person in test_no_leaks.py. This process reads one
+command per line from its standard input (add, write, lock or ask), runs it,
+and prints "done".
 """
 
 import asyncio

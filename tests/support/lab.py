@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A pool on a real zpool, and what a test does with it."""
+"""A pool on a real zpool, and operations of a test on the pool."""
 
 import asyncio
 import itertools
@@ -124,7 +124,7 @@ class Lab:
             self.run(volume.export_end(path))
 
     def restart(self):
-        """Drop all Python state, as the death of qubesd does; return a new pool."""
+        """Drop all Python state, as if qubesd died; return a new pool."""
         runtime.restart()
         self.pool = self.kind(name=self.name, **self.options)
         return self.pool

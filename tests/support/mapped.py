@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A zpool on a disk that a test can let hang or fail (device mapper)."""
+"""A zpool on a disk that can hang or fail for a test (device mapper)."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ class Mapped:
         sh("zpool", "create", *sectors(), "-m", "none", name, self.path)
 
     def hang(self):
-        """Let the disk stop answering."""
+        """Make the disk stop answering."""
         sh("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
 
     def go_on(self):
@@ -46,7 +46,7 @@ class Mapped:
         self.go_on()
 
     def fail(self):
-        """Let the disk refuse everything; wait until the zpool is suspended."""
+        """Make all I/O on the disk fail; wait until the zpool is suspended."""
         self._become(self.bad)
         # this command hangs until the disk works again
         subprocess.Popen(

@@ -14,7 +14,7 @@ from .zpools import read
 class Cut:
     """Run an operation and cancel it where it waits for the *at*-th time.
 
-    :ivar at: 0: never
+    :ivar at: the number of the wait; 0: the operation is never cancelled
     :ivar way: "early", "late" or "again", see tests/zfs/test_cancel.py
     :ivar waits: how often the operation waited
     """

@@ -3,11 +3,11 @@
 
     python -m tests.support.programs
 
-The kernel reports each exec before the program's first instruction.  This
-process runs in real time.  On one processor it reads the program's arguments
-before that instruction, and on several long before the program can end.  It
-prints "ready".  When its standard input ends, it prints the programs, and how
-many of them ended too soon.
+The kernel reports each exec before the program's first instruction. This
+process has real-time priority. On one processor it reads the program's
+arguments before that instruction; on several, long before the program can exit.
+It prints "ready". When its standard input is closed, it prints the programs and
+how many of them exited too early.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class Programs:
     """The programs that were recorded.
 
     :ivar seen: arguments and environment of each program, as bytes
-    :ivar missed: how many programs ended before they could be read
+    :ivar missed: how many programs exited before they could be read
     """
 
     def __init__(self) -> None:

@@ -120,10 +120,10 @@ def no_node_appears():
 
 
 def change(lab, *commands):
-    """Change the zpool stick, as a person does who had the disk.
+    """Change the zpool stick, as an attacker with the disk can.
 
-    Without nodes: to change volmode and export at once can hang the kernel
-    (see importexport.create_nodes()).
+    The zpool is imported without nodes, because a change of volmode with an
+    immediate export can hang the kernel (see importexport.create_nodes()).
     """
     if importexport.guid("stick") is not None:
         code, _, why = qvm_zfs("detach", lab.name)

@@ -126,7 +126,7 @@ class World:
             raise AssertionError(f"{text!r} reached ZFS")
 
     def refused(self, what, verb):
-        """Assert that *verb* fails with a message and changes nothing."""
+        """Assert that the operation fails with a message, without changes."""
         self.tried[what] += 1
         before = self.calls["changes"]
         with pytest.raises(StoragePoolException) as caught:

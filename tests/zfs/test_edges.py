@@ -249,7 +249,7 @@ def test_unmarked_clone_is_collected_after_an_import(away):
     """A crash can leave a clone unmarked, and an import writes to each clone.
 
     ZFS sets the mark one transaction group after the clone. The driver must
-    keep a clone to which someone wrote data.
+    keep a clone to which an administrator wrote data.
     """
     volume = away.private(content=b"saved")
     dataset, origin = volume.dataset, f"{volume.dataset}@r2"

@@ -198,7 +198,7 @@ def test_stop_without_the_key_resets_a_disposable_volume(safe):
 
 
 def test_garbage_is_collected_when_the_key_is_loaded(safe):
-    """An unmarked zvol is garbage only if it is no larger than a blank zvol.
+    """An unmarked zvol is garbage only if it is not larger than a blank zvol.
 
     The driver has to create a blank zvol to measure that; this needs the key.
     """
