@@ -113,7 +113,7 @@ def test_removed_source_is_kept_until_one_clone_is_left(lab):
     details = lab.pool.usage_details
     assert details["removed_usage"] > 3.9 * MIB
     _, said, _ = qvm_zfs("status", lab.name)
-    assert f"{lab.name}: 4 MiB of removed volumes stay allocated" in said
+    assert f"{lab.name}: 4 MiB of removed volumes are still allocated" in said
     lab.run(first.remove())
     assert volumes(lab) == ["b/private.1"]
     assert removed_usage(lab) == 0
