@@ -573,7 +573,7 @@ def test_undo_restores_all_after_a_kill_at_any_change(small, monkeypatch):
         ("claimed", "belongs to the pool another"),
         ("vid", "which does not start with"),
         ("no such pool", "has no pool vault"),
-        ("another driver", "is not on ZFS: its driver is lvm_thin"),
+        ("another driver", "is not on ZFS (its driver is lvm_thin)"),
     ],
 )
 def test_adopt_refuses_before_it_changes_anything(small, capsys, how, why):
