@@ -40,7 +40,7 @@ NOT_RUNNING = (
     "the passphrase prompt is shown in {domain}, which is not running; start"
     " it, or {instead}"
 )
-NOBODY = "the passphrase prompt cannot be shown in {domain}; {instead}"
+NOT_SHOWN = "the passphrase prompt cannot be shown in {domain}; {instead}"
 ASK_DOMAIN_MISSING = (
     "the qube {domain}, which ask_password_domain names, does not exist;"
     " {instead}"
@@ -106,7 +106,7 @@ class Asker:
         domain = self._find()
         run_service = getattr(domain, "run_service", None)
         if domain is None or run_service is None:
-            raise NoPrompt(self._message(NOBODY, domain))
+            raise NoPrompt(self._message(NOT_SHOWN, domain))
         # in dom0 the service looks up the user's graphical session itself
         user = "root" if domain.klass == "AdminVM" else None
         try:
@@ -121,7 +121,7 @@ class Asker:
             raise NoPrompt(self._message(NOT_RUNNING, domain)) from exc
         except (qubes.exc.QubesException, OSError) as exc:
             LOG.warning("pool %s: cannot call %s: %s", self.pool, SERVICE, exc)
-            raise NoPrompt(self._message(NOBODY, domain)) from exc
+            raise NoPrompt(self._message(NOT_SHOWN, domain)) from exc
         try:
             status = await self._wait_for_status(process)
         except TimeoutError as exc:
@@ -134,7 +134,7 @@ class Asker:
                     self._message(_STATUS_MESSAGES[status], domain)
                 )
             LOG.warning("%s exited with status %d", SERVICE, status)
-            raise NoPrompt(self._message(NOBODY, domain))
+            raise NoPrompt(self._message(NOT_SHOWN, domain))
 
     async def _wait_for_status(
         self, process: asyncio.subprocess.Process
