@@ -39,9 +39,10 @@ def test_revert_keeps_uncommitted_content_as_a_revision(lab):
     volume = lab.again(volume)
     assert list(volume.revisions) == ["r1"]
     lab.run(volume.revert("r2"))
-    assert read(volume.path) == b"one"
+    assert volume.dataset.endswith("/private.1")
+    assert lab.content(volume) == b"one"
     lab.run(volume.revert())
-    assert read(volume.path) == b"two"
+    assert lab.content(volume) == b"two"
 
 
 def test_revert_undoes_a_shrink_of_uncommitted_content(lab):
