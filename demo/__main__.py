@@ -66,7 +66,7 @@ def pools(_):
     say("The driver refuses a disk that is not empty. This one was swap space.")
     sh("mkswap -q -L old /dev/vdd")
     message = dom0("qvm-pool add -o block_devices=/dev/vdd third zfs_zvol")
-    check("/dev/vdd carries swap space" in message, "the disk is refused")
+    check("/dev/vdd contains swap space" in message, "the disk is refused")
     check("third" not in dom0.app.pools, "no pool was added")
     label = sh("blkid -p -o value -s LABEL /dev/vdd")
     check(label == "old", "the content of the disk is unchanged")
