@@ -251,7 +251,7 @@ class ZfsPool(qubes.storage.Pool):  # type: ignore[misc]
         config["pool"] = self
         attributes.parse(config, self.revisions_to_keep)
         volume = ZfsVolume(**cast(dict[str, Any], config))
-        self._volumes[volume.vid] = volume
+        self.enlist(volume)
         return volume
 
     def clones_of(self, vid: str) -> list[Volume]:
