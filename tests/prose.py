@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
+from doc.plain import plain
+
 ROOT = Path(__file__).resolve().parents[1]
 RULES = Path(__file__).with_suffix(".toml")
 
@@ -173,20 +175,13 @@ def _paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Passage]:
     yield from flush()
 
 
-def _without_comments(text: str) -> str:
-    """Remove HTML comments, and keep their line breaks."""
-    return re.sub(
-        r"<!--.*?-->", lambda m: "\n" * m[0].count("\n"), text, flags=re.S
-    )
-
-
 def markdown(text: str, skipped_columns: Iterable[str] = ()) -> list[Passage]:
     """Return the passages of a page."""
     passages: list[Passage] = []
     prose: list[tuple[int, str]] = []
     fenced = False
     skipped: set[int] | None = None
-    for number, line in enumerate(_without_comments(text).split("\n"), 1):
+    for number, line in enumerate(plain(text, keep_lines=True).split("\n"), 1):
         if line.lstrip().startswith("```"):
             fenced = not fenced
             line = ""
@@ -283,8 +278,8 @@ def _docstrings(tree: ast.Module) -> dict[int, ast.Constant]:
 def _is_message(text: str) -> bool:
     """Tell whether a string is a text for a user."""
     words = text.split()
-    plain = [word for word in words if re.fullmatch(r"[a-z]+[,;:]?", word)]
-    return len(words) >= 4 and len(plain) >= 3
+    lower = [word for word in words if re.fullmatch(r"[a-z]+[,;:]?", word)]
+    return len(words) >= 4 and len(lower) >= 3
 
 
 def _is_string(node: ast.AST) -> TypeGuard[ast.Constant | ast.JoinedStr]:
