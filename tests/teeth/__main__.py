@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..support.zpools import attempt
 from .faults import FAULTS, TREE, Fault
 
 FAILED = 1  # pytest's exit status if tests ran and some failed
@@ -50,16 +51,8 @@ def clear() -> None:
     """Destroy the zpools that the tests of a fault left."""
     if shutil.which("zpool") is None:
         return
-    listed = subprocess.run(
-        ["zpool", "list", "-Ho", "name"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    for zpool in listed.stdout.split():
-        subprocess.run(
-            ["timeout", "60", "zpool", "destroy", "-f", zpool], check=False
-        )
+    for zpool in attempt("zpool", "list", "-Ho", "name").stdout.split():
+        attempt("timeout", "60", "zpool", "destroy", "-f", zpool)
 
 
 def main() -> int:
